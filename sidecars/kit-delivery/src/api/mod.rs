@@ -1,0 +1,85 @@
+//! The admin API over events and deliveries, the same for every daemon. The caller mounts it behind
+//! the bearer token; nothing here is reachable without it.
+
+mod actions;
+mod model;
+mod query;
+mod views;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use kit::clock::SharedClock;
+use kit_journal::{Journal, JournalError};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::dispatcher::SinkStatus;
+pub use model::*;
+
+/// What the API works on.
+#[derive(Clone, Debug)]
+pub struct ApiState {
+    /// The journal.
+    pub journal: Journal,
+    /// The clock of audit records and replays.
+    pub clock: SharedClock,
+    /// What each sink is doing, by name.
+    pub sinks: Arc<BTreeMap<String, Arc<Mutex<SinkStatus>>>>,
+}
+
+/// The routes below `/api/v1`, with their description.
+pub fn router(state: ApiState) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(views::list_events))
+        .routes(routes!(views::show_event))
+        .routes(routes!(views::event_body))
+        .routes(routes!(views::list_deliveries))
+        .routes(routes!(actions::replay))
+        .routes(routes!(actions::drop_deliveries))
+        .routes(routes!(views::list_sinks))
+        .routes(routes!(actions::pause))
+        .routes(routes!(actions::resume))
+        .routes(routes!(views::statistics))
+        .routes(routes!(views::audit))
+        .with_state(state)
+}
+
+/// A request that could not be served, as the API answers it.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    message: String,
+}
+
+impl ApiError {
+    fn bad_request(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, message: message.into() }
+    }
+
+    fn not_found(what: &str) -> Self {
+        Self { status: StatusCode::NOT_FOUND, message: format!("{what} not found") }
+    }
+}
+
+impl From<JournalError> for ApiError {
+    fn from(error: JournalError) -> Self {
+        match error {
+            JournalError::UnknownSink(name) => Self::not_found(&format!("sink {name:?}")),
+            error => {
+                let message = kit::error::chain(&error);
+                tracing::warn!(error = %message, "admin request failed: {message}");
+                Self { status: StatusCode::SERVICE_UNAVAILABLE, message }
+            }
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.status, Json(ErrorBody { error: self.message })).into_response()
+    }
+}

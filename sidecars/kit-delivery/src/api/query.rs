@@ -1,0 +1,116 @@
+//! From query parameters and selections to filters.
+
+use kit::clock::Timestamp;
+use kit_journal::{EventFilter, EventId, Seq};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::{ApiError, Selection};
+
+/// Records one request looks at.
+pub(super) const EXAMINE: u64 = 10_000;
+const DEFAULT_LIMIT: u32 = 50;
+const LARGEST_LIMIT: u32 = 500;
+/// Ids one selection may name.
+const LARGEST_IDS: usize = 1_000;
+
+/// Parameters of a listing.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListQuery {
+    /// Type glob, for example `lago.invoice.*`; aliases match too.
+    #[serde(rename = "type")]
+    #[param(rename = "type")]
+    event_type: Option<String>,
+    /// Exact subject.
+    subject: Option<String>,
+    /// Exact tenant.
+    tenant: Option<String>,
+    /// `pending`, `retrying`, `delivered`, `parked` or `dropped`.
+    state: Option<String>,
+    /// Only this sink's deliveries.
+    sink: Option<String>,
+    /// Received at or after (RFC 3339).
+    since: Option<String>,
+    /// Received before (RFC 3339).
+    until: Option<String>,
+    /// Entries at most, 1 to 500; 50 by default.
+    limit: Option<u32>,
+    /// Where the page before ended.
+    cursor: Option<String>,
+}
+
+impl ListQuery {
+    pub(super) fn limit(&self) -> Result<u32, ApiError> {
+        match self.limit.unwrap_or(DEFAULT_LIMIT) {
+            limit @ 1..=LARGEST_LIMIT => Ok(limit),
+            _ => Err(ApiError::bad_request(format!("limit must be 1 to {LARGEST_LIMIT}"))),
+        }
+    }
+
+    pub(super) fn cursor(&self) -> Result<Option<Seq>, ApiError> {
+        let Some(cursor) = &self.cursor else { return Ok(None) };
+        let position = cursor.parse().ok().filter(|seq: &Seq| *seq >= 0);
+        position.map(Some).ok_or_else(|| ApiError::bad_request("cursor must be a next_cursor of an earlier answer"))
+    }
+
+    pub(super) fn filter(self) -> Result<EventFilter, ApiError> {
+        filter(Selection {
+            sink: self.sink,
+            ids: Vec::new(),
+            event_type: self.event_type,
+            subject: self.subject,
+            tenant: self.tenant,
+            state: self.state,
+            since: self.since,
+            until: self.until,
+        })
+    }
+}
+
+/// Paging of the audit trail.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub(super) struct AuditQuery {
+    /// Entries at most, 1 to 500; 50 by default.
+    pub(super) limit: Option<u32>,
+    /// Where the page before ended.
+    pub(super) cursor: Option<String>,
+}
+
+impl AuditQuery {
+    pub(super) fn into_list(self) -> ListQuery {
+        ListQuery { limit: self.limit, cursor: self.cursor, ..ListQuery::default() }
+    }
+}
+
+pub(super) fn filter(selection: Selection) -> Result<EventFilter, ApiError> {
+    if selection.ids.len() > LARGEST_IDS {
+        return Err(ApiError::bad_request(format!("at most {LARGEST_IDS} ids in one request")));
+    }
+    let bad = |e: kit_journal::FilterError| ApiError::bad_request(e.to_string());
+    let mut filter = EventFilter::default();
+    filter.ids = selection.ids.iter().map(|id| event_id(id)).collect::<Result<_, _>>()?;
+    filter.subject = selection.subject;
+    filter.tenant = selection.tenant;
+    filter.state = selection.state.as_deref().map(str::parse).transpose().map_err(bad)?;
+    filter.sink = selection.sink;
+    filter.since = time("since", selection.since.as_deref())?;
+    filter.until = time("until", selection.until.as_deref())?;
+    if let Some(glob) = &selection.event_type {
+        filter = filter.with_type(glob).map_err(bad)?;
+    }
+    Ok(filter)
+}
+
+pub(super) fn event_id(text: &str) -> Result<EventId, ApiError> {
+    text.parse().map_err(|_| ApiError::bad_request("id must be a UUID"))
+}
+
+fn time(name: &str, text: Option<&str>) -> Result<Option<Timestamp>, ApiError> {
+    text.map(str::parse)
+        .transpose()
+        .map_err(|_| ApiError::bad_request(format!("{name} must be a time such as 2026-11-21T04:40:24Z")))
+}

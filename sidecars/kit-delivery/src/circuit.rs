@@ -1,0 +1,144 @@
+//! The circuit of one sink: closed while it works, open after consecutive failures, probed with one
+//! event at growing distances until one gets through.
+
+use std::time::{Duration, Instant};
+
+/// May a delivery start now?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Permit {
+    /// Yes.
+    Go,
+    /// Yes, this one, alone.
+    Probe,
+    /// Not before then.
+    WaitUntil(Instant),
+    /// Not before the probe under way has ended.
+    WaitForProbe,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Closed { failures: u32 },
+    Open { probe_at: Instant, delay: Duration },
+    Probing { delay: Duration },
+}
+
+#[derive(Debug)]
+pub(crate) struct Circuit {
+    state: State,
+    threshold: u32,
+    first_delay: Duration,
+    longest_delay: Duration,
+}
+
+impl Circuit {
+    pub(crate) fn new(threshold: u32, first_delay: Duration, longest_delay: Duration) -> Self {
+        Self { state: State::Closed { failures: 0 }, threshold, first_delay, longest_delay }
+    }
+
+    pub(crate) fn permit(&self, now: Instant) -> Permit {
+        match self.state {
+            State::Closed { .. } => Permit::Go,
+            State::Open { probe_at, .. } if probe_at <= now => Permit::Probe,
+            State::Open { probe_at, .. } => Permit::WaitUntil(probe_at),
+            State::Probing { .. } => Permit::WaitForProbe,
+        }
+    }
+
+    /// A delivery was started on [`Permit::Probe`].
+    pub(crate) fn probing(&mut self) {
+        if let State::Open { delay, .. } = self.state {
+            self.state = State::Probing { delay };
+        }
+    }
+
+    /// The sink answered: it is there. True when this closed the circuit.
+    pub(crate) fn alive(&mut self) -> bool {
+        let closed = !self.is_closed();
+        self.state = State::Closed { failures: 0 };
+        closed
+    }
+
+    /// A failure that speaks for the sink being away. True when this opened the circuit.
+    pub(crate) fn failed(&mut self, now: Instant) -> bool {
+        match self.state {
+            State::Closed { failures } if failures + 1 < self.threshold => {
+                self.state = State::Closed { failures: failures + 1 };
+                false
+            }
+            State::Closed { .. } => {
+                self.state = State::Open { probe_at: now + self.first_delay, delay: self.first_delay };
+                true
+            }
+            // A delivery that began before the circuit opened says nothing new.
+            State::Open { .. } => false,
+            State::Probing { delay } => {
+                let delay = (delay * 2).min(self.longest_delay);
+                self.state = State::Open { probe_at: now + delay, delay };
+                false
+            }
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn circuit() -> Circuit {
+        Circuit::new(3, Duration::from_secs(1), Duration::from_secs(60))
+    }
+
+    #[test]
+    fn it_opens_on_consecutive_failures_only() {
+        let now = Instant::now();
+        let mut circuit = circuit();
+
+        assert!(!circuit.failed(now) && !circuit.failed(now));
+        assert!(!circuit.alive());
+        assert!(!circuit.failed(now) && !circuit.failed(now));
+        assert!(circuit.failed(now), "the third in a row opens it");
+
+        assert_eq!(circuit.permit(now), Permit::WaitUntil(now + Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn probes_go_alone_and_their_distance_doubles_up_to_the_longest() {
+        let mut now = Instant::now();
+        let mut circuit = circuit();
+        for _ in 0..3 {
+            circuit.failed(now);
+        }
+
+        for expected in [1, 2, 4, 8, 16, 32, 60, 60] {
+            assert_eq!(circuit.permit(now), Permit::WaitUntil(now + Duration::from_secs(expected)));
+            now += Duration::from_secs(expected);
+            assert_eq!(circuit.permit(now), Permit::Probe);
+            circuit.probing();
+            assert_eq!(circuit.permit(now), Permit::WaitForProbe);
+            circuit.failed(now);
+        }
+        now += Duration::from_secs(60);
+        circuit.probing();
+        assert!(circuit.alive());
+        assert_eq!(circuit.permit(now), Permit::Go);
+    }
+
+    #[test]
+    fn a_late_failure_does_not_move_the_probe() {
+        let now = Instant::now();
+        let mut circuit = circuit();
+        for _ in 0..3 {
+            circuit.failed(now);
+        }
+        let before = circuit.permit(now);
+
+        circuit.failed(now + Duration::from_millis(900));
+
+        assert_eq!(circuit.permit(now), before);
+    }
+}

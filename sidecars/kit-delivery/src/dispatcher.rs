@@ -1,0 +1,577 @@
+//! One task a sink: it loads, starts, judges and settles. All its state is in the window and the
+//! circuit; everything durable is in the journal, so that it can be cut off at any moment.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use kit::clock::SharedClock;
+use kit::lifecycle::StopToken;
+use kit::retry::Schedule;
+use kit_journal::engine::{Action, Attempt, Settlement};
+use kit_journal::{Journal, JournalError, Seq, StoredEvent};
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::circuit::{Circuit, Permit};
+use crate::config::{GatewaySection, Order};
+use crate::judge::{self, Circumstances};
+use crate::metrics::{DeliveryMetrics, SinkGauges};
+use crate::outcome::{Outcome, Sink, Verdict};
+use crate::window::{Limits, Start, Window};
+
+/// Deliveries whose results are not on the disk yet: what a crash may make the sink see again.
+const UNSETTLED: usize = 1024;
+/// Replays taken up at a time.
+const REPLAYS: u32 = 64;
+/// Between two attempts to settle when the journal refuses.
+const SETTLE_AGAIN: Duration = Duration::from_millis(500);
+/// How often the gauges are read from the journal while there is something to deliver …
+const OBSERVE_EVERY: Duration = Duration::from_secs(2);
+/// … and while there is nothing.
+const OBSERVE_IDLE: Duration = Duration::from_secs(60);
+/// How long deliveries in flight may take to finish when the daemon stops.
+const FINISH_WITHIN: Duration = Duration::from_secs(4);
+
+/// How a dispatcher works.
+#[derive(Clone, Debug)]
+pub struct DispatcherSettings {
+    /// Keep the order of every subject.
+    pub ordered: bool,
+    /// Deliveries in flight at most.
+    pub concurrency: usize,
+    /// Deliveries started per second at most; 0 means no limit.
+    pub rate_per_second: u32,
+    /// When to try again.
+    pub schedule: Schedule,
+    /// Consecutive failures that open the circuit.
+    pub circuit_failures: u32,
+    /// First and longest distance of probes.
+    pub probe: (Duration, Duration),
+}
+
+impl From<&GatewaySection> for DispatcherSettings {
+    fn from(section: &GatewaySection) -> Self {
+        let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(1));
+        Self {
+            ordered: section.order == Order::Subject,
+            concurrency: section.concurrency,
+            rate_per_second: section.rate_per_second,
+            schedule: Schedule::new(section.retry.schedule_seconds.iter().copied().map(seconds).collect()),
+            circuit_failures: section.circuit.failures,
+            probe: (seconds(section.circuit.probe_seconds), seconds(section.circuit.probe_max_seconds)),
+        }
+    }
+}
+
+/// What a sink is doing now, for the API.
+#[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
+pub struct SinkStatus {
+    /// `closed`, `open` or `probing`.
+    pub circuit: &'static str,
+    /// Deliveries in flight.
+    pub in_flight: usize,
+    /// The last failure in a sentence.
+    pub last_error: Option<String>,
+    /// When it happened.
+    pub last_error_at: Option<String>,
+}
+
+/// Works through the journal for one sink.
+pub struct Dispatcher<S> {
+    sink: Arc<S>,
+    journal: Journal,
+    clock: SharedClock,
+    settings: DispatcherSettings,
+    metrics: DeliveryMetrics,
+    status: Arc<Mutex<SinkStatus>>,
+}
+
+impl<S> std::fmt::Debug for Dispatcher<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dispatcher").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl<S: Sink> Dispatcher<S> {
+    /// A dispatcher for `sink`, which must not have another one.
+    pub fn new(
+        sink: Arc<S>,
+        journal: Journal,
+        clock: SharedClock,
+        settings: DispatcherSettings,
+        metrics: DeliveryMetrics,
+    ) -> Self {
+        metrics.prepare(sink.name());
+        let status = Arc::new(Mutex::new(SinkStatus { circuit: "closed", ..SinkStatus::default() }));
+        Self { sink, journal, clock, settings, metrics, status }
+    }
+
+    /// What the sink is doing now.
+    pub fn status(&self) -> Arc<Mutex<SinkStatus>> {
+        Arc::clone(&self.status)
+    }
+
+    /// Delivers until stopped. Deliveries in flight then get a little time; what is not settled is
+    /// delivered again after the next start, with the same event id.
+    ///
+    /// # Errors
+    /// The journal cannot be read at start.
+    pub async fn run(self, stop: StopToken) -> Result<(), JournalError> {
+        let name = self.sink.name().to_owned();
+        self.journal.act(vec![Action::Register { sink: name.clone() }]).await?;
+        let row = self.journal.read({
+            let name = name.clone();
+            move |reader| reader.sink(&name)
+        });
+        let row = row.await?;
+        let mut work = Work {
+            window: Window::new(row.cursor, self.settings.ordered, Limits::default()),
+            circuit: Circuit::new(self.settings.circuit_failures, self.settings.probe.0, self.settings.probe.1),
+            limiter: std::num::NonZeroU32::new(self.settings.rate_per_second)
+                .map(|rate| RateLimiter::direct(Quota::per_second(rate).allow_burst(std::num::NonZeroU32::MIN))),
+            paused: row.paused,
+            in_flight: JoinSet::new(),
+            settling: None,
+            settle_again: None,
+            successes: 0,
+            next_replay: Some(Instant::now()),
+            next_observation: Instant::now(),
+            quiet: false,
+            tail: self.journal.tail(),
+            actions: self.journal.actions(),
+            sync_due: true,
+            name,
+            shell: self,
+        };
+        work.run(stop).await
+    }
+}
+
+/// One delivery that has ended.
+struct Finished {
+    seq: Seq,
+    outcome: Outcome,
+    attempt: Option<Attempt>,
+    circuit_closed: bool,
+}
+
+struct Settling {
+    /// Kept until the journal has it.
+    settlement: Settlement,
+    task: JoinHandle<Result<(), JournalError>>,
+}
+
+struct Work<S> {
+    shell: Dispatcher<S>,
+    name: String,
+    window: Window,
+    circuit: Circuit,
+    limiter: Option<DefaultDirectRateLimiter>,
+    paused: bool,
+    in_flight: JoinSet<Finished>,
+    settling: Option<Settling>,
+    /// A settlement that the journal refused, and when to offer it again.
+    settle_again: Option<(Instant, Settlement)>,
+    successes: u64,
+    next_replay: Option<Instant>,
+    next_observation: Instant,
+    /// Nothing was left to deliver at the last observation.
+    quiet: bool,
+    tail: watch::Receiver<Seq>,
+    actions: watch::Receiver<u64>,
+    /// The journal's rows may differ from the window's.
+    sync_due: bool,
+}
+
+impl<S: Sink> Work<S> {
+    async fn run(&mut self, stop: StopToken) -> Result<(), JournalError> {
+        while !stop.is_stopped() {
+            if self.sync_due && self.settling.is_none() && self.settle_again.is_none() {
+                self.sync().await;
+            }
+            self.load().await;
+            self.start_what_may_start();
+            self.settle();
+            self.observe().await;
+            let wake = self.next_wake();
+            tokio::select! {
+                () = stop.stopped() => break,
+                Some(finished) = self.in_flight.join_next() => self.finished(finished),
+                result = settled(&mut self.settling) => self.settled(result),
+                Ok(()) = self.tail.changed() => self.noticed(),
+                Ok(()) = self.actions.changed() => {
+                    self.sync_due = true;
+                    self.noticed();
+                }
+                () = tokio::time::sleep_until(wake.into()) => {}
+            }
+            // Whatever else has ended meanwhile goes into the same settlement.
+            while let Some(finished) = self.in_flight.try_join_next() {
+                self.finished(finished);
+            }
+        }
+        self.drain().await;
+        Ok(())
+    }
+
+    /// Reads the rows that operators may have changed. Results that are not settled yet come first:
+    /// the journal's rows then are the newest.
+    async fn sync(&mut self) {
+        if let Some(settlement) = self.window.settlement(&self.name)
+            && let Err(error) = self.shell.journal.settle(vec![settlement.clone()]).await
+        {
+            self.refused(settlement, &error);
+            return;
+        }
+        let name = self.name.clone();
+        let (after, limit) = (self.window.cursor(), self.window.loaded_to());
+        let read = self.shell.journal.read(move |reader| {
+            let sink = reader.sink(&name)?;
+            let rows = reader.blocked(&name, 60_000)?;
+            let ahead = if limit > after { reader.rows_between(&name, after, limit)? } else { Vec::new() };
+            Ok((sink, rows, ahead))
+        });
+        match read.await {
+            Ok((sink, rows, ahead)) => {
+                self.paused = sink.paused;
+                let longest = self.shell.settings.schedule.longest();
+                self.window.sync_rows(&rows, self.shell.clock.now(), Instant::now(), longest);
+                self.window.leave_to_rows(&ahead);
+                self.next_replay = Some(Instant::now());
+                self.sync_due = false;
+            }
+            Err(error) => self.unreadable(&error),
+        }
+    }
+
+    async fn load(&mut self) {
+        if self.next_replay.is_some_and(|due| due <= Instant::now()) && self.window.replays() < REPLAYS as usize / 2 {
+            self.load_replays().await;
+        }
+        let tail = *self.tail.borrow_and_update();
+        if self.window.loaded_to() >= tail || self.sync_due {
+            return;
+        }
+        let Some((after, limit, bytes)) = self.window.room() else {
+            self.window.spill(self.shell.clock.now(), Instant::now());
+            return;
+        };
+        let name = self.name.clone();
+        let read = self.shell.journal.read(move |reader| reader.events_after(&name, after, limit, bytes));
+        match read.await {
+            Ok((events, own)) if events.is_empty() && own.is_empty() => {
+                // The journal's end lies beyond what is there: records are missing.
+                while self.window.loaded_to() < tail {
+                    self.window.unreadable("record is missing from the journal");
+                }
+            }
+            Ok((events, own)) => self.window.load(events, &own, Instant::now()),
+            Err(JournalError::Damaged { seq, what }) => {
+                let reason = format!("record is damaged: {what}");
+                tracing::error!(seq, sink = %self.name, "event {seq} is damaged and cannot be delivered: {what}");
+                while self.window.loaded_to() < seq {
+                    self.window.unreadable(&reason);
+                }
+            }
+            Err(error) => self.unreadable(&error),
+        }
+    }
+
+    async fn load_replays(&mut self) {
+        let name = self.name.clone();
+        let now = self.shell.clock.now();
+        let read = self.shell.journal.read(move |reader| reader.replays(&name, now, REPLAYS));
+        match read.await {
+            Ok((rows, next)) => {
+                let full = rows.len() >= REPLAYS as usize;
+                self.window.add_replays(&rows);
+                self.next_replay = match next {
+                    _ if full => Some(Instant::now() + Duration::from_millis(20)),
+                    Some(due) => Some(Instant::now() + due.since(now).max(Duration::from_millis(5))),
+                    None => None,
+                };
+            }
+            Err(error) => self.unreadable(&error),
+        }
+    }
+
+    fn unreadable(&mut self, error: &JournalError) {
+        let error = kit::error::chain(error);
+        tracing::warn!(sink = %self.name, error = %error, "journal cannot be read for deliveries: {error}");
+        self.note(error);
+        self.settle_pause();
+    }
+
+    /// Keeps a failing journal from being asked in a tight loop.
+    fn settle_pause(&mut self) {
+        self.next_replay = Some(Instant::now() + SETTLE_AGAIN);
+    }
+
+    fn start_what_may_start(&mut self) {
+        while !self.paused
+            && !self.sync_due
+            && self.in_flight.len() < self.shell.settings.concurrency
+            && self.window.unsettled() < UNSETTLED
+            && self.settle_again.is_none()
+        {
+            let now = Instant::now();
+            let permit = self.circuit.permit(now);
+            if !matches!(permit, Permit::Go | Permit::Probe) {
+                break;
+            }
+            if !(self.window.has_ready(now) || permit == Permit::Probe && self.window.next_due().is_some()) {
+                break;
+            }
+            if self.limiter.as_ref().is_some_and(|limiter| limiter.check().is_err()) {
+                break;
+            }
+            let Some(start) = self.window.start(now, permit == Permit::Probe) else { break };
+            if permit == Permit::Probe {
+                self.circuit.probing();
+            }
+            self.spawn(start, permit == Permit::Go);
+        }
+    }
+
+    fn spawn(&mut self, start: Start, circuit_closed: bool) {
+        let sink = Arc::clone(&self.shell.sink);
+        let journal = self.shell.journal.clone();
+        let clock = Arc::clone(&self.shell.clock);
+        let Start { seq, event } = start;
+        self.in_flight.spawn(async move {
+            let event = match event {
+                Some(event) => Ok(event),
+                None => read_event(&journal, seq).await,
+            };
+            let event = match event {
+                Ok(event) => event,
+                Err(outcome) => return Finished { seq, outcome, attempt: None, circuit_closed },
+            };
+            let (at, started) = (clock.now(), Instant::now());
+            let outcome = sink.deliver(&event).await;
+            let attempt = Attempt {
+                seq,
+                at,
+                ms: u32::try_from(started.elapsed().as_millis()).unwrap_or(u32::MAX),
+                status: outcome.status,
+                outcome: outcome.word().to_owned(),
+                error: outcome.error.clone(),
+                response: outcome.response.clone(),
+            };
+            Finished { seq, outcome, attempt: Some(attempt), circuit_closed }
+        });
+    }
+
+    fn finished(&mut self, finished: Result<Finished, tokio::task::JoinError>) {
+        let finished = match finished {
+            Ok(finished) => finished,
+            Err(error) => {
+                // A delivery that panicked leaves its event in flight in the window: only a restart
+                // of the dispatcher clears that, so the process is told.
+                tracing::error!(sink = %self.name, error = %error, "a delivery panicked");
+                std::panic::resume_unwind(Box::new("a delivery panicked"));
+            }
+        };
+        let Finished { seq, outcome, attempt, circuit_closed } = finished;
+        let now = Instant::now();
+        if let Some(attempt) = &attempt {
+            self.shell.metrics.attempted(&self.name, outcome.word(), f64::from(attempt.ms) / 1000.0);
+        }
+        let decision = judge::decide(
+            &outcome,
+            &self.shell.settings.schedule,
+            &Circumstances {
+                history: self.window.history(seq),
+                circuit_closed,
+                successes: self.successes,
+                now: self.shell.clock.now(),
+                random: fastrand::f64(),
+            },
+        );
+        let closed_again = match outcome.verdict {
+            Verdict::Delivered => {
+                self.successes += 1;
+                self.circuit.alive()
+            }
+            Verdict::Failed(failure) if !failure.may_retry() => self.circuit.alive(),
+            Verdict::Failed(_) => {
+                if self.circuit.failed(now) {
+                    let error = outcome.error.as_deref().unwrap_or_default();
+                    tracing::warn!(
+                        sink = %self.name,
+                        error = %error,
+                        "{} does not take events, waiting and probing: {error}",
+                        self.name
+                    );
+                }
+                false
+            }
+        };
+        if let Some(error) = &outcome.error {
+            self.note(error.clone());
+        }
+        if let crate::window::Decision::Park { reason } = &decision {
+            tracing::error!(seq, sink = %self.name, reason = %reason, "event {seq} parked as a dead letter: {reason}");
+        }
+        self.window.complete(seq, &decision, attempt, self.successes, now);
+        if closed_again {
+            tracing::info!(sink = %self.name, "{} takes events again", self.name);
+            self.window.sink_is_back();
+        }
+    }
+
+    fn settle(&mut self) {
+        if self.settling.is_some() {
+            return;
+        }
+        let settlement = match self.settle_again.take() {
+            Some((due, settlement)) if due > Instant::now() => {
+                self.settle_again = Some((due, settlement));
+                return;
+            }
+            Some((_, settlement)) => settlement,
+            None => match self.window.settlement(&self.name) {
+                Some(settlement) => settlement,
+                None => return,
+            },
+        };
+        let journal = self.shell.journal.clone();
+        let sent = settlement.clone();
+        let task = tokio::spawn(async move { journal.settle(vec![sent]).await });
+        self.settling = Some(Settling { settlement, task });
+    }
+
+    fn settled(&mut self, result: Result<(), JournalError>) {
+        if let (Err(error), Some(settling)) = (result, self.settling.take()) {
+            self.refused(settling.settlement, &error);
+        }
+    }
+
+    /// Keeps what the journal refused; offering the same again is safe.
+    fn refused(&mut self, settlement: Settlement, error: &JournalError) {
+        let error = kit::error::chain(error);
+        tracing::warn!(sink = %self.name, error = %error, "results cannot be recorded, deliveries wait: {error}");
+        self.settle_again = Some((Instant::now() + SETTLE_AGAIN, settlement));
+    }
+
+    async fn observe(&mut self) {
+        {
+            let mut status = self.shell.status.lock().unwrap_or_else(PoisonError::into_inner);
+            status.in_flight = self.in_flight.len();
+            status.circuit = match self.circuit.permit(Instant::now()) {
+                Permit::Go => "closed",
+                Permit::Probe | Permit::WaitUntil(_) => "open",
+                Permit::WaitForProbe => "probing",
+            };
+        }
+        if self.next_observation > Instant::now() {
+            return;
+        }
+        self.next_observation = Instant::now() + OBSERVE_EVERY;
+        let name = self.name.clone();
+        let read = self.shell.journal.read(move |reader| Ok((reader.sink(&name)?, reader.oldest_pending(&name)?)));
+        let Ok((sink, oldest)) = read.await else { return };
+        let tail = *self.tail.borrow();
+        let now = self.shell.clock.now();
+        let gauges = SinkGauges {
+            accepted: sink.accepted(tail),
+            delivered: sink.delivered,
+            pending: sink.pending(tail),
+            parked: sink.parked,
+            dropped: sink.dropped,
+            filtered: sink.filtered,
+            oldest_seconds: oldest.map_or(0, |at| now.since(at).as_secs()),
+            circuit_open: !self.circuit.is_closed(),
+            paused: self.paused,
+        };
+        self.shell.metrics.set(&self.name, &gauges);
+        self.quiet = gauges.pending == 0;
+        if self.quiet {
+            self.next_observation = Instant::now() + OBSERVE_IDLE;
+        }
+    }
+
+    /// Something happened after a quiet time: the gauges are worth reading again.
+    fn noticed(&mut self) {
+        if std::mem::take(&mut self.quiet) {
+            self.next_observation = Instant::now() + OBSERVE_EVERY;
+        }
+    }
+
+    fn note(&self, error: String) {
+        let mut status = self.shell.status.lock().unwrap_or_else(PoisonError::into_inner);
+        status.last_error = Some(error);
+        status.last_error_at = Some(self.shell.clock.now().to_string());
+    }
+
+    fn next_wake(&self) -> Instant {
+        let now = Instant::now();
+        let mut wake = self.next_observation.max(now + Duration::from_millis(50));
+        let mut sooner = |at: Option<Instant>| {
+            if let Some(at) = at {
+                wake = wake.min(at);
+            }
+        };
+        sooner(self.settle_again.as_ref().map(|(due, _)| *due));
+        sooner(self.next_replay.filter(|_| self.window.replays() < REPLAYS as usize / 2));
+        if !self.paused && self.in_flight.len() < self.shell.settings.concurrency {
+            match self.circuit.permit(now) {
+                Permit::Go => {
+                    sooner(self.window.next_due());
+                    if self.limiter.is_some() && self.window.has_ready(now) {
+                        let wait = Duration::from_secs_f64(1.0 / f64::from(self.shell.settings.rate_per_second.max(1)));
+                        sooner(Some(now + wait));
+                    }
+                }
+                Permit::WaitUntil(at) => sooner(Some(at)),
+                Permit::Probe | Permit::WaitForProbe => {}
+            }
+        }
+        // Never a busy loop, whatever the arithmetic above says.
+        wake.max(now + Duration::from_millis(1))
+    }
+
+    /// Lets deliveries in flight finish and settles what has been done.
+    async fn drain(&mut self) {
+        let deadline = tokio::time::Instant::now() + FINISH_WITHIN;
+        while let Ok(Some(finished)) = tokio::time::timeout_at(deadline, self.in_flight.join_next()).await {
+            self.finished(finished);
+        }
+        self.in_flight.abort_all();
+        if let Some(settling) = self.settling.take() {
+            let _ = settling.task.await;
+        }
+        let left = self.settle_again.take().map(|(_, settlement)| settlement);
+        for settlement in left.into_iter().chain(self.window.settlement(&self.name)) {
+            if let Err(error) = self.shell.journal.settle(vec![settlement]).await {
+                let error = kit::error::chain(&error);
+                tracing::warn!(sink = %self.name, error = %error, "last results cannot be recorded, the sink will see these events again: {error}");
+            }
+        }
+    }
+}
+
+/// The event of a row, or the outcome that parks a row whose event cannot be read.
+async fn read_event(journal: &Journal, seq: Seq) -> Result<Arc<StoredEvent>, Outcome> {
+    use crate::outcome::Failure;
+    match journal.read(move |reader| reader.event(seq)).await {
+        Ok(Some(event)) => Ok(Arc::new(event)),
+        Ok(None) => Err(Outcome::failed(Failure::Unsendable, "record is missing from the journal")),
+        Err(JournalError::Damaged { what, .. }) => {
+            Err(Outcome::failed(Failure::Unsendable, format!("record is damaged: {what}")))
+        }
+        Err(error) => Err(Outcome::failed(Failure::Unreachable, kit::error::chain(&error))),
+    }
+}
+
+async fn settled(settling: &mut Option<Settling>) -> Result<(), JournalError> {
+    match settling {
+        Some(settling) => match (&mut settling.task).await {
+            Ok(result) => result,
+            Err(_) => Err(JournalError::Unavailable("settling was cut off".to_owned())),
+        },
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,66 @@
+//! What becomes of a delivery after an attempt: a decision over values.
+//!
+//! The schedule is used up only by answers about the event itself. A sink that is away – nothing
+//! answers, or a proxy answers 502, 503 or 504 in its place while the circuit is open – costs an
+//! event nothing, so that it may be away for weeks. But an event that gets no answer while others do
+//! is charged: otherwise one that crashes the receiver would be sent for ever.
+
+use std::time::Duration;
+
+use kit::clock::Timestamp;
+use kit::retry::Schedule;
+
+use crate::outcome::{Failure, Outcome, Verdict};
+use crate::window::{Decision, History};
+
+/// What the judge knows beside the outcome.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Circumstances {
+    pub(crate) history: History,
+    /// The circuit was closed when the attempt was made.
+    pub(crate) circuit_closed: bool,
+    /// The sink's successes up to now.
+    pub(crate) successes: u64,
+    pub(crate) now: Timestamp,
+    /// A random number from 0 to 1.
+    pub(crate) random: f64,
+}
+
+/// Longest wait after a failure that costs the event nothing.
+const LONGEST_FREE_WAIT: Duration = Duration::from_secs(60);
+
+pub(crate) fn decide(outcome: &Outcome, schedule: &Schedule, c: &Circumstances) -> Decision {
+    let failure = match outcome.verdict {
+        Verdict::Delivered => return Decision::Delivered,
+        Verdict::Failed(failure) => failure,
+    };
+    let error = outcome.error.as_deref().unwrap_or("no reason given");
+    if !failure.may_retry() {
+        return Decision::Park { reason: error.to_owned() };
+    }
+    let asked = outcome.retry_after.unwrap_or(Duration::ZERO);
+    if !is_charged(failure, c) {
+        let doubled = Duration::from_secs(1) * 2_u32.pow(c.history.uncharged.min(6));
+        let delay = doubled.min(LONGEST_FREE_WAIT).mul_f64(0.8 + 0.4 * c.random).max(asked);
+        return retry(false, delay, c.now, error);
+    }
+    let attempts = c.history.attempts + 1;
+    match schedule.delay_for(attempts, c.random) {
+        Some(delay) => retry(true, delay.max(asked), c.now, error),
+        None => Decision::Park { reason: format!("gave up after {attempts} attempts: {error}") },
+    }
+}
+
+fn is_charged(failure: Failure, c: &Circumstances) -> bool {
+    let others_got_through = c.successes > c.history.successes_seen && c.history.uncharged > 0;
+    match failure {
+        Failure::Unreachable => others_got_through,
+        Failure::Unavailable => c.circuit_closed || others_got_through,
+        _ => c.circuit_closed || c.history.was_due,
+    }
+}
+
+fn retry(charged: bool, delay: Duration, now: Timestamp, error: &str) -> Decision {
+    let next_at = now.plus_millis(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
+    Decision::Retry { charged, delay, next_at, reason: error.to_owned() }
+}

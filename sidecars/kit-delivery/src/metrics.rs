@@ -1,0 +1,115 @@
+//! What the delivery engine tells about each sink.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::outcome::Failure;
+
+/// Label of everything that is counted per sink; its values come from the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct SinkLabels {
+    sink: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AttemptLabels {
+    sink: String,
+    outcome: &'static str,
+}
+
+/// Metrics of all sinks of a daemon.
+#[derive(Clone, Debug)]
+pub struct DeliveryMetrics {
+    attempts: Family<AttemptLabels, Counter>,
+    seconds: Family<SinkLabels, Histogram, fn() -> Histogram>,
+    gauges: Vec<(&'static str, Family<SinkLabels, Gauge>)>,
+}
+
+/// The gauges, in the order of [`SinkGauges`].
+const GAUGES: [(&str, &str); 9] = [
+    ("delivery_accepted", "Events this sink is responsible for"),
+    ("delivery_delivered", "Events delivered"),
+    ("delivery_pending", "Events still to be delivered, tried or not"),
+    ("delivery_parked", "Dead letters"),
+    ("delivery_dropped", "Events dropped by an operator"),
+    ("delivery_filtered", "Events the sink's rules do not want"),
+    ("delivery_oldest_pending_seconds", "Age of the oldest event still to be delivered"),
+    ("delivery_circuit_open", "1 while the circuit of the sink is open"),
+    ("delivery_paused", "1 while deliveries are paused by an operator"),
+];
+
+/// Values of one sink's gauges; they close: accepted = delivered + pending + parked + dropped + filtered.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SinkGauges {
+    pub(crate) accepted: u64,
+    pub(crate) delivered: u64,
+    pub(crate) pending: u64,
+    pub(crate) parked: u64,
+    pub(crate) dropped: u64,
+    pub(crate) filtered: u64,
+    pub(crate) oldest_seconds: u64,
+    pub(crate) circuit_open: bool,
+    pub(crate) paused: bool,
+}
+
+fn latency_buckets() -> Histogram {
+    Histogram::new([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0])
+}
+
+impl DeliveryMetrics {
+    /// Registers the metrics.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            attempts: Family::default(),
+            seconds: Family::new_with_constructor(latency_buckets),
+            gauges: GAUGES.iter().map(|(name, _)| (*name, Family::default())).collect(),
+        };
+        registry.register("delivery_attempts", "Attempts to deliver, by outcome", metrics.attempts.clone());
+        registry.register_with_unit(
+            "delivery_attempt",
+            "Duration of an attempt to deliver",
+            Unit::Seconds,
+            metrics.seconds.clone(),
+        );
+        for ((name, help), (_, family)) in GAUGES.iter().zip(&metrics.gauges) {
+            registry.register(*name, *help, family.clone());
+        }
+        metrics
+    }
+
+    /// Makes every series of a sink exist from the start.
+    pub(crate) fn prepare(&self, sink: &str) {
+        for outcome in std::iter::once("delivered").chain(Failure::ALL.map(Failure::word)) {
+            drop(self.attempts.get_or_create(&AttemptLabels { sink: sink.to_owned(), outcome }));
+        }
+        self.set(sink, &SinkGauges::default());
+    }
+
+    pub(crate) fn attempted(&self, sink: &str, outcome: &'static str, seconds: f64) {
+        self.attempts.get_or_create(&AttemptLabels { sink: sink.to_owned(), outcome }).inc();
+        self.seconds.get_or_create(&SinkLabels { sink: sink.to_owned() }).observe(seconds);
+    }
+
+    pub(crate) fn set(&self, sink: &str, gauges: &SinkGauges) {
+        let values = [
+            gauges.accepted,
+            gauges.delivered,
+            gauges.pending,
+            gauges.parked,
+            gauges.dropped,
+            gauges.filtered,
+            gauges.oldest_seconds,
+            u64::from(gauges.circuit_open),
+            u64::from(gauges.paused),
+        ];
+        for ((_, family), value) in self.gauges.iter().zip(values) {
+            family
+                .get_or_create(&SinkLabels { sink: sink.to_owned() })
+                .set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! What a sink is to the engine, and what it may answer.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use kit_journal::StoredEvent;
+
+/// A place that events are delivered to.
+pub trait Sink: Send + Sync + 'static {
+    /// The sink's name in the journal, metrics and the API.
+    fn name(&self) -> &str;
+
+    /// Delivers one event and judges the answer. Never hangs: every wait inside has a limit. May be
+    /// called again for the same event, with the same event id.
+    fn deliver<'a>(&'a self, event: &'a StoredEvent) -> BoxFuture<'a, Outcome>;
+}
+
+/// How one attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// What follows from it.
+    pub verdict: Verdict,
+    /// HTTP status where there was an answer.
+    pub status: Option<u16>,
+    /// The failure in a sentence, without secrets or bodies.
+    pub error: Option<String>,
+    /// First bytes of the response as text.
+    pub response: Option<String>,
+    /// The sink asked to be left alone this long.
+    pub retry_after: Option<Duration>,
+}
+
+impl Outcome {
+    /// The sink took the event.
+    pub fn delivered(status: u16) -> Self {
+        Self { verdict: Verdict::Delivered, status: Some(status), error: None, response: None, retry_after: None }
+    }
+
+    /// The attempt failed.
+    pub fn failed(failure: Failure, error: impl Into<String>) -> Self {
+        Self {
+            verdict: Verdict::Failed(failure),
+            status: None,
+            error: Some(error.into()),
+            response: None,
+            retry_after: None,
+        }
+    }
+
+    /// The word for this outcome in metrics and the delivery log; a bounded set.
+    pub fn word(&self) -> &'static str {
+        match self.verdict {
+            Verdict::Delivered => "delivered",
+            Verdict::Failed(failure) => failure.word(),
+        }
+    }
+}
+
+/// What follows from an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The event is delivered.
+    Delivered,
+    /// It is not, and why decides what comes next.
+    Failed(Failure),
+}
+
+/// Why an attempt failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Nothing answered: connection refused, reset, name not found, time-out.
+    Unreachable,
+    /// Something answered in place of the sink: 502, 503, 504.
+    Unavailable,
+    /// The sink answered about this event and may take it later: 408, 425, 429, 500 and other 5xx.
+    Busy,
+    /// Status fine, but the body does not say what success says; to be tried again.
+    Condition,
+    /// Status fine, but the body does not say what success says; to be parked by configuration.
+    ConditionRefused,
+    /// The sink will never take it like this: other 4xx.
+    Refused,
+    /// A redirect; following it would hand the event to whoever the answer names.
+    Redirected,
+    /// The event cannot be turned into a request at all.
+    Unsendable,
+}
+
+impl Failure {
+    /// The word in metrics and the delivery log.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Unavailable => "unavailable",
+            Self::Busy => "busy",
+            Self::Condition => "condition",
+            Self::ConditionRefused => "condition_refused",
+            Self::Refused => "refused",
+            Self::Redirected => "redirected",
+            Self::Unsendable => "unsendable",
+        }
+    }
+
+    /// Every word there is, for metrics that exist from the start.
+    pub const ALL: [Self; 8] = [
+        Self::Unreachable,
+        Self::Unavailable,
+        Self::Busy,
+        Self::Condition,
+        Self::ConditionRefused,
+        Self::Refused,
+        Self::Redirected,
+        Self::Unsendable,
+    ];
+
+    /// Trying again may help.
+    pub fn may_retry(self) -> bool {
+        matches!(self, Self::Unreachable | Self::Unavailable | Self::Busy | Self::Condition)
+    }
+
+    /// The sink itself spoke about this event.
+    pub fn is_answer_about_event(self) -> bool {
+        !matches!(self, Self::Unreachable | Self::Unavailable)
+    }
+}

@@ -1,0 +1,600 @@
+//! Which event may go next: a plain state machine over positions, subjects and times. No I/O.
+//!
+//! *Slots* are the positions after the cursor that have been loaded; the cursor moves over a slot
+//! once its event is delivered or has a row of its own in the journal. *Items* are deliveries still
+//! to be made: loaded events, and rows that are retried, wait behind their subject, or are replayed.
+//! *Lanes* keep the order: only the first item of a lane may be in flight.
+//!
+//! A slow or failing event holds up its own subject only: when half the window waits behind it, it
+//! gets a row and the cursor moves on.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kit::clock::Timestamp;
+use kit_journal::engine::{Attempt, ExceptionRow, ExceptionState, Settlement};
+use kit_journal::{Seq, StoredEvent};
+use sha2::{Digest, Sha256};
+
+/// How much may be held in memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Loaded positions after the cursor.
+    pub(crate) slots: usize,
+    /// Bytes of loaded bodies.
+    pub(crate) bytes: usize,
+    /// Rows being retried or waiting; above it nothing new is loaded.
+    pub(crate) open_rows: usize,
+    /// How long the first event of a window that is filling up may take before it gets a row.
+    pub(crate) spill_after: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { slots: 1024, bytes: 8 << 20, open_rows: 50_000, spill_after: Duration::from_secs(1) }
+    }
+}
+
+/// What keeps its order together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Lane {
+    /// All events of a subject.
+    Subject(i64),
+    /// An event on its own: no order asked for, or a replay.
+    Own(Seq),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Slot {
+    Open { loaded: Instant },
+    Done,
+    Row,
+}
+
+#[derive(Debug)]
+enum Source {
+    Loaded(Arc<StoredEvent>),
+    Row,
+    Replay,
+}
+
+#[derive(Debug)]
+struct Item {
+    lane: Lane,
+    subject_lane: i64,
+    source: Source,
+    attempts: u32,
+    uncharged: u32,
+    first_at: Option<Timestamp>,
+    not_before: Option<Instant>,
+    in_flight: bool,
+    /// Its own time had come when it was started; a probe may start one early.
+    was_due: bool,
+    /// The sink's successes when this was last tried.
+    successes_seen: u64,
+}
+
+/// A delivery that may start.
+#[derive(Debug)]
+pub(crate) struct Start {
+    pub(crate) seq: Seq,
+    /// The event, unless its body has to be read from the journal.
+    pub(crate) event: Option<Arc<StoredEvent>>,
+}
+
+/// What is known about a delivery when its outcome is judged.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct History {
+    /// Attempts that used up the schedule so far.
+    pub(crate) attempts: u32,
+    /// Failures in a row that did not.
+    pub(crate) uncharged: u32,
+    /// Its own time to be tried had come.
+    pub(crate) was_due: bool,
+    /// The sink's successes when this was last tried.
+    pub(crate) successes_seen: u64,
+}
+
+/// What becomes of a delivery.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Decision {
+    Delivered,
+    Retry { charged: bool, delay: Duration, next_at: Timestamp, reason: String },
+    Park { reason: String },
+}
+
+pub(crate) struct Window {
+    ordered: bool,
+    limits: Limits,
+    cursor: Seq,
+    slots: VecDeque<Slot>,
+    bytes: usize,
+    items: HashMap<Seq, Item>,
+    lanes: HashMap<Lane, VecDeque<Seq>>,
+    ready: VecDeque<Lane>,
+    delayed: BTreeSet<(Instant, Lane)>,
+    open_rows: usize,
+    /// Rows of loaded positions, to be written when the cursor passes them.
+    rows_ahead: BTreeMap<Seq, ExceptionRow>,
+    rows_changed: Vec<ExceptionRow>,
+    rows_delivered: Vec<Seq>,
+    attempts: Vec<Attempt>,
+}
+
+/// The lane of a subject: the same on every host and in every version, because rows store it.
+pub(crate) fn subject_lane(subject: &str) -> i64 {
+    let hash = Sha256::digest(subject.as_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash[..8]);
+    i64::from_be_bytes(first)
+}
+
+impl Window {
+    pub(crate) fn new(cursor: Seq, ordered: bool, limits: Limits) -> Self {
+        Self {
+            ordered,
+            limits,
+            cursor,
+            slots: VecDeque::new(),
+            bytes: 0,
+            items: HashMap::new(),
+            lanes: HashMap::new(),
+            ready: VecDeque::new(),
+            delayed: BTreeSet::new(),
+            open_rows: 0,
+            rows_ahead: BTreeMap::new(),
+            rows_changed: Vec::new(),
+            rows_delivered: Vec::new(),
+            attempts: Vec::new(),
+        }
+    }
+
+    /// Takes up rows that the journal holds: at start, and after an operator's action.
+    ///
+    /// Rows that are not held there any more and are not on their way there are dropped from memory;
+    /// known ones may have become due earlier. `longest` bounds a stored time that a jump of the
+    /// clock has put far away.
+    pub(crate) fn sync_rows(&mut self, rows: &[ExceptionRow], clock: Timestamp, now: Instant, longest: Duration) {
+        let listed: BTreeSet<Seq> = rows.iter().map(|row| row.seq).collect();
+        let gone: Vec<Seq> = self
+            .items
+            .iter()
+            .filter(|(seq, item)| {
+                matches!(item.source, Source::Row)
+                    && !item.in_flight
+                    && !listed.contains(seq)
+                    && !self.rows_ahead.contains_key(seq)
+            })
+            .map(|(seq, _)| *seq)
+            .collect();
+        for seq in gone {
+            self.remove(seq);
+        }
+        for row in rows {
+            let not_before = row.next_at.and_then(|due| {
+                let wait = due.since(clock).min(longest);
+                (!wait.is_zero()).then(|| now + wait)
+            });
+            match self.items.get_mut(&row.seq) {
+                Some(item) if matches!(item.source, Source::Row) && !item.in_flight => {
+                    if row.state == ExceptionState::Retrying {
+                        item.not_before = not_before;
+                    }
+                }
+                Some(_) => {}
+                None => self.add_row(row, Source::Row, not_before),
+            }
+        }
+        self.rebuild_ready();
+    }
+
+    /// Takes up rows that an operator asked to be delivered again.
+    pub(crate) fn add_replays(&mut self, rows: &[ExceptionRow]) {
+        for row in rows {
+            if !self.items.contains_key(&row.seq) {
+                self.add_row(row, Source::Replay, None);
+                self.make_ready(Lane::Own(row.seq));
+            }
+        }
+    }
+
+    /// Replays taken up and not finished.
+    pub(crate) fn replays(&self) -> usize {
+        self.items.values().filter(|item| matches!(item.source, Source::Replay)).count()
+    }
+
+    fn add_row(&mut self, row: &ExceptionRow, source: Source, not_before: Option<Instant>) {
+        let replay = matches!(source, Source::Replay);
+        let lane = if replay || !self.ordered { Lane::Own(row.seq) } else { Lane::Subject(row.lane) };
+        let item = Item {
+            lane,
+            subject_lane: row.lane,
+            source,
+            attempts: row.attempts,
+            uncharged: 0,
+            first_at: row.first_at,
+            not_before,
+            in_flight: false,
+            was_due: true,
+            successes_seen: 0,
+        };
+        self.items.insert(row.seq, item);
+        let queue = self.lanes.entry(lane).or_default();
+        let at = queue.partition_point(|seq| *seq < row.seq);
+        queue.insert(at, row.seq);
+        if !replay {
+            self.open_rows += 1;
+        }
+    }
+
+    /// The position to load after, how many and how many bytes, if there is room.
+    pub(crate) fn room(&self) -> Option<(Seq, u32, u64)> {
+        let slots = self.limits.slots.saturating_sub(self.slots.len());
+        let bytes = self.limits.bytes.saturating_sub(self.bytes);
+        if slots * 2 < self.limits.slots || bytes == 0 || self.open_rows >= self.limits.open_rows {
+            return None;
+        }
+        Some((self.loaded_to(), u32::try_from(slots).unwrap_or(u32::MAX), bytes as u64))
+    }
+
+    /// The last loaded position.
+    pub(crate) fn loaded_to(&self) -> Seq {
+        self.cursor + Seq::try_from(self.slots.len()).unwrap_or(Seq::MAX)
+    }
+
+    /// Takes loaded events; `own` are positions that have a row ahead of the cursor. Positions that
+    /// are neither are missing from the journal: they are parked, so that they are listed somewhere.
+    pub(crate) fn load(&mut self, events: Vec<StoredEvent>, own: &[Seq], now: Instant) {
+        let own: BTreeSet<Seq> = own.iter().copied().collect();
+        let last = events.last().map(|event| event.seq).max(own.last().copied());
+        let mut events = events.into_iter().peekable();
+        let Some(last) = last else { return };
+        while self.loaded_to() < last {
+            let seq = self.loaded_to() + 1;
+            if own.contains(&seq) {
+                self.slots.push_back(Slot::Done);
+            } else if let Some(event) = events.next_if(|event| event.seq == seq) {
+                self.load_one(event, now);
+            } else {
+                self.unreadable("record is missing from the journal");
+            }
+        }
+    }
+
+    /// The next position cannot be read: it is parked and passed.
+    pub(crate) fn unreadable(&mut self, reason: &str) {
+        let seq = self.loaded_to() + 1;
+        self.slots.push_back(Slot::Row);
+        self.rows_ahead.insert(
+            seq,
+            ExceptionRow {
+                seq,
+                state: ExceptionState::Parked,
+                lane: 0,
+                attempts: 0,
+                first_at: None,
+                next_at: None,
+                reason: reason.to_owned(),
+            },
+        );
+    }
+
+    fn load_one(&mut self, event: StoredEvent, now: Instant) {
+        let seq = event.seq;
+        let subject_lane = subject_lane(&event.head.subject);
+        let lane = if self.ordered { Lane::Subject(subject_lane) } else { Lane::Own(seq) };
+        self.bytes += event.body.len();
+        let item = Item {
+            lane,
+            subject_lane,
+            source: Source::Loaded(Arc::new(event)),
+            attempts: 0,
+            uncharged: 0,
+            first_at: None,
+            not_before: None,
+            in_flight: false,
+            was_due: true,
+            successes_seen: 0,
+        };
+        self.items.insert(seq, item);
+        self.slots.push_back(Slot::Open { loaded: now });
+        let queue = self.lanes.entry(lane).or_default();
+        queue.push_back(seq);
+        let first = queue.len() == 1;
+        let behind_row =
+            queue.front().is_some_and(|head| *head != seq && matches!(self.items[head].source, Source::Row));
+        if first {
+            self.make_ready(lane);
+        } else if behind_row {
+            self.wait_behind(seq);
+        }
+    }
+
+    /// Gives a loaded event that waits behind its subject a row of its own.
+    fn wait_behind(&mut self, seq: Seq) {
+        self.to_row(seq, ExceptionState::Waiting, None, "waits for an earlier event of its subject");
+    }
+
+    fn to_row(&mut self, seq: Seq, state: ExceptionState, next_at: Option<Timestamp>, reason: &str) {
+        let nth = usize::try_from(seq - self.cursor - 1).unwrap_or(usize::MAX);
+        let Some(item) = self.items.get_mut(&seq) else { return };
+        let row = ExceptionRow {
+            seq,
+            state,
+            lane: item.subject_lane,
+            attempts: item.attempts,
+            first_at: item.first_at,
+            next_at,
+            reason: reason.to_owned(),
+        };
+        if let Source::Loaded(event) = &item.source {
+            self.bytes -= event.body.len();
+            self.open_rows += 1;
+            item.source = Source::Row;
+            if let Some(slot) = self.slots.get_mut(nth) {
+                *slot = Slot::Row;
+            }
+        }
+        if seq > self.cursor {
+            self.rows_ahead.insert(seq, row);
+        } else {
+            self.rows_changed.push(row);
+        }
+    }
+
+    /// Everything of this lane that is loaded and not in flight waits behind its first item.
+    fn lane_waits(&mut self, lane: Lane) {
+        let waiting: Vec<Seq> = self.lanes.get(&lane).map_or_else(Vec::new, |queue| {
+            queue.iter().skip(1).copied().filter(|seq| matches!(self.items[seq].source, Source::Loaded(_))).collect()
+        });
+        for seq in waiting {
+            self.wait_behind(seq);
+        }
+    }
+
+    /// The next delivery, marked as in flight. A probe may take one whose time has not come.
+    pub(crate) fn start(&mut self, now: Instant, probe: bool) -> Option<Start> {
+        while let Some((due, lane)) = self.delayed.first().copied()
+            && due <= now
+        {
+            self.delayed.remove(&(due, lane));
+            self.ready.push_back(lane);
+        }
+        let lane = match self.ready.pop_front() {
+            Some(lane) => lane,
+            None if probe => self.delayed.pop_first()?.1,
+            None => return None,
+        };
+        let seq = *self.lanes.get(&lane)?.front()?;
+        let item = self.items.get_mut(&seq)?;
+        item.in_flight = true;
+        item.was_due = item.not_before.is_none_or(|due| due <= now);
+        let event = match &item.source {
+            Source::Loaded(event) => Some(Arc::clone(event)),
+            Source::Row | Source::Replay => None,
+        };
+        Some(Start { seq, event })
+    }
+
+    /// What is known about a delivery in flight.
+    pub(crate) fn history(&self, seq: Seq) -> History {
+        self.items.get(&seq).map_or(
+            History { attempts: 0, uncharged: 0, was_due: true, successes_seen: 0 },
+            |item| History {
+                attempts: item.attempts,
+                uncharged: item.uncharged,
+                was_due: item.was_due,
+                successes_seen: item.successes_seen,
+            },
+        )
+    }
+
+    /// Takes the outcome of a delivery in flight.
+    pub(crate) fn complete(&mut self, seq: Seq, decision: &Decision, attempt: Option<Attempt>, successes: u64, now: Instant) {
+        let started = attempt.as_ref().map(|attempt| attempt.at);
+        self.attempts.extend(attempt);
+        let Some(item) = self.items.get_mut(&seq) else { return };
+        item.successes_seen = successes;
+        item.first_at = item.first_at.or(started);
+        let lane = item.lane;
+        match decision {
+            Decision::Delivered => self.finish(seq, None),
+            Decision::Park { reason } => self.finish(seq, Some(reason)),
+            Decision::Retry { charged, delay, next_at, reason } => {
+                item.in_flight = false;
+                item.not_before = Some(now + *delay);
+                item.uncharged = if *charged { 0 } else { item.uncharged.saturating_add(1) };
+                item.attempts += u32::from(*charged);
+                // An event that was never answered keeps its place in the window: while the sink is
+                // away nothing has to be written.
+                if *charged || !matches!(item.source, Source::Loaded(_)) {
+                    let state = match item.source {
+                        Source::Replay => ExceptionState::Replaying,
+                        Source::Loaded(_) | Source::Row => ExceptionState::Retrying,
+                    };
+                    self.to_row(seq, state, Some(*next_at), reason);
+                    self.lane_waits(lane);
+                }
+                self.delayed.insert((now + *delay, lane));
+            }
+        }
+    }
+
+    /// A delivery is over: delivered, or parked for a reason.
+    fn finish(&mut self, seq: Seq, parked: Option<&str>) {
+        let Some(item) = self.items.get(&seq) else { return };
+        let row = parked.map(|reason| ExceptionRow {
+            seq,
+            state: ExceptionState::Parked,
+            lane: item.subject_lane,
+            attempts: item.attempts,
+            first_at: item.first_at,
+            next_at: None,
+            reason: reason.to_owned(),
+        });
+        self.remove(seq);
+        if seq > self.cursor {
+            let nth = usize::try_from(seq - self.cursor - 1).unwrap_or(usize::MAX);
+            self.rows_ahead.remove(&seq);
+            if let Some(slot) = self.slots.get_mut(nth) {
+                *slot = if row.is_some() { Slot::Row } else { Slot::Done };
+            }
+            if let Some(row) = row {
+                self.rows_ahead.insert(seq, row);
+            }
+        } else if let Some(row) = row {
+            self.rows_changed.push(row);
+        } else {
+            self.rows_delivered.push(seq);
+        }
+    }
+
+    /// Takes a delivery out of its lane; the next one of the lane becomes ready.
+    fn remove(&mut self, seq: Seq) {
+        let Some(item) = self.items.remove(&seq) else { return };
+        match &item.source {
+            Source::Loaded(event) => self.bytes -= event.body.len(),
+            Source::Row => self.open_rows -= 1,
+            Source::Replay => {}
+        }
+        let Some(queue) = self.lanes.get_mut(&item.lane) else { return };
+        let was_first = queue.front() == Some(&seq);
+        queue.retain(|queued| *queued != seq);
+        let empty = queue.is_empty();
+        if empty {
+            self.lanes.remove(&item.lane);
+        }
+        // A lane whose first item was in flight stands in no queue.
+        if was_first && !item.in_flight {
+            self.forget_lane(item.lane);
+        }
+        if was_first && !empty {
+            self.make_ready(item.lane);
+        }
+    }
+
+    /// Takes a lane out of the queues that [`Window::start`] looks at.
+    fn forget_lane(&mut self, lane: Lane) {
+        self.ready.retain(|queued| *queued != lane);
+        self.delayed.retain(|(_, queued)| *queued != lane);
+    }
+
+    fn make_ready(&mut self, lane: Lane) {
+        let Some(seq) = self.lanes.get(&lane).and_then(|queue| queue.front()) else { return };
+        match self.items[seq].not_before {
+            Some(due) => {
+                self.delayed.insert((due, lane));
+            }
+            None => self.ready.push_back(lane),
+        }
+    }
+
+    fn rebuild_ready(&mut self) {
+        self.ready.clear();
+        self.delayed.clear();
+        let mut lanes: Vec<(Seq, Lane)> =
+            self.lanes.iter().filter_map(|(lane, queue)| Some((*queue.front()?, *lane))).collect();
+        lanes.sort_unstable();
+        for (seq, lane) in lanes {
+            if !self.items[&seq].in_flight {
+                self.make_ready(lane);
+            }
+        }
+    }
+
+    /// The sink answers again: what failed without being answered need not wait any longer.
+    pub(crate) fn sink_is_back(&mut self) {
+        for item in self.items.values_mut().filter(|item| item.uncharged > 0 && !item.in_flight) {
+            item.not_before = None;
+        }
+        self.rebuild_ready();
+    }
+
+    /// Loaded positions that an operator dropped or asked for again meanwhile.
+    pub(crate) fn leave_to_rows(&mut self, seqs: &[Seq]) {
+        for seq in seqs {
+            let loaded = self.items.get(seq).is_some_and(|item| matches!(item.source, Source::Loaded(_)) && !item.in_flight);
+            if loaded {
+                self.remove(*seq);
+                let nth = usize::try_from(seq - self.cursor - 1).unwrap_or(usize::MAX);
+                if let Some(slot) = self.slots.get_mut(nth) {
+                    *slot = Slot::Done;
+                }
+            }
+        }
+    }
+
+    /// When the window is filling up behind its first event, gives that event a row so that the
+    /// cursor can move on. Call when there is something to load and no room for it.
+    pub(crate) fn spill(&mut self, clock: Timestamp, now: Instant) {
+        while self.slots.len() * 2 > self.limits.slots || self.bytes * 2 > self.limits.bytes {
+            match self.slots.iter().position(|slot| matches!(slot, Slot::Open { .. })) {
+                Some(nth) => {
+                    let Some(Slot::Open { loaded }) = self.slots.get(nth).copied() else { return };
+                    if now.duration_since(loaded) < self.limits.spill_after || self.open_rows >= self.limits.open_rows {
+                        return;
+                    }
+                    let seq = self.cursor + 1 + Seq::try_from(nth).unwrap_or(0);
+                    let Some(item) = self.items.get(&seq) else { return };
+                    let (lane, first) = (item.lane, self.lanes[&item.lane].front() == Some(&seq));
+                    if first {
+                        self.to_row(seq, ExceptionState::Retrying, Some(clock), "took long, others go on");
+                        self.lane_waits(lane);
+                    } else {
+                        self.wait_behind(seq);
+                    }
+                }
+                None => return,
+            }
+            if self.slots.front().is_some_and(|slot| !matches!(slot, Slot::Open { .. })) {
+                return;
+            }
+        }
+    }
+
+    /// What can be settled now; `None` when that is nothing.
+    pub(crate) fn settlement(&mut self, sink: &str) -> Option<Settlement> {
+        let old = self.cursor;
+        while self.slots.front().is_some_and(|slot| !matches!(slot, Slot::Open { .. })) {
+            self.slots.pop_front();
+            self.cursor += 1;
+        }
+        let ahead = self.rows_ahead.split_off(&(self.cursor + 1));
+        let mut set: Vec<ExceptionRow> = std::mem::replace(&mut self.rows_ahead, ahead).into_values().collect();
+        set.append(&mut self.rows_changed);
+        let settlement = Settlement {
+            sink: sink.to_owned(),
+            cursor: self.cursor,
+            filtered: 0,
+            set,
+            delivered: std::mem::take(&mut self.rows_delivered),
+            attempts: std::mem::take(&mut self.attempts),
+        };
+        let nothing = settlement.cursor == old
+            && settlement.set.is_empty()
+            && settlement.delivered.is_empty()
+            && settlement.attempts.is_empty();
+        (!nothing).then_some(settlement)
+    }
+
+    /// Results that wait to be settled: attempts made since the last settlement.
+    pub(crate) fn unsettled(&self) -> usize {
+        self.attempts.len()
+    }
+
+    /// When the next delayed delivery is due.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.delayed.first().map(|(due, _)| *due)
+    }
+
+    /// Whether [`Window::start`] would find one now.
+    pub(crate) fn has_ready(&self, now: Instant) -> bool {
+        !self.ready.is_empty() || self.next_due().is_some_and(|due| due <= now)
+    }
+
+    /// Everything up to here is settled or about to be.
+    pub(crate) fn cursor(&self) -> Seq {
+        self.cursor
+    }
+}

@@ -1,0 +1,101 @@
+//! What can go wrong with the journal, by what the caller can do about it.
+
+use std::path::PathBuf;
+
+/// Why a journal could not be opened. Each kind has its own exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process holds the file (exit 75).
+    #[error("journal {path} is in use by another process", path = path.display())]
+    Locked {
+        /// The journal file.
+        path: PathBuf,
+    },
+    /// Written by a newer version; the file was not touched (exit 76).
+    #[error(
+        "journal {path} has schema version {found} and this binary knows {known}: start the newer version again",
+        path = path.display()
+    )]
+    Newer {
+        /// The journal file.
+        path: PathBuf,
+        /// Version found in the file.
+        found: i64,
+        /// Newest version this binary knows.
+        known: i64,
+    },
+    /// Not one of our files; it was not touched (exit 78).
+    #[error("{path} is a database of another program: set SIDECAR_JOURNAL__PATH to a file of our own", path = path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The directory is missing or not writable, or the file cannot be read (exit 78).
+    #[error("open journal {path} (SIDECAR_JOURNAL__PATH)", path = path.display())]
+    Io {
+        /// The journal file or its directory.
+        path: PathBuf,
+        /// The operating system's word.
+        source: std::io::Error,
+    },
+    /// The store refused (exit 1).
+    #[error("open journal {path}", path = path.display())]
+    Store {
+        /// The journal file.
+        path: PathBuf,
+        /// The store's word.
+        source: JournalError,
+    },
+}
+
+/// Why a read or a write of the journal failed.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The store's own error.
+    #[error("store: {0}")]
+    Store(#[from] rusqlite::Error),
+    /// A record that does not match its checksum: it is never served.
+    #[error("record {seq} is damaged: {what}")]
+    Damaged {
+        /// Position of the record.
+        seq: i64,
+        /// Which check failed.
+        what: &'static str,
+    },
+    /// The journal has stopped or is being reopened after a failure.
+    #[error("journal unavailable: {0}")]
+    Unavailable(String),
+    /// The configured maximum size is reached with undelivered events.
+    #[error("journal has reached its maximum of {max_bytes} bytes (SIDECAR_JOURNAL__MAX_BYTES)")]
+    TooLarge {
+        /// The configured maximum.
+        max_bytes: u64,
+    },
+    /// A sink that the journal does not know.
+    #[error("no sink is called {0}")]
+    UnknownSink(String),
+}
+
+impl JournalError {
+    /// The disk has no room (`ENOSPC`, quota, file-size limit): nothing was committed and nothing
+    /// is in doubt, the next commit may simply succeed.
+    pub(crate) fn is_full(&self) -> bool {
+        match self {
+            Self::Store(error) => error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
+            Self::TooLarge { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// Why an event was not accepted. The sender is told to come again; nothing was stored, or if a
+/// failing disk stored it all the same, the repetition is recognised as a duplicate.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AppendError {
+    /// More appends wait for the disk than the queue holds.
+    #[error("too many events wait for the disk")]
+    Busy,
+    /// The commit failed or the journal is being reopened.
+    #[error("journal unavailable: {0}")]
+    Unavailable(String),
+}

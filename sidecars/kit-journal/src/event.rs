@@ -1,0 +1,248 @@
+//! What the journal stores: an event's head (what the envelope needs), its body byte for byte, and
+//! the identity that follows from both. No meaning of any sender's fields lives here.
+
+use std::fmt;
+use std::str::FromStr;
+
+use kit::clock::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest, Sha256};
+
+/// Position of an event in the journal: 1, 2, 3 … without gaps, never reused.
+///
+/// Signed because that is what the store speaks; a stored value is always positive.
+pub type Seq = i64;
+
+/// SHA-256 of a body exactly as received.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BodyDigest(pub [u8; 32]);
+
+impl BodyDigest {
+    /// Hashes the body.
+    pub fn of(body: &[u8]) -> Self {
+        Self(Sha256::digest(body).into())
+    }
+}
+
+impl fmt::Debug for BodyDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..4].iter().try_for_each(|b| write!(f, "{b:02x}"))?;
+        f.write_str("…")
+    }
+}
+
+/// The identity of an event: a UUID (version 8) derived from source, key and, where the intake's
+/// rule says so, the body's digest. The same webhook has the same id for ever, on every host,
+/// without a look-up.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EventId([u8; 16]);
+
+impl EventId {
+    /// Derives the id; `digest` is `None` where the key alone identifies the event.
+    pub fn derive(source: &str, key: &str, digest: Option<&BodyDigest>) -> Self {
+        let mut hasher = key_hasher(b"outrigger/id", source, key);
+        if let Some(digest) = digest {
+            hasher.update(digest.0);
+        }
+        let hash: [u8; 32] = hasher.finalize().into();
+        let mut bytes = first_16(&hash);
+        bytes[6] = (bytes[6] & 0x0f) | 0x80;
+        bytes[8] = (bytes[8] & 0x3f) | 0x80;
+        Self(bytes)
+    }
+
+    /// The sixteen bytes of the UUID.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+
+    /// An id from its sixteen stored bytes.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        uuid::Uuid::from_bytes(self.0).hyphenated().fmt(f)
+    }
+}
+
+impl fmt::Debug for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for EventId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        uuid::Uuid::try_parse(text).map(|id| Self(id.into_bytes()))
+    }
+}
+
+impl Serialize for EventId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for EventId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Sixteen bytes that stand for (source, key) in the deduplication memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct KeyHash(pub(crate) [u8; 16]);
+
+impl KeyHash {
+    pub(crate) fn of(source: &str, key: &str) -> Self {
+        let hash: [u8; 32] = key_hasher(b"outrigger/key", source, key).finalize().into();
+        Self(first_16(&hash))
+    }
+
+    /// The fingerprint kept in memory; confirmed on disk when it matches.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&self.0[..8]);
+        u64::from_be_bytes(bytes)
+    }
+}
+
+/// Lengths go in front of the texts, so that no two (source, key) pairs run together.
+fn key_hasher(label: &[u8], source: &str, key: &str) -> Sha256 {
+    let mut hasher = Sha256::new();
+    hasher.update(label);
+    for part in [source, key] {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
+    }
+    hasher
+}
+
+fn first_16(hash: &[u8; 32]) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&hash[..16]);
+    bytes
+}
+
+/// What identifies an event of one intake, and what a second arrival under the same key means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dedupe {
+    /// Key and body together: another body under a known key is a *conflict* – accepted as a new
+    /// event, flagged and counted.
+    KeyAndBody,
+    /// The key alone: the first arrival wins and later ones are duplicates whatever they carry.
+    Key,
+}
+
+/// The part of an event that the envelope is built from. Stored as JSON beside the body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventHead {
+    /// Identity; also the outgoing `webhook-id` and CloudEvents `id`.
+    pub id: EventId,
+    /// CloudEvents `source`, for example `lago/acme`.
+    pub source: String,
+    /// CloudEvents `type`, for example `lago.invoice.created`.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// CloudEvents `subject`, for example `invoice/4f5c…`: deliveries keep their order within it.
+    pub subject: String,
+    /// The sender's deduplication key.
+    pub key: String,
+    /// CloudEvents extension `tenantid`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    /// The tenant is one of the literals that mean "nobody in particular".
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub unattributed: bool,
+    /// CloudEvents `time` where the sender gives one; receipt time otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<String>,
+    /// A second name of the type, matched by globs too (CloudEvents extension `typealias`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
+    /// The key was known with another body (CloudEvents extension `keyconflict`).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub conflict: bool,
+    /// The body is one JSON text in UTF-8 and may be embedded verbatim.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub json: bool,
+    /// W3C trace context as received.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+    /// W3C trace state as received, kept only with a trace parent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracestate: Option<String>,
+    /// The sender's headers that the `raw` format passes on, in order, lower-case names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<(String, String)>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// An event on its way into the journal.
+#[derive(Debug)]
+pub struct NewEvent {
+    /// Everything but the body; `head.id` must be the id that [`EventId::derive`] gives for it.
+    pub head: EventHead,
+    /// The body as received. An exact copy: a slice of a connection's read buffer would keep the
+    /// whole buffer alive while it waits.
+    pub body: Vec<u8>,
+    /// How a second arrival is judged.
+    pub dedupe: Dedupe,
+}
+
+/// An event read back, its record checksum verified.
+#[derive(Clone, Debug)]
+pub struct StoredEvent {
+    /// Position in the journal.
+    pub seq: Seq,
+    /// When it was received.
+    pub at: Timestamp,
+    /// The envelope's part.
+    pub head: EventHead,
+    /// The body as received; empty where only the head was asked for.
+    pub body: bytes::Bytes,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_id_depends_on_source_key_and_body_and_on_where_they_are_cut() {
+        let body = BodyDigest::of(b"{}");
+        let other = BodyDigest::of(b"[]");
+        let id = EventId::derive("lago/a", "k", Some(&body));
+
+        assert_eq!(id, EventId::derive("lago/a", "k", Some(&body)));
+        assert_ne!(id, EventId::derive("lago/a", "k", Some(&other)));
+        assert_ne!(id, EventId::derive("lago/", "ak", Some(&body)));
+        assert_ne!(id, EventId::derive("lago/a", "k", None));
+    }
+
+    #[test]
+    fn an_id_is_a_version_8_uuid_and_survives_its_text() {
+        let id = EventId::derive("s", "k", None);
+        let text = id.to_string();
+
+        assert_eq!(&text[14..15], "8");
+        assert_eq!(text.parse::<EventId>().unwrap(), id);
+    }
+
+    /// Ids are promised to stay the same across versions: receivers deduplicate by them.
+    #[test]
+    fn the_derivation_is_pinned() {
+        let id = EventId::derive("lago/default", "00000000-0000-0000-0000-000000000001", Some(&BodyDigest::of(b"{}")));
+        assert_eq!(id.to_string(), "5ae265db-7b34-83df-9a42-75d2ebb3d6e6");
+    }
+}

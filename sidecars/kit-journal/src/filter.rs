@@ -1,0 +1,104 @@
+//! The one filter language of searches, replays and drops.
+
+use std::str::FromStr;
+
+use globset::{Glob, GlobMatcher};
+use kit::clock::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::event::{EventHead, EventId};
+
+/// State of one delivery, as the API names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeliveryState {
+    /// Not tried yet, or waiting behind an earlier event of its subject.
+    Pending,
+    /// Tried without success, or asked for again; will be tried.
+    Retrying,
+    /// The sink took it.
+    Delivered,
+    /// Given up: a dead letter.
+    Parked,
+    /// Dropped by an operator.
+    Dropped,
+}
+
+impl DeliveryState {
+    /// Every state, in the order of an event's life.
+    pub const ALL: [Self; 5] = [Self::Pending, Self::Retrying, Self::Delivered, Self::Parked, Self::Dropped];
+
+    /// The word used in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Retrying => "retrying",
+            Self::Delivered => "delivered",
+            Self::Parked => "parked",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
+impl FromStr for DeliveryState {
+    type Err = FilterError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(|| FilterError::State(text.chars().take(40).collect()))
+    }
+}
+
+/// A filter that cannot be understood.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    /// Not a glob.
+    #[error("type is not a glob: {0}")]
+    Glob(String),
+    /// Not a state.
+    #[error("{0:?} is not a state: pending, retrying, delivered, parked or dropped")]
+    State(String),
+}
+
+/// Which events are meant. Everything that is set must match.
+#[derive(Clone, Debug, Default)]
+pub struct EventFilter {
+    /// Only these ids.
+    pub ids: Vec<EventId>,
+    type_glob: Option<GlobMatcher>,
+    /// Only this subject.
+    pub subject: Option<String>,
+    /// Only this tenant.
+    pub tenant: Option<String>,
+    /// Only in this state (at `sink`, or at any).
+    pub state: Option<DeliveryState>,
+    /// Only this sink's deliveries.
+    pub sink: Option<String>,
+    /// Received at or after.
+    pub since: Option<Timestamp>,
+    /// Received before.
+    pub until: Option<Timestamp>,
+}
+
+impl EventFilter {
+    /// Sets the type glob: `*` stands for any characters, dots too.
+    ///
+    /// # Errors
+    /// [`FilterError::Glob`].
+    pub fn with_type(mut self, glob: &str) -> Result<Self, FilterError> {
+        let glob = Glob::new(glob).map_err(|e| FilterError::Glob(e.kind().to_string()))?;
+        self.type_glob = Some(glob.compile_matcher());
+        Ok(self)
+    }
+
+    /// Matches everything but state, which is not in the event.
+    pub fn matches(&self, at: Timestamp, head: &EventHead) -> bool {
+        (self.ids.is_empty() || self.ids.contains(&head.id))
+            && self.since.is_none_or(|since| at >= since)
+            && self.until.is_none_or(|until| at < until)
+            && self.subject.as_ref().is_none_or(|subject| *subject == head.subject)
+            && self.tenant.as_ref().is_none_or(|tenant| Some(tenant) == head.tenant.as_ref())
+            && self.type_glob.as_ref().is_none_or(|glob| {
+                glob.is_match(&head.event_type) || head.alias.as_ref().is_some_and(|alias| glob.is_match(alias))
+            })
+    }
+}

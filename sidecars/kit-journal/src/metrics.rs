@@ -1,0 +1,70 @@
+//! What the journal tells about itself.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+pub(crate) struct JournalMetrics {
+    commit_seconds: Histogram,
+    group_events: Histogram,
+    pub(crate) queued: Gauge,
+    pub(crate) refused_busy: Counter,
+    pub(crate) failures: Counter,
+    pub(crate) purged: Counter,
+    pub(crate) used_bytes: Gauge,
+    pub(crate) dedupe_bytes: Gauge,
+    pub(crate) dedupe_keys: Gauge,
+}
+
+impl JournalMetrics {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            commit_seconds: Histogram::new([
+                0.000_25, 0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.0, 2.0, 5.0,
+            ]),
+            group_events: Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0]),
+            queued: Gauge::default(),
+            refused_busy: Counter::default(),
+            failures: Counter::default(),
+            purged: Counter::default(),
+            used_bytes: Gauge::default(),
+            dedupe_bytes: Gauge::default(),
+            dedupe_keys: Gauge::default(),
+        };
+        registry.register_with_unit(
+            "journal_commit",
+            "Duration of a durable commit",
+            Unit::Seconds,
+            metrics.commit_seconds.clone(),
+        );
+        registry.register("journal_group_events", "Events in one durable commit", metrics.group_events.clone());
+        registry.register("journal_queue", "Requests waiting for the next commit", metrics.queued.clone());
+        registry.register(
+            "journal_refused_busy",
+            "Events refused because too many waited for the disk",
+            metrics.refused_busy.clone(),
+        );
+        registry.register("journal_failures", "Commits that failed", metrics.failures.clone());
+        registry.register("journal_purged_events", "Delivered events removed after their retention", metrics.purged.clone());
+        registry.register_with_unit("journal_used", "Bytes in use within the journal", Unit::Bytes, metrics.used_bytes.clone());
+        registry.register_with_unit(
+            "journal_dedupe_memory",
+            "Memory that the deduplication keys take",
+            Unit::Bytes,
+            metrics.dedupe_bytes.clone(),
+        );
+        registry.register("journal_dedupe_keys", "Deduplication keys remembered", metrics.dedupe_keys.clone());
+        metrics
+    }
+
+    pub(crate) fn committed(&self, took: Duration, events: usize) {
+        self.commit_seconds.observe(took.as_secs_f64());
+        if events > 0 {
+            #[expect(clippy::cast_precision_loss, reason = "at most 512")]
+            self.group_events.observe(events as f64);
+        }
+    }
+}

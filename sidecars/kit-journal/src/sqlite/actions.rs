@@ -1,0 +1,165 @@
+//! What operators ask for: replay, drop, pause, and the audit record of it. All idempotent.
+
+use rusqlite::{Connection, params};
+
+use crate::engine::{Action, ActionOutcome, AuditRecord, ExceptionRow, ExceptionState};
+use crate::error::JournalError;
+use crate::event::Seq;
+use kit::clock::Timestamp;
+
+use super::settle::{Deltas, Sinks, put_row, row_state};
+
+impl Sinks {
+    pub(super) fn act(
+        &mut self,
+        conn: &Connection,
+        action: &Action,
+        last_seq: Seq,
+    ) -> Result<ActionOutcome, JournalError> {
+        match action {
+            Action::Replay { sink, seqs, from, spacing_ms } => {
+                let sink = self.id(sink)?;
+                self.change(conn, sink, seqs, last_seq, |change, nth| {
+                    #[expect(clippy::cast_possible_truncation, reason = "milliseconds of at most some days")]
+                    let due = from.plus_millis((spacing_ms * nth as f64) as i64);
+                    change.replay(due)
+                })
+            }
+            Action::Drop { sink, seqs, reason } => {
+                let sink = self.id(sink)?;
+                self.change(conn, sink, seqs, last_seq, |change, _| change.give_up(reason))
+            }
+            Action::Pause { sink, paused } => {
+                let sink = self.id(sink)?;
+                let changed = conn.execute(
+                    "UPDATE sinks SET paused = ?1 WHERE id = ?2 AND paused <> ?1",
+                    params![paused, sink],
+                )?;
+                Ok(outcome(changed > 0))
+            }
+            Action::Register { sink } => self.register(conn, sink, last_seq).map(outcome),
+            Action::Audit(record) => {
+                audit(conn, record)?;
+                Ok(outcome(true))
+            }
+        }
+    }
+
+    fn change(
+        &self,
+        conn: &Connection,
+        sink: i64,
+        seqs: &[Seq],
+        last_seq: Seq,
+        mut rule: impl FnMut(&mut Change<'_>, usize) -> Result<Changed, JournalError>,
+    ) -> Result<ActionOutcome, JournalError> {
+        let mut total = ActionOutcome::default();
+        let mut deltas = Deltas::default();
+        let (start, cursor): (Seq, Seq) = conn
+            .prepare_cached("SELECT start, cursor FROM sinks WHERE id = ?")?
+            .query_row([sink], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        for seq in seqs {
+            let stored: bool = conn
+                .prepare_cached("SELECT EXISTS (SELECT 1 FROM events WHERE seq = ?)")?
+                .query_row([seq], |row| row.get(0))?;
+            if !stored || *seq <= start || *seq > last_seq {
+                total.unavailable += 1;
+                continue;
+            }
+            let previous = row_state(conn, sink, *seq)?;
+            let nth = usize::try_from(total.changed).unwrap_or(usize::MAX);
+            let mut change =
+                Change { conn, sink, seq: *seq, previous, ahead: *seq > cursor, deltas: &mut deltas };
+            match rule(&mut change, nth)? {
+                Changed::Yes => total.changed += 1,
+                Changed::No => total.unchanged += 1,
+            }
+        }
+        deltas.apply(conn, sink, None)?;
+        Ok(total)
+    }
+}
+
+enum Changed {
+    Yes,
+    No,
+}
+
+/// One delivery about to be changed.
+struct Change<'a> {
+    conn: &'a Connection,
+    sink: i64,
+    seq: Seq,
+    previous: Option<ExceptionState>,
+    /// Its turn has not come yet.
+    ahead: bool,
+    deltas: &'a mut Deltas,
+}
+
+impl Change<'_> {
+    fn replay(&mut self, due: Timestamp) -> Result<Changed, JournalError> {
+        match self.previous {
+            // Its turn comes anyway.
+            None if self.ahead => Ok(Changed::No),
+            Some(ExceptionState::Waiting | ExceptionState::Replaying) => Ok(Changed::No),
+            // Keeps its place and its count of attempts, only sooner.
+            Some(ExceptionState::Retrying) => {
+                self.conn
+                    .prepare_cached("UPDATE exceptions SET next_at = ? WHERE sink = ? AND seq = ?")?
+                    .execute(params![due.as_millis(), self.sink, self.seq])?;
+                Ok(Changed::Yes)
+            }
+            None | Some(ExceptionState::Parked | ExceptionState::Dropped) => {
+                self.write(ExceptionState::Replaying, Some(due), "replay asked for")
+            }
+        }
+    }
+
+    fn give_up(&mut self, reason: &str) -> Result<Changed, JournalError> {
+        match self.previous {
+            Some(ExceptionState::Dropped) => Ok(Changed::No),
+            // Delivered already.
+            None if !self.ahead => Ok(Changed::No),
+            _ => self.write(ExceptionState::Dropped, None, reason),
+        }
+    }
+
+    fn write(
+        &mut self,
+        state: ExceptionState,
+        next_at: Option<Timestamp>,
+        reason: &str,
+    ) -> Result<Changed, JournalError> {
+        match self.previous {
+            Some(previous) => self.deltas.count(previous, -1),
+            None if self.ahead => self.deltas.ahead += 1,
+            None => self.deltas.delivered -= 1,
+        }
+        self.deltas.count(state, 1);
+        let row = ExceptionRow {
+            seq: self.seq,
+            state,
+            lane: 0,
+            attempts: 0,
+            first_at: None,
+            next_at,
+            reason: reason.to_owned(),
+        };
+        put_row(self.conn, self.sink, &row)?;
+        Ok(Changed::Yes)
+    }
+}
+
+fn outcome(changed: bool) -> ActionOutcome {
+    ActionOutcome { changed: u64::from(changed), unchanged: u64::from(!changed), unavailable: 0 }
+}
+
+fn audit(conn: &Connection, record: &AuditRecord) -> Result<(), JournalError> {
+    conn.prepare_cached("INSERT INTO audit (at, actor, action, detail) VALUES (?, ?, ?, ?)")?.execute(params![
+        record.at.as_millis(),
+        record.actor,
+        record.action,
+        record.detail.to_string()
+    ])?;
+    Ok(())
+}

@@ -1,0 +1,284 @@
+//! The embedded engine: SQLite with a write-ahead log and `synchronous=FULL`, one write connection.
+
+mod actions;
+mod dedupe;
+mod purge;
+mod reader;
+mod records;
+mod schema;
+mod settle;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OpenFlags, params};
+
+pub(crate) use reader::SqliteReader;
+
+use crate::engine::{Append, Commit, Committed, Engine, Verdict};
+use crate::error::{JournalError, OpenError};
+use crate::event::{Dedupe, KeyHash, Seq};
+use crate::lock::JournalLock;
+use dedupe::{Bounds, DedupeIndex};
+use settle::Sinks;
+
+/// Page cache of the write connection.
+const WRITE_CACHE_KIB: i64 = 16_384;
+/// Pages in the write-ahead log (16 MiB of 16 KiB pages) that make a commit copy them back.
+const CHECKPOINT_PAGES: i64 = 1_000;
+
+/// The engine's writing side.
+pub(crate) struct SqliteEngine {
+    path: PathBuf,
+    conn: Connection,
+    dedupe: DedupeIndex,
+    sinks: Sinks,
+    last_seq: Seq,
+    purge: purge::Progress,
+    /// A commit whose outcome the disk has to tell: its first and last position.
+    unknown: Option<(Seq, Seq)>,
+    /// The failure was not just a full disk: what is visible may not be durable.
+    suspect: bool,
+    _lock: JournalLock,
+}
+
+impl SqliteEngine {
+    /// Opens or creates the journal at `path`; takes its lock first.
+    pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
+        Self::open_bounded(path, Bounds::default())
+    }
+
+    fn open_bounded(path: &Path, bounds: Bounds) -> Result<Self, OpenError> {
+        schema::check_header(path)?;
+        let lock = JournalLock::take(path)?;
+        let store = |source: JournalError| OpenError::Store { path: path.to_owned(), source };
+        let conn = connect(path).map_err(store)?;
+        schema::migrate(path, &conn)?;
+        sync_directory(path)?;
+        let dedupe = DedupeIndex::load(&conn, bounds).map_err(store)?;
+        let sinks = Sinks::load(&conn).map_err(store)?;
+        let last_seq = last_seq(&conn).map_err(store)?;
+        Ok(Self {
+            path: path.to_owned(),
+            conn,
+            dedupe,
+            sinks,
+            last_seq,
+            purge: purge::Progress::default(),
+            unknown: None,
+            suspect: false,
+            _lock: lock,
+        })
+    }
+
+    fn try_commit(&mut self, commit: &mut Commit) -> Result<Committed, JournalError> {
+        self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        let before = self.conn.total_changes();
+        let first = self.last_seq + 1;
+        let mut committed = Committed { last_seq: self.last_seq, ..Committed::default() };
+        for append in &mut commit.appends {
+            let verdict = self.append(append, commit.at, &mut committed.last_seq)?;
+            committed.verdicts.push(verdict);
+        }
+        if let Some((first, entries)) = self.dedupe.staged_entries() {
+            self.conn
+                .prepare_cached("INSERT INTO keys (first_seq, at, entries) VALUES (?, ?, ?)")?
+                .execute(params![first, commit.at.as_millis(), entries])?;
+        }
+        for settlement in &commit.settlements {
+            self.sinks.settle(&self.conn, settlement, commit.at)?;
+        }
+        for action in &commit.actions {
+            committed.actions.push(self.sinks.act(&self.conn, action, committed.last_seq)?);
+        }
+        for (name, value) in &commit.values {
+            self.conn
+                .prepare_cached("INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value")?
+                .execute(params![name, value])?;
+        }
+        let mut forgotten = dedupe::Forgotten::default();
+        if let Some(plan) = commit.purge {
+            let used = self.used_bytes()?;
+            committed.purged.events = self.purge.step(&self.conn, &plan, used)?;
+            forgotten = self.dedupe.expire(&self.conn, plan.keys_before, plan.limit)?;
+            committed.purged.keys = forgotten.count as u64;
+        }
+        let run = if self.dedupe.wants_run(true) { self.dedupe.write_run(&self.conn)? } else { None };
+        if self.conn.total_changes() == before {
+            // Only duplicates, say: they rest on an earlier commit and need none of their own.
+            self.conn.prepare_cached("ROLLBACK")?.execute([])?;
+            return Ok(committed);
+        }
+        self.unknown = Some((first, committed.last_seq));
+        self.conn.prepare_cached("COMMIT")?.execute([])?;
+        self.unknown = None;
+        committed.synced = true;
+        self.last_seq = committed.last_seq;
+        self.dedupe.commit_staged();
+        self.dedupe.forget(forgotten);
+        if let Some(run) = run {
+            self.dedupe.adopt_run(run);
+        }
+        Ok(committed)
+    }
+
+    fn append(
+        &mut self,
+        append: &mut Append,
+        at: kit::clock::Timestamp,
+        last: &mut Seq,
+    ) -> Result<Verdict, JournalError> {
+        let key = KeyHash::of(&append.head.source, &append.head.key);
+        let known = self.dedupe.lookup(&self.conn, key)?;
+        let id = append.head.id;
+        let same = match append.dedupe {
+            Dedupe::Key => known.first(),
+            Dedupe::KeyAndBody => known.iter().find(|(known, _)| *known == id),
+        };
+        if let Some(&(id, seq)) = same {
+            return Ok(Verdict { id, seq, duplicate: true, conflict: false });
+        }
+        append.head.conflict = !known.is_empty();
+        let seq = *last + 1;
+        records::insert(&self.conn, seq, at, append)?;
+        self.dedupe.stage(key, id, seq);
+        *last = seq;
+        Ok(Verdict { id, seq, duplicate: false, conflict: append.head.conflict })
+    }
+}
+
+impl Engine for SqliteEngine {
+    fn commit(&mut self, commit: &mut Commit) -> Result<Committed, JournalError> {
+        let result = self.try_commit(commit);
+        if let Err(error) = &result {
+            self.suspect |= !error.is_full();
+            if self.unknown.is_none() {
+                self.dedupe.discard_staged();
+            }
+        }
+        result
+    }
+
+    fn reopen(&mut self) -> Result<(), JournalError> {
+        // The old connection is dropped by the assignment only after the new one exists: the lock
+        // file keeps other processes out, and SQLite's own locks are per process.
+        self.conn = connect(&self.path)?;
+        if self.suspect {
+            schema::checkpoint(&self.conn)?;
+        }
+        let on_disk = last_seq(&self.conn)?;
+        match self.unknown.take() {
+            Some((first, last)) if last >= first && on_disk >= last => {
+                self.dedupe.commit_staged();
+                self.last_seq = on_disk;
+            }
+            _ => self.dedupe.discard_staged(),
+        }
+        // What else the doubtful commit may have held – sinks, runs, expired keys – is read back.
+        self.sinks = Sinks::load(&self.conn)?;
+        if self.suspect {
+            self.dedupe = DedupeIndex::load(&self.conn, self.dedupe.bounds())?;
+            self.last_seq = on_disk;
+        }
+        self.purge = purge::Progress::default();
+        self.suspect = false;
+        Ok(())
+    }
+
+    fn idle(&mut self) -> Result<(), JournalError> {
+        if self.dedupe.wants_run(false) {
+            self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+            let run = self.dedupe.write_run(&self.conn).inspect_err(|_| self.suspect = true)?;
+            self.conn.prepare_cached("COMMIT")?.execute([]).inspect_err(|_| self.suspect = true)?;
+            if let Some(run) = run {
+                self.dedupe.adopt_run(run);
+            }
+        }
+        Ok(())
+    }
+
+    fn last_seq(&self) -> Seq {
+        self.last_seq
+    }
+
+    fn dedupe_memory(&self) -> (u64, u64) {
+        self.dedupe.memory()
+    }
+
+    fn used_bytes(&self) -> Result<u64, JournalError> {
+        used_bytes(&self.conn)
+    }
+
+    fn close(self: Box<Self>) {
+        // Closing the last connection checkpoints; after a failure there is nothing left to save.
+        if let Err((_, error)) = self.conn.close() {
+            tracing::warn!(error = %error, "journal did not close cleanly: {error}");
+        }
+    }
+}
+
+/// Opens the write connection with everything that durability rests on.
+fn connect(path: &Path) -> Result<Connection, JournalError> {
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(path, flags)?;
+    conn.set_prepared_statement_cache_capacity(64);
+    conn.busy_timeout(std::time::Duration::from_secs(2))?;
+    conn.execute_batch(&format!(
+        "PRAGMA page_size = 16384;
+         PRAGMA journal_mode = WAL;
+         PRAGMA synchronous = FULL;
+         PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};
+         PRAGMA journal_size_limit = 67108864;
+         PRAGMA cache_size = -{WRITE_CACHE_KIB};
+         PRAGMA temp_store = MEMORY;
+         PRAGMA trusted_schema = OFF;
+         PRAGMA mmap_size = 0;"
+    ))?;
+    let mode: String = conn.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(JournalError::Unavailable(format!("the file system allows journal mode {mode} only, not wal")));
+    }
+    Ok(conn)
+}
+
+/// The last position ever given: events may have been purged, but then their keys, or the cursors
+/// that passed them, remain.
+fn last_seq(conn: &Connection) -> Result<Seq, JournalError> {
+    let from_keys: Option<(Seq, i64)> = rusqlite::OptionalExtension::optional(conn.query_row(
+        "SELECT first_seq, length(entries) FROM keys ORDER BY first_seq DESC LIMIT 1",
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    ))?;
+    let from_keys = from_keys.map_or(0, |(first, bytes)| first - 1 + bytes / dedupe::ENTRY as i64);
+    let others: Seq = conn.query_row(
+        "SELECT max(
+            ifnull((SELECT max(seq) FROM events), 0),
+            ifnull((SELECT max(last_seq) FROM key_runs), 0),
+            ifnull((SELECT max(cursor) FROM sinks), 0))",
+        [],
+        |row| row.get(0),
+    )?;
+    Ok(from_keys.max(others))
+}
+
+fn used_bytes(conn: &Connection) -> Result<u64, JournalError> {
+    let pragma = |name: &str| -> Result<u64, rusqlite::Error> {
+        let mut query = conn.prepare_cached(&format!("PRAGMA {name}"))?;
+        query.query_row([], |row| row.get::<_, i64>(0)).map(|n| u64::try_from(n).unwrap_or(0))
+    };
+    Ok((pragma("page_count")?.saturating_sub(pragma("freelist_count")?)) * pragma("page_size")?)
+}
+
+/// Makes the file's name durable: a new file whose directory entry is lost is a lost journal.
+fn sync_directory(path: &Path) -> Result<(), OpenError> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|source| OpenError::Io { path: directory.to_owned(), source })
+}

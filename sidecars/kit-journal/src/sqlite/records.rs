@@ -1,0 +1,51 @@
+//! One event as a row, and the checksum that stands between a damaged disk and a delivery.
+
+use kit::clock::Timestamp;
+use rusqlite::{Connection, Row, params};
+use sha2::{Digest, Sha256};
+
+use crate::engine::Append;
+use crate::error::JournalError;
+use crate::event::{BodyDigest, EventHead, Seq, StoredEvent};
+
+/// The columns that [`read`] expects, in order.
+pub(super) const COLUMNS: &str = "events.seq, events.at, events.head, events.sum, events.body";
+
+pub(super) fn insert(conn: &Connection, seq: Seq, at: Timestamp, append: &Append) -> Result<(), JournalError> {
+    let head = serde_json::to_string(&append.head)
+        .map_err(|_| JournalError::Damaged { seq, what: "head cannot be written as JSON" })?;
+    let sum = checksum(seq, at, head.as_bytes(), &append.digest);
+    conn.prepare_cached("INSERT INTO events (seq, at, head, sum, body) VALUES (?, ?, ?, ?, ?)")?.execute(params![
+        seq,
+        at.as_millis(),
+        head,
+        sum.as_slice(),
+        append.body
+    ])?;
+    Ok(())
+}
+
+/// Reads a row of [`COLUMNS`]; never returns bytes that are not the ones that were stored.
+pub(super) fn read(row: &Row<'_>) -> Result<StoredEvent, JournalError> {
+    let seq: Seq = row.get(0)?;
+    let damaged = |what| JournalError::Damaged { seq, what };
+    let at = Timestamp::from_millis(row.get(1).map_err(|_| damaged("receipt time is not a number"))?);
+    let head = row.get_ref(2)?.as_str().map_err(|_| damaged("head is not text"))?;
+    let sum = row.get_ref(3)?.as_blob().map_err(|_| damaged("checksum is missing"))?;
+    let body = row.get_ref(4)?.as_blob().map_err(|_| damaged("body is missing"))?;
+    if checksum(seq, at, head.as_bytes(), &BodyDigest::of(body)).as_slice() != sum {
+        return Err(damaged("checksum differs"));
+    }
+    let head: EventHead = serde_json::from_str(head).map_err(|_| damaged("head is not understood"))?;
+    Ok(StoredEvent { seq, at, head, body: bytes::Bytes::copy_from_slice(body) })
+}
+
+fn checksum(seq: Seq, at: Timestamp, head: &[u8], body: &BodyDigest) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    hasher.update(seq.to_le_bytes());
+    hasher.update(at.as_millis().to_le_bytes());
+    hasher.update((head.len() as u64).to_le_bytes());
+    hasher.update(head);
+    hasher.update(body.0);
+    hasher.finalize().into()
+}

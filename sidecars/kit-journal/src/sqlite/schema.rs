@@ -1,0 +1,122 @@
+//! The tables, their versions, and what makes a file ours.
+//!
+//! The shape is append-friendly: few narrow tables, no index on random values, no update of a wide
+//! row. The happy path of an event is one insert here and its share of one small update a batch.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use crate::error::{JournalError, OpenError};
+
+/// `application_id` in the file header: "OUTR".
+const APPLICATION_ID: i64 = 0x4f55_5452;
+
+/// The newest schema version; `MIGRATIONS[n]` leads from version n to n + 1.
+pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
+
+const MIGRATIONS: [&str; 1] = [
+    // `sum` is SHA-256 over seq, at, head and SHA-256(body): a record is served only if it matches.
+    // `keys.entries` holds 32 bytes an event – key hash, event id – for consecutive positions from
+    // `first_seq`. `key_blocks` holds older keys sorted, 40 bytes each, 256 a block.
+    // `exceptions` has a row only for what is neither simply pending nor simply delivered.
+    "
+    CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE events (
+        seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, head TEXT NOT NULL, sum BLOB NOT NULL, body BLOB NOT NULL
+    );
+    CREATE TABLE keys (first_seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, entries BLOB NOT NULL);
+    CREATE TABLE key_runs (
+        run INTEGER PRIMARY KEY, last_seq INTEGER NOT NULL, newest_at INTEGER NOT NULL,
+        count INTEGER NOT NULL, filter BLOB NOT NULL
+    );
+    CREATE TABLE key_blocks (
+        run INTEGER NOT NULL, first_key BLOB NOT NULL, entries BLOB NOT NULL, PRIMARY KEY (run, first_key)
+    ) WITHOUT ROWID;
+    CREATE TABLE sinks (
+        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, start INTEGER NOT NULL, cursor INTEGER NOT NULL,
+        delivered INTEGER NOT NULL DEFAULT 0, open INTEGER NOT NULL DEFAULT 0, parked INTEGER NOT NULL DEFAULT 0,
+        dropped INTEGER NOT NULL DEFAULT 0, filtered INTEGER NOT NULL DEFAULT 0, ahead INTEGER NOT NULL DEFAULT 0,
+        paused INTEGER NOT NULL DEFAULT 0
+    );
+    CREATE TABLE exceptions (
+        sink INTEGER NOT NULL, seq INTEGER NOT NULL, state INTEGER NOT NULL, lane INTEGER NOT NULL,
+        attempts INTEGER NOT NULL, first_at INTEGER, next_at INTEGER, reason TEXT NOT NULL,
+        PRIMARY KEY (sink, seq)
+    ) WITHOUT ROWID;
+    CREATE INDEX exceptions_by_state ON exceptions (sink, state, seq);
+    CREATE INDEX exceptions_by_due ON exceptions (sink, state, next_at);
+    CREATE TABLE attempts (
+        id INTEGER PRIMARY KEY, sink INTEGER NOT NULL, at INTEGER NOT NULL, min_seq INTEGER NOT NULL,
+        max_seq INTEGER NOT NULL, entries TEXT NOT NULL
+    );
+    CREATE TABLE audit (
+        id INTEGER PRIMARY KEY, at INTEGER NOT NULL, actor TEXT NOT NULL, action TEXT NOT NULL, detail TEXT NOT NULL
+    );
+    ",
+];
+
+/// Refuses, without opening it as a database, a file that is another program's or a newer version's.
+///
+/// The header of the main file is enough: a migration ends with a checkpoint. A file without a
+/// header yet (a first start that was cut off) is judged after opening.
+pub(super) fn check_header(path: &Path) -> Result<(), OpenError> {
+    let mut header = [0_u8; 100];
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(OpenError::Io { path: path.to_owned(), source }),
+    };
+    let length = file.metadata().map_err(|source| OpenError::Io { path: path.to_owned(), source })?.len();
+    if length == 0 {
+        return Ok(());
+    }
+    if file.read_exact(&mut header).is_err() || !header.starts_with(b"SQLite format 3\0") {
+        return Err(OpenError::Foreign { path: path.to_owned() });
+    }
+    let word = |at: usize| i64::from(u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]));
+    judge(path, word(68), word(60), false)
+}
+
+fn judge(path: &Path, application: i64, version: i64, empty: bool) -> Result<(), OpenError> {
+    if application != APPLICATION_ID && !(empty && application == 0 && version == 0) {
+        return Err(OpenError::Foreign { path: path.to_owned() });
+    }
+    if version > VERSION {
+        return Err(OpenError::Newer { path: path.to_owned(), found: version, known: VERSION });
+    }
+    Ok(())
+}
+
+/// Brings the file to the current version, in one transaction.
+pub(super) fn migrate(path: &Path, conn: &Connection) -> Result<(), OpenError> {
+    let store = |source: rusqlite::Error| OpenError::Store { path: path.to_owned(), source: source.into() };
+    let pragma = |name: &str| conn.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0)).map_err(store);
+    let tables: i64 =
+        conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(store)?;
+    let version = pragma("user_version")?;
+    judge(path, pragma("application_id")?, version, tables == 0)?;
+    if version == VERSION {
+        return Ok(());
+    }
+    let steps: String = MIGRATIONS.iter().skip(usize::try_from(version).unwrap_or(0)).copied().collect();
+    let sql = format!(
+        "BEGIN IMMEDIATE; {steps} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION}; COMMIT;"
+    );
+    conn.execute_batch(&sql).map_err(store)?;
+    checkpoint(conn).map_err(|source| OpenError::Store { path: path.to_owned(), source })
+}
+
+/// Copies the write-ahead log into the main file and syncs it.
+///
+/// After a failed sync the kernel may have forgotten pages that it shows as written; this writes
+/// them again and syncs a file that has not failed yet, so that what is visible is durable.
+pub(super) fn checkpoint(conn: &Connection) -> Result<(), JournalError> {
+    let busy: i64 = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+    if busy != 0 {
+        return Err(JournalError::Unavailable("readers hold the write-ahead log".to_owned()));
+    }
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! One record a key, for as long as the window, in bounded memory.
+
+use super::*;
+
+#[test]
+fn a_repeated_event_is_the_same_event_also_within_a_commit_and_across_a_restart() {
+    let mut bench = Bench::new();
+    let both = bench.append(vec![append("k", "{}"), append("k", "{}")]);
+
+    assert!(!both[0].duplicate && both[1].duplicate);
+    assert_eq!((both[0].id, both[0].seq), (both[1].id, both[1].seq));
+
+    bench.restart();
+    let again = bench.append(vec![append("k", "{}")]);
+    assert!(again[0].duplicate);
+    assert_eq!(again[0].id, both[0].id);
+}
+
+#[test]
+fn another_body_under_a_known_key_is_a_new_event_that_says_so() {
+    let mut bench = Bench::new();
+    bench.append(vec![append("k", "{}")]);
+
+    let other = bench.append(vec![append("k", "[]")]);
+    assert!(other[0].conflict && !other[0].duplicate);
+    let repeated = bench.append(vec![append("k", "[]"), append("k", "{}")]);
+    assert!(repeated[0].duplicate && repeated[1].duplicate);
+
+    let stored = bench.reader().event(other[0].seq).unwrap().unwrap();
+    assert!(stored.head.conflict);
+    assert!(!bench.reader().event(1).unwrap().unwrap().head.conflict);
+}
+
+#[test]
+fn where_the_key_alone_identifies_the_first_arrival_wins() {
+    let mut bench = Bench::new();
+    let first = bench.append(vec![append_from("authentik", "pk", "{}", Dedupe::Key)]);
+    let second = bench.append(vec![append_from("authentik", "pk", "[]", Dedupe::Key)]);
+    assert!(second[0].duplicate);
+    assert_eq!(second[0].id, first[0].id);
+    assert!(!bench.append(vec![append_from("other", "pk", "[]", Dedupe::Key)])[0].duplicate, "sources are apart");
+}
+
+#[test]
+fn only_duplicates_cost_no_sync() {
+    let mut bench = Bench::new();
+    bench.append(vec![append("k", "{}")]);
+    let committed = bench.commit(Commit { appends: vec![append("k", "{}")], ..Commit::default() });
+    assert!(!committed.synced);
+    assert_eq!(committed.last_seq, 1);
+}
+
+/// Ten thousand keys through a memory of a hundred: everything moves to runs on disk, filters are
+/// folded down, and still every key is known and no other is.
+#[test]
+fn keys_beyond_the_memory_are_found_on_disk_also_after_a_restart() {
+    let bounds = Bounds { recent_keys: 100, run_keys: 40, filter_bytes: 600 };
+    let mut bench = Bench::bounded(bounds);
+    for batch in 0..100 {
+        let appends = (0..100).map(|n| append(&format!("{batch}-{n}"), "{}")).collect();
+        assert!(bench.append(appends).iter().all(|verdict| !verdict.duplicate));
+        bench.engine().idle().unwrap();
+        while bench.engine().dedupe.wants_run(false) {
+            bench.engine().idle().unwrap();
+        }
+    }
+    let (memory, keys) = bench.engine().dedupe_memory();
+    assert_eq!(keys, 10_000);
+    assert!(memory < 100 * 64 + 600 + 4096, "{memory}");
+
+    for restarted in [false, true] {
+        if restarted {
+            bench.restart();
+        }
+        for key in ["0-0", "0-99", "50-50", "99-0", "99-99"] {
+            assert!(bench.append(vec![append(key, "{}")])[0].duplicate, "{key}, restarted: {restarted}");
+            let conflict = bench.append(vec![append(key, if restarted { "[1]" } else { "[2]" })]);
+            assert!(conflict[0].conflict, "{key}");
+        }
+        assert!(!bench.append(vec![append(&format!("new-{restarted}"), "{}")])[0].duplicate);
+    }
+    let id = append("0-0", "{}").head.id;
+    assert_eq!(bench.reader().find(id).unwrap(), Some(1), "an event is found by its id wherever its key lies");
+}
+
+#[test]
+fn keys_are_forgotten_after_the_window_and_not_before() {
+    for bounds in [Bounds::default(), Bounds { recent_keys: 10, run_keys: 5, filter_bytes: 1024 }] {
+        let mut bench = Bench::bounded(bounds);
+        bench.append((0..20).map(|n| append(&format!("old-{n}"), "{}")).collect());
+        bench.now += 90 * 86_400_000;
+        bench.append(vec![append("young", "{}")]);
+        bench.engine().idle().unwrap();
+        let plan = |keys_before| Purge {
+            delivered_before: Timestamp::from_millis(0),
+            max_bytes: u64::MAX,
+            keys_before: Timestamp::from_millis(keys_before),
+            limit: 512,
+        };
+
+        let now = bench.now;
+        for _ in 0..10 {
+            bench.purge(plan(now - 91 * 86_400_000));
+        }
+        assert!(bench.append(vec![append("old-3", "{}")])[0].duplicate);
+        for _ in 0..10 {
+            bench.purge(plan(now - 1));
+        }
+        assert!(bench.append(vec![append("young", "{}")])[0].duplicate);
+        assert!(!bench.append(vec![append("old-3", "{}")])[0].duplicate);
+    }
+}

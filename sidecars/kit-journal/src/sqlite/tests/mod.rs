@@ -1,0 +1,122 @@
+//! The engine's promises, checked on the file.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+mod conservation;
+mod dedupe;
+mod files;
+
+use kit::clock::Timestamp;
+use tempfile::TempDir;
+
+use super::dedupe::Bounds;
+use super::*;
+use crate::engine::{Action, Attempt, Commit, ExceptionRow, ExceptionState, Purge, Reader, Settlement};
+use crate::event::{BodyDigest, EventHead, EventId};
+use crate::filter::{DeliveryState, EventFilter};
+
+const SINK: &str = "gateway";
+
+struct Bench {
+    directory: TempDir,
+    engine: Option<SqliteEngine>,
+    bounds: Bounds,
+    now: i64,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::bounded(Bounds::default())
+    }
+
+    fn bounded(bounds: Bounds) -> Self {
+        let directory = TempDir::new().unwrap();
+        let engine = SqliteEngine::open_bounded(&directory.path().join("j.db"), bounds).unwrap();
+        let mut bench = Self { directory, engine: Some(engine), bounds, now: 1_700_000_000_000 };
+        bench.act(Action::Register { sink: SINK.to_owned() });
+        bench
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.directory.path().join("j.db")
+    }
+
+    fn engine(&mut self) -> &mut SqliteEngine {
+        self.engine.as_mut().unwrap()
+    }
+
+    fn restart(&mut self) {
+        drop(self.engine.take());
+        self.engine = Some(SqliteEngine::open_bounded(&self.path(), self.bounds).unwrap());
+    }
+
+    fn commit(&mut self, commit: Commit) -> Committed {
+        let mut commit = Commit { at: Timestamp::from_millis(self.now), ..commit };
+        self.engine().commit(&mut commit).unwrap()
+    }
+
+    fn append(&mut self, appends: Vec<Append>) -> Vec<Verdict> {
+        self.commit(Commit { appends, ..Commit::default() }).verdicts
+    }
+
+    fn act(&mut self, action: Action) -> crate::engine::ActionOutcome {
+        self.commit(Commit { actions: vec![action], ..Commit::default() }).actions[0]
+    }
+
+    fn settle(&mut self, settlement: Settlement) {
+        self.commit(Commit { settlements: vec![Settlement { sink: SINK.to_owned(), ..settlement }], ..Commit::default() });
+    }
+
+    fn purge(&mut self, plan: Purge) -> crate::engine::Purged {
+        self.commit(Commit { purge: Some(plan), ..Commit::default() }).purged
+    }
+
+    fn reader(&self) -> SqliteReader {
+        SqliteReader::open(&self.path()).unwrap()
+    }
+
+    fn state(&self, seq: Seq) -> DeliveryState {
+        self.reader().found(seq).unwrap().unwrap().deliveries[SINK].state
+    }
+}
+
+fn append(key: &str, body: &str) -> Append {
+    append_from("lago/acme", key, body, Dedupe::KeyAndBody)
+}
+
+fn append_from(source: &str, key: &str, body: &str, dedupe: Dedupe) -> Append {
+    let digest = BodyDigest::of(body.as_bytes());
+    let id = EventId::derive(source, key, (dedupe == Dedupe::KeyAndBody).then_some(&digest));
+    Append {
+        head: EventHead {
+            id,
+            source: source.to_owned(),
+            event_type: "lago.invoice.created".to_owned(),
+            subject: format!("invoice/{key}"),
+            key: key.to_owned(),
+            tenant: Some("t".to_owned()),
+            unattributed: false,
+            time: None,
+            alias: None,
+            conflict: false,
+            json: true,
+            traceparent: None,
+            tracestate: None,
+            headers: Vec::new(),
+        },
+        body: body.as_bytes().to_vec(),
+        digest,
+        dedupe,
+    }
+}
+
+fn row(seq: Seq, state: ExceptionState) -> ExceptionRow {
+    ExceptionRow {
+        seq,
+        state,
+        lane: 7,
+        attempts: 1,
+        first_at: Some(Timestamp::from_millis(1)),
+        next_at: Some(Timestamp::from_millis(2)),
+        reason: "answered 500".to_owned(),
+    }
+}

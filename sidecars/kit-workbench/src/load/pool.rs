@@ -1,0 +1,99 @@
+//! Webhooks that are made and signed before a run begins.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Target;
+use crate::Digest;
+
+/// One webhook, ready but for its key.
+#[derive(Clone, Debug)]
+pub struct PreparedWebhook {
+    /// Whose it is, as the ledger names it.
+    pub organisation: Arc<str>,
+    /// What order is promised within; empty where none is.
+    pub subject: Arc<str>,
+    /// Header lines besides `Host`, `Connection`, `Content-Length`, `Content-Type` and the key.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Bytes,
+    sha256: Digest,
+    header_lines: String,
+}
+
+impl PreparedWebhook {
+    /// A webhook from its parts. Headers are sent as given: their values must not hold line ends.
+    pub fn new(
+        organisation: impl Into<Arc<str>>,
+        subject: impl Into<Arc<str>>,
+        headers: Vec<(String, String)>,
+        body: impl Into<Bytes>,
+    ) -> Self {
+        let body = body.into();
+        let mut header_lines = format!(
+            "Content-Type: application/json\r\nContent-Length: {}\r\n",
+            body.len()
+        );
+        for (name, value) in &headers {
+            header_lines.push_str(&format!("{name}: {value}\r\n"));
+        }
+        Self {
+            organisation: organisation.into(),
+            subject: subject.into(),
+            headers,
+            sha256: Digest::of(&body),
+            body,
+            header_lines,
+        }
+    }
+
+    /// SHA-256 of the body.
+    pub fn sha256(&self) -> Digest {
+        self.sha256
+    }
+
+    /// The whole request as bytes.
+    pub(super) fn request(&self, target: &Target, key: &str, keep_alive: bool) -> Vec<u8> {
+        let connection = if keep_alive { "keep-alive" } else { "close" };
+        let Target { host, path, .. } = target;
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: {connection}\r\n\
+             X-Lago-Unique-Key: {key}\r\n"
+        );
+        let mut bytes =
+            Vec::with_capacity(head.len() + self.header_lines.len() + 2 + self.body.len());
+        bytes.extend_from_slice(head.as_bytes());
+        bytes.extend_from_slice(self.header_lines.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+        bytes.extend_from_slice(&self.body);
+        bytes
+    }
+}
+
+/// The webhooks of a run, sent in turn.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    webhooks: Vec<PreparedWebhook>,
+}
+
+impl Pool {
+    /// A pool of these webhooks.
+    pub fn new(webhooks: Vec<PreparedWebhook>) -> Self {
+        Self { webhooks }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.webhooks.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.webhooks.is_empty()
+    }
+
+    pub(super) fn get(&self, index: usize) -> &PreparedWebhook {
+        &self.webhooks[index]
+    }
+}

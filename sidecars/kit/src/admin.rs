@@ -1,0 +1,252 @@
+//! The admin listener's routes: health and metrics for everybody who reaches it, the API for those
+//! who hold the token.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::secret::Secret;
+use crate::serve::ConnInfo;
+use crate::telemetry::Metrics;
+
+/// Failed attempts a second that one peer may make.
+const FAILURES_PER_SECOND: NonZeroU32 = NonZeroU32::new(5).expect("five is not zero");
+/// Peers remembered for that; above it the oldest are forgotten.
+const PEERS: usize = 4096;
+
+/// Which parts of the daemon are ready.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness {
+    parts: Arc<Mutex<BTreeMap<String, Option<String>>>>,
+}
+
+/// One part's way to say whether it is ready.
+#[derive(Clone, Debug)]
+pub struct Part {
+    name: String,
+    readiness: Readiness,
+}
+
+impl Readiness {
+    /// A part that is not ready yet.
+    pub fn part(&self, name: &str) -> Part {
+        let part = Part { name: name.to_owned(), readiness: self.clone() };
+        part.set(Some("starting".to_owned()));
+        part
+    }
+
+    fn report(&self) -> (bool, serde_json::Value) {
+        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        let ready = parts.values().all(Option::is_none);
+        let shown: BTreeMap<&String, &str> =
+            parts.iter().map(|(name, reason)| (name, reason.as_deref().unwrap_or("ready"))).collect();
+        (ready, json!({ "ready": ready, "parts": shown }))
+    }
+}
+
+impl Part {
+    /// The part works.
+    pub fn set_ready(&self) {
+        self.set(None);
+    }
+
+    /// It does not, and why.
+    pub fn set_not_ready(&self, reason: &str) {
+        self.set(Some(reason.to_owned()));
+    }
+
+    fn set(&self, reason: Option<String>) {
+        let mut parts = self.readiness.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.insert(self.name.clone(), reason);
+    }
+}
+
+/// What the admin routes need.
+pub struct AdminState {
+    /// Metrics to show.
+    pub metrics: Arc<Metrics>,
+    /// Parts to ask.
+    pub readiness: Readiness,
+    /// Bearer token of the API; without one it is closed.
+    pub token: Option<Secret>,
+    /// The API, mounted at `/api/v1`.
+    pub api: Router,
+    /// Its description.
+    pub openapi: utoipa::openapi::OpenApi,
+}
+
+impl std::fmt::Debug for AdminState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AdminState").field("readiness", &self.readiness).finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    token: Option<[u8; 32]>,
+    failures: DefaultKeyedRateLimiter<IpAddr>,
+    openapi: String,
+}
+
+/// The admin listener's router.
+pub fn router(state: AdminState) -> Router {
+    let shared = Arc::new(Shared {
+        metrics: state.metrics,
+        readiness: state.readiness,
+        token: state.token.map(|token| digest(token.expose().as_bytes())),
+        failures: RateLimiter::keyed(Quota::per_second(FAILURES_PER_SECOND)),
+        openapi: state.openapi.to_json().unwrap_or_default(),
+    });
+    let api = Router::new()
+        .route("/openapi.json", get(openapi))
+        .with_state(Arc::clone(&shared))
+        .merge(state.api)
+        .fallback(|| async { refusal(StatusCode::NOT_FOUND, "no such path") })
+        .layer(from_fn_with_state(Arc::clone(&shared), authorise));
+    Router::new()
+        .route("/livez", get(|| async { "ok" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(shared)
+        .nest("/api/v1", api)
+        .fallback(|| async { refusal(StatusCode::NOT_FOUND, "no such path") })
+}
+
+async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
+    let (ready, report) = shared.readiness.report();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(report)).into_response()
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    ([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], shared.metrics.render()).into_response()
+}
+
+async fn openapi(State(shared): State<Arc<Shared>>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], shared.openapi.clone()).into_response()
+}
+
+async fn authorise(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let Some(token) = &shared.token else {
+        return refusal(StatusCode::FORBIDDEN, "the admin API is closed: set SIDECAR_ADMIN__TOKEN_FILE and start again");
+    };
+    let given = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.as_bytes().split_at_checked(7))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "))
+        .map(|(_, token)| digest(token));
+    // Digests of equal length are compared, and one is compared even when none was given.
+    let matches: bool = given.unwrap_or([0; 32]).ct_eq(token).into();
+    if matches && given.is_some() {
+        return next.run(request).await;
+    }
+    let peer = request.extensions().get::<ConnInfo>().map_or(IpAddr::from([0, 0, 0, 0]), |info| info.peer.ip());
+    if shared.failures.len() > PEERS {
+        shared.failures.retain_recent();
+    }
+    if shared.failures.check_key(&peer).is_err() {
+        let mut response = refusal(StatusCode::TOO_MANY_REQUESTS, "too many failed attempts");
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        return response;
+    }
+    let mut response = refusal(StatusCode::UNAUTHORIZED, "a bearer token is required");
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    response
+}
+
+fn digest(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
+fn refusal(status: StatusCode, error: &'static str) -> Response {
+    (status, Json(json!({ "error": error }))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use axum::body::Body;
+    use tower::ServiceExt as _;
+
+    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+    fn app(token: Option<&str>) -> (Router, Readiness) {
+        let readiness = Readiness::default();
+        let state = AdminState {
+            metrics: Arc::new(Metrics::new("probe", "1")),
+            readiness: readiness.clone(),
+            token: token.map(|token| Secret::from(token.to_owned())),
+            api: Router::new().route("/things", get(|| async { "things" })),
+            openapi: utoipa::openapi::OpenApiBuilder::new().build(),
+        };
+        (router(state), readiness)
+    }
+
+    async fn status(app: &Router, path: &str, authorization: Option<&str>) -> StatusCode {
+        let mut request = Request::builder().uri(path);
+        if let Some(value) = authorization {
+            request = request.header("authorization", value);
+        }
+        app.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap().status()
+    }
+
+    #[tokio::test]
+    async fn every_api_path_wants_the_token_also_those_that_do_not_exist() {
+        let (app, _) = app(Some(TOKEN));
+        let bearer = format!("Bearer {TOKEN}");
+        for path in ["/api/v1/things", "/api/v1/openapi.json"] {
+            assert_eq!(status(&app, path, Some(&bearer)).await, StatusCode::OK, "{path}");
+        }
+        assert_eq!(status(&app, "/api/v1/nothing", Some(&bearer)).await, StatusCode::NOT_FOUND);
+        for (path, given) in [
+            ("/api/v1/things", None),
+            ("/api/v1/openapi.json", None),
+            ("/api/v1/nothing", None),
+            ("/api/v1/things", Some("Basic 0123456789abcdef0123456789abcdef")),
+            ("/api/v1/things", Some("Bearer 0123456789abcdef0123456789abcdeX")),
+        ] {
+            assert_eq!(status(&app, path, given).await, StatusCode::UNAUTHORIZED, "{path} {given:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn guessing_is_slowed_down_and_does_not_lock_the_holder_out() {
+        let (app, _) = app(Some(TOKEN));
+        let mut seen = Vec::new();
+        for _ in 0..20 {
+            seen.push(status(&app, "/api/v1/things", Some("Bearer wrong")).await);
+        }
+        assert!(seen.contains(&StatusCode::TOO_MANY_REQUESTS));
+        assert_eq!(status(&app, "/api/v1/things", Some(&format!("bearer {TOKEN}"))).await, StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn without_a_token_the_api_is_closed_and_health_is_not() {
+        let (app, readiness) = app(None);
+        assert_eq!(status(&app, "/api/v1/things", Some("Bearer ")).await, StatusCode::FORBIDDEN);
+        assert_eq!(status(&app, "/livez", None).await, StatusCode::OK);
+        assert_eq!(status(&app, "/metrics", None).await, StatusCode::OK);
+
+        let part = readiness.part("journal");
+        assert_eq!(status(&app, "/readyz", None).await, StatusCode::SERVICE_UNAVAILABLE);
+        part.set_ready();
+        assert_eq!(status(&app, "/readyz", None).await, StatusCode::OK);
+        part.set_not_ready("disk full");
+        assert_eq!(status(&app, "/readyz", None).await, StatusCode::SERVICE_UNAVAILABLE);
+    }
+}

@@ -1,0 +1,176 @@
+#![allow(clippy::unwrap_used)]
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::*;
+use crate::secret::Secret;
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Config {
+    log: LogSection,
+    gateway: Gateway,
+}
+
+/// Where things go.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Gateway {
+    /// Base URL.
+    url: Option<String>,
+    /// The key.
+    api_key: Option<Secret>,
+    /// Parallel | requests.
+    concurrency: usize,
+    seconds: f64,
+    delays: Vec<f64>,
+    names: Vec<String>,
+    on: bool,
+    headers: BTreeMap<String, String>,
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self {
+            url: None,
+            api_key: None,
+            concurrency: 16,
+            seconds: 3.0,
+            delays: vec![1.0],
+            names: Vec::new(),
+            on: true,
+            headers: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { log: LogSection::default(), gateway: Gateway::default() }
+    }
+}
+
+impl Section for Config {
+    fn validate(&self, problems: &mut Problems) {
+        self.log.validate("log", problems);
+        if self.gateway.url.is_none() {
+            problems.add("gateway.url", "must be set");
+        }
+    }
+}
+
+const WELL_KNOWN: [WellKnown; 4] = [
+    WellKnown { env: "GATEWAY_URL", path: "gateway.url" },
+    WellKnown { env: "API_KEY", path: "gateway.api_key" },
+    COMMON_WELL_KNOWN[0],
+    COMMON_WELL_KNOWN[1],
+];
+
+fn source(env: &[(&str, &str)]) -> Source {
+    Source {
+        file: None,
+        env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        well_known: WELL_KNOWN.to_vec(),
+    }
+}
+
+fn lines(env: &[(&str, &str)]) -> Vec<String> {
+    load::<Config>(&source(env)).unwrap_err().0
+}
+
+#[test]
+fn texts_are_read_by_the_type_of_the_default() {
+    let config: Config = load(&source(&[
+        ("GATEWAY_URL", "http://g"),
+        ("API_KEY", "007"),
+        ("SIDECAR_GATEWAY__CONCURRENCY", "4"),
+        ("SIDECAR_GATEWAY__SECONDS", "2"),
+        ("SIDECAR_GATEWAY__DELAYS", "1, 2.5,3"),
+        ("SIDECAR_GATEWAY__NAMES", "1,two"),
+        ("SIDECAR_GATEWAY__ON", "false"),
+        ("SIDECAR_GATEWAY__HEADERS__X_KEY", "42"),
+        ("LOG_LEVEL", "debug"),
+        ("PATH", "/bin"),
+        ("SIDECAR_TAG", "1.0"),
+    ]))
+    .unwrap();
+    assert_eq!(config.gateway.api_key.unwrap().expose(), "007", "a key of digits stays a text");
+    assert_eq!((config.gateway.concurrency, config.gateway.seconds, config.gateway.on), (4, 2.0, false));
+    assert_eq!(config.gateway.delays, [1.0, 2.5, 3.0]);
+    assert_eq!(config.gateway.headers["x_key"], "42");
+    assert_eq!(config.log.level, "debug");
+}
+
+#[test]
+fn every_mistake_is_reported_at_once_with_its_variable() {
+    let lines = lines(&[
+        ("SIDECAR_GATEWAY__CONCURRENCY", "many"),
+        ("SIDECAR_GATEWAY__ON", "perhaps"),
+        ("SIDECAR_GATEWAY__CONCURENCY", "4"),
+        ("SIDECAR_NONSENSE__X", "4"),
+        ("LOG_LEVEL", "loud!"),
+    ]);
+    assert_eq!(lines.len(), 6, "{lines:#?}");
+    let has = |text: &str| assert!(lines.iter().any(|line| line.contains(text)), "{text}: {lines:#?}");
+    has("SIDECAR_GATEWAY__CONCURRENCY: found string \"many\"");
+    has("SIDECAR_GATEWAY__ON: found string \"perhaps\"");
+    has("SIDECAR_GATEWAY__CONCURENCY: is not a setting, did you mean SIDECAR_GATEWAY__CONCURRENCY?");
+    has("SIDECAR_NONSENSE: is not a setting");
+    has("LOG_LEVEL: must be");
+    has("GATEWAY_URL: must be set");
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let file = directory.path().join("c.toml");
+    std::fs::write(&file, "[gateway]\nurl = 'http://g'\napi_key = 123456789\nheaders = 'topsecret'\n").unwrap();
+    let text = load::<Config>(&Source { file: Some(file), ..source(&[]) }).unwrap_err().to_string();
+    assert!(text.contains("API_KEY: ") && text.contains("SIDECAR_GATEWAY__HEADERS: "), "{text}");
+    assert!(!text.contains("123456789") && !text.contains("topsecret"), "{text}");
+}
+
+#[test]
+fn the_file_is_strict_and_the_environment_wins() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let file = directory.path().join("c.toml");
+    std::fs::write(&file, "[gateway]\nurl = 'http://file'\nconcurrency = 2\n").unwrap();
+    let with = |env: &[(&str, &str)]| load::<Config>(&Source { file: Some(file.clone()), ..source(env) });
+    assert_eq!(with(&[]).unwrap().gateway.concurrency, 2);
+    assert_eq!(with(&[("GATEWAY_URL", "http://env")]).unwrap().gateway.url.unwrap(), "http://env");
+
+    std::fs::write(&file, "[gateway]\nurl = 'http://file'\nnonsense = 2\n").unwrap();
+    assert_eq!(with(&[]).unwrap_err().0, ["SIDECAR_GATEWAY__NONSENSE: is not a setting"]);
+    std::fs::write(&file, "[gateway\n").unwrap();
+    assert!(with(&[]).unwrap_err().0[0].contains("c.toml: TOML parse error"));
+    let missing = Source { file: Some("/nonexistent.toml".into()), ..source(&[("GATEWAY_URL", "http://g")]) };
+    assert!(load::<Config>(&missing).unwrap_err().0[0].contains("/nonexistent.toml"));
+}
+
+#[test]
+fn two_names_of_one_setting_must_agree() {
+    let env = [("GATEWAY_URL", "http://a"), ("SIDECAR_GATEWAY__URL", "http://b")];
+    let lines = lines(&env);
+    assert!(lines[0].contains("is set differently from GATEWAY_URL"), "{lines:?}");
+    assert!(load::<Config>(&source(&[("GATEWAY_URL", "http://a"), ("SIDECAR_GATEWAY__URL", "http://a")])).is_ok());
+}
+
+#[test]
+fn an_empty_variable_counts_as_unset() {
+    let config: Config = load(&source(&[("GATEWAY_URL", "http://g"), ("LOG_LEVEL", "")])).unwrap();
+    assert_eq!(config.log.level, "info");
+}
+
+#[test]
+fn the_reference_names_every_setting() {
+    let page = reference::<Config>("probe", &WELL_KNOWN);
+    for expected in [
+        "| `GATEWAY_URL` | `gateway.url` | text | – | Base URL. |",
+        "| `API_KEY` | `gateway.api_key` | secret | – | The key. |",
+        "| `SIDECAR_GATEWAY__CONCURRENCY` | `gateway.concurrency` | integer | `16` | Parallel \\| requests. |",
+        "## `[log]`",
+    ] {
+        assert!(page.contains(expected), "{expected}\n{page}");
+    }
+}

@@ -1,0 +1,207 @@
+//! The bootstrap that all daemons share: arguments, configuration, runtime, start, drain, exit code.
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{self, ListenSection, LogSection, Problems, Section, Source, StopSection, WellKnown};
+use crate::lifecycle::{Shell, exit};
+use crate::telemetry::{self, Metrics, complain};
+
+/// A daemon of the house.
+pub trait Daemon: 'static {
+    /// Its name: of the binary, in logs and metrics.
+    const NAME: &'static str;
+    /// Its version.
+    const VERSION: &'static str;
+    /// What it does, in a sentence for `--help`.
+    const ABOUT: &'static str;
+    /// Its configuration.
+    type Config: Section + Common + Send;
+
+    /// Variables known under names of their own.
+    fn well_known() -> Vec<WellKnown>;
+
+    /// Checks what only reading files can tell: keys, tokens, certificates.
+    fn check(config: &Self::Config, problems: &mut Problems);
+
+    /// Starts everything; what runs is given to the shell.
+    fn start(
+        config: Self::Config,
+        metrics: Arc<Metrics>,
+        shell: &mut Shell,
+    ) -> impl Future<Output = Result<(), StartError>> + Send;
+}
+
+/// The sections that every daemon's configuration has.
+pub trait Common {
+    /// Listeners.
+    fn listen(&self) -> &ListenSection;
+    /// Logging.
+    fn log(&self) -> &LogSection;
+    /// Stopping.
+    fn stop(&self) -> &StopSection;
+}
+
+/// Why a daemon did not start.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct StartError {
+    /// Exit code, one of [`exit`].
+    pub code: u8,
+    /// One line that names the thing and the fix.
+    pub message: String,
+}
+
+#[derive(Parser)]
+#[command(disable_help_subcommand = true)]
+struct Arguments {
+    /// TOML file; the environment wins over it.
+    #[arg(long, value_name = "FILE", env = "SIDECAR_CONFIG", global = true)]
+    config: Option<PathBuf>,
+    /// Check the configuration and every file it names, then exit.
+    #[arg(long)]
+    check_config: bool,
+    /// Print the configuration reference as Markdown, then exit.
+    #[arg(long)]
+    print_config_reference: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Ask the running daemon whether it is alive; for health checks of images without a shell.
+    Health,
+}
+
+/// Runs a daemon with the process's arguments.
+pub fn main<D: Daemon>() -> ExitCode {
+    main_with_args::<D>(std::env::args_os().collect())
+}
+
+/// Runs a daemon with these arguments, the first being the program's name.
+pub fn main_with_args<D: Daemon>(arguments: Vec<OsString>) -> ExitCode {
+    let command = <Arguments as clap::CommandFactory>::command()
+        .name(D::NAME)
+        .bin_name(D::NAME)
+        .version(D::VERSION)
+        .about(D::ABOUT);
+    let arguments = match command.try_get_matches_from(arguments).and_then(|m| <Arguments as clap::FromArgMatches>::from_arg_matches(&m)) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { exit::CONFIG } else { exit::DRAINED });
+        }
+    };
+    if arguments.print_config_reference {
+        return say(&config::reference::<D::Config>(D::NAME, &D::well_known()));
+    }
+    let config = match checked::<D>(arguments.config) {
+        Ok(config) => config,
+        Err(lines) => {
+            lines.iter().for_each(|line| complain(line));
+            return ExitCode::from(exit::CONFIG);
+        }
+    };
+    if arguments.check_config {
+        return say("configuration is valid\n");
+    }
+    if matches!(arguments.command, Some(Command::Health)) {
+        return health(&config.listen().admin);
+    }
+    run::<D>(config)
+}
+
+/// Loads the configuration and checks all of it; every mistake is one line.
+fn checked<D: Daemon>(file: Option<PathBuf>) -> Result<D::Config, Vec<String>> {
+    let well_known = D::well_known();
+    let config = config::load::<D::Config>(&Source::of_process(file, &well_known)).map_err(|errors| errors.0)?;
+    let mut problems = Problems::default();
+    D::check(&config, &mut problems);
+    if problems.is_empty() { Ok(config) } else { Err(problems.lines(&well_known)) }
+}
+
+fn run<D: Daemon>(config: D::Config) -> ExitCode {
+    telemetry::init_logs(config.log());
+    // No core dumps and no debugger of the same user: the memory holds keys and bodies.
+    let undumpable = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    if undumpable.is_err() {
+        tracing::warn!("core dumps cannot be turned off");
+    }
+    // As many workers as a small host has cores: more only cost memory.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("{}: cannot start the runtime: {error}", D::NAME));
+            return ExitCode::from(exit::DIED);
+        }
+    };
+    let drain = Duration::try_from_secs_f64(config.stop().drain_seconds).unwrap_or(Duration::from_secs(8));
+    let code = runtime.block_on(async move {
+        let metrics = Arc::new(Metrics::new(D::NAME, D::VERSION));
+        let mut shell = Shell::new();
+        match D::start(config, metrics, &mut shell).await {
+            Ok(()) => {
+                tracing::info!(version = D::VERSION, "{} is running", D::NAME);
+                let code = shell.run(drain).await;
+                tracing::info!(code, "{} stopped", D::NAME);
+                code
+            }
+            Err(error) => {
+                tracing::error!(code = error.code, "{} did not start: {error}", D::NAME);
+                complain(&format!("{}: {error}", D::NAME));
+                error.code
+            }
+        }
+    });
+    // Whatever is left on blocking threads must not hold up the exit.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    ExitCode::from(code)
+}
+
+/// Asks `/livez` of the daemon beside us.
+fn health(admin: &str) -> ExitCode {
+    let Ok(mut address) = admin.parse::<SocketAddr>() else { return ExitCode::from(exit::CONFIG) };
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+    }
+    match ask(address) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            complain(&format!("{address} does not answer 200"));
+            ExitCode::from(exit::DIED)
+        }
+        Err(error) => {
+            complain(&format!("{address}: {error}"));
+            ExitCode::from(exit::DIED)
+        }
+    }
+}
+
+fn ask(address: SocketAddr) -> std::io::Result<bool> {
+    use std::io::Read as _;
+    let limit = Duration::from_secs(1);
+    let mut stream = std::net::TcpStream::connect_timeout(&address, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.set_write_timeout(Some(limit))?;
+    write!(stream, "GET /livez HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer)?;
+    Ok(&answer == b"HTTP/1.1 200")
+}
+
+fn say(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(exit::DIED),
+    }
+}

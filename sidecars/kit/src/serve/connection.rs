@@ -1,0 +1,257 @@
+//! One connection from accept to close.
+
+use std::future::{Future as _, poll_fn};
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderValue, Request, Response, StatusCode, Uri, Version, header};
+use futures_util::FutureExt as _;
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tower::ServiceExt as _;
+
+use super::body::BodyRules;
+use super::io::{Guarded, Phase, Watched};
+use super::scan::Framing;
+use super::{ConnInfo, Shared};
+
+/// A connection that is idle when the daemon stops may still bring a request that is on its way.
+const LAST_REQUEST: Duration = Duration::from_millis(700);
+/// A gentle close reads and discards at most this long and this much, so that the other end, still
+/// sending, finds the answer and not a reset.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 32 << 20;
+
+pub(super) async fn drive(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr, app: Router) {
+    let watched = Watched::new();
+    let guarded = Guarded::new(stream, watched.clone(), Arc::clone(shared));
+    let rules = Arc::new(BodyRules::new(&shared.limits, shared.cut_bodies.clone()));
+    let service = {
+        let (shared, watched) = (Arc::clone(shared), watched.clone());
+        hyper::service::service_fn(move |request| {
+            // Boxed: the connection is polled by reference below, and that needs futures that can move.
+            Box::pin(answer(Arc::clone(&shared), watched.clone(), Arc::clone(&rules), peer, app.clone(), request))
+        })
+    };
+    let mut http = hyper::server::conn::http1::Builder::new();
+    // A client that closes its sending half after the request still gets its answer.
+    http.half_close(true).header_read_timeout(None).max_buf_size(shared.limits.head_bytes);
+    let mut connection = http.serve_connection(TokioIo::new(guarded), service);
+
+    let mut timer = pin!(tokio::time::sleep_until(next_deadline(shared, &watched, None).into()));
+    let mut stopped = pin!(shared.stop.stopped());
+    let mut stopped_at = None;
+    let mut cut = pin!(shared.cut_all.cancelled());
+    let gracefully = poll_fn(|cx| {
+        if let Poll::Ready(result) = connection.poll_without_shutdown(cx) {
+            return Poll::Ready(result.is_ok());
+        }
+        if stopped_at.is_none() && stopped.as_mut().poll(cx).is_ready() {
+            stopped_at = Some(Instant::now());
+        }
+        if cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(false);
+        }
+        poll_deadline(shared, &watched, stopped_at, timer.as_mut(), cx)
+    })
+    .await;
+
+    let parts = connection.into_parts();
+    let linger = watched.lock().linger || !gracefully;
+    close(parts.io.into_inner().into_stream(), linger && !shared.cut_all.is_cancelled()).await;
+}
+
+/// Ready when a deadline has passed. The timer is moved only when it stands too late; standing too
+/// early costs one look.
+fn poll_deadline(
+    shared: &Shared,
+    watched: &Watched,
+    stopped_at: Option<Instant>,
+    mut timer: Pin<&mut tokio::time::Sleep>,
+    cx: &mut Context<'_>,
+) -> Poll<bool> {
+    loop {
+        let deadline = next_deadline(shared, watched, stopped_at);
+        if timer.deadline().into_std() > deadline {
+            timer.as_mut().reset(deadline.into());
+        }
+        if timer.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        let now = Instant::now();
+        if deadline <= now {
+            let phase = watched.lock().phase;
+            shared.metrics.timed_out(shared.name, phase);
+            return Poll::Ready(phase == Phase::Idle);
+        }
+        timer.as_mut().reset(deadline.into());
+    }
+}
+
+fn next_deadline(shared: &Shared, watched: &Watched, stopped_at: Option<Instant>) -> Instant {
+    let limits = &shared.limits;
+    let state = watched.lock();
+    let phase = match state.phase {
+        Phase::Idle => state.since + limits.idle_timeout,
+        Phase::Head => state.since + limits.head_timeout,
+        // The handler keeps its own time; this only bounds how late the timer looks again.
+        Phase::Handling => Instant::now() + limits.idle_timeout,
+    };
+    let write = state.write_blocked.map(|since| since + limits.write_timeout);
+    let stop = stopped_at.filter(|_| state.untouched && state.phase != Phase::Handling).map(|at| at + LAST_REQUEST);
+    [write, stop].into_iter().flatten().fold(phase, Instant::min)
+}
+
+/// Sends the end and, where something may still be on its way, waits for the other end to close.
+async fn close(mut stream: TcpStream, linger: bool) {
+    if stream.shutdown().await.is_err() || !linger {
+        return;
+    }
+    let drain = async {
+        let (mut discarded, mut buffer) = (0, vec![0; 16 * 1024]);
+        while discarded < LINGER_BYTES {
+            match stream.read(&mut buffer).await {
+                Ok(0) | Err(_) => return,
+                Ok(read) => discarded += read,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, drain).await;
+}
+
+async fn answer(
+    shared: Arc<Shared>,
+    watched: Watched,
+    rules: Arc<BodyRules>,
+    peer: SocketAddr,
+    app: Router,
+    request: Request<Incoming>,
+) -> Result<Response<Tracked>, std::convert::Infallible> {
+    let framing = {
+        let mut state = watched.lock();
+        state.phase = Phase::Handling;
+        state.scanner.verdict(request.version() == Version::HTTP_11)
+    };
+    let body_read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
+    let mut response = match framing {
+        Err(reason) => {
+            tracing::debug!(peer = %peer, reason, "request refused: {reason}");
+            plain(StatusCode::BAD_REQUEST, "bad request")
+        }
+        Ok(_) if !is_plain_target(request.uri()) => plain(StatusCode::NOT_FOUND, "no such path"),
+        Ok(_) => {
+            let counted = Arc::clone(&body_read);
+            let mut request = request.map(|body| Body::new(Counted { body, ended: counted }));
+            request.extensions_mut().insert(ConnInfo { peer });
+            request.extensions_mut().insert(rules);
+            match AssertUnwindSafe(app.oneshot(request)).catch_unwind().await {
+                Ok(Ok(response)) => response,
+                Ok(Err(never)) => match never {},
+                Err(_) => {
+                    shared.metrics.panicked(shared.name);
+                    plain(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
+                }
+            }
+        }
+    };
+    let unread = !body_read.load(Ordering::Acquire);
+    let overran = {
+        let mut state = watched.lock();
+        state.linger |= unread || framing.is_err();
+        state.scanner.overran()
+    };
+    if unread || overran || framing.is_err() || framing == Ok(Framing::Chunked) || shared.stop.is_stopped() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    shared.metrics.answered(shared.name, response.status());
+    Ok(response.map(|body| Tracked { body, watched }))
+}
+
+/// Only the plain form of a path is routed: whatever has to be decoded or normalised first could
+/// mean something else to whoever looked at it before.
+fn is_plain_target(uri: &Uri) -> bool {
+    let path = uri.path();
+    uri.authority().is_none()
+        && path.starts_with('/')
+        && path.bytes().all(|b| b.is_ascii_graphic() && b != b'%' && b != b'\\')
+        && !path.contains("//")
+        && !path.contains("..")
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    response
+}
+
+/// A request body that tells whether it was read to its end.
+struct Counted {
+    body: Incoming,
+    ended: Arc<AtomicBool>,
+}
+
+impl http_body::Body for Counted {
+    type Data = bytes::Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if matches!(polled, Poll::Ready(None)) || self.body.is_end_stream() {
+            self.ended.store(true, Ordering::Release);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// An answer's body; when hyper lets go of it the request is over.
+struct Tracked {
+    body: Body,
+    watched: Watched,
+}
+
+impl http_body::Body for Tracked {
+    type Data = bytes::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        self.watched.request_over();
+    }
+}

@@ -1,0 +1,265 @@
+//! Logs and metrics.
+//!
+//! Log lines are JSON objects with `timestamp`, `level`, `message`, `logger` and the event's fields;
+//! control characters are escaped and long values cut, so that nothing a sender writes can forge or
+//! flood a line.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::sync::Mutex;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use tracing::field::{Field, Visit};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+use crate::clock::{Clock as _, SystemClock};
+use crate::config::LogSection;
+
+/// Bytes of one field's value that are kept.
+const VALUE_BYTES: usize = 8 * 1024;
+
+/// The level, or levels by module.
+pub(crate) fn filter(level: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
+    let known = ["error", "warn", "info", "debug", "trace", "off"];
+    let lower = level.trim().to_ascii_lowercase();
+    // Names that other platforms use for the same thing.
+    let lower = match lower.as_str() {
+        "warning" => "warn".to_owned(),
+        "critical" | "fatal" => "error".to_owned(),
+        _ => lower,
+    };
+    if known.contains(&lower.as_str()) || level.contains('=') {
+        EnvFilter::builder().parse(lower)
+    } else {
+        // A bare word would be taken for a module's name.
+        EnvFilter::builder().parse(format!("{lower}=?"))
+    }
+}
+
+/// Starts logging to standard output. Later calls do nothing, so that tests may start several daemons.
+pub fn init_logs(section: &LogSection) {
+    let filter = filter(&section.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stdout);
+    let _ = if section.json {
+        builder.event_format(JsonLines).fmt_fields(tracing_subscriber::fmt::format::DefaultFields::new()).try_init()
+    } else {
+        builder.with_ansi(false).try_init()
+    };
+    std::panic::set_hook(Box::new(|panic| {
+        // Where, but not what: a panic's text may hold input.
+        let place = panic.location().map_or_else(|| "unknown place".to_owned(), ToString::to_string);
+        tracing::error!(place = %place, "panic at {place}");
+    }));
+}
+
+struct JsonLines;
+
+impl<S, N> FormatEvent<S, N> for JsonLines
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &tracing::Event<'_>,
+    ) -> std::fmt::Result {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let meta = event.metadata();
+        write!(
+            writer,
+            "{{\"timestamp\":\"{}\",\"level\":\"{}\",\"message\":{},\"logger\":{}",
+            SystemClock.now(),
+            meta.level(),
+            json(&fields.message),
+            json(meta.target())
+        )?;
+        writer.write_str(&fields.others)?;
+        writer.write_str("}\n")
+    }
+}
+
+#[derive(Default)]
+struct Fields {
+    message: String,
+    /// `,"name":value` for each.
+    others: String,
+}
+
+impl Fields {
+    fn add(&mut self, field: &Field, value: &str) {
+        let name = field.name();
+        if name == "message" {
+            value.clone_into(&mut self.message);
+            return;
+        }
+        // These four are ours; an event's field of the same name steps aside.
+        let suffix = if matches!(name, "timestamp" | "level" | "logger") { "_" } else { "" };
+        let _ = write!(self.others, ",\"{name}{suffix}\":{value}");
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        let text = format!("{value:?}");
+        if field.name() == "message" { self.message = cut(&text).to_owned() } else { self.add(field, &json(&text)) }
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "message" { self.message = cut(value).to_owned() } else { self.add(field, &json(value)) }
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.add(field, &value.to_string());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.add(field, &value.to_string());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.add(field, &value.to_string());
+    }
+}
+
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(VALUE_BYTES)]
+}
+
+/// A JSON string in which nothing can change how a terminal shows the line.
+fn json(text: &str) -> String {
+    let quoted = serde_json::to_string(cut(text)).unwrap_or_else(|_| "\"\"".to_owned());
+    // JSON lets through DEL, C1 controls and the marks that turn the reading direction around.
+    let risky = |c: char| matches!(c, '\u{7f}'..='\u{9f}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if !quoted.contains(risky) {
+        return quoted;
+    }
+    quoted.chars().fold(String::with_capacity(quoted.len()), |mut out, c| {
+        if risky(c) {
+            let _ = write!(out, "\\u{:04x}", u32::from(c));
+        } else {
+            out.push(c);
+        }
+        out
+    })
+}
+
+/// Writes one line to standard error, for messages before logging has begun.
+pub(crate) fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// The daemon's metrics.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Mutex<Registry>,
+}
+
+impl Metrics {
+    /// A registry with the process's own figures and the build's.
+    pub fn new(daemon: &'static str, version: &'static str) -> Self {
+        let mut registry = Registry::default();
+        registry.register("build", "Name and version of the daemon", Info::new([("daemon", daemon), ("version", version)]));
+        registry.register_collector(Box::new(Process));
+        Self { registry: Mutex::new(registry) }
+    }
+
+    /// Registers metrics.
+    pub fn with_registry<T>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
+        register(&mut self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Everything as OpenMetrics text.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        let registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if prometheus_client::encoding::text::encode(&mut text, &registry).is_err() {
+            tracing::error!("metrics cannot be written");
+        }
+        text
+    }
+
+    /// Content type of [`Metrics::render`].
+    pub const CONTENT_TYPE: &'static str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+}
+
+/// The process as the kernel sees it, under the names every dashboard knows.
+#[derive(Debug)]
+struct Process;
+
+impl Collector for Process {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let Ok(process) = procfs::process::Process::myself() else { return Ok(()) };
+        let mut gauge = |name: &str, help: &str, value: f64| -> std::fmt::Result {
+            let metric = ConstGauge::new(value);
+            metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+        };
+        if let Ok(status) = process.status() {
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+            let rss = status.vmrss.unwrap_or(0) as f64 * 1024.0;
+            gauge("process_resident_memory_bytes", "Resident memory", rss)?;
+            #[expect(clippy::cast_precision_loss, reason = "a small number")]
+            gauge("process_threads", "Threads", status.threads as f64)?;
+        }
+        if let Ok(count) = process.fd_count() {
+            #[expect(clippy::cast_precision_loss, reason = "a small number")]
+            gauge("process_open_fds", "Open file descriptors", count as f64)?;
+        }
+        if let Ok(stat) = process.stat() {
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+            let seconds = (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64;
+            let metric = ConstCounter::new(seconds);
+            metric.encode(encoder.encode_descriptor(
+                "process_cpu_seconds",
+                "User and system CPU time",
+                None,
+                metric.metric_type(),
+            )?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn levels_are_words_or_lists_of_modules() {
+        for good in ["info", "INFO", "debug", "warning", "critical", "info,kit=debug", "off"] {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        for bad in ["loud!", "chatty", "", "info=nonsense"] {
+            assert!(filter(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn nothing_in_a_value_breaks_out_of_its_line() {
+        let nasty = "a\nb\r\u{1b}[31m\u{202e}\u{9b}\"}{\u{2028}";
+        let written = json(nasty);
+        assert!(written.chars().all(|c| !c.is_control() && c != '\u{202e}' && c != '\u{2028}'), "{written}");
+        assert_eq!(serde_json::from_str::<String>(&written).unwrap(), nasty);
+        assert!(json(&"é".repeat(VALUE_BYTES)).len() <= VALUE_BYTES + 2);
+    }
+
+    #[test]
+    fn the_process_describes_itself_under_the_usual_names() {
+        let text = Metrics::new("probe", "1.0").render();
+        for name in ["process_resident_memory_bytes", "process_open_fds", "process_cpu_seconds_total", "build_info"] {
+            assert!(text.contains(&format!("\n{name}")), "{name}\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+}
