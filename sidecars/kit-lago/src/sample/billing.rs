@@ -1,7 +1,7 @@
 //! The objects that money hangs on: invoices, fees, credit notes, payments, wallets.
 
 use super::json::Object;
-use super::objects::{customer, plan, subscription};
+use super::objects::{customer, listed_subscription, plan};
 use super::{Facts, uuid};
 
 const CURRENCY: &str = "USD";
@@ -48,10 +48,7 @@ pub(super) fn invoice(facts: &Facts<'_>, webhook_type: &str) -> String {
         suffix,
         "created" | "drafted" | "voided" | "ready_to_finalize"
     ) {
-        invoice.list(
-            "subscriptions",
-            &[subscription(facts, "subscription.started", false)],
-        );
+        invoice.list("subscriptions", &[listed_subscription(facts)]);
         invoice.raw("credits", "[]");
     }
     invoice.finish()

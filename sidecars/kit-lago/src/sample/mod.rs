@@ -31,7 +31,7 @@ pub struct Shape {
 }
 
 impl Default for Shape {
-    /// An organisation, one customer, one fee: an `invoice.created` of about 3 KiB.
+    /// An organisation, one customer, one fee: an `invoice.created` of about 2.8 KiB.
     fn default() -> Self {
         Self {
             customer: "5f0c9c1e-0f5b-4b7e-9a55-3f1a6a1d7c01".to_owned(),

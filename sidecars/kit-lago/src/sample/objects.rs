@@ -20,7 +20,7 @@ pub(super) fn object(facts: &Facts<'_>, object_type: &str, webhook_type: &str) -
         "wallet_transaction" => wallet_transaction(facts, webhook_type),
         "order" | "order_form" | "quote" => quote_to_cash(facts, object_type, webhook_type),
         "customer" => customer(facts),
-        "subscription" => subscription(facts, webhook_type, true),
+        "subscription" => subscription(facts, webhook_type),
         "plan" => plan(facts),
         "billable_metric" => billable_metric(facts),
         "feature" => feature(facts),
@@ -52,12 +52,10 @@ pub(super) fn customer(facts: &Facts<'_>) -> String {
         .text("lago_id", &facts.customer_uuid("customer"))
         .text("external_id", &facts.shape.customer)
         .text("name", facts.company())
-        .text("customer_type", "company")
         .text("slug", "CAF-0001")
         .text("email", "billing+eu@example.test")
         .text("country", "FR")
         .text("currency", "USD")
-        .text("timezone", "Europe/Paris")
         .text("applicable_timezone", "Europe/Paris")
         .int("net_payment_term", 0)
         .text("finalize_zero_amount_invoice", "inherit")
@@ -68,8 +66,27 @@ pub(super) fn customer(facts: &Facts<'_>) -> String {
         .finish()
 }
 
-/// The customer's subscription, with its plan and customer where the webhook is about it.
-pub(super) fn subscription(facts: &Facts<'_>, webhook_type: &str, complete: bool) -> String {
+/// The customer's subscription as an invoice lists it.
+pub(super) fn listed_subscription(facts: &Facts<'_>) -> String {
+    subscription_head(facts, "active").finish()
+}
+
+fn subscription_head(facts: &Facts<'_>, status: &str) -> Object {
+    let mut subscription = Object::new();
+    subscription
+        .text("lago_id", &facts.customer_uuid("subscription"))
+        .text("external_id", &facts.subscription())
+        .text("external_customer_id", &facts.shape.customer)
+        .text("name", "Growth & Scale")
+        .text("plan_code", "growth")
+        .text("status", status)
+        .text("billing_time", "calendar")
+        .text("started_at", "2024-01-15T09:30:00Z");
+    subscription
+}
+
+/// The customer's subscription, with its plan and customer.
+fn subscription(facts: &Facts<'_>, webhook_type: &str) -> String {
     let at = |wanted: &str| (webhook_type == wanted).then(|| facts.moment());
     let status = match webhook_type {
         "subscription.terminated" => "terminated",
@@ -77,18 +94,10 @@ pub(super) fn subscription(facts: &Facts<'_>, webhook_type: &str, complete: bool
         "subscription.incomplete" => "incomplete",
         _ => "active",
     };
-    let mut subscription = Object::new();
+    let mut subscription = subscription_head(facts, status);
     subscription
-        .text("lago_id", &facts.customer_uuid("subscription"))
-        .text("external_id", &facts.subscription())
         .text("lago_customer_id", &facts.customer_uuid("customer"))
-        .text("external_customer_id", &facts.shape.customer)
-        .text("name", "Growth & Scale")
-        .text("plan_code", "growth")
-        .text("status", status)
-        .text("billing_time", "calendar")
         .text("subscription_at", "2024-01-15T09:30:00Z")
-        .text("started_at", "2024-01-15T09:30:00Z")
         .maybe("trial_ended_at", at("subscription.trial_ended").as_deref())
         .null("ending_at")
         .maybe("terminated_at", at("subscription.terminated").as_deref())
@@ -97,12 +106,9 @@ pub(super) fn subscription(facts: &Facts<'_>, webhook_type: &str, complete: bool
         .null("next_plan_code")
         .null("downgrade_plan_date")
         .text("current_billing_period_started_at", "2024-11-01T00:00:00Z")
-        .text("current_billing_period_ending_at", &facts.moment());
-    if complete {
-        subscription
-            .raw("plan", &plan(facts))
-            .raw("customer", &customer(facts));
-    }
+        .text("current_billing_period_ending_at", &facts.moment())
+        .raw("plan", &plan(facts))
+        .raw("customer", &customer(facts));
     if webhook_type == "subscription.usage_threshold_reached" {
         let mut threshold = Object::new();
         threshold

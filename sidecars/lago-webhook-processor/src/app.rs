@@ -1,0 +1,258 @@
+//! How the parts are put together.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kit::admin::{self, AdminState, Part, Readiness};
+use kit::clock::{SharedClock, SystemClock};
+use kit::config::{Problems, WellKnown};
+use kit::lifecycle::{Shell, StopToken, exit};
+use kit::run::{Daemon, StartError};
+use kit::secret::{self, Secret};
+use kit::serve::{Limits, ServeMetrics, Server};
+use kit::telemetry::Metrics;
+use kit_delivery::api::{self, ApiState};
+use kit_delivery::format::Format;
+use kit_delivery::{DeliveryMetrics, Dispatcher, DispatcherSettings, HttpSink};
+use kit_journal::{Health, Journal, JournalTask, OpenError};
+use utoipa::OpenApi as _;
+
+use crate::config::{Config, LagoSection, well_known};
+use crate::http::{self, Intake};
+use crate::metrics::IntakeMetrics;
+use crate::organizations::Organizations;
+use crate::worker::{KeySettings, KeyWorker};
+
+/// Name of the sink in the journal, metrics and the API.
+const SINK: &str = "gateway";
+/// Head limits where none is configured.
+const HMAC_HEAD: usize = 64 << 10;
+const JWT_HEAD: usize = 8 << 20;
+/// The admin listener's heads are small.
+const ADMIN_HEAD: usize = 16 << 10;
+
+/// The daemon.
+#[derive(Debug)]
+pub struct LagoWebhookProcessor;
+
+#[derive(utoipa::OpenApi)]
+#[openapi(info(
+    title = "lago-webhook-processor",
+    description = "Events and deliveries of the webhook processor. Every path needs the bearer token of SIDECAR_ADMIN__TOKEN_FILE."
+))]
+struct ApiDescription;
+
+impl Daemon for LagoWebhookProcessor {
+    const NAME: &'static str = "lago-webhook-processor";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const ABOUT: &'static str =
+        "Takes every Lago webhook, proves it, has it on disk before the answer, and brings it to the gateway.";
+    type Config = Config;
+
+    fn well_known() -> Vec<WellKnown> {
+        well_known()
+    }
+
+    fn check(config: &Config, problems: &mut Problems) {
+        let organizations = Organizations::load(&config.lago, problems);
+        if organizations.fetched.is_some()
+            && let Err(message) = api_key(&config.lago)
+        {
+            problems.add("lago.api_key_file", &message);
+        }
+        if let Some(url) = &config.lago.api_url
+            && !(url.starts_with("http://") || url.starts_with("https://"))
+        {
+            problems.add("lago.api_url", "must begin with http:// or https://");
+        }
+        if let Err(message) = config.admin.resolve() {
+            // The message names the variable already.
+            let (name, text) = message.split_once(": ").unwrap_or(("", &message));
+            let path = if name.ends_with("_FILE") { "admin.token_file" } else { "admin.token" };
+            problems.add(path, text);
+        }
+        if let Err(errors) = HttpSink::new(SINK, &config.gateway, Arc::new(SystemClock)) {
+            for error in errors {
+                problems.add(&format!("gateway.{}", error.path), &error.message);
+            }
+        }
+    }
+
+    async fn start(config: Config, metrics: Arc<Metrics>, shell: &mut Shell) -> Result<(), StartError> {
+        let clock: SharedClock = Arc::new(SystemClock);
+        let readiness = Readiness::default();
+        let (journal, task) = open_journal(&config, &clock, &metrics).await?;
+        shell.at_end(move || task.close());
+        watch_journal(shell, &journal, readiness.part("journal"));
+
+        let mut problems = Problems::default();
+        let organizations = Arc::new(Organizations::load(&config.lago, &mut problems));
+        refuse(&problems)?;
+        start_keys(shell, &config.lago, &organizations, &journal, &clock, &readiness).await?;
+
+        let status = start_delivery(shell, &config, &journal, &clock, &metrics)?;
+        let serve_metrics = metrics.with_registry(ServeMetrics::register);
+        let names = organizations.all().map(|organization| organization.name.as_str());
+        let intake_metrics = metrics.with_registry(|registry| IntakeMetrics::register(registry, names));
+        let head = head_limit(&config.lago, &organizations);
+        let keep_tokens = config.gateway.format == Format::Raw;
+        let intake =
+            Intake::new(Arc::clone(&organizations), journal.clone(), intake_metrics, config.lago.body_limit_bytes, keep_tokens);
+        let stop = shell.stop_token();
+        let public = bind(&config, &config.listen.public, "public", head, &serve_metrics, &stop).await?;
+        let admin = bind(&config, &config.listen.admin, "admin", ADMIN_HEAD, &serve_metrics, &stop).await?;
+
+        let api_state = ApiState { journal, clock, sinks: Arc::new(BTreeMap::from([(SINK.to_owned(), status)])) };
+        let (routes, description) = api::router(api_state).split_for_parts();
+        let mut openapi = ApiDescription::openapi();
+        openapi.merge(description);
+        let token = config.admin.resolve().map_err(configuration)?;
+        let state = AdminState { metrics, readiness: readiness.clone(), token, api: routes, openapi };
+        shell.spawn("public listener", public.run(http::router(Arc::new(intake))));
+        shell.spawn("admin listener", admin.run(admin::router(state)));
+        say_when_stopping(shell, readiness.part("running"));
+        Ok(())
+    }
+}
+
+async fn open_journal(
+    config: &Config,
+    clock: &SharedClock,
+    metrics: &Arc<Metrics>,
+) -> Result<(Journal, JournalTask), StartError> {
+    let (section, clock, metrics) = (config.journal.clone(), Arc::clone(clock), Arc::clone(metrics));
+    let opened = tokio::task::spawn_blocking(move || {
+        metrics.with_registry(|registry| Journal::open(&section, clock, registry))
+    });
+    let opened = opened.await.map_err(|_| StartError { code: exit::DIED, message: "opening the journal panicked".to_owned() })?;
+    opened.map_err(|error| StartError {
+        code: match error {
+            OpenError::Locked { .. } => exit::LOCKED,
+            OpenError::Newer { .. } => exit::JOURNAL_NEWER,
+            OpenError::Foreign { .. } | OpenError::Io { .. } => exit::CONFIG,
+            OpenError::Store { .. } => exit::DIED,
+        },
+        message: kit::error::chain(&error),
+    })
+}
+
+/// Mirrors the journal's health in the readiness; its thread ending ends the daemon.
+fn watch_journal(shell: &mut Shell, journal: &Journal, ready: Part) {
+    let mut health = journal.health();
+    let stop = shell.stop_token();
+    shell.spawn("journal", async move {
+        loop {
+            match &*health.borrow_and_update() {
+                Health::Writable => ready.set_ready(),
+                Health::Failing(reason) => ready.set_not_ready(reason),
+            }
+            tokio::select! {
+                () = stop.stopped() => return Ok(()),
+                changed = health.changed() => {
+                    changed.map_err(|_| "the journal's thread has ended")?;
+                }
+            }
+        }
+        #[expect(unreachable_code, reason = "names the error type")]
+        Ok::<(), &'static str>(())
+    });
+}
+
+async fn start_keys(
+    shell: &mut Shell,
+    section: &LagoSection,
+    organizations: &Organizations,
+    journal: &Journal,
+    clock: &SharedClock,
+    readiness: &Readiness,
+) -> Result<(), StartError> {
+    let ready = readiness.part("key");
+    let Some(keyring) = organizations.fetched.clone() else {
+        ready.set_ready();
+        return Ok(());
+    };
+    let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(60));
+    let settings = KeySettings {
+        api_url: section.api_url.clone().unwrap_or_default(),
+        api_key: api_key(section).map_err(configuration)?,
+        refresh: seconds(section.public_key_refresh_seconds),
+        overlap: seconds(section.public_key_overlap_seconds),
+    };
+    let worker = KeyWorker::new(settings, keyring, journal.clone(), Arc::clone(clock), ready)
+        .await
+        .map_err(|error| configuration(kit::error::chain(&error)))?;
+    let stop = shell.stop_token();
+    shell.spawn("public key", worker.run(stop));
+    Ok(())
+}
+
+fn start_delivery(
+    shell: &mut Shell,
+    config: &Config,
+    journal: &Journal,
+    clock: &SharedClock,
+    metrics: &Metrics,
+) -> Result<Arc<std::sync::Mutex<kit_delivery::SinkStatus>>, StartError> {
+    let sink = HttpSink::new(SINK, &config.gateway, Arc::clone(clock)).map_err(|errors| {
+        configuration(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+    })?;
+    let settings = DispatcherSettings::from(&config.gateway);
+    let delivery_metrics = metrics.with_registry(DeliveryMetrics::register);
+    let dispatcher = Dispatcher::new(Arc::new(sink), journal.clone(), Arc::clone(clock), settings, delivery_metrics);
+    let status = dispatcher.status();
+    let stop = shell.stop_token();
+    shell.spawn("delivery to the gateway", async move {
+        dispatcher.run(stop).await.map_err(|error| kit::error::chain(&error))
+    });
+    Ok(status)
+}
+
+async fn bind(
+    config: &Config,
+    address: &str,
+    name: &'static str,
+    head: usize,
+    metrics: &ServeMetrics,
+    stop: &StopToken,
+) -> Result<Server, StartError> {
+    let limits = Limits::new(&config.listen, &config.stop, head);
+    Server::bind(address, name, limits, metrics.clone(), stop.clone()).await.map_err(|error| StartError {
+        code: exit::CONFIG,
+        message: format!("SIDECAR_LISTEN__{}: cannot listen on {address}: {error}", name.to_uppercase()),
+    })
+}
+
+fn say_when_stopping(shell: &mut Shell, running: Part) {
+    running.set_ready();
+    let stop = shell.stop_token();
+    shell.spawn("readiness", async move {
+        stop.stopped().await;
+        running.set_not_ready("stopping");
+        Ok::<(), std::convert::Infallible>(())
+    });
+}
+
+fn head_limit(section: &LagoSection, organizations: &Organizations) -> usize {
+    match section.head_limit_bytes {
+        0 if organizations.uses_jwt() => JWT_HEAD,
+        0 => HMAC_HEAD,
+        bytes => bytes,
+    }
+}
+
+fn api_key(section: &LagoSection) -> Result<Secret, String> {
+    let file: Option<&Path> = section.api_key_file.as_deref();
+    secret::resolve("LAGO_API_KEY", section.api_key.as_ref(), "LAGO_API_KEY_FILE", file)
+        .map_err(|error| error.to_string())?
+        .ok_or_else(|| "must be set to fetch Lago's public key from LAGO_API_URL".to_owned())
+}
+
+fn refuse(problems: &Problems) -> Result<(), StartError> {
+    if problems.is_empty() { Ok(()) } else { Err(configuration(problems.lines(&well_known()).join("; "))) }
+}
+
+fn configuration(message: impl Into<String>) -> StartError {
+    StartError { code: exit::CONFIG, message: message.into() }
+}

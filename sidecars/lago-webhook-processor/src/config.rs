@@ -1,0 +1,247 @@
+//! What can be set.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use kit::config::{
+    AdminSection, COMMON_WELL_KNOWN, ListenSection, LogSection, Problems, Section, StopSection, WellKnown,
+};
+use kit::run::Common;
+use kit::secret::Secret;
+use kit_delivery::GatewaySection;
+use kit_journal::JournalSection;
+use kit_lago::signature::Algorithm;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Organisation of the path without a name.
+pub const UNNAMED: &str = "default";
+
+/// Variables known under names of their own.
+pub fn well_known() -> Vec<WellKnown> {
+    const OURS: [WellKnown; 8] = [
+        WellKnown { env: "LAGO_WEBHOOK_HMAC_KEY", path: "lago.hmac_key" },
+        WellKnown { env: "LAGO_WEBHOOK_HMAC_KEY_FILE", path: "lago.hmac_key_file" },
+        WellKnown { env: "LAGO_WEBHOOK_PUBLIC_KEY_FILE", path: "lago.public_key_file" },
+        WellKnown { env: "LAGO_API_URL", path: "lago.api_url" },
+        WellKnown { env: "LAGO_API_KEY", path: "lago.api_key" },
+        WellKnown { env: "LAGO_API_KEY_FILE", path: "lago.api_key_file" },
+        WellKnown { env: "BRAIN_GATEWAY_URL", path: "gateway.url" },
+        COMMON_WELL_KNOWN[0],
+    ];
+    OURS.into_iter().chain([COMMON_WELL_KNOWN[1]]).collect()
+}
+
+/// Configuration of the daemon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Addresses and limits of the two listeners.
+    pub listen: ListenSection,
+    /// Who signs webhooks and how that is checked.
+    pub lago: LagoSection,
+    /// Where events go and how the answer is judged.
+    pub gateway: GatewaySection,
+    /// Where and how events are kept.
+    pub journal: JournalSection,
+    /// Access to the admin API.
+    pub admin: AdminSection,
+    /// What is logged and how.
+    pub log: LogSection,
+    /// How the daemon stops.
+    pub stop: StopSection,
+}
+
+/// Who signs webhooks and how that is checked. The settings here are those of the path
+/// `/webhooks/lago`; `[lago.organizations.<name>]` adds `/webhooks/lago/<name>`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LagoSection {
+    /// `hmac` or `jwt`, as the webhook endpoint is set in Lago. Never taken from the request. When it
+    /// is not set: `hmac` where an HMAC key is configured, `jwt` where a public key or `api_url` is.
+    pub signature: Option<Signature>,
+    /// The organisation's HMAC key, as Lago's UI shows it.
+    pub hmac_key: Option<Secret>,
+    /// File with HMAC keys, one a line; all of them are accepted while one replaces the other.
+    pub hmac_key_file: Option<PathBuf>,
+    /// File with Lago's RSA public key in PEM, up to four of them during a rotation. Without it the key
+    /// is fetched from Lago.
+    pub public_key_file: Option<PathBuf>,
+    /// Lago's API, from where the public key is fetched.
+    pub api_url: Option<String>,
+    /// API key for that.
+    pub api_key: Option<Secret>,
+    /// File with the API key.
+    pub api_key_file: Option<PathBuf>,
+    /// Issuer (`iss`) that a JWT must have: the `LAGO_API_URL` of Lago's worker. Not checked when unset.
+    pub issuer: Option<String>,
+    /// Lago's id of the organisation. Where a body names its organisation (Lago v1.33.3 and later) and
+    /// names another one, the webhook is refused.
+    pub organization_id: Option<String>,
+    /// Seconds between two fetches of the public key, at least, after signatures that do not match.
+    pub public_key_refresh_seconds: f64,
+    /// Seconds that the old public key is still accepted after a new one was fetched.
+    pub public_key_overlap_seconds: f64,
+    /// Largest body in bytes.
+    pub body_limit_bytes: usize,
+    /// Largest request head in bytes; 0 means 64 KiB, or 8 MiB where an organisation uses `jwt`, whose
+    /// header is 1.7 times the body.
+    pub head_limit_bytes: usize,
+    /// Further organisations by name (`a` to `z`, digits, `-` and `_`).
+    pub organizations: BTreeMap<String, OrganizationSection>,
+}
+
+/// One further organisation, served at `/webhooks/lago/<name>`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OrganizationSection {
+    /// As in `[lago]`.
+    pub signature: Option<Signature>,
+    /// As in `[lago]`.
+    pub hmac_key: Option<Secret>,
+    /// As in `[lago]`.
+    pub hmac_key_file: Option<PathBuf>,
+    /// As in `[lago]`; without it, the key fetched from Lago: it is one key for all organisations.
+    pub public_key_file: Option<PathBuf>,
+    /// As in `[lago]`; the one from there when unset.
+    pub issuer: Option<String>,
+    /// As in `[lago]`. In `jwt` mode the only thing that tells organisations of one Lago apart.
+    pub organization_id: Option<String>,
+}
+
+/// Signature algorithm of a webhook endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Signature {
+    /// HMAC-SHA256 with the organisation's key.
+    Hmac,
+    /// JSON Web Token (RS256) with the instance's key.
+    Jwt,
+}
+
+impl From<Signature> for Algorithm {
+    fn from(signature: Signature) -> Self {
+        match signature {
+            Signature::Hmac => Self::Hmac,
+            Signature::Jwt => Self::Jwt,
+        }
+    }
+}
+
+impl Default for LagoSection {
+    fn default() -> Self {
+        Self {
+            signature: None,
+            hmac_key: None,
+            hmac_key_file: None,
+            public_key_file: None,
+            api_url: None,
+            api_key: None,
+            api_key_file: None,
+            issuer: None,
+            organization_id: None,
+            public_key_refresh_seconds: 60.0,
+            public_key_overlap_seconds: 86_400.0,
+            body_limit_bytes: 4 << 20,
+            head_limit_bytes: 0,
+            organizations: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: ListenSection {
+                public: "0.0.0.0:8081".to_owned(),
+                admin: "127.0.0.1:9081".to_owned(),
+                ..ListenSection::default()
+            },
+            lago: LagoSection::default(),
+            gateway: GatewaySection::default(),
+            journal: JournalSection {
+                path: PathBuf::from("/var/lib/outrigger/lago-webhook-processor.db"),
+                ..JournalSection::default()
+            },
+            admin: AdminSection::default(),
+            log: LogSection::default(),
+            stop: StopSection::default(),
+        }
+    }
+}
+
+impl Common for Config {
+    fn listen(&self) -> &ListenSection {
+        &self.listen
+    }
+
+    fn log(&self) -> &LogSection {
+        &self.log
+    }
+
+    fn stop(&self) -> &StopSection {
+        &self.stop
+    }
+}
+
+impl Section for Config {
+    fn validate(&self, problems: &mut Problems) {
+        self.listen.validate("listen", problems);
+        self.log.validate("log", problems);
+        self.stop.validate("stop", problems);
+        self.journal.validate("journal", problems);
+        self.gateway.validate("gateway", problems);
+        self.lago.validate(problems);
+    }
+}
+
+impl LagoSection {
+    fn validate(&self, problems: &mut Problems) {
+        let seconds = [
+            ("lago.public_key_refresh_seconds", self.public_key_refresh_seconds),
+            ("lago.public_key_overlap_seconds", self.public_key_overlap_seconds),
+        ];
+        for (path, value) in seconds {
+            if !value.is_finite() || value < 0.0 || value > 31_536_000.0 {
+                problems.add(path, "must be a number of seconds from 0 to a year");
+            }
+        }
+        if !(1024..=64 << 20).contains(&self.body_limit_bytes) {
+            problems.add("lago.body_limit_bytes", "must be between 1024 and 67108864");
+        }
+        if self.head_limit_bytes != 0 && !(8192..=128 << 20).contains(&self.head_limit_bytes) {
+            problems.add("lago.head_limit_bytes", "must be 0, or between 8192 and 134217728");
+        }
+        for name in self.organizations.keys() {
+            let fits = (1..=64).contains(&name.len())
+                && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'));
+            if !fits || name == UNNAMED {
+                problems.add(
+                    &format!("lago.organizations.{name}"),
+                    "must be named with 1 to 64 of a-z, 0-9, - and _, and not default",
+                );
+            }
+        }
+    }
+
+    /// Whether the path without a name is in use.
+    pub fn has_unnamed(&self) -> bool {
+        self.organizations.is_empty()
+            || self.signature.is_some()
+            || self.hmac_key.is_some()
+            || self.hmac_key_file.is_some()
+            || self.public_key_file.is_some()
+    }
+
+    /// The unnamed path's settings in the form of the others.
+    pub fn unnamed(&self) -> OrganizationSection {
+        OrganizationSection {
+            signature: self.signature,
+            hmac_key: self.hmac_key.clone(),
+            hmac_key_file: self.hmac_key_file.clone(),
+            public_key_file: self.public_key_file.clone(),
+            issuer: self.issuer.clone(),
+            organization_id: self.organization_id.clone(),
+        }
+    }
+}
