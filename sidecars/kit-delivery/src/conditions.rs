@@ -104,8 +104,7 @@ mod tests {
 
     #[test]
     fn absence_can_be_a_condition() {
-        let condition =
-            Condition { pointer: "/error".to_owned(), exists: Some(false), ..Condition::default() };
+        let condition = Condition { pointer: "/error".to_owned(), exists: Some(false), ..Condition::default() };
         assert!(first_unmet(std::slice::from_ref(&condition), b"{}").is_none());
         assert!(first_unmet(&[condition], br#"{"error":null}"#).is_some());
     }

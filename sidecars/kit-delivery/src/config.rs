@@ -210,7 +210,9 @@ impl GatewaySection {
     pub fn validate(&self, prefix: &str, problems: &mut Problems) {
         let mut problem = |name: &str, text: &str| problems.add(&format!("{prefix}.{name}"), text);
         match self.url.as_deref() {
-            None | Some("") => problem("url", "must be set to the gateway's base URL, for example http://brain-gateway:8000"),
+            None | Some("") => {
+                problem("url", "must be set to the gateway's base URL, for example http://brain-gateway:8000")
+            }
             Some(url) => {
                 if let Err(text) = parse_url(url) {
                     problem("url", text);

@@ -192,7 +192,8 @@ impl HttpSink {
             Ok(body) => body,
             // The status alone does not say that the gateway has it: the answer broke off.
             Err(error) => {
-                let mut outcome = Outcome::failed(Failure::Unreachable, format!("answer broke off: {}", describe(error)));
+                let mut outcome =
+                    Outcome::failed(Failure::Unreachable, format!("answer broke off: {}", describe(error)));
                 outcome.status = Some(status.as_u16());
                 return outcome;
             }
@@ -269,7 +270,8 @@ fn header(key: &str, source: &HeaderSource) -> Result<(HeaderName, HeaderValue),
         HeaderSource::Value(value) => Ok(Some(value.clone())),
     };
     let value: Secret = value.map_err(|e| e.to_string())?.ok_or("has no value")?;
-    let mut header = HeaderValue::from_str(value.expose()).map_err(|_| "value is not allowed in a header".to_owned())?;
+    let mut header =
+        HeaderValue::from_str(value.expose()).map_err(|_| "value is not allowed in a header".to_owned())?;
     header.set_sensitive(true);
     Ok((HeaderName::try_from(name).map_err(|_| "is not a header name".to_owned())?, header))
 }

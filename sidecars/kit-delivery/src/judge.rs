@@ -27,7 +27,7 @@ pub(crate) struct Circumstances {
 }
 
 /// Longest wait after a failure that costs the event nothing.
-const LONGEST_FREE_WAIT: Duration = Duration::from_secs(60);
+pub(crate) const LONGEST_FREE_WAIT: Duration = Duration::from_secs(60);
 
 pub(crate) fn decide(outcome: &Outcome, schedule: &Schedule, c: &Circumstances) -> Decision {
     let failure = match outcome.verdict {

@@ -107,9 +107,7 @@ impl DeliveryMetrics {
             u64::from(gauges.paused),
         ];
         for ((_, family), value) in self.gauges.iter().zip(values) {
-            family
-                .get_or_create(&SinkLabels { sink: sink.to_owned() })
-                .set(i64::try_from(value).unwrap_or(i64::MAX));
+            family.get_or_create(&SinkLabels { sink: sink.to_owned() }).set(i64::try_from(value).unwrap_or(i64::MAX));
         }
     }
 }

@@ -73,10 +73,16 @@ impl TokenSource {
     async fn fetch(&self) -> Result<Held, String> {
         let section = &self.section;
         let mut form = vec![("grant_type", "client_credentials")];
-        form.extend([("scope", section.scope.as_str()), ("audience", &section.audience)].into_iter().filter(|(_, v)| !v.is_empty()));
+        form.extend(
+            [("scope", section.scope.as_str()), ("audience", &section.audience)]
+                .into_iter()
+                .filter(|(_, v)| !v.is_empty()),
+        );
         let body = form
             .iter()
-            .map(|(name, value)| format!("{name}={}", url::form_urlencoded::byte_serialize(value.as_bytes()).collect::<String>()))
+            .map(|(name, value)| {
+                format!("{name}={}", url::form_urlencoded::byte_serialize(value.as_bytes()).collect::<String>())
+            })
             .collect::<Vec<_>>()
             .join("&");
         let encode = |text: &str| url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();

@@ -44,7 +44,10 @@ impl FromStr for DeliveryState {
     type Err = FilterError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(|| FilterError::State(text.chars().take(40).collect()))
+        Self::ALL
+            .into_iter()
+            .find(|s| s.as_str() == text)
+            .ok_or_else(|| FilterError::State(text.chars().take(40).collect()))
     }
 }
 

@@ -14,6 +14,7 @@ mod journal;
 mod lock;
 mod metrics;
 mod sqlite;
+mod writer;
 
 pub use config::{JournalSection, RetentionSection};
 pub use error::{AppendError, JournalError, OpenError};

@@ -48,8 +48,17 @@ impl JournalMetrics {
             metrics.refused_busy.clone(),
         );
         registry.register("journal_failures", "Commits that failed", metrics.failures.clone());
-        registry.register("journal_purged_events", "Delivered events removed after their retention", metrics.purged.clone());
-        registry.register_with_unit("journal_used", "Bytes in use within the journal", Unit::Bytes, metrics.used_bytes.clone());
+        registry.register(
+            "journal_purged_events",
+            "Delivered events removed after their retention",
+            metrics.purged.clone(),
+        );
+        registry.register_with_unit(
+            "journal_used",
+            "Bytes in use within the journal",
+            Unit::Bytes,
+            metrics.used_bytes.clone(),
+        );
         registry.register_with_unit(
             "journal_dedupe_memory",
             "Memory that the deduplication keys take",

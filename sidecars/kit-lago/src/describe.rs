@@ -106,11 +106,7 @@ pub fn describe(body: &[u8], organisation: &str, unique_key: &str) -> Descriptio
 }
 
 fn generic_subject(unique_key: &str) -> String {
-    if is_usable_id(unique_key) {
-        format!("webhook/{unique_key}")
-    } else {
-        "webhook".to_owned()
-    }
+    if is_usable_id(unique_key) { format!("webhook/{unique_key}") } else { "webhook".to_owned() }
 }
 
 /// The outer object, its values still raw.
@@ -300,18 +296,12 @@ struct Owner<'a> {
 
 impl Payload<'_> {
     fn fill(&self, webhook_type: Option<&str>, object_type: &str, description: &mut Description) {
-        if let Some(id) = self
-            .external_id
-            .and_then(id)
-            .or_else(|| self.lago_id.and_then(id))
-        {
+        if let Some(id) = self.external_id.and_then(id).or_else(|| self.lago_id.and_then(id)) {
             description.subject = format!("{object_type}/{id}");
         }
         description.tenant = self.tenant(object_type);
-        description.tenant_unattributed = description
-            .tenant
-            .as_deref()
-            .is_some_and(|tenant| UNATTRIBUTED_TENANTS.contains(&tenant));
+        description.tenant_unattributed =
+            description.tenant.as_deref().is_some_and(|tenant| UNATTRIBUTED_TENANTS.contains(&tenant));
         if let Some(name) = webhook_type {
             description.time = self.time(name);
             let status = self.payment_status.and_then(id);
@@ -324,8 +314,7 @@ impl Payload<'_> {
         if let Some(tenant) = self.external_customer_id.and_then(id) {
             return Some(tenant);
         }
-        if let Some(tenant) = owner(self.customer).and_then(|owner| owner.external_id.and_then(id))
-        {
+        if let Some(tenant) = owner(self.customer).and_then(|owner| owner.external_id.and_then(id)) {
             return Some(tenant);
         }
         if object_type == "customer" {
@@ -374,10 +363,7 @@ fn id(raw: &RawValue) -> Option<String> {
 /// The string in a raw value, if it is one that can be a type.
 fn type_name(raw: &RawValue) -> Option<String> {
     id(raw).filter(|text| {
-        text.len() <= MAX_TYPE_CHARS
-            && text
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+        text.len() <= MAX_TYPE_CHARS && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
     })
 }
 
@@ -385,9 +371,7 @@ fn type_name(raw: &RawValue) -> Option<String> {
 ///
 /// Source: cloudevents/spec `cloudevents/spec.md`, "Type system", String.
 fn is_usable_id(text: &str) -> bool {
-    !text.is_empty()
-        && text.len() <= MAX_ID_BYTES
-        && !text.chars().any(|c| c.is_control() || is_noncharacter(c))
+    !text.is_empty() && text.len() <= MAX_ID_BYTES && !text.chars().any(|c| c.is_control() || is_noncharacter(c))
 }
 
 fn is_noncharacter(c: char) -> bool {

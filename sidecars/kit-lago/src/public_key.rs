@@ -86,9 +86,7 @@ pub enum AnswerError {
 /// Source: `Base64.encode64` in getlago/lago-api `app/controllers/api/v1/webhooks_controller.rb`.
 pub fn decode_public_key_answer(text: &str) -> Result<String, AnswerError> {
     let compact: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
-    let bytes = STANDARD
-        .decode(compact)
-        .map_err(|_| AnswerError::NotBase64)?;
+    let bytes = STANDARD.decode(compact).map_err(|_| AnswerError::NotBase64)?;
     let pem = String::from_utf8(bytes).map_err(|_| AnswerError::NotBase64)?;
     RsaKey::from_pem(&pem)?;
     Ok(pem)
@@ -102,22 +100,13 @@ pub fn decode_public_key_answer(text: &str) -> Result<String, AnswerError> {
 ///
 /// # Errors
 /// [`FetchError`]. No variant shows the API key or the address.
-pub async fn fetch_public_key(
-    client: &Client,
-    api_url: &str,
-    api_key: &Secret,
-) -> Result<String, FetchError> {
+pub async fn fetch_public_key(client: &Client, api_url: &str, api_key: &Secret) -> Result<String, FetchError> {
     let url = public_key_url(api_url)?;
-    let mut authorization = HeaderValue::from_str(&format!("Bearer {}", api_key.expose()))
-        .map_err(|_| FetchError::BadApiKey)?;
+    let mut authorization =
+        HeaderValue::from_str(&format!("Bearer {}", api_key.expose())).map_err(|_| FetchError::BadApiKey)?;
     authorization.set_sensitive(true);
-    let request = client
-        .get(url)
-        .header(AUTHORIZATION, authorization)
-        .header(ACCEPT, "application/json");
-    let body = tokio::time::timeout(FETCH_TIMEOUT, ask(request))
-        .await
-        .map_err(|_| FetchError::TooSlow)??;
+    let request = client.get(url).header(AUTHORIZATION, authorization).header(ACCEPT, "application/json");
+    let body = tokio::time::timeout(FETCH_TIMEOUT, ask(request)).await.map_err(|_| FetchError::TooSlow)??;
     let answer: Answer = serde_json::from_slice(&body).map_err(|_| FetchError::NotLago)?;
     Ok(decode_public_key_answer(&answer.webhook.public_key)?)
 }
@@ -157,10 +146,7 @@ fn public_key_url(api_url: &str) -> Result<Url, FetchError> {
         return Err(FetchError::BadUrl("it has a query or a fragment"));
     }
     let path = url.path().trim_end_matches('/');
-    let root = path
-        .strip_suffix("/api/v1")
-        .unwrap_or(path)
-        .trim_end_matches('/');
+    let root = path.strip_suffix("/api/v1").unwrap_or(path).trim_end_matches('/');
     let path = format!("{root}/{PUBLIC_KEY_PATH}");
     url.set_path(&path);
     Ok(url)
@@ -196,10 +182,7 @@ mod tests {
             " http://lago-api:3000//\n",
         ] {
             let url = public_key_url(form).unwrap();
-            assert_eq!(
-                url.as_str(),
-                "http://lago-api:3000/api/v1/webhooks/json_public_key"
-            );
+            assert_eq!(url.as_str(), "http://lago-api:3000/api/v1/webhooks/json_public_key");
         }
         let below = public_key_url("https://example.test/lago/api/v1").unwrap();
         assert_eq!(below.path(), "/lago/api/v1/webhooks/json_public_key");

@@ -75,11 +75,7 @@ impl PublicKeyServer {
     ///
     /// # Errors
     /// When the address cannot be bound.
-    pub async fn start_on(
-        address: SocketAddr,
-        public_pem: impl Into<String>,
-        api_key: Secret,
-    ) -> io::Result<Self> {
+    pub async fn start_on(address: SocketAddr, public_pem: impl Into<String>, api_key: Secret) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Mutex::new(Shared {
@@ -99,11 +95,7 @@ impl PublicKeyServer {
                 tracing::warn!(%error, "the stand-in for Lago's API stopped");
             }
         });
-        Ok(Self {
-            address,
-            shared,
-            task,
-        })
+        Ok(Self { address, shared, task })
     }
 
     /// Where it listens.
@@ -161,9 +153,7 @@ pub fn encode_public_key_answer(public_pem: &str) -> String {
 
 async fn json_public_key(State(shared): SharedState, headers: HeaderMap) -> Response {
     match key_for(&shared, &headers).await {
-        Ok(key) => {
-            axum::Json(serde_json::json!({ "webhook": { "public_key": key } })).into_response()
-        }
+        Ok(key) => axum::Json(serde_json::json!({ "webhook": { "public_key": key } })).into_response(),
         Err(refusal) => refusal,
     }
 }
@@ -195,9 +185,7 @@ async fn key_for(shared: &Mutex<Shared>, headers: &HeaderMap) -> Result<String, 
     }
     let shared = lock(shared);
     let expected = format!("Bearer {}", shared.api_key.expose());
-    let given = headers
-        .get(header::AUTHORIZATION)
-        .map_or(&[][..], |value| value.as_bytes());
+    let given = headers.get(header::AUTHORIZATION).map_or(&[][..], |value| value.as_bytes());
     if bool::from(given.ct_eq(expected.as_bytes())) {
         Ok(encode_public_key_answer(&shared.public_pem))
     } else {
@@ -211,7 +199,8 @@ async fn health(State(shared): SharedState) -> Response {
         let body = r#"{"version":"v1.16.0","message":"Unhealthy","details":"database"}"#;
         return json(StatusCode::INTERNAL_SERVER_ERROR, body.to_owned());
     }
-    let body = r#"{"version":"v1.16.0","github_url":"https://github.com/getlago/lago-api/tree/v1.16.0","message":"Success"}"#;
+    let body =
+        r#"{"version":"v1.16.0","github_url":"https://github.com/getlago/lago-api/tree/v1.16.0","message":"Success"}"#;
     json(StatusCode::OK, body.to_owned())
 }
 
@@ -221,12 +210,7 @@ async fn not_found() -> Response {
 }
 
 fn json(status: StatusCode, body: String) -> Response {
-    (
-        status,
-        [(header::CONTENT_TYPE, "application/json; charset=utf-8")],
-        body,
-    )
-        .into_response()
+    (status, [(header::CONTENT_TYPE, "application/json; charset=utf-8")], body).into_response()
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {

@@ -71,11 +71,7 @@ pub fn catalogue_alias(body_name: &str) -> Option<&'static str> {
 
 /// The name the body of a catalogue type carries: the inverse of [`catalogue_alias`].
 pub fn body_name(catalogue_name: &str) -> &str {
-    if catalogue_name == REFUND_FAILURE_CATALOGUE {
-        REFUND_FAILURE_BODY
-    } else {
-        catalogue_name
-    }
+    if catalogue_name == REFUND_FAILURE_CATALOGUE { REFUND_FAILURE_BODY } else { catalogue_name }
 }
 
 /// What a webhook counts as in `business_events_total`, or `None` for what is not business.
@@ -93,10 +89,7 @@ pub fn business_event(name: &str, payment_status: Option<&str>) -> Option<Busine
                 Some("pending") => "pending",
                 _ => "other",
             };
-            Some(BusinessEvent {
-                event_type: "payment",
-                status,
-            })
+            Some(BusinessEvent { event_type: "payment", status })
         }
     }
 }
@@ -115,14 +108,7 @@ const fn row(
     business: Option<Business>,
     description: &'static str,
 ) -> WebhookType {
-    WebhookType {
-        name,
-        object_type,
-        since,
-        removed: false,
-        business,
-        description,
-    }
+    WebhookType { name, object_type, since, removed: false, business, description }
 }
 
 const PAYMENT_STATUS: Option<Business> = Some(Business::PaymentStatus);
@@ -227,16 +213,10 @@ mod tests {
 
     #[test]
     fn there_is_exactly_one_alias_and_it_has_an_inverse() {
-        let aliased: Vec<_> = all()
-            .iter()
-            .filter(|row| body_name(row.name) != row.name)
-            .collect();
+        let aliased: Vec<_> = all().iter().filter(|row| body_name(row.name) != row.name).collect();
 
         assert_eq!(aliased.len(), 1);
-        assert_eq!(
-            catalogue_alias(body_name(aliased[0].name)),
-            Some(aliased[0].name)
-        );
+        assert_eq!(catalogue_alias(body_name(aliased[0].name)), Some(aliased[0].name));
         assert_eq!(catalogue_alias(aliased[0].name), None);
     }
 
@@ -244,35 +224,17 @@ mod tests {
     fn an_unknown_payment_status_does_not_become_a_label() {
         let event = business_event("invoice.payment_status_updated", Some("evil{x=\"1\"}"));
 
-        assert_eq!(
-            event,
-            Some(BusinessEvent {
-                event_type: "payment",
-                status: "other"
-            })
-        );
+        assert_eq!(event, Some(BusinessEvent { event_type: "payment", status: "other" }));
         assert_eq!(business_event("something.new", None), None);
     }
 
     #[test]
     fn failed_payments_carry_the_labels_that_existing_alert_rules_expect() {
-        let failed = Some(BusinessEvent {
-            event_type: "payment",
-            status: "failed",
-        });
+        let failed = Some(BusinessEvent { event_type: "payment", status: "failed" });
 
         assert_eq!(business_event("invoice.payment_failure", None), failed);
-        assert_eq!(
-            business_event("wallet_transaction.payment_failure", None),
-            failed
-        );
-        assert_eq!(
-            business_event("payment_request.payment_failure", None),
-            failed
-        );
-        assert_eq!(
-            business_event("invoice.payment_status_updated", Some("failed")),
-            failed
-        );
+        assert_eq!(business_event("wallet_transaction.payment_failure", None), failed);
+        assert_eq!(business_event("payment_request.payment_failure", None), failed);
+        assert_eq!(business_event("invoice.payment_status_updated", Some("failed")), failed);
     }
 }

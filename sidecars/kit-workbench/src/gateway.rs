@@ -206,17 +206,11 @@ impl Gateway {
                     .append(true)
                     .create(true)
                     .open(path)
-                    .map_err(|source| GatewayError::Journal {
-                        path: path.clone(),
-                        source,
-                    })?,
+                    .map_err(|source| GatewayError::Journal { path: path.clone(), source })?,
             ),
         };
         let listener = bind(options.addr).await?;
-        let address = listener.local_addr().map_err(|source| GatewayError::Bind {
-            address: options.addr,
-            source,
-        })?;
+        let address = listener.local_addr().map_err(|source| GatewayError::Bind { address: options.addr, source })?;
         let shared = Arc::new(Shared {
             secrets,
             state: Mutex::new(State {
@@ -231,11 +225,7 @@ impl Gateway {
             counts: watch::Sender::new(Counts::default()),
         });
         let running = Running::begin(&shared, listener);
-        Ok(Self {
-            shared,
-            address,
-            running: Mutex::new(Some(running)),
-        })
+        Ok(Self { shared, address, running: Mutex::new(Some(running)) })
     }
 
     /// Where it listens, or listened before [`Self::stop`].
@@ -270,10 +260,7 @@ impl Gateway {
         state.received.clear();
         state.attempts.clear();
         state.taken_ids.clear();
-        state.counts = Counts {
-            received: state.counts.received,
-            ..Counts::default()
-        };
+        state.counts = Counts { received: state.counts.received, ..Counts::default() };
         self.shared.counts.send_replace(state.counts);
     }
 
@@ -286,13 +273,8 @@ impl Gateway {
     ///
     /// # Errors
     /// [`WaitError`] at the deadline.
-    pub async fn wait_for(
-        &self,
-        wanted: usize,
-        deadline: Duration,
-    ) -> Result<Vec<Received>, WaitError> {
-        self.wait(wanted as u64, deadline, |counts| counts.received)
-            .await?;
+    pub async fn wait_for(&self, wanted: usize, deadline: Duration) -> Result<Vec<Received>, WaitError> {
+        self.wait(wanted as u64, deadline, |counts| counts.received).await?;
         Ok(self.received())
     }
 
@@ -304,22 +286,13 @@ impl Gateway {
         self.wait(wanted, deadline, |counts| counts.unique).await
     }
 
-    async fn wait(
-        &self,
-        wanted: u64,
-        deadline: Duration,
-        count: impl Fn(&Counts) -> u64,
-    ) -> Result<(), WaitError> {
+    async fn wait(&self, wanted: u64, deadline: Duration, count: impl Fn(&Counts) -> u64) -> Result<(), WaitError> {
         let mut counts = self.shared.counts.subscribe();
         let enough = counts.wait_for(|counts| count(counts) >= wanted);
         match tokio::time::timeout(deadline, enough).await {
             Ok(Ok(_)) => Ok(()),
             // The sender lives in `self.shared`, so only the deadline gets here.
-            _ => Err(WaitError {
-                wanted,
-                seen: count(&self.counts()),
-                waited: deadline,
-            }),
+            _ => Err(WaitError { wanted, seen: count(&self.counts()), waited: deadline }),
         }
     }
 
@@ -380,9 +353,7 @@ impl Running {
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, GatewayError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| GatewayError::Bind { address, source })
+    TcpListener::bind(address).await.map_err(|source| GatewayError::Bind { address, source })
 }
 
 /// A panic elsewhere must not hide what was recorded before it.

@@ -68,9 +68,7 @@ impl Received {
     ) -> Result<usize, ReadError> {
         let mut searched = from;
         loop {
-            let found = self.bytes[searched..]
-                .windows(pattern.len())
-                .position(|window| window == pattern);
+            let found = self.bytes[searched..].windows(pattern.len()).position(|window| window == pattern);
             if let Some(position) = found {
                 return Ok(searched + position + pattern.len());
             }
@@ -82,11 +80,7 @@ impl Received {
         }
     }
 
-    async fn fill(
-        &mut self,
-        stream: &mut (impl AsyncRead + Unpin),
-        up_to: usize,
-    ) -> Result<(), ReadError> {
+    async fn fill(&mut self, stream: &mut (impl AsyncRead + Unpin), up_to: usize) -> Result<(), ReadError> {
         while self.bytes.len() < up_to {
             self.more(stream).await?;
         }
@@ -109,9 +103,7 @@ pub(crate) async fn read_answer(
 ) -> Result<Answer, ReadError> {
     let mut interim = Vec::new();
     loop {
-        let head_end = received
-            .find(stream, 0, b"\r\n\r\n", HEAD_LIMIT_BYTES)
-            .await?;
+        let head_end = received.find(stream, 0, b"\r\n\r\n", HEAD_LIMIT_BYTES).await?;
         let head = parse_head(&received.bytes[..head_end])?;
         if (100..200).contains(&head.status) && head.status != 101 {
             interim.push(head.status);
@@ -147,13 +139,7 @@ pub(crate) async fn read_answer(
             }
         };
         received.bytes.drain(..end);
-        return Ok(Answer {
-            status: head.status,
-            headers: head.headers,
-            body,
-            interim,
-            keep_alive,
-        });
+        return Ok(Answer { status: head.status, headers: head.headers, body, interim, keep_alive });
     }
 }
 
@@ -165,9 +151,7 @@ async fn read_chunks(
 ) -> Result<(Vec<u8>, usize), ReadError> {
     let mut body = Vec::new();
     loop {
-        let line_end = received
-            .find(stream, position, b"\r\n", CHUNK_LINE_LIMIT_BYTES)
-            .await?;
+        let line_end = received.find(stream, position, b"\r\n", CHUNK_LINE_LIMIT_BYTES).await?;
         let line = &received.bytes[position..line_end - 2];
         let size = line.split(|byte| *byte == b';').next().unwrap_or_default();
         let size = std::str::from_utf8(size)
@@ -179,9 +163,7 @@ async fn read_chunks(
         if size == 0 {
             // Trailers, if any, end with an empty line.
             loop {
-                let end = received
-                    .find(stream, position, b"\r\n", CHUNK_LINE_LIMIT_BYTES)
-                    .await?;
+                let end = received.find(stream, position, b"\r\n", CHUNK_LINE_LIMIT_BYTES).await?;
                 let empty = end - position == 2;
                 position = end;
                 if empty {
@@ -226,42 +208,25 @@ fn parse_head(head: &[u8]) -> Result<Head, ReadError> {
 
     let mut headers = Vec::new();
     for line in lines.take_while(|line| !line.is_empty()) {
-        let (name, value) = line
-            .split_once(':')
-            .ok_or(ReadError::Malformed("header without a colon"))?;
+        let (name, value) = line.split_once(':').ok_or(ReadError::Malformed("header without a colon"))?;
         headers.push((name.to_owned(), value.trim().to_owned()));
     }
     let value = |wanted: &str| {
-        headers
-            .iter()
-            .find(|(name, _)| name.eq_ignore_ascii_case(wanted))
-            .map(|(_, value)| value.as_str())
+        headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.as_str())
     };
     let framing = if matches!(status, 100..=199 | 204 | 304) {
         Framing::None
     } else if value("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked")) {
         Framing::Chunked
     } else if let Some(length) = value("content-length") {
-        Framing::Length(
-            length
-                .parse()
-                .map_err(|_| ReadError::Malformed("content-length"))?,
-        )
+        Framing::Length(length.parse().map_err(|_| ReadError::Malformed("content-length"))?)
     } else {
         Framing::UntilClosed
     };
     let connection = value("connection").unwrap_or_default().to_ascii_lowercase();
-    let keep_alive = if version == "HTTP/1.1" {
-        !connection.contains("close")
-    } else {
-        connection.contains("keep-alive")
-    };
-    Ok(Head {
-        status,
-        headers,
-        framing,
-        keep_alive,
-    })
+    let keep_alive =
+        if version == "HTTP/1.1" { !connection.contains("close") } else { connection.contains("keep-alive") };
+    Ok(Head { status, headers, framing, keep_alive })
 }
 
 #[cfg(test)]
@@ -298,11 +263,7 @@ mod tests {
     #[tokio::test]
     async fn answers_are_read_in_every_framing() {
         let cases: [(&[u8], &[u8], bool); 5] = [
-            (
-                b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
-                b"ok",
-                true,
-            ),
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", b"ok", true),
             (b"HTTP/1.1 204 No Content\r\n\r\n", b"", true),
             (
                 b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2;x=y\r\nab\r\n1\r\nc\r\n0\r\nt: 1\r\n\r\n",
@@ -310,11 +271,7 @@ mod tests {
                 true,
             ),
             (b"HTTP/1.1 500 \r\n\r\nuntil the end", b"until the end", false),
-            (
-                b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
-                b"",
-                false,
-            ),
+            (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", b"", false),
         ];
         for (bytes, body, keep_alive) in cases {
             let (answer, rest) = read(bytes).await;
@@ -327,9 +284,7 @@ mod tests {
 
     #[tokio::test]
     async fn interim_answers_are_told_apart_from_the_final_one() {
-        let (answer, _) =
-            read(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n")
-                .await;
+        let (answer, _) = read(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 413 No\r\nContent-Length: 0\r\n\r\n").await;
 
         let answer = answer.unwrap();
         assert_eq!(answer.interim, [100]);
@@ -362,10 +317,7 @@ mod tests {
             b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nfffffffffffffff\r\n",
         ] {
             let (answer, _) = read(bytes).await;
-            assert!(
-                matches!(answer, Err(ReadError::TooLarge { limit: 1024 })),
-                "{answer:?}"
-            );
+            assert!(matches!(answer, Err(ReadError::TooLarge { limit: 1024 })), "{answer:?}");
         }
     }
 }

@@ -18,9 +18,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::balance::{
-    Counters, EndRecord, ExpectedEnd, Resources, ResourcesRecord, SecretFinding,
-};
+pub use self::balance::{Counters, EndRecord, ExpectedEnd, Resources, ResourcesRecord, SecretFinding};
 pub use self::report::{Invariant, Report, SinkReport, Violation};
 pub use self::usage::{UsageAttempt, UsageEvent, UsageStored};
 
@@ -95,8 +93,7 @@ impl SentRequest {
 
     /// Whether a 2xx was read: from then on the event must never be lost.
     pub fn is_accepted(&self) -> bool {
-        self.status
-            .is_some_and(|status| (200..300).contains(&status))
+        self.status.is_some_and(|status| (200..300).contains(&status))
     }
 
     /// Whether it may have been stored although the sender was not told: no answer, or a 5xx.
@@ -337,8 +334,7 @@ impl Ledger {
 
     /// Tells that `sink` has this event parked, dropped or filtered, with a listed reason.
     pub fn set_aside(&mut self, sink: &str, event_id: &str) {
-        self.set_aside
-            .insert((sink.to_owned(), event_id.to_owned()));
+        self.set_aside.insert((sink.to_owned(), event_id.to_owned()));
     }
 
     /// Tells that this event was replayed on purpose.
@@ -361,8 +357,7 @@ impl Ledger {
     pub fn scan_output(&mut self, output: &str, text: &[u8], secrets: &[(&str, &[u8])]) {
         let (found, panics) = balance::scan(output, text, secrets);
         self.secrets.extend(found);
-        self.panics
-            .extend(panics.into_iter().map(|line| (output.to_owned(), line)));
+        self.panics.extend(panics.into_iter().map(|line| (output.to_owned(), line)));
     }
 
     /// The requests recorded so far.
@@ -420,12 +415,9 @@ impl Ledger {
         each_line(path, |line| match line {
             JournalLine::Received(received) => {
                 by_number.insert(received.number, self.deliveries.len());
-                self.deliveries
-                    .push(Delivery::from_received(&sink, &received));
+                self.deliveries.push(Delivery::from_received(&sink, &received));
             }
-            JournalLine::Answered {
-                number, at, taken, ..
-            } => {
+            JournalLine::Answered { number, at, taken, .. } => {
                 if let Some(index) = by_number.get(&number) {
                     let delivery = &mut self.deliveries[*index];
                     delivery.answered_at = Some(at);
@@ -458,14 +450,8 @@ impl Ledger {
     }
 }
 
-fn each_line<T: serde::de::DeserializeOwned>(
-    path: &Path,
-    mut take: impl FnMut(T),
-) -> io::Result<()> {
-    for (index, line) in io::BufReader::new(std::fs::File::open(path)?)
-        .lines()
-        .enumerate()
-    {
+fn each_line<T: serde::de::DeserializeOwned>(path: &Path, mut take: impl FnMut(T)) -> io::Result<()> {
+    for (index, line) in io::BufReader::new(std::fs::File::open(path)?).lines().enumerate() {
         let entry = serde_json::from_str(&line?).map_err(|error| {
             let text = format!("line {} of {}: {error}", index + 1, path.display());
             io::Error::new(io::ErrorKind::InvalidData, text)

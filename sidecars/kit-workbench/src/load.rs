@@ -208,22 +208,11 @@ pub struct LoadOutcome {
 ///
 /// # Errors
 /// [`LoadError`] for options that make no sense. Failing requests are no error: they are counted.
-pub async fn run(
-    options: LoadOptions,
-    pool: Arc<Pool>,
-    control: &LoadControl,
-) -> Result<LoadOutcome, LoadError> {
+pub async fn run(options: LoadOptions, pool: Arc<Pool>, control: &LoadControl) -> Result<LoadOutcome, LoadError> {
     validate(&options, &pool)?;
     let begin = Instant::now();
-    let shared = Arc::new(worker::Shared::new(
-        options.clone(),
-        pool,
-        control.clone(),
-        begin,
-    ));
-    let workers: Vec<_> = (0..options.connections)
-        .map(|_| tokio::spawn(worker::run(Arc::clone(&shared))))
-        .collect();
+    let shared = Arc::new(worker::Shared::new(options.clone(), pool, control.clone(), begin));
+    let workers: Vec<_> = (0..options.connections).map(|_| tokio::spawn(worker::run(Arc::clone(&shared)))).collect();
     let mut total = worker::Tally::default();
     for worker in workers {
         match worker.await {
@@ -255,10 +244,7 @@ pub async fn run(
         rps: total.ok as f64 / seconds.max(f64::EPSILON),
         latency_ms: total.latency.summary_ms(),
     };
-    Ok(LoadOutcome {
-        report,
-        sent: total.sent,
-    })
+    Ok(LoadOutcome { report, sent: total.sent })
 }
 
 fn validate(options: &LoadOptions, pool: &Pool) -> Result<(), LoadError> {

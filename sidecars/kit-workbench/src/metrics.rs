@@ -60,10 +60,7 @@ impl Metrics {
     pub fn parse(text: &str) -> Result<Self, MetricsError> {
         let mut metrics = Self::default();
         for (index, line) in text.lines().enumerate() {
-            let fail = |what| MetricsError {
-                line: index + 1,
-                what,
-            };
+            let fail = |what| MetricsError { line: index + 1, what };
             if metrics.ended && !line.is_empty() {
                 return Err(fail("text after # EOF"));
             }
@@ -94,10 +91,7 @@ impl Metrics {
 
     /// The value of the one series with exactly this name and these labels.
     pub fn get(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-        let labels: Labels = labels
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-            .collect();
+        let labels: Labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         self.samples.get(name)?.get(&labels).copied()
     }
 
@@ -106,9 +100,7 @@ impl Metrics {
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.series(name)
             .filter(|(known, _)| {
-                labels
-                    .iter()
-                    .all(|(name, value)| known.get(*name).is_some_and(|known| known == value))
+                labels.iter().all(|(name, value)| known.get(*name).is_some_and(|known| known == value))
             })
             .map(|(_, value)| value)
             .sum()
@@ -116,11 +108,7 @@ impl Metrics {
 
     /// All series of one name.
     pub fn series(&self, name: &str) -> impl Iterator<Item = (&Labels, f64)> {
-        self.samples
-            .get(name)
-            .into_iter()
-            .flatten()
-            .map(|(labels, value)| (labels, *value))
+        self.samples.get(name).into_iter().flatten().map(|(labels, value)| (labels, *value))
     }
 
     /// The names of all samples, sorted.
@@ -149,11 +137,8 @@ impl Metrics {
             return;
         }
         let mut words = comment.splitn(3, ' ');
-        let (keyword, name, text) = (
-            words.next().unwrap_or_default(),
-            words.next().unwrap_or_default(),
-            words.next().unwrap_or_default(),
-        );
+        let (keyword, name, text) =
+            (words.next().unwrap_or_default(), words.next().unwrap_or_default(), words.next().unwrap_or_default());
         if !matches!(keyword, "TYPE" | "HELP" | "UNIT") {
             return;
         }
@@ -168,15 +153,11 @@ impl Metrics {
 
 /// `name{label="value",…} value [timestamp] [# exemplar]`
 fn sample(line: &str) -> Result<(String, Labels, f64), &'static str> {
-    let name_end = line
-        .find(|c: char| c == '{' || c.is_ascii_whitespace())
-        .ok_or("a sample without a value")?;
+    let name_end = line.find(|c: char| c == '{' || c.is_ascii_whitespace()).ok_or("a sample without a value")?;
     let (name, mut rest) = line.split_at(name_end);
     let is_name = |text: &str| {
         !text.is_empty()
-            && text
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':')
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':')
             && !text.starts_with(|c: char| c.is_ascii_digit())
     };
     if !is_name(name) {
@@ -196,19 +177,13 @@ fn sample(line: &str) -> Result<(String, Labels, f64), &'static str> {
                 return Err("not a label name");
             }
             let end = closing_quote(after).ok_or("a label value without its end")?;
-            if labels
-                .insert(label.to_owned(), unescape(&after[..end]))
-                .is_some()
-            {
+            if labels.insert(label.to_owned(), unescape(&after[..end])).is_some() {
                 return Err("the same label twice");
             }
             rest = &after[end + 1..];
         }
     }
-    let value = rest
-        .split_ascii_whitespace()
-        .next()
-        .ok_or("a sample without a value")?;
+    let value = rest.split_ascii_whitespace().next().ok_or("a sample without a value")?;
     // Rust reads `+Inf`, `-Inf` and `NaN` as Prometheus writes them.
     let value = value.parse().map_err(|_| "a value that is not a number")?;
     Ok((name.to_owned(), labels, value))
@@ -262,27 +237,15 @@ commit_seconds_bucket{le="+Inf"} 7
         let metrics = Metrics::parse(EXPOSITION).unwrap();
 
         let name = "business_events_total";
-        assert_eq!(
-            metrics.get(name, &[("status", "failed"), ("event_type", "payment")]),
-            Some(3.0)
-        );
+        assert_eq!(metrics.get(name, &[("status", "failed"), ("event_type", "payment")]), Some(3.0));
         assert_eq!(metrics.get(name, &[("event_type", "payment")]), None);
         assert_eq!(metrics.sum(name, &[("event_type", "payment")]), 7.0);
         assert_eq!(metrics.sum(name, &[("event_type", "nothing")]), 0.0);
         assert_eq!(
-            metrics.get(
-                name,
-                &[
-                    ("event_type", "odd \"quoted\", \\ and\nline}"),
-                    ("status", "other")
-                ]
-            ),
+            metrics.get(name, &[("event_type", "odd \"quoted\", \\ and\nline}"), ("status", "other")]),
             Some(1.0)
         );
-        assert_eq!(
-            metrics.get("process_resident_memory_bytes", &[]),
-            Some(1.5e6)
-        );
+        assert_eq!(metrics.get("process_resident_memory_bytes", &[]), Some(1.5e6));
         assert_eq!(metrics.series_count(), 5);
         assert!(metrics.is_complete());
     }
@@ -294,10 +257,7 @@ commit_seconds_bucket{le="+Inf"} 7
         let family = &metrics.families()["business_events"];
         assert_eq!(family.kind, "counter");
         assert_eq!(family.help, "Events by type and outcome.");
-        assert_eq!(
-            metrics.families()["process_resident_memory_bytes"].unit,
-            "bytes"
-        );
+        assert_eq!(metrics.families()["process_resident_memory_bytes"].unit, "bytes");
     }
 
     #[test]
@@ -320,11 +280,7 @@ commit_seconds_bucket{le="+Inf"} 7
             ("# EOF\na 1", 2),
             ("0a 1", 1),
         ] {
-            assert_eq!(
-                Metrics::parse(text).map_err(|error| error.line),
-                Err(line),
-                "{text}"
-            );
+            assert_eq!(Metrics::parse(text).map_err(|error| error.line), Err(line), "{text}");
         }
     }
 }

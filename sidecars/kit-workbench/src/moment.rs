@@ -20,9 +20,7 @@ impl Moment {
     pub fn now() -> Self {
         static ANCHOR: OnceLock<(u64, Instant)> = OnceLock::new();
         let (base, anchor) = ANCHOR.get_or_init(|| {
-            let since_epoch = SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default();
+            let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             (micros(since_epoch), Instant::now())
         });
         Self(base.saturating_add(micros(anchor.elapsed())))
@@ -47,9 +45,7 @@ impl Moment {
 impl fmt::Display for Moment {
     /// RFC 3339 in UTC with microseconds.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let timestamp = i64::try_from(self.0)
-            .ok()
-            .and_then(|micros| jiff::Timestamp::from_microsecond(micros).ok());
+        let timestamp = i64::try_from(self.0).ok().and_then(|micros| jiff::Timestamp::from_microsecond(micros).ok());
         match timestamp {
             Some(timestamp) => write!(f, "{timestamp:.6}"),
             None => write!(f, "{} µs after 1970", self.0),
@@ -77,9 +73,6 @@ mod tests {
         let moment = Moment::from_micros(1_795_236_024_123_456);
 
         assert_eq!(moment.to_string(), "2026-11-21T04:40:24.123456Z");
-        assert_eq!(
-            Moment::from_micros(u64::MAX).to_string(),
-            format!("{} µs after 1970", u64::MAX)
-        );
+        assert_eq!(Moment::from_micros(u64::MAX).to_string(), format!("{} µs after 1970", u64::MAX));
     }
 }

@@ -106,19 +106,11 @@ impl DaemonProcess {
         args: impl IntoIterator<Item = A>,
         env: Vec<(String, String)>,
     ) -> Result<Self, ProcessError> {
-        DaemonCommand::new(program.as_ref())
-            .args(args)
-            .envs(env)
-            .spawn()
+        DaemonCommand::new(program.as_ref()).args(args).envs(env).spawn()
     }
 
     fn new(child: Child, pid: Pid, output: Output) -> Self {
-        Self {
-            child,
-            pid,
-            output,
-            exit: None,
-        }
+        Self { child, pid, output, exit: None }
     }
 
     /// Its process id.
@@ -131,11 +123,7 @@ impl DaemonProcess {
     ///
     /// # Errors
     /// [`ProcessError::Ended`] or [`ProcessError::TimedOut`].
-    pub async fn address(
-        &mut self,
-        listener: &str,
-        deadline: Duration,
-    ) -> Result<SocketAddr, ProcessError> {
+    pub async fn address(&mut self, listener: &str, deadline: Duration) -> Result<SocketAddr, ProcessError> {
         let wanted = format!("the address of listener {listener}");
         let mut listeners = self.output.listeners();
         let announced = listeners.wait_for(|known| known.contains_key(listener));
@@ -161,11 +149,7 @@ impl DaemonProcess {
     ///
     /// # Errors
     /// [`ProcessError::Ended`] or [`ProcessError::TimedOut`], the latter with the last answer.
-    pub async fn wait_ready(
-        &mut self,
-        admin: SocketAddr,
-        deadline: Duration,
-    ) -> Result<Duration, ProcessError> {
+    pub async fn wait_ready(&mut self, admin: SocketAddr, deadline: Duration) -> Result<Duration, ProcessError> {
         let begin = Instant::now();
         loop {
             let detail = match raw::get(admin, "/readyz", READY_QUESTION).await {
@@ -251,10 +235,7 @@ impl DaemonProcess {
     /// [`ProcessError::Control`].
     pub fn try_exit(&mut self) -> Result<Option<Exit>, ProcessError> {
         if self.exit.is_none() {
-            let status = self
-                .child
-                .try_wait()
-                .map_err(|source| self.control(source))?;
+            let status = self.child.try_wait().map_err(|source| self.control(source))?;
             self.exit = status.map(exit_of);
         }
         Ok(self.exit)
@@ -272,10 +253,7 @@ impl DaemonProcess {
 
     /// The log lines that are JSON objects.
     pub fn log(&self) -> Vec<serde_json::Value> {
-        self.stdout()
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .collect()
+        self.stdout().lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     /// How many lines were let go of because more than 20,000 lines or 16 MiB were printed. A check
@@ -352,38 +330,23 @@ impl DaemonProcess {
     }
 
     fn control(&self, source: io::Error) -> ProcessError {
-        ProcessError::Control {
-            pid: self.pid(),
-            source,
-        }
+        ProcessError::Control { pid: self.pid(), source }
     }
 
     fn timed_out(&self, wanted: String, waited: Duration, detail: String) -> ProcessError {
-        ProcessError::TimedOut {
-            wanted,
-            waited,
-            detail,
-            output: self.output.tail(),
-        }
+        ProcessError::TimedOut { wanted, waited, detail, output: self.output.tail() }
     }
 
     async fn ended_early(&mut self, wanted: String) -> Result<ProcessError, ProcessError> {
         let exit = ended(&mut self.child, &self.output).await?;
-        Ok(ProcessError::Ended {
-            exit,
-            wanted,
-            output: self.output.tail(),
-        })
+        Ok(ProcessError::Ended { exit, wanted, output: self.output.tail() })
     }
 }
 
 /// Waits for the end, then for the rest of the output.
 async fn ended(child: &mut Child, output: &Output) -> Result<Exit, ProcessError> {
     let pid = child.id().unwrap_or_default();
-    let status = child
-        .wait()
-        .await
-        .map_err(|source| ProcessError::Control { pid, source })?;
+    let status = child.wait().await.map_err(|source| ProcessError::Control { pid, source })?;
     if timeout(OUTPUT_GRACE, output.finished()).await.is_err() {
         tracing::debug!("the daemon has ended, its output is held open by another process");
     }
@@ -391,10 +354,7 @@ async fn ended(child: &mut Child, output: &Output) -> Result<Exit, ProcessError>
 }
 
 fn exit_of(status: std::process::ExitStatus) -> Exit {
-    Exit {
-        code: status.code(),
-        signal: status.signal(),
-    }
+    Exit { code: status.code(), signal: status.signal() }
 }
 
 impl Drop for DaemonProcess {
@@ -408,10 +368,7 @@ impl Drop for DaemonProcess {
 
 impl fmt::Debug for DaemonProcess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DaemonProcess")
-            .field("pid", &self.pid())
-            .field("exit", &self.exit)
-            .finish_non_exhaustive()
+        f.debug_struct("DaemonProcess").field("pid", &self.pid()).field("exit", &self.exit).finish_non_exhaustive()
     }
 }
 

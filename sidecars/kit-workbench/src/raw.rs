@@ -35,10 +35,7 @@ pub struct RawResponse {
 impl RawResponse {
     /// The first header with this name, whatever its case.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(known, _)| known.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
     /// The body as text; what is not UTF-8 is replaced.
@@ -110,34 +107,22 @@ pub enum RawError {
 ///
 /// # Errors
 /// See [`RawError`]; every way of getting no answer is told apart.
-pub async fn exchange(
-    address: SocketAddr,
-    request: &[u8],
-    deadline: Duration,
-) -> Result<RawResponse, RawError> {
+pub async fn exchange(address: SocketAddr, request: &[u8], deadline: Duration) -> Result<RawResponse, RawError> {
     let until = Instant::now() + deadline;
     let mut connection = match timeout_at(until, RawConnection::open(address)).await {
         Ok(connection) => connection?,
         Err(_) => {
-            return Err(RawError::TimedOut {
-                received: Vec::new(),
-            });
+            return Err(RawError::TimedOut { received: Vec::new() });
         }
     };
-    connection
-        .exchange(request, until.saturating_duration_since(Instant::now()))
-        .await
+    connection.exchange(request, until.saturating_duration_since(Instant::now())).await
 }
 
 /// `GET` of one path, the connection closed afterwards.
 ///
 /// # Errors
 /// See [`RawError`].
-pub async fn get(
-    address: SocketAddr,
-    path: &str,
-    deadline: Duration,
-) -> Result<RawResponse, RawError> {
+pub async fn get(address: SocketAddr, path: &str, deadline: Duration) -> Result<RawResponse, RawError> {
     request(address, "GET", path, &[], b"", deadline).await
 }
 
@@ -189,10 +174,7 @@ impl RawConnection {
         })?;
         // Every send is a packet of its own: tests place packet borders deliberately.
         stream.set_nodelay(true).map_err(RawError::Io)?;
-        Ok(Self {
-            stream,
-            received: Received::default(),
-        })
+        Ok(Self { stream, received: Received::default() })
     }
 
     /// The address of our end.
@@ -241,11 +223,7 @@ impl RawConnection {
     ///
     /// # Errors
     /// See [`RawError`].
-    pub async fn exchange(
-        &mut self,
-        request: &[u8],
-        deadline: Duration,
-    ) -> Result<RawResponse, RawError> {
+    pub async fn exchange(&mut self, request: &[u8], deadline: Duration) -> Result<RawResponse, RawError> {
         let (mut reader, mut writer) = self.stream.split();
         let received = &mut self.received;
         let mut written = None;
@@ -281,9 +259,7 @@ impl RawConnection {
                 Ok(Ok(_)) => {}
                 Ok(Err(_)) => return Ok(false),
                 Err(_) => {
-                    return Err(RawError::TimedOut {
-                        received: self.received.take(),
-                    });
+                    return Err(RawError::TimedOut { received: self.received.take() });
                 }
             }
         }
@@ -307,27 +283,19 @@ impl RawConnection {
             }
             Ok(Err(error)) => error,
             Err(_) => {
-                return Err(RawError::TimedOut {
-                    received: self.received.take(),
-                });
+                return Err(RawError::TimedOut { received: self.received.take() });
             }
         };
         let received = self.received.take();
         Err(match error {
             ReadError::Closed => RawError::Closed { received },
             ReadError::Io(source)
-                if matches!(
-                    source.kind(),
-                    io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
-                ) =>
+                if matches!(source.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) =>
             {
                 RawError::Reset { received }
             }
             ReadError::Io(source) => RawError::Io(source),
-            other => RawError::Malformed {
-                what: other.to_string(),
-                received,
-            },
+            other => RawError::Malformed { what: other.to_string(), received },
         })
     }
 }

@@ -24,13 +24,8 @@ impl Scratch {
     /// # Errors
     /// Those of creating a folder in the system's temporary directory (`TMPDIR`).
     pub fn new(prefix: &str) -> io::Result<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix(&format!("{prefix}-"))
-            .tempdir()?;
-        Ok(Self {
-            path: dir.path().to_owned(),
-            dir: Some(dir),
-        })
+        let dir = tempfile::Builder::new().prefix(&format!("{prefix}-")).tempdir()?;
+        Ok(Self { path: dir.path().to_owned(), dir: Some(dir) })
     }
 
     /// The folder.

@@ -141,7 +141,10 @@ async fn openapi(State(shared): State<Arc<Shared>>) -> Response {
 
 async fn authorise(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let Some(token) = &shared.token else {
-        return refusal(StatusCode::FORBIDDEN, "the admin API is closed: set SIDECAR_ADMIN__TOKEN_FILE and start again");
+        return refusal(
+            StatusCode::FORBIDDEN,
+            "the admin API is closed: set SIDECAR_ADMIN__TOKEN_FILE and start again",
+        );
     };
     let given = request
         .headers()

@@ -144,7 +144,11 @@ impl Shell {
                 Ok(Some(Ok((_, true)))) => {}
                 Ok(ended) => self.judge(ended),
                 Err(_) => {
-                    tracing::warn!(left = self.tasks.len(), "drain time is over, {} tasks are cut off", self.tasks.len());
+                    tracing::warn!(
+                        left = self.tasks.len(),
+                        "drain time is over, {} tasks are cut off",
+                        self.tasks.len()
+                    );
                     self.tasks.abort_all();
                     break;
                 }

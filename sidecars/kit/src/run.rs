@@ -94,7 +94,10 @@ pub fn main_with_args<D: Daemon>(arguments: Vec<OsString>) -> ExitCode {
         .bin_name(D::NAME)
         .version(D::VERSION)
         .about(D::ABOUT);
-    let arguments = match command.try_get_matches_from(arguments).and_then(|m| <Arguments as clap::FromArgMatches>::from_arg_matches(&m)) {
+    let arguments = match command
+        .try_get_matches_from(arguments)
+        .and_then(|m| <Arguments as clap::FromArgMatches>::from_arg_matches(&m))
+    {
         Ok(arguments) => arguments,
         Err(error) => {
             let _ = error.print();

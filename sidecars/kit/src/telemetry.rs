@@ -169,7 +169,11 @@ impl Metrics {
     /// A registry with the process's own figures and the build's.
     pub fn new(daemon: &'static str, version: &'static str) -> Self {
         let mut registry = Registry::default();
-        registry.register("build", "Name and version of the daemon", Info::new([("daemon", daemon), ("version", version)]));
+        registry.register(
+            "build",
+            "Name and version of the daemon",
+            Info::new([("daemon", daemon), ("version", version)]),
+        );
         registry.register_collector(Box::new(Process));
         Self { registry: Mutex::new(registry) }
     }

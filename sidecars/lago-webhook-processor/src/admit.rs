@@ -148,7 +148,11 @@ mod tests {
         let made = dedupe_key(&headers(&[]), &digest);
         assert!(made.starts_with("sha256-44136fa3"), "{made}");
         let long = "x".repeat(201);
-        for unusable in [&[("x-lago-unique-key", "")][..], &[("x-lago-unique-key", long.as_str())], &[("x-lago-unique-key", "a"), ("x-lago-unique-key", "b")]] {
+        for unusable in [
+            &[("x-lago-unique-key", "")][..],
+            &[("x-lago-unique-key", long.as_str())],
+            &[("x-lago-unique-key", "a"), ("x-lago-unique-key", "b")],
+        ] {
             assert_eq!(dedupe_key(&headers(unusable), &digest), made);
         }
     }

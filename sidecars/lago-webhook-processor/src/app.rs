@@ -98,8 +98,13 @@ impl Daemon for LagoWebhookProcessor {
         let intake_metrics = metrics.with_registry(|registry| IntakeMetrics::register(registry, names));
         let head = head_limit(&config.lago, &organizations);
         let keep_tokens = config.gateway.format == Format::Raw;
-        let intake =
-            Intake::new(Arc::clone(&organizations), journal.clone(), intake_metrics, config.lago.body_limit_bytes, keep_tokens);
+        let intake = Intake::new(
+            Arc::clone(&organizations),
+            journal.clone(),
+            intake_metrics,
+            config.lago.body_limit_bytes,
+            keep_tokens,
+        );
         let stop = shell.stop_token();
         let public = bind(&config, &config.listen.public, "public", head, &serve_metrics, &stop).await?;
         let admin = bind(&config, &config.listen.admin, "admin", ADMIN_HEAD, &serve_metrics, &stop).await?;
@@ -123,10 +128,11 @@ async fn open_journal(
     metrics: &Arc<Metrics>,
 ) -> Result<(Journal, JournalTask), StartError> {
     let (section, clock, metrics) = (config.journal.clone(), Arc::clone(clock), Arc::clone(metrics));
-    let opened = tokio::task::spawn_blocking(move || {
-        metrics.with_registry(|registry| Journal::open(&section, clock, registry))
-    });
-    let opened = opened.await.map_err(|_| StartError { code: exit::DIED, message: "opening the journal panicked".to_owned() })?;
+    let opened =
+        tokio::task::spawn_blocking(move || metrics.with_registry(|registry| Journal::open(&section, clock, registry)));
+    let opened = opened
+        .await
+        .map_err(|_| StartError { code: exit::DIED, message: "opening the journal panicked".to_owned() })?;
     opened.map_err(|error| StartError {
         code: match error {
             OpenError::Locked { .. } => exit::LOCKED,
@@ -195,9 +201,8 @@ fn start_delivery(
     clock: &SharedClock,
     metrics: &Metrics,
 ) -> Result<Arc<std::sync::Mutex<kit_delivery::SinkStatus>>, StartError> {
-    let sink = HttpSink::new(SINK, &config.gateway, Arc::clone(clock)).map_err(|errors| {
-        configuration(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
-    })?;
+    let sink = HttpSink::new(SINK, &config.gateway, Arc::clone(clock))
+        .map_err(|errors| configuration(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
     let settings = DispatcherSettings::from(&config.gateway);
     let delivery_metrics = metrics.with_registry(DeliveryMetrics::register);
     let dispatcher = Dispatcher::new(Arc::new(sink), journal.clone(), Arc::clone(clock), settings, delivery_metrics);

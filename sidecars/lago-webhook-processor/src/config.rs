@@ -202,7 +202,7 @@ impl LagoSection {
             ("lago.public_key_overlap_seconds", self.public_key_overlap_seconds),
         ];
         for (path, value) in seconds {
-            if !value.is_finite() || value < 0.0 || value > 31_536_000.0 {
+            if !(0.0..=31_536_000.0).contains(&value) {
                 problems.add(path, "must be a number of seconds from 0 to a year");
             }
         }

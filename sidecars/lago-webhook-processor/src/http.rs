@@ -111,7 +111,9 @@ impl Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         match self {
-            Self::Encoded => answer(StatusCode::UNSUPPORTED_MEDIA_TYPE, r#"{"error":"content encoding is not supported"}"#),
+            Self::Encoded => {
+                answer(StatusCode::UNSUPPORTED_MEDIA_TYPE, r#"{"error":"content encoding is not supported"}"#)
+            }
             // Not a forgery but our own ignorance: Lago is to come again.
             Self::Signature(Rejected::NoKey) => again(r#"{"error":"no key to verify with yet"}"#),
             Self::UnknownOrganization | Self::OtherOrganization | Self::Signature(_) => {
@@ -131,7 +133,11 @@ async fn take(
     body: Body,
     rules: Option<&Arc<BodyRules>>,
 ) -> Result<Appended, Refusal> {
-    if headers.get_all(header::CONTENT_ENCODING).iter().any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+    if headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
         return Err(Refusal::Encoded);
     }
     let organization = intake.organizations.get(name);
@@ -201,12 +207,7 @@ fn count(intake: &Intake, organization: &str, appended: Appended, digest: &BodyD
     }
 }
 
-async fn verify(
-    intake: &Intake,
-    organization: &Organization,
-    headers: &HeaderMap,
-    body: &[u8],
-) -> Result<(), Refusal> {
+async fn verify(intake: &Intake, organization: &Organization, headers: &HeaderMap, body: &[u8]) -> Result<(), Refusal> {
     let mut signatures = headers.get_all(SIGNATURE_HEADER).iter();
     let signature = match (signatures.next(), signatures.next()) {
         (first, None) => first.map(HeaderValue::as_bytes),

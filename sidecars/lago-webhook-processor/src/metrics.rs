@@ -77,13 +77,29 @@ impl IntakeMetrics {
             metrics.repeated_bodies.clone(),
         );
         registry.register("lago_webhooks_by_type", "Accepted webhooks by type", metrics.types.clone());
-        registry.register("business_events", "Accepted events by what they mean for the business", metrics.business.clone());
+        registry.register(
+            "business_events",
+            "Accepted events by what they mean for the business",
+            metrics.business.clone(),
+        );
         for organization in organizations {
             for taken in Taken::ALL {
-                drop(metrics.webhooks.get_or_create(&Webhook {
-                    organization: organization.to_owned(),
-                    result: taken.word(),
-                }));
+                drop(
+                    metrics
+                        .webhooks
+                        .get_or_create(&Webhook { organization: organization.to_owned(), result: taken.word() }),
+                );
+            }
+        }
+        // Alert rules on a rate need a series that begins at 0.
+        let statuses = [None, Some("succeeded"), Some("failed"), Some("pending"), Some("other")];
+        for webhook_type in webhook_type::all() {
+            for status in statuses {
+                if let Some(BusinessEvent { event_type, status }) =
+                    webhook_type::business_event(webhook_type.name, status)
+                {
+                    drop(metrics.business.get_or_create(&Business { event_type, status }));
+                }
             }
         }
         metrics

@@ -171,7 +171,8 @@ impl Loader<'_> {
         let own = section.public_key_file.as_deref();
         let shared = self.section.public_key_file.as_deref();
         if let Some(file) = own.or(shared) {
-            let path = if own.is_some() { format!("{path}.public_key_file") } else { "lago.public_key_file".to_owned() };
+            let path =
+                if own.is_some() { format!("{path}.public_key_file") } else { "lago.public_key_file".to_owned() };
             return match read_keys(file) {
                 Ok(keys) => Some(Proof::Jwt { keys: Keyring::fixed(keys), issuer, fetched: false }),
                 Err(error) => {

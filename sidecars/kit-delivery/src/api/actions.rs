@@ -34,7 +34,11 @@ pub(super) async fn replay(
     let asked = json!(request);
     let from = state.clock.now();
     let result = change(&state, request.select, request.dry_run, |sink, seqs, already| {
-        #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "milliseconds of at most some days")]
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            reason = "milliseconds of at most some days"
+        )]
         let from = from.plus_millis((already as f64 * spacing_ms) as i64);
         Action::Replay { sink: sink.to_owned(), seqs, from, spacing_ms }
     });
@@ -106,7 +110,9 @@ async fn change(
     let sink = one_sink(state, select.sink.take()).await?;
     let by_filter = select.ids.is_empty();
     if by_filter && is_empty(&select) {
-        return Err(ApiError::bad_request("select nothing in particular: give ids or a filter, for example {\"state\":\"parked\"}"));
+        return Err(ApiError::bad_request(
+            "select nothing in particular: give ids or a filter, for example {\"state\":\"parked\"}",
+        ));
     }
     select.sink = Some(sink.clone());
     let mut filter = filter(select)?;
@@ -137,7 +143,11 @@ async fn change(
     }
 }
 
-async fn read_page(state: &ApiState, filter: EventFilter, before: Option<Seq>) -> Result<kit_journal::engine::Page, ApiError> {
+async fn read_page(
+    state: &ApiState,
+    filter: EventFilter,
+    before: Option<Seq>,
+) -> Result<kit_journal::engine::Page, ApiError> {
     // Ids come in one page: looking them up again for a second one would cost as much as the first.
     let limit = if filter.ids.is_empty() { PAGE } else { u32::MAX };
     Ok(state.journal.read(move |reader| reader.search(&filter, before, limit, EXAMINE)).await?)
@@ -159,7 +169,13 @@ async fn one_sink(state: &ApiState, named: Option<String>) -> Result<String, Api
     }
 }
 
-async fn record(state: &ApiState, peer: &ConnInfo, action: &str, request: Value, result: Value) -> Result<(), ApiError> {
+async fn record(
+    state: &ApiState,
+    peer: &ConnInfo,
+    action: &str,
+    request: Value,
+    result: Value,
+) -> Result<(), ApiError> {
     let record = AuditRecord {
         at: state.clock.now(),
         actor: peer.peer.ip().to_string(),

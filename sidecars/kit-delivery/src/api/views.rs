@@ -83,8 +83,8 @@ pub(super) async fn list_deliveries(
     for found in page.found {
         let event = EventView::from(found);
         for (name, delivery) in event.deliveries {
-            let matches = sink.as_ref().is_none_or(|sink| *sink == name)
-                && wanted.is_none_or(|wanted| wanted == delivery.state);
+            let matches =
+                sink.as_ref().is_none_or(|sink| *sink == name) && wanted.is_none_or(|wanted| wanted == delivery.state);
             if matches {
                 deliveries.push(DeliveryEntry {
                     sink: name,

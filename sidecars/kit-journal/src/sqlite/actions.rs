@@ -31,10 +31,8 @@ impl Sinks {
             }
             Action::Pause { sink, paused } => {
                 let sink = self.id(sink)?;
-                let changed = conn.execute(
-                    "UPDATE sinks SET paused = ?1 WHERE id = ?2 AND paused <> ?1",
-                    params![paused, sink],
-                )?;
+                let changed =
+                    conn.execute("UPDATE sinks SET paused = ?1 WHERE id = ?2 AND paused <> ?1", params![paused, sink])?;
                 Ok(outcome(changed > 0))
             }
             Action::Register { sink } => self.register(conn, sink, last_seq).map(outcome),
@@ -68,8 +66,7 @@ impl Sinks {
             }
             let previous = row_state(conn, sink, *seq)?;
             let nth = usize::try_from(total.changed).unwrap_or(usize::MAX);
-            let mut change =
-                Change { conn, sink, seq: *seq, previous, ahead: *seq > cursor, deltas: &mut deltas };
+            let mut change = Change { conn, sink, seq: *seq, previous, ahead: *seq > cursor, deltas: &mut deltas };
             match rule(&mut change, nth)? {
                 Changed::Yes => total.changed += 1,
                 Changed::No => total.unchanged += 1,

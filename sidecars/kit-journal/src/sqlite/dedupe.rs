@@ -244,7 +244,9 @@ impl DedupeIndex {
         {
             let first: Seq = row.get(0)?;
             let entries = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
-            forgotten.recent.extend((first..).zip(parse_entries(entries)).map(|(seq, (key, _))| (key.fingerprint(), seq)));
+            forgotten
+                .recent
+                .extend((first..).zip(parse_entries(entries)).map(|(seq, (key, _))| (key.fingerprint(), seq)));
             forgotten.count = forgotten.recent.len();
             last = Some(first);
         }
@@ -315,8 +317,8 @@ pub(super) fn parse_block(entries: &[u8]) -> impl Iterator<Item = (KeyHash, Even
 }
 
 fn entry_at(conn: &Connection, seq: Seq) -> Result<Option<(KeyHash, EventId)>, JournalError> {
-    let mut query =
-        conn.prepare_cached("SELECT first_seq, entries FROM keys WHERE first_seq <= ? ORDER BY first_seq DESC LIMIT 1")?;
+    let mut query = conn
+        .prepare_cached("SELECT first_seq, entries FROM keys WHERE first_seq <= ? ORDER BY first_seq DESC LIMIT 1")?;
     let found = query
         .query_row([seq], |row| {
             let first: Seq = row.get(0)?;
@@ -328,12 +330,7 @@ fn entry_at(conn: &Connection, seq: Seq) -> Result<Option<(KeyHash, EventId)>, J
     Ok(found.flatten())
 }
 
-fn lookup_run(
-    conn: &Connection,
-    run: i64,
-    key: KeyHash,
-    known: &mut Vec<(EventId, Seq)>,
-) -> Result<(), JournalError> {
+fn lookup_run(conn: &Connection, run: i64, key: KeyHash, known: &mut Vec<(EventId, Seq)>) -> Result<(), JournalError> {
     let mut query = conn.prepare_cached(
         "SELECT entries FROM key_blocks WHERE run = ? AND first_key <= ? ORDER BY first_key DESC LIMIT 1",
     )?;

@@ -95,7 +95,9 @@ impl SqliteEngine {
         }
         for (name, value) in &commit.values {
             self.conn
-                .prepare_cached("INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value")?
+                .prepare_cached(
+                    "INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
+                )?
                 .execute(params![name, value])?;
         }
         let mut forgotten = dedupe::Forgotten::default();
@@ -221,8 +223,7 @@ impl Engine for SqliteEngine {
 
 /// Opens the write connection with everything that durability rests on.
 fn connect(path: &Path) -> Result<Connection, JournalError> {
-    let flags =
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags)?;
     conn.set_prepared_statement_cache_capacity(64);
     conn.busy_timeout(std::time::Duration::from_secs(2))?;

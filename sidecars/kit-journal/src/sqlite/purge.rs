@@ -46,8 +46,10 @@ impl Progress {
             self.floor = *seq;
         }
         let before = plan.delivered_before.as_millis();
-        conn.prepare_cached("DELETE FROM attempts WHERE id IN (SELECT id FROM attempts WHERE at < ? ORDER BY id LIMIT ?)")?
-            .execute(params![before, plan.limit])?;
+        conn.prepare_cached(
+            "DELETE FROM attempts WHERE id IN (SELECT id FROM attempts WHERE at < ? ORDER BY id LIMIT ?)",
+        )?
+        .execute(params![before, plan.limit])?;
         conn.prepare_cached("DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at < ? ORDER BY id LIMIT ?)")?
             .execute(params![plan.keys_before.as_millis(), plan.limit])?;
         Ok(removed)

@@ -63,9 +63,8 @@ impl SqliteReader {
     }
 
     fn exception(&self, sink: i64, seq: Seq) -> Result<Option<ExceptionRow>, JournalError> {
-        let mut query = self
-            .conn
-            .prepare_cached(&format!("SELECT {ROW} FROM exceptions WHERE sink = ? AND seq = ?"))?;
+        let mut query =
+            self.conn.prepare_cached(&format!("SELECT {ROW} FROM exceptions WHERE sink = ? AND seq = ?"))?;
         query.query_row(params![sink, seq], |row| Ok(exception_row(row))).optional()?.transpose()
     }
 
@@ -306,7 +305,8 @@ impl Reader for SqliteReader {
                 page.found.push(found);
             }
             if page.found.len() >= limit as usize {
-                page.next = (at + 1 < candidates.len() || (!by_id && candidates.len() as u64 == examine)).then_some(*seq);
+                page.next =
+                    (at + 1 < candidates.len() || (!by_id && candidates.len() as u64 == examine)).then_some(*seq);
                 snapshot.finish()?;
                 return Ok(page);
             }
@@ -336,26 +336,28 @@ impl Reader for SqliteReader {
             let entries = row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?;
             let packed: Vec<PackedAttempt<'_>> = serde_json::from_str(entries)
                 .map_err(|_| JournalError::Damaged { seq, what: "attempt log is not understood" })?;
-            attempts.extend(packed.into_iter().filter(|a| a.0 == seq).map(|(seq, at, ms, status, outcome, error, response)| {
-                let attempt = Attempt {
-                    seq,
-                    at: Timestamp::from_millis(at),
-                    ms,
-                    status,
-                    outcome: outcome.into_owned(),
-                    error: error.map(Into::into),
-                    response: response.map(Into::into),
-                };
-                (sink.clone(), attempt)
-            }));
+            attempts.extend(packed.into_iter().filter(|a| a.0 == seq).map(
+                |(seq, at, ms, status, outcome, error, response)| {
+                    let attempt = Attempt {
+                        seq,
+                        at: Timestamp::from_millis(at),
+                        ms,
+                        status,
+                        outcome: outcome.into_owned(),
+                        error: error.map(Into::into),
+                        response: response.map(Into::into),
+                    };
+                    (sink.clone(), attempt)
+                },
+            ));
         }
         Ok(attempts)
     }
 
     fn audit(&mut self, before: Option<i64>, limit: u32) -> Result<Vec<(i64, AuditRecord)>, JournalError> {
-        let mut query = self.conn.prepare_cached(
-            "SELECT id, at, actor, action, detail FROM audit WHERE id < ? ORDER BY id DESC LIMIT ?",
-        )?;
+        let mut query = self
+            .conn
+            .prepare_cached("SELECT id, at, actor, action, detail FROM audit WHERE id < ? ORDER BY id DESC LIMIT ?")?;
         let rows = query.query_map(params![before.unwrap_or(i64::MAX), limit], |row| {
             let detail: String = row.get(4)?;
             let record = AuditRecord {

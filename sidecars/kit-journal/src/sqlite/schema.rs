@@ -94,8 +94,7 @@ fn judge(path: &Path, application: i64, version: i64, empty: bool) -> Result<(),
 pub(super) fn migrate(path: &Path, conn: &Connection) -> Result<(), OpenError> {
     let store = |source: rusqlite::Error| OpenError::Store { path: path.to_owned(), source: source.into() };
     let pragma = |name: &str| conn.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0)).map_err(store);
-    let tables: i64 =
-        conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(store)?;
+    let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(store)?;
     let version = pragma("user_version")?;
     judge(path, pragma("application_id")?, version, tables == 0)?;
     if version == VERSION {

@@ -101,9 +101,8 @@ impl Sinks {
 
     pub(super) fn settle(&self, conn: &Connection, settlement: &Settlement, at: Timestamp) -> Result<(), JournalError> {
         let sink = self.id(&settlement.sink)?;
-        let old: Seq = conn
-            .prepare_cached("SELECT cursor FROM sinks WHERE id = ?")?
-            .query_row([sink], |row| row.get(0))?;
+        let old: Seq =
+            conn.prepare_cached("SELECT cursor FROM sinks WHERE id = ?")?.query_row([sink], |row| row.get(0))?;
         let new = settlement.cursor.max(old);
         let mut deltas = Deltas::default();
         // A settlement whose commit was in doubt comes again: the second time it must change nothing.
@@ -145,9 +144,7 @@ pub(super) fn row_state(conn: &Connection, sink: i64, seq: Seq) -> Result<Option
         .optional()?;
     match code {
         None => Ok(None),
-        Some(code) => {
-            state_of(code).map(Some).ok_or(JournalError::Damaged { seq, what: "delivery state is unknown" })
-        }
+        Some(code) => state_of(code).map(Some).ok_or(JournalError::Damaged { seq, what: "delivery state is unknown" }),
     }
 }
 

@@ -11,9 +11,7 @@ const CURRENCY: &str = "USD";
 /// Source: getlago/lago-api `app/services/webhooks/invoices/` at v1.16.0: created, drafted and
 /// voided carry everything, generated only the customer.
 pub(super) fn invoice(facts: &Facts<'_>, webhook_type: &str) -> String {
-    let suffix = webhook_type
-        .strip_prefix("invoice.")
-        .unwrap_or(webhook_type);
+    let suffix = webhook_type.strip_prefix("invoice.").unwrap_or(webhook_type);
     let status = match suffix {
         "drafted" | "ready_to_finalize" | "deleted" => "draft",
         "voided" => "voided",
@@ -34,9 +32,7 @@ pub(super) fn invoice(facts: &Facts<'_>, webhook_type: &str) -> String {
     if suffix == "voided" {
         invoice.text("voided_at", &facts.moment());
     }
-    invoice
-        .text("created_at", &facts.moment())
-        .text("updated_at", &facts.moment());
+    invoice.text("created_at", &facts.moment()).text("updated_at", &facts.moment());
     invoice.raw("customer", &customer(facts));
     if suffix != "generated" {
         invoice.list("fees", &fees(facts));
@@ -44,22 +40,14 @@ pub(super) fn invoice(facts: &Facts<'_>, webhook_type: &str) -> String {
             invoice.list("applied_taxes", &[applied_tax(facts)]);
         }
     }
-    if matches!(
-        suffix,
-        "created" | "drafted" | "voided" | "ready_to_finalize"
-    ) {
+    if matches!(suffix, "created" | "drafted" | "voided" | "ready_to_finalize") {
         invoice.list("subscriptions", &[listed_subscription(facts)]);
         invoice.raw("credits", "[]");
     }
     invoice.finish()
 }
 
-fn invoice_head(
-    facts: &Facts<'_>,
-    status: &str,
-    payment_status: &str,
-    invoice_type: &str,
-) -> Object {
+fn invoice_head(facts: &Facts<'_>, status: &str, payment_status: &str, invoice_type: &str) -> Object {
     let cents = facts.cents();
     let seq = i64::try_from(facts.shape.seq).unwrap_or(i64::MAX);
     let mut invoice = Object::new();
@@ -84,18 +72,13 @@ fn invoice_head(
         .int("sub_total_excluding_taxes_amount_cents", cents)
         .int("sub_total_including_taxes_amount_cents", cents + cents / 5)
         .int("total_amount_cents", cents + cents / 5)
-        .text(
-            "file_url",
-            "https://lago.example/rails/active_storage/blobs/a?b=1&c=<2>",
-        )
+        .text("file_url", "https://lago.example/rails/active_storage/blobs/a?b=1&c=<2>")
         .int("version_number", 4);
     invoice
 }
 
 fn fees(facts: &Facts<'_>) -> Vec<String> {
-    (0..facts.shape.fees)
-        .map(|index| fee(facts, index))
-        .collect()
+    (0..facts.shape.fees).map(|index| fee(facts, index)).collect()
 }
 
 /// One fee; `index` tells the fees of an invoice apart.
@@ -119,10 +102,7 @@ pub(super) fn fee(facts: &Facts<'_>, index: usize) -> String {
         .flag("invoiceable", true)
         .int("amount_cents", cents)
         .text("amount_currency", CURRENCY)
-        .raw(
-            "precise_amount",
-            &format!("{}.{:02}", cents / 100, cents % 100),
-        )
+        .raw("precise_amount", &format!("{}.{:02}", cents / 100, cents % 100))
         .int("total_amount_cents", cents + cents / 5)
         .int("taxes_amount_cents", cents / 5)
         .raw("taxes_rate", "20.0")
@@ -178,10 +158,7 @@ pub(super) fn payment(facts: &Facts<'_>, webhook_type: &str) -> String {
         .text("lago_id", &facts.uuid("payment"))
         .text("lago_customer_id", &facts.customer_uuid("customer"))
         .text("external_customer_id", &facts.shape.customer)
-        .list(
-            "invoice_ids",
-            &[super::json::string(&facts.uuid("invoice"))],
-        )
+        .list("invoice_ids", &[super::json::string(&facts.uuid("invoice"))])
         .int("amount_cents", facts.cents())
         .text("amount_currency", CURRENCY)
         .text("payment_status", status)
@@ -230,22 +207,12 @@ pub(super) fn wallet(facts: &Facts<'_>, webhook_type: &str) -> String {
         .text("lago_id", &facts.customer_uuid("wallet"))
         .text("lago_customer_id", &facts.customer_uuid("customer"))
         .text("external_customer_id", &facts.shape.customer)
-        .text(
-            "status",
-            if terminated.is_some() {
-                "terminated"
-            } else {
-                "active"
-            },
-        )
+        .text("status", if terminated.is_some() { "terminated" } else { "active" })
         .text("currency", CURRENCY)
         .text("name", "Prepaid & <ready>")
         .text("rate_amount", "1.0")
         .text("credits_balance", "120.5")
-        .text(
-            "credits_ongoing_balance",
-            &format!("{}.{:02}", cents / 100, (cents % 100).abs()),
-        )
+        .text("credits_ongoing_balance", &format!("{}.{:02}", cents / 100, (cents % 100).abs()))
         .text("credits_ongoing_usage_balance", "3.25")
         .int("balance_cents", 12_050)
         .int("ongoing_balance_cents", cents)

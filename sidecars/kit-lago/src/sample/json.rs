@@ -7,9 +7,7 @@ pub(super) struct Object {
 
 impl Object {
     pub(super) fn new() -> Self {
-        Self {
-            text: "{".to_owned(),
-        }
+        Self { text: "{".to_owned() }
     }
 
     /// A string.

@@ -53,9 +53,7 @@ pub fn sample(webhook_type: &str, shape: &Shape) -> String {
     let object_type = row.map_or("novelty", |row| row.object_type);
     let object = objects::object(&facts, object_type, name);
     let mut envelope = Object::new();
-    envelope
-        .text("webhook_type", name)
-        .text("object_type", object_type);
+    envelope.text("webhook_type", name).text("object_type", object_type);
     if let Some(organization_id) = &shape.organization_id {
         envelope.text("organization_id", organization_id);
     }
@@ -140,7 +138,5 @@ fn uuid(parts: &[&str]) -> String {
     }
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&hasher.finalize()[..16]);
-    uuid::Builder::from_random_bytes(bytes)
-        .into_uuid()
-        .to_string()
+    uuid::Builder::from_random_bytes(bytes).into_uuid().to_string()
 }

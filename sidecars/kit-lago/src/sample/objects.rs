@@ -2,8 +2,7 @@
 
 use super::Facts;
 use super::billing::{
-    credit_note, fee, invoice, payment, payment_receipt, payment_request, quote_to_cash, wallet,
-    wallet_transaction,
+    credit_note, fee, invoice, payment, payment_receipt, payment_request, quote_to_cash, wallet, wallet_transaction,
 };
 use super::json::{Object, string};
 
@@ -44,10 +43,7 @@ pub(super) fn customer(facts: &Facts<'_>) -> String {
         .text("payment_provider", "stripe")
         .text("payment_provider_code", "stripe_eu")
         .text("document_locale", "fr");
-    let metadata = Object::new()
-        .text("key", "segment")
-        .text("value", "R&D <internal>")
-        .finish();
+    let metadata = Object::new().text("key", "segment").text("value", "R&D <internal>").finish();
     Object::new()
         .text("lago_id", &facts.customer_uuid("customer"))
         .text("external_id", &facts.shape.customer)
@@ -111,10 +107,7 @@ fn subscription(facts: &Facts<'_>, webhook_type: &str) -> String {
         .raw("customer", &customer(facts));
     if webhook_type == "subscription.usage_threshold_reached" {
         let mut threshold = Object::new();
-        threshold
-            .int("amount_cents", 10_000)
-            .flag("recurring", false)
-            .text("threshold_display_name", "First 100 $");
+        threshold.int("amount_cents", 10_000).flag("recurring", false).text("threshold_display_name", "First 100 $");
         subscription.raw("usage_threshold", &threshold.finish());
     }
     subscription.finish()
@@ -152,10 +145,7 @@ fn feature(facts: &Facts<'_>) -> String {
         .text("lago_id", &facts.uuid("feature"))
         .text("code", "seats")
         .text("name", "Seats & roles")
-        .raw(
-            "privileges",
-            r#"[{"code":"max","name":"Maximum","value_type":"integer","config":{}}]"#,
-        )
+        .raw("privileges", r#"[{"code":"max","name":"Maximum","value_type":"integer","config":{}}]"#)
         .text("created_at", &facts.moment())
         .finish()
 }
@@ -173,10 +163,7 @@ fn triggered_alert(facts: &Facts<'_>) -> String {
         .text("alert_type", "billable_metric_current_usage_units")
         .text("current_value", "812.5")
         .text("previous_value", "799.0")
-        .raw(
-            "crossed_thresholds",
-            r#"[{"code":"warn","value":"800.0","recurring":false}]"#,
-        )
+        .raw("crossed_thresholds", r#"[{"code":"warn","value":"800.0","recurring":false}]"#)
         .text("triggered_at", &facts.moment())
         .finish()
 }
@@ -219,10 +206,7 @@ fn events_errors(facts: &Facts<'_>) -> String {
 }
 
 fn payment_dispute_lost(facts: &Facts<'_>) -> String {
-    Object::new()
-        .raw("invoice", &invoice(facts, "invoice.generated"))
-        .raw("provider_error", &psp_error(facts))
-        .finish()
+    Object::new().raw("invoice", &invoice(facts, "invoice.generated")).raw("provider_error", &psp_error(facts)).finish()
 }
 
 fn checkout_url(facts: &Facts<'_>) -> String {
@@ -231,10 +215,7 @@ fn checkout_url(facts: &Facts<'_>) -> String {
         .text("external_customer_id", &facts.shape.customer)
         .text("payment_provider", "stripe")
         .text("payment_provider_code", "stripe_eu")
-        .text(
-            "checkout_url",
-            &format!("https://psp.example/c?id={}&x=<1>", facts.shape.seq),
-        )
+        .text("checkout_url", &format!("https://psp.example/c?id={}&x=<1>", facts.shape.seq))
         .finish()
 }
 
@@ -260,16 +241,11 @@ fn object_error(facts: &Facts<'_>, object_type: &str) -> String {
     } else if object_type.contains("invoice") {
         error.text("lago_invoice_id", &facts.uuid("invoice"));
     } else if object_type.contains("wallet_transaction") {
-        error.text(
-            "lago_wallet_transaction_id",
-            &facts.uuid("wallet_transaction"),
-        );
+        error.text("lago_wallet_transaction_id", &facts.uuid("wallet_transaction"));
     } else if object_type.contains("credit_note") {
         error.text("lago_credit_note_id", &facts.uuid("credit_note"));
     } else if object_type.contains("fee") {
-        error
-            .text("tax_provider_code", "anrok")
-            .text("lago_charge_id", &facts.uuid("charge"));
+        error.text("tax_provider_code", "anrok").text("lago_charge_id", &facts.uuid("charge"));
     } else {
         error.text("lago_customer_id", &facts.customer_uuid("customer"));
     }

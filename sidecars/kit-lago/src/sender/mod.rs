@@ -64,11 +64,7 @@ impl Signing {
     ///
     /// # Errors
     /// As [`Signing::sign`].
-    pub fn delivery(
-        &self,
-        webhook_type: &str,
-        body: impl Into<String>,
-    ) -> Result<Delivery, SignerError> {
+    pub fn delivery(&self, webhook_type: &str, body: impl Into<String>) -> Result<Delivery, SignerError> {
         let body = body.into();
         Ok(Delivery {
             unique_key: Uuid::new_v4().to_string(),
@@ -117,10 +113,7 @@ impl Answer {
 
     /// The first value of a header field, by its name in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
 
@@ -152,10 +145,9 @@ impl SendError {
     pub fn is_retried_by_lago(&self) -> bool {
         match self {
             Self::BadField(_) => false,
-            Self::Connect(error) | Self::Broken(error) => !matches!(
-                error.kind(),
-                io::ErrorKind::TimedOut | io::ErrorKind::NetworkUnreachable
-            ),
+            Self::Connect(error) | Self::Broken(error) => {
+                !matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::NetworkUnreachable)
+            }
             Self::Timeout(_) | Self::Malformed(_) => true,
         }
     }
@@ -163,9 +155,7 @@ impl SendError {
 
 /// The receiver's address is not usable.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the receiver must be a plain http address with a host, such as http://127.0.0.1:8080/webhooks/lago"
-)]
+#[error("the receiver must be a plain http address with a host, such as http://127.0.0.1:8080/webhooks/lago")]
 pub struct BadTarget;
 
 /// Sends deliveries to one address. Cheap to share; any number may be under way at once.
@@ -186,11 +176,8 @@ impl Sender {
     /// [`BadTarget`] unless `url` is an `http` address; TLS is not imitated.
     pub fn new(url: &str) -> Result<Self, BadTarget> {
         let url = Url::parse(url).map_err(|_| BadTarget)?;
-        let (true, Some(host), Some(port)) = (
-            url.scheme() == "http",
-            url.host_str(),
-            url.port_or_known_default(),
-        ) else {
+        let (true, Some(host), Some(port)) = (url.scheme() == "http", url.host_str(), url.port_or_known_default())
+        else {
             return Err(BadTarget);
         };
         let target = match url.query() {
@@ -199,9 +186,7 @@ impl Sender {
         };
         Ok(Self {
             address: format!("{host}:{port}"),
-            host: url
-                .port()
-                .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")),
+            host: url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")),
             target,
             timeout: DEFAULT_TIMEOUT,
             keep_alive: false,
@@ -243,9 +228,7 @@ impl Sender {
         let started = Instant::now();
         let mut stream = self.connection().await?;
         let exchange = tokio::time::timeout(self.timeout, exchange(&mut stream, &request));
-        let response = exchange
-            .await
-            .map_err(|_| SendError::Timeout(self.timeout))??;
+        let response = exchange.await.map_err(|_| SendError::Timeout(self.timeout))??;
         if self.keep_alive && response.reusable {
             self.release(stream);
         }
@@ -267,10 +250,7 @@ impl Sender {
             let hopeless = matches!(&result, Err(error) if !error.is_retried_by_lago());
             attempts.push(result);
             if delivered {
-                return Outcome {
-                    attempts,
-                    delivered,
-                };
+                return Outcome { attempts, delivered };
             }
             if hopeless {
                 break;
@@ -279,10 +259,7 @@ impl Sender {
                 tokio::time::sleep(plan.wait_after(attempt, fastrand::f64())).await;
             }
         }
-        Outcome {
-            attempts,
-            delivered: false,
-        }
+        Outcome { attempts, delivered: false }
     }
 
     /// Connections kept for reuse that are still open.
@@ -339,10 +316,7 @@ pub struct RetryPlan {
 
 impl Default for RetryPlan {
     fn default() -> Self {
-        Self {
-            attempts: 3,
-            time_scale: 1.0,
-        }
+        Self { attempts: 3, time_scale: 1.0 }
     }
 }
 

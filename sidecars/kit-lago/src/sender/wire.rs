@@ -22,16 +22,8 @@ pub(super) struct Response {
 }
 
 /// The request as Ruby's Net::HTTP writes it for Lago: same fields, same order, same case.
-pub(super) fn request(
-    delivery: &Delivery,
-    target: &str,
-    host: &str,
-    keep_alive: bool,
-) -> Result<Vec<u8>, SendError> {
-    for (name, value) in [
-        ("the signature", &delivery.signature),
-        ("the unique key", &delivery.unique_key),
-    ] {
+pub(super) fn request(delivery: &Delivery, target: &str, host: &str, keep_alive: bool) -> Result<Vec<u8>, SendError> {
+    for (name, value) in [("the signature", &delivery.signature), ("the unique key", &delivery.unique_key)] {
         if value.bytes().any(|byte| matches!(byte, b'\r' | b'\n' | 0)) {
             return Err(SendError::BadField(name));
         }
@@ -62,13 +54,8 @@ pub(super) fn request(
 }
 
 /// Reads one final answer.
-pub(super) async fn read_response(
-    reader: &mut (impl AsyncRead + Unpin),
-) -> Result<Response, SendError> {
-    let mut input = Input {
-        reader,
-        buffer: Vec::new(),
-    };
+pub(super) async fn read_response(reader: &mut (impl AsyncRead + Unpin)) -> Result<Response, SendError> {
+    let mut input = Input { reader, buffer: Vec::new() };
     for _ in 0..=MAX_INTERIM {
         let head = input.read_head().await?;
         let mut response = parse_head(&head)?;
@@ -119,11 +106,7 @@ fn framing(response: &Response) -> Result<Framing, SendError> {
 }
 
 fn field<'a>(response: &'a Response, name: &str) -> Option<&'a str> {
-    response
-        .headers
-        .iter()
-        .find(|(key, _)| key == name)
-        .map(|(_, value)| value.as_str())
+    response.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
 }
 
 fn parse_head(head: &[u8]) -> Result<Response, SendError> {
@@ -135,24 +118,14 @@ fn parse_head(head: &[u8]) -> Result<Response, SendError> {
     if !matches!(version, "HTTP/1.1" | "HTTP/1.0") {
         return Err(SendError::Malformed("no HTTP/1 status line"));
     }
-    let status = words
-        .next()
-        .filter(|word| word.len() == 3)
-        .and_then(|word| word.parse().ok());
+    let status = words.next().filter(|word| word.len() == 3).and_then(|word| word.parse().ok());
     let status = status.ok_or(SendError::Malformed("no status code"))?;
     let mut headers = Vec::new();
     for line in lines.filter(|line| !line.is_empty()) {
-        let (name, value) = line
-            .split_once(':')
-            .ok_or(SendError::Malformed("header field without a colon"))?;
+        let (name, value) = line.split_once(':').ok_or(SendError::Malformed("header field without a colon"))?;
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    let mut response = Response {
-        status,
-        headers,
-        body: Vec::new(),
-        reusable: false,
-    };
+    let mut response = Response { status, headers, body: Vec::new(), reusable: false };
     response.reusable = version == "HTTP/1.1"
         && !field(&response, "connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
     Ok(response)
@@ -194,8 +167,7 @@ impl<R: AsyncRead + Unpin> Input<'_, R> {
         loop {
             let line = self.read_line().await?;
             let digits = line.split(';').next().unwrap_or_default().trim();
-            let size = usize::from_str_radix(digits, 16)
-                .map_err(|_| SendError::Malformed("bad chunk size"))?;
+            let size = usize::from_str_radix(digits, 16).map_err(|_| SendError::Malformed("bad chunk size"))?;
             if size == 0 {
                 while !self.read_line().await?.is_empty() {}
                 return Ok(body);
@@ -214,11 +186,7 @@ impl<R: AsyncRead + Unpin> Input<'_, R> {
         let mut body = std::mem::take(&mut self.buffer);
         // One byte more than the bound tells "at the bound" from "beyond it".
         let rest = u64::try_from(MAX_BODY_BYTES + 1).unwrap_or(u64::MAX);
-        (&mut *self.reader)
-            .take(rest)
-            .read_to_end(&mut body)
-            .await
-            .map_err(SendError::Broken)?;
+        (&mut *self.reader).take(rest).read_to_end(&mut body).await.map_err(SendError::Broken)?;
         if body.len() > MAX_BODY_BYTES {
             return Err(SendError::Malformed("body too large"));
         }
@@ -230,8 +198,7 @@ impl<R: AsyncRead + Unpin> Input<'_, R> {
             if let Some(at) = find(&self.buffer, b"\r\n", 0) {
                 let mut line = self.take(at + 2);
                 line.truncate(at);
-                return String::from_utf8(line)
-                    .map_err(|_| SendError::Malformed("chunk size is not text"));
+                return String::from_utf8(line).map_err(|_| SendError::Malformed("chunk size is not text"));
             }
             if self.buffer.len() > MAX_HEAD_BYTES {
                 return Err(SendError::Malformed("line too long"));
@@ -241,11 +208,7 @@ impl<R: AsyncRead + Unpin> Input<'_, R> {
     }
 
     async fn fill(&mut self) -> Result<(), SendError> {
-        let count = self
-            .reader
-            .read_buf(&mut self.buffer)
-            .await
-            .map_err(SendError::Broken)?;
+        let count = self.reader.read_buf(&mut self.buffer).await.map_err(SendError::Broken)?;
         if count == 0 {
             let end = io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the receiver");
             return Err(SendError::Broken(end));
@@ -261,9 +224,7 @@ impl<R: AsyncRead + Unpin> Input<'_, R> {
 
 fn find(haystack: &[u8], needle: &[u8], from: usize) -> Option<usize> {
     let rest = haystack.get(from..)?;
-    rest.windows(needle.len())
-        .position(|window| window == needle)
-        .map(|at| at + from)
+    rest.windows(needle.len()).position(|window| window == needle).map(|at| at + from)
 }
 
 #[cfg(test)]
@@ -283,16 +244,8 @@ mod tests {
             (b"HTTP/1.1 200 OK\r\n\r\nuntil the end", b"until the end", false),
             (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", b"", false),
             (b"HTTP/1.1 204 No Content\r\n\r\n", b"", true),
-            (
-                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n1;x=y\r\n!\r\n0\r\n\r\n",
-                b"ok!",
-                true,
-            ),
-            (
-                b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 202 Accepted\r\nContent-Length: 1\r\n\r\n1",
-                b"1",
-                true,
-            ),
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n1;x=y\r\n!\r\n0\r\n\r\n", b"ok!", true),
+            (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 202 Accepted\r\nContent-Length: 1\r\n\r\n1", b"1", true),
         ] {
             let response = read(bytes).await.unwrap();
 
@@ -305,17 +258,11 @@ mod tests {
     async fn an_answer_that_ends_early_was_not_read() {
         let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
         for end in 0..whole.len() {
-            assert!(
-                matches!(read(&whole[..end]).await, Err(SendError::Broken(_))),
-                "{end}"
-            );
+            assert!(matches!(read(&whole[..end]).await, Err(SendError::Broken(_))), "{end}");
         }
         let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
         for end in 0..chunked.len() {
-            assert!(
-                matches!(read(&chunked[..end]).await, Err(SendError::Broken(_))),
-                "{end}"
-            );
+            assert!(matches!(read(&chunked[..end]).await, Err(SendError::Broken(_))), "{end}");
         }
     }
 
@@ -340,10 +287,7 @@ mod tests {
             long_body,
         ] {
             let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(80)]).into_owned();
-            assert!(
-                matches!(read(&bytes).await, Err(SendError::Malformed(_))),
-                "{shown}"
-            );
+            assert!(matches!(read(&bytes).await, Err(SendError::Malformed(_))), "{shown}");
         }
     }
 }

@@ -38,20 +38,14 @@ impl HmacKeys {
             return Err(KeyError::None);
         }
         if keys.len() > MAX_HMAC_KEYS {
-            return Err(KeyError::TooMany {
-                found: keys.len(),
-                limit: MAX_HMAC_KEYS,
-            });
+            return Err(KeyError::TooMany { found: keys.len(), limit: MAX_HMAC_KEYS });
         }
         if keys.iter().any(|key| key.expose().is_empty()) {
             return Err(KeyError::EmptyHmac);
         }
         let keyed = keys.iter().map(keyed).collect();
         let shortest_bytes = keys.iter().map(|key| key.expose().len()).min().unwrap_or(0);
-        Ok(Self {
-            keyed,
-            shortest_bytes,
-        })
+        Ok(Self { keyed, shortest_bytes })
     }
 
     /// Length of the shortest key. Lago's are 36 bytes; something much shorter was typed by hand
@@ -79,11 +73,7 @@ impl HmacKeys {
             mac.update(body);
             found | mac.verify_slice(&claimed).is_ok()
         });
-        if genuine {
-            Ok(())
-        } else {
-            Err(Rejected::Mismatch)
-        }
+        if genuine { Ok(()) } else { Err(Rejected::Mismatch) }
     }
 }
 
@@ -112,14 +102,10 @@ fn decode(header: &[u8]) -> Result<[u8; DIGEST_BYTES], Rejected> {
         return Err(Rejected::IsToken);
     }
     if header.len() > MAX_HEADER_BYTES {
-        return Err(Rejected::WrongLength {
-            found: header.len(),
-        });
+        return Err(Rejected::WrongLength { found: header.len() });
     }
     // The engine demands padding and zero trailing bits, so one digest has one spelling.
     let decoded = STANDARD.decode(header).map_err(|_| Rejected::NotBase64)?;
     let found = decoded.len();
-    decoded
-        .try_into()
-        .map_err(|_| Rejected::WrongLength { found })
+    decoded.try_into().map_err(|_| Rejected::WrongLength { found })
 }

@@ -31,10 +31,7 @@ impl RsaKeys {
     /// [`KeyError::TooMany`] above [`MAX_RSA_KEYS`].
     pub fn new(keys: Vec<RsaKey>) -> Result<Self, KeyError> {
         if keys.len() > MAX_RSA_KEYS {
-            return Err(KeyError::TooMany {
-                found: keys.len(),
-                limit: MAX_RSA_KEYS,
-            });
+            return Err(KeyError::TooMany { found: keys.len(), limit: MAX_RSA_KEYS });
         }
         Ok(Self { keys })
     }
@@ -52,10 +49,7 @@ impl RsaKeys {
     #[must_use]
     pub fn with_newest(&self, key: RsaKey) -> Self {
         let older = self.keys.iter().filter(|known| **known != key).cloned();
-        let keys = std::iter::once(key.clone())
-            .chain(older)
-            .take(MAX_RSA_KEYS)
-            .collect();
+        let keys = std::iter::once(key.clone()).chain(older).take(MAX_RSA_KEYS).collect();
         Self { keys }
     }
 
@@ -82,12 +76,7 @@ impl RsaKeys {
     /// the request yet, not that it is forged.
     ///
     /// Source: getlago/lago-api `app/models/webhook.rb` (`jwt_signature`) at v1.16.0.
-    pub fn verify(
-        &self,
-        header: Option<&[u8]>,
-        body: &[u8],
-        issuer: Option<&str>,
-    ) -> Result<(), Rejected> {
+    pub fn verify(&self, header: Option<&[u8]>, body: &[u8], issuer: Option<&str>) -> Result<(), Rejected> {
         let token = header.unwrap_or_default();
         check_shape(token)?;
         if self.keys.is_empty() {
@@ -141,12 +130,9 @@ fn check_shape(token: &[u8]) -> Result<(), Rejected> {
         return Err(Rejected::MissingHeader);
     }
     let mut segments = token.split(|byte| *byte == b'.');
-    let (Some(header), Some(claims), Some(signature), None) = (
-        segments.next(),
-        segments.next(),
-        segments.next(),
-        segments.next(),
-    ) else {
+    let (Some(header), Some(claims), Some(signature), None) =
+        (segments.next(), segments.next(), segments.next(), segments.next())
+    else {
         let is_hmac = token.len() == 44 && STANDARD.decode(token).is_ok();
         return Err(if is_hmac {
             Rejected::IsHmac
@@ -177,16 +163,7 @@ fn check_shape(token: &[u8]) -> Result<(), Rejected> {
 }
 
 fn printable_algorithm(text: &str) -> String {
-    text.chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || c == '-' {
-                c
-            } else {
-                '_'
-            }
-        })
-        .take(32)
-        .collect()
+    text.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).take(32).collect()
 }
 
 fn validation(issuer: Option<&str>) -> Validation {
@@ -221,9 +198,6 @@ fn first_difference(left: &[u8], right: &[u8]) -> Option<usize> {
     if left == right {
         return None;
     }
-    let position = left
-        .iter()
-        .zip(right)
-        .position(|(left, right)| left != right);
+    let position = left.iter().zip(right).position(|(left, right)| left != right);
     Some(position.unwrap_or(left.len().min(right.len())))
 }

@@ -108,10 +108,7 @@ impl RsaKey {
         let mut keys = parse_all(text)?;
         match (keys.pop(), keys.len()) {
             (Some(key), 0) => Ok(key),
-            (_, others) => Err(KeyError::TooMany {
-                found: others + 1,
-                limit: 1,
-            }),
+            (_, others) => Err(KeyError::TooMany { found: others + 1, limit: 1 }),
         }
     }
 
@@ -123,10 +120,7 @@ impl RsaKey {
     /// SHA-256 of the SPKI in hexadecimal: the key's name in logs, the same as
     /// `openssl pkey -pubin -outform DER | sha256sum` gives.
     pub fn fingerprint(&self) -> String {
-        Sha256::digest(&self.spki_der)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        Sha256::digest(&self.spki_der).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// The key as an SPKI PEM with line feeds, whatever form it came in.
@@ -152,13 +146,8 @@ impl RsaKey {
         if !is_odd(modulus) || !is_odd(exponent) || exponent == [1] {
             return Err(KeyError::Unusable);
         }
-        let spki =
-            AsDer::<PublicKeyX509Der<'_>>::as_der(&public).map_err(|_| KeyError::Unusable)?;
-        Ok(Self {
-            decoding: DecodingKey::from_rsa_der(public.as_ref()),
-            spki_der: spki.as_ref().to_vec(),
-            bits,
-        })
+        let spki = AsDer::<PublicKeyX509Der<'_>>::as_der(&public).map_err(|_| KeyError::Unusable)?;
+        Ok(Self { decoding: DecodingKey::from_rsa_der(public.as_ref()), spki_der: spki.as_ref().to_vec(), bits })
     }
 }
 
@@ -193,10 +182,7 @@ pub(super) fn parse_all(text: &str) -> Result<Vec<RsaKey>, KeyError> {
 }
 
 pub(super) fn encode_pem(label: &str, der: Vec<u8>) -> String {
-    pem::encode_config(
-        &Pem::new(label, der),
-        EncodeConfig::new().set_line_ending(LineEnding::LF),
-    )
+    pem::encode_config(&Pem::new(label, der), EncodeConfig::new().set_line_ending(LineEnding::LF))
 }
 
 fn parse_block(block: &Pem) -> Result<RsaKey, KeyError> {
@@ -204,18 +190,12 @@ fn parse_block(block: &Pem) -> Result<RsaKey, KeyError> {
         "PUBLIC KEY" | "RSA PUBLIC KEY" => RsaKey::from_der(block.contents()),
         "CERTIFICATE" | "X509 CERTIFICATE" | "TRUSTED CERTIFICATE" => Err(KeyError::Certificate),
         label if label.ends_with("PRIVATE KEY") => Err(KeyError::PrivateKey),
-        label => Err(KeyError::OtherLabel {
-            label: printable_label(label),
-        }),
+        label => Err(KeyError::OtherLabel { label: printable_label(label) }),
     }
 }
 
 fn printable_label(label: &str) -> String {
-    label
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || *c == ' ')
-        .take(40)
-        .collect()
+    label.chars().filter(|c| c.is_ascii_alphanumeric() || *c == ' ').take(40).collect()
 }
 
 fn name_without_pem(text: &str) -> KeyError {
@@ -235,24 +215,13 @@ fn name_without_pem(text: &str) -> KeyError {
 /// 8410, RFC 4055). AWS-LC would take an RSA-PSS key, which must not verify anything but PSS.
 fn other_family(der: &[u8]) -> Option<&'static str> {
     const FAMILIES: [(&[u8], &str); 4] = [
-        (
-            &[0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01],
-            "an elliptic-curve key",
-        ),
+        (&[0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01], "an elliptic-curve key"),
         (&[0x06, 0x03, 0x2b, 0x65, 0x70], "an Ed25519 key"),
         (&[0x06, 0x03, 0x2b, 0x65, 0x71], "an Ed448 key"),
-        (
-            &[
-                0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0a,
-            ],
-            "an RSA-PSS key",
-        ),
+        (&[0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0a], "an RSA-PSS key"),
     ];
     let identifier = inside_sequence(inside_sequence(der)?)?;
-    FAMILIES
-        .iter()
-        .find(|(oid, _)| identifier.starts_with(oid))
-        .map(|(_, name)| *name)
+    FAMILIES.iter().find(|(oid, _)| identifier.starts_with(oid)).map(|(_, name)| *name)
 }
 
 /// What follows the tag and length of a DER sequence.
@@ -269,8 +238,6 @@ fn is_odd(big_endian: &[u8]) -> bool {
 }
 
 fn bit_length(big_endian: &[u8]) -> usize {
-    let leading = big_endian
-        .first()
-        .map_or(0, |byte| byte.leading_zeros() as usize);
+    let leading = big_endian.first().map_or(0, |byte| byte.leading_zeros() as usize);
     (big_endian.len() * 8).saturating_sub(leading)
 }

@@ -120,9 +120,7 @@ pub enum Rejected {
     #[error("the token's claims are not the two strings Lago writes (data and iss)")]
     ClaimsMalformed,
     /// JWT: an issuer is configured and the token's `iss` is missing or another one.
-    #[error(
-        "the token's issuer is not the configured one: it is the LAGO_API_URL of the Lago worker"
-    )]
+    #[error("the token's issuer is not the configured one: it is the LAGO_API_URL of the Lago worker")]
     IssuerMismatch,
     /// JWT: the token is Lago's but speaks of another body.
     #[error("the token's data differs from the body, first at byte {first_difference}")]
@@ -168,10 +166,7 @@ mod tests {
             let text = algorithm.to_string();
 
             assert_eq!(text.parse(), Ok(algorithm));
-            assert_eq!(
-                serde_json::to_value(algorithm).unwrap(),
-                serde_json::json!(text)
-            );
+            assert_eq!(serde_json::to_value(algorithm).unwrap(), serde_json::json!(text));
         }
         for wrong in ["", "HMAC", "Jwt", " hmac", "RS256", "none"] {
             assert_eq!(wrong.parse::<Algorithm>(), Err(UnknownAlgorithm));

@@ -19,9 +19,7 @@ use super::key::encode_pem;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SignerError {
     /// The text is not one PEM block of an RSA private key.
-    #[error(
-        "this is not an unencrypted RSA private key in PEM (PKCS#8 or PKCS#1): openssl genrsa 2048"
-    )]
+    #[error("this is not an unencrypted RSA private key in PEM (PKCS#8 or PKCS#1): openssl genrsa 2048")]
     NotPrivateKey,
     /// The numbers are not a private key of 2048 to 8192 bits.
     #[error("the RSA private key is refused: {0}")]
@@ -43,9 +41,7 @@ impl RsaSigner {
     /// # Errors
     /// [`SignerError::Failed`] when the library cannot.
     pub fn generate() -> Result<Self, SignerError> {
-        KeyPair::generate(KeySize::Rsa2048)
-            .map(Self::new)
-            .map_err(|_| SignerError::Failed)
+        KeyPair::generate(KeySize::Rsa2048).map(Self::new).map_err(|_| SignerError::Failed)
     }
 
     /// Reads an unencrypted private key, PKCS#8 (`BEGIN PRIVATE KEY`) or PKCS#1
@@ -60,8 +56,7 @@ impl RsaSigner {
             "RSA PRIVATE KEY" => KeyPair::from_der(block.contents()),
             _ => return Err(SignerError::NotPrivateKey),
         };
-        pair.map(Self::new)
-            .map_err(|reason| SignerError::Refused(reason.to_string()))
+        pair.map(Self::new).map_err(|reason| SignerError::Refused(reason.to_string()))
     }
 
     /// The public half as an SPKI PEM, as Lago hands it out.
@@ -81,10 +76,7 @@ impl RsaSigner {
     /// [`SignerError::Failed`] when the library cannot.
     pub fn private_pem(&self) -> Result<Secret, SignerError> {
         let der = AsDer::<Pkcs8V1Der<'_>>::as_der(&self.pair).map_err(|_| SignerError::Failed)?;
-        Ok(Secret::from(encode_pem(
-            "PRIVATE KEY",
-            der.as_ref().to_vec(),
-        )))
+        Ok(Secret::from(encode_pem("PRIVATE KEY", der.as_ref().to_vec())))
     }
 
     /// RSASSA-PKCS1-v1_5 with SHA-256 over `message`.
@@ -93,17 +85,12 @@ impl RsaSigner {
     /// [`SignerError::Failed`] when the library cannot.
     pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignerError> {
         let mut signature = vec![0; self.pair.public_modulus_len()];
-        self.pair
-            .sign(&RSA_PKCS1_SHA256, &self.random, message, &mut signature)
-            .map_err(|_| SignerError::Failed)?;
+        self.pair.sign(&RSA_PKCS1_SHA256, &self.random, message, &mut signature).map_err(|_| SignerError::Failed)?;
         Ok(signature)
     }
 
     fn new(pair: KeyPair) -> Self {
-        Self {
-            pair,
-            random: SystemRandom::new(),
-        }
+        Self { pair, random: SystemRandom::new() }
     }
 }
 
@@ -131,11 +118,7 @@ struct Claims<'a> {
 ///
 /// Source: jwt/ruby-jwt 2.8.2 `lib/jwt/encode.rb`, recorded in `tests/fixtures/captures`.
 pub fn sign_jwt(signer: &RsaSigner, body: &str, issuer: &str) -> Result<String, SignerError> {
-    let claims = serde_json::to_vec(&Claims {
-        data: body,
-        iss: issuer,
-    })
-    .expect("two strings always serialise");
+    let claims = serde_json::to_vec(&Claims { data: body, iss: issuer }).expect("two strings always serialise");
     let mut token = URL_SAFE_NO_PAD.encode(br#"{"alg":"RS256"}"#);
     token.push('.');
     URL_SAFE_NO_PAD.encode_string(claims, &mut token);
@@ -173,9 +156,6 @@ mod tests {
     fn escaping_touches_five_characters_and_keeps_the_rest() {
         let escaped = rails_json_escape("é 🚣 <a> & \u{2028}\u{2029} / \" \\ \n");
 
-        assert_eq!(
-            escaped,
-            "é 🚣 \\u003ca\\u003e \\u0026 \\u2028\\u2029 / \" \\ \n"
-        );
+        assert_eq!(escaped, "é 🚣 \\u003ca\\u003e \\u0026 \\u2028\\u2029 / \" \\ \n");
     }
 }

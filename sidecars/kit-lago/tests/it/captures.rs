@@ -24,25 +24,15 @@ fn there_are_forty_recordings_of_each_algorithm() {
 fn every_recorded_request_verifies() {
     let hmac = captured_hmac_keys();
     for capture in captures("hmac") {
-        assert_eq!(
-            hmac.verify(Some(capture.signature()), &capture.body),
-            Ok(())
-        );
+        assert_eq!(hmac.verify(Some(capture.signature()), &capture.body), Ok(()));
     }
     let rsa = captured_rsa_keys();
     for capture in captures("jwt") {
         for issuer in [None, Some(CAPTURED_ISSUER)] {
-            assert_eq!(
-                rsa.verify(Some(capture.signature()), &capture.body, issuer),
-                Ok(())
-            );
+            assert_eq!(rsa.verify(Some(capture.signature()), &capture.body, issuer), Ok(()));
         }
         assert_eq!(
-            rsa.verify(
-                Some(capture.signature()),
-                &capture.body,
-                Some("http://other:3000")
-            ),
+            rsa.verify(Some(capture.signature()), &capture.body, Some("http://other:3000")),
             Err(Rejected::IssuerMismatch)
         );
     }
@@ -71,10 +61,7 @@ fn no_recorded_request_verifies_with_one_byte_changed_jwt() {
     for (index, capture) in captures("jwt").into_iter().enumerate() {
         for (signature, body) in single_byte_changes(&capture, 7 + index) {
             tried += 1;
-            assert!(
-                keys.verify(Some(&signature), &body, Some(CAPTURED_ISSUER))
-                    .is_err()
-            );
+            assert!(keys.verify(Some(&signature), &body, Some(CAPTURED_ISSUER)).is_err());
         }
     }
     assert!(tried > 1_500, "{tried}");
@@ -93,23 +80,16 @@ fn every_recorded_body_is_described_by_its_own_fields() {
 
         assert_eq!(description.event_type, format!("lago.{webhook_type}"));
         assert_eq!(description.object_type.as_deref(), Some(object_type));
-        let id = payload["external_id"]
-            .as_str()
-            .or(payload["lago_id"].as_str());
+        let id = payload["external_id"].as_str().or(payload["lago_id"].as_str());
         let subject = id.map_or(format!("webhook/{key}"), |id| format!("{object_type}/{id}"));
         assert_eq!(description.subject, subject);
         let tenant = payload["external_customer_id"]
             .as_str()
             .or(payload["customer"]["external_id"].as_str())
-            .or(payload["external_id"]
-                .as_str()
-                .filter(|_| object_type == "customer"));
+            .or(payload["external_id"].as_str().filter(|_| object_type == "customer"));
         assert_eq!(description.tenant.as_deref(), tenant);
         assert_eq!(tenant.is_none(), object_type == "events_errors");
-        assert_eq!(
-            description.organization_id.as_deref(),
-            body["organization_id"].as_str()
-        );
+        assert_eq!(description.organization_id.as_deref(), body["organization_id"].as_str());
         assert!(description.is_json && !description.tenant_unattributed);
         if let Some(row) = find(webhook_type) {
             assert_eq!(row.object_type, object_type);
@@ -121,18 +101,14 @@ fn every_recorded_body_is_described_by_its_own_fields() {
 }
 
 /// The request with one byte of body or signature changed, at every `stride`th position.
-fn single_byte_changes(
-    capture: &Capture,
-    stride: usize,
-) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> + '_ {
+fn single_byte_changes(capture: &Capture, stride: usize) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> + '_ {
     let signature = capture.signature().to_vec();
     let in_signature = (0..signature.len()).step_by(stride).map({
         let signature = signature.clone();
         move |at| (changed(&signature, at), capture.body.clone())
     });
-    let in_body = (0..capture.body.len())
-        .step_by(stride)
-        .map(move |at| (signature.clone(), changed(&capture.body, at)));
+    let in_body =
+        (0..capture.body.len()).step_by(stride).map(move |at| (signature.clone(), changed(&capture.body, at)));
     in_signature.chain(in_body)
 }
 

@@ -63,17 +63,8 @@ fn the_failed_refund_keeps_its_body_name_and_gets_the_other_as_an_alias() {
     );
 
     assert_eq!(description.event_type, "lago.credit_note.refund_failure");
-    assert_eq!(
-        description.type_alias.as_deref(),
-        Some("lago.credit_note.provider_refund_failure")
-    );
-    assert_eq!(
-        description.business,
-        Some(BusinessEvent {
-            event_type: "refund",
-            status: "failed"
-        })
-    );
+    assert_eq!(description.type_alias.as_deref(), Some("lago.credit_note.provider_refund_failure"));
+    assert_eq!(description.business, Some(BusinessEvent { event_type: "refund", status: "failed" }));
 }
 
 #[test]
@@ -91,9 +82,7 @@ fn an_unknown_type_passes_through_with_what_can_be_read() {
 
 /// A body of one payload and what is read from it as subject and tenant.
 fn check_payload(object_type: &str, payload: &str, subject: Option<&str>, tenant: Option<&str>) {
-    let body = format!(
-        r#"{{"webhook_type":"some.type","object_type":"{object_type}","{object_type}":{payload}}}"#
-    );
+    let body = format!(r#"{{"webhook_type":"some.type","object_type":"{object_type}","{object_type}":{payload}}}"#);
     let description = described(&body);
     let generic = format!("webhook/{KEY}");
     assert_eq!(description.subject, subject.unwrap_or(&generic), "{body}");
@@ -104,61 +93,21 @@ fn check_payload(object_type: &str, payload: &str, subject: Option<&str>, tenant
 #[test]
 fn the_subject_prefers_the_external_id() {
     check_payload("invoice", r#"{"lago_id":"l"}"#, Some("invoice/l"), None);
-    check_payload(
-        "subscription",
-        r#"{"lago_id":"l","external_id":"e"}"#,
-        Some("subscription/e"),
-        None,
-    );
-    check_payload(
-        "subscription",
-        r#"{"external_id":null,"lago_id":"l"}"#,
-        Some("subscription/l"),
-        None,
-    );
-    check_payload(
-        "subscription",
-        r#"{"external_id":"","lago_id":"l"}"#,
-        Some("subscription/l"),
-        None,
-    );
+    check_payload("subscription", r#"{"lago_id":"l","external_id":"e"}"#, Some("subscription/e"), None);
+    check_payload("subscription", r#"{"external_id":null,"lago_id":"l"}"#, Some("subscription/l"), None);
+    check_payload("subscription", r#"{"external_id":"","lago_id":"l"}"#, Some("subscription/l"), None);
     check_payload("events_errors", r#"{"invalid_code":["a"]}"#, None, None);
     check_payload("invoice", "{}", None, None);
-    check_payload(
-        "plan",
-        r#"{"external_id":"é 🚣/x"}"#,
-        Some("plan/é 🚣/x"),
-        None,
-    );
-    check_payload(
-        "plan",
-        r#"{"external_id":"a\u0026b\/c"}"#,
-        Some("plan/a&b/c"),
-        None,
-    );
+    check_payload("plan", r#"{"external_id":"é 🚣/x"}"#, Some("plan/é 🚣/x"), None);
+    check_payload("plan", r#"{"external_id":"a\u0026b\/c"}"#, Some("plan/a&b/c"), None);
 }
 
 #[test]
 fn the_tenant_is_the_customer_wherever_the_object_has_it() {
     check_payload("fee", r#"{"external_customer_id":"t"}"#, None, Some("t"));
-    check_payload(
-        "invoice",
-        r#"{"customer":{"external_id":"t","lago_id":"x"}}"#,
-        None,
-        Some("t"),
-    );
-    check_payload(
-        "customer",
-        r#"{"external_id":"t"}"#,
-        Some("customer/t"),
-        Some("t"),
-    );
-    check_payload(
-        "subscription",
-        r#"{"external_id":"s"}"#,
-        Some("subscription/s"),
-        None,
-    );
+    check_payload("invoice", r#"{"customer":{"external_id":"t","lago_id":"x"}}"#, None, Some("t"));
+    check_payload("customer", r#"{"external_id":"t"}"#, Some("customer/t"), Some("t"));
+    check_payload("subscription", r#"{"external_id":"s"}"#, Some("subscription/s"), None);
     check_payload(
         "wallet_transaction",
         r#"{"lago_id":"l","wallet":{"external_customer_id":"t"}}"#,
@@ -171,21 +120,11 @@ fn the_tenant_is_the_customer_wherever_the_object_has_it() {
         None,
         Some("direct"),
     );
-    check_payload(
-        "fee",
-        r#"{"external_customer_id":null,"customer":{"external_id":"inside"}}"#,
-        None,
-        Some("inside"),
-    );
+    check_payload("fee", r#"{"external_customer_id":null,"customer":{"external_id":"inside"}}"#, None, Some("inside"));
     check_payload("invoice", r#"{"customer":"t"}"#, None, None);
     check_payload("invoice", r#"{"customer":{"external_id":7}}"#, None, None);
     check_payload("invoice", r#"{"customer":null}"#, None, None);
-    check_payload(
-        "invoice",
-        r#"{"customer":{"external_id":"a","external_id":"b"}}"#,
-        None,
-        None,
-    );
+    check_payload("invoice", r#"{"customer":{"external_id":"a","external_id":"b"}}"#, None, None);
 }
 
 #[test]
@@ -219,110 +158,43 @@ fn the_time_is_taken_only_where_it_is_the_events_own() {
     let iso = r#""2024-11-21T04:40:24Z""#;
     let time = Some("2024-11-21T04:40:24.000Z".to_owned());
 
-    assert_eq!(
-        at("alert.triggered", "triggered_alert", "triggered_at", iso),
-        time
-    );
-    assert_eq!(
-        at(
-            "subscription.terminated",
-            "subscription",
-            "terminated_at",
-            iso
-        ),
-        time
-    );
-    assert_eq!(
-        at("subscription.canceled", "subscription", "canceled_at", iso),
-        time
-    );
-    assert_eq!(
-        at(
-            "subscription.trial_ended",
-            "subscription",
-            "trial_ended_at",
-            iso
-        ),
-        time
-    );
-    assert_eq!(
-        at("wallet.terminated", "wallet", "terminated_at", iso),
-        time
-    );
+    assert_eq!(at("alert.triggered", "triggered_alert", "triggered_at", iso), time);
+    assert_eq!(at("subscription.terminated", "subscription", "terminated_at", iso), time);
+    assert_eq!(at("subscription.canceled", "subscription", "canceled_at", iso), time);
+    assert_eq!(at("subscription.trial_ended", "subscription", "trial_ended_at", iso), time);
+    assert_eq!(at("wallet.terminated", "wallet", "terminated_at", iso), time);
     assert_eq!(at("invoice.voided", "invoice", "voided_at", iso), time);
     assert_eq!(at("customer.updated", "customer", "updated_at", iso), time);
-    assert_eq!(
-        at(
-            "payment_request.created",
-            "payment_request",
-            "created_at",
-            iso
-        ),
-        time
-    );
+    assert_eq!(at("payment_request.created", "payment_request", "created_at", iso), time);
     let offset = r#""2024-11-21T05:40:24.5+01:00""#;
     let with_offset = at("invoice.voided", "invoice", "voided_at", offset);
     assert_eq!(with_offset.as_deref(), Some("2024-11-21T04:40:24.500Z"));
     // A draft's creation, an upserted customer, a backdated start: not when it happened.
     assert_eq!(at("invoice.created", "invoice", "created_at", iso), None);
     assert_eq!(at("customer.created", "customer", "created_at", iso), None);
-    assert_eq!(
-        at("subscription.started", "subscription", "started_at", iso),
-        None
-    );
-    for wrong in [
-        r#""yesterday""#,
-        "null",
-        "1732164024",
-        r#""""#,
-        r#""2024-11-21""#,
-        "[]",
-    ] {
-        assert_eq!(
-            at("invoice.voided", "invoice", "voided_at", wrong),
-            None,
-            "{wrong}"
-        );
+    assert_eq!(at("subscription.started", "subscription", "started_at", iso), None);
+    for wrong in [r#""yesterday""#, "null", "1732164024", r#""""#, r#""2024-11-21""#, "[]"] {
+        assert_eq!(at("invoice.voided", "invoice", "voided_at", wrong), None, "{wrong}");
     }
 }
 
 #[test]
 fn business_events_follow_the_payment_status() {
     let business = |webhook_type: &str, payload: &str| {
-        described(format!(
-            r#"{{"webhook_type":"{webhook_type}","object_type":"invoice","invoice":{payload}}}"#
-        ))
-        .business
-        .map(|event| (event.event_type, event.status))
+        described(format!(r#"{{"webhook_type":"{webhook_type}","object_type":"invoice","invoice":{payload}}}"#))
+            .business
+            .map(|event| (event.event_type, event.status))
     };
     let updated = "invoice.payment_status_updated";
 
-    assert_eq!(
-        business(updated, r#"{"payment_status":"succeeded"}"#),
-        Some(("payment", "succeeded"))
-    );
-    assert_eq!(
-        business(updated, r#"{"payment_status":"failed"}"#),
-        Some(("payment", "failed"))
-    );
-    assert_eq!(
-        business(updated, r#"{"payment_status":"pending"}"#),
-        Some(("payment", "pending"))
-    );
-    assert_eq!(
-        business(updated, r#"{"payment_status":"new"}"#),
-        Some(("payment", "other"))
-    );
-    assert_eq!(
-        business(updated, r#"{"payment_status":7}"#),
-        Some(("payment", "other"))
-    );
+    assert_eq!(business(updated, r#"{"payment_status":"succeeded"}"#), Some(("payment", "succeeded")));
+    assert_eq!(business(updated, r#"{"payment_status":"failed"}"#), Some(("payment", "failed")));
+    assert_eq!(business(updated, r#"{"payment_status":"pending"}"#), Some(("payment", "pending")));
+    assert_eq!(business(updated, r#"{"payment_status":"new"}"#), Some(("payment", "other")));
+    assert_eq!(business(updated, r#"{"payment_status":7}"#), Some(("payment", "other")));
     assert_eq!(business(updated, "{}"), Some(("payment", "other")));
     assert_eq!(business(updated, "null"), Some(("payment", "other")));
-    assert_eq!(
-        business("invoice.created", "{}"),
-        Some(("invoice", "created"))
-    );
+    assert_eq!(business("invoice.created", "{}"), Some(("invoice", "created")));
     assert_eq!(business("customer.created", "{}"), None);
 }
 
@@ -467,73 +339,45 @@ fn the_order_of_the_keys_does_not_matter() {
 /// Keys before `object_type` are kept only up to a bound; beyond it nothing is guessed.
 #[test]
 fn thousands_of_keys_take_no_memory_and_are_not_mistaken_for_the_payload() {
-    let many = |count: usize| {
-        (0..count).fold(String::new(), |keys, key| {
-            keys + &format!(r#""k{key}":{{"lago_id":"x"}},"#)
-        })
-    };
+    let many =
+        |count: usize| (0..count).fold(String::new(), |keys, key| keys + &format!(r#""k{key}":{{"lago_id":"x"}},"#));
     let tail = r#""webhook_type":"a","object_type":"o","o":{"lago_id":"1"}}"#;
 
     assert_eq!(described(format!("{{{}{tail}", many(10))).subject, "o/1");
     let crowded = described(format!("{{{}{tail}", many(100_000)));
     assert_eq!(crowded.subject, format!("webhook/{KEY}"));
     assert_eq!(crowded.event_type, "lago.a");
-    let after = format!(
-        r#"{{"webhook_type":"a","object_type":"o",{}"o":{{"lago_id":"1"}}}}"#,
-        many(100_000)
-    );
+    let after = format!(r#"{{"webhook_type":"a","object_type":"o",{}"o":{{"lago_id":"1"}}}}"#, many(100_000));
     assert_eq!(described(after).subject, "o/1");
-    let repeated = format!(
-        r#"{{"webhook_type":"a","object_type":"o",{}"z":0}}"#,
-        r#""o":{"lago_id":"1"},"#.repeat(100_000)
-    );
+    let repeated =
+        format!(r#"{{"webhook_type":"a","object_type":"o",{}"z":0}}"#, r#""o":{"lago_id":"1"},"#.repeat(100_000));
     assert_eq!(described(repeated).subject, format!("webhook/{KEY}"));
 }
 
 #[test]
 fn an_object_type_that_names_an_envelope_key_has_no_payload() {
     for name in ["webhook_type", "object_type", "organization_id"] {
-        let description = described(format!(
-            r#"{{"webhook_type":"a","object_type":"{name}","organization_id":"o"}}"#
-        ));
+        let description = described(format!(r#"{{"webhook_type":"a","object_type":"{name}","organization_id":"o"}}"#));
         assert_eq!(description.subject, format!("webhook/{KEY}"));
     }
 }
 
 #[test]
 fn texts_are_taken_over_up_to_their_bounds_and_not_beyond() {
-    let typed = |length: usize| {
-        described(format!(r#"{{"webhook_type":"{}"}}"#, "a".repeat(length))).webhook_type
-    };
+    let typed = |length: usize| described(format!(r#"{{"webhook_type":"{}"}}"#, "a".repeat(length))).webhook_type;
     assert_eq!(typed(128).map(|text| text.len()), Some(128));
     assert_eq!(typed(129), None);
     assert_eq!(typed(1 << 20), None);
 
-    let subject = |id: &str| {
-        described(format!(
-            r#"{{"webhook_type":"a","object_type":"o","o":{{"lago_id":"{id}"}}}}"#
-        ))
-        .subject
-    };
+    let subject =
+        |id: &str| described(format!(r#"{{"webhook_type":"a","object_type":"o","o":{{"lago_id":"{id}"}}}}"#)).subject;
     let generic = format!("webhook/{KEY}");
     assert_eq!(subject(&"i".repeat(256)), format!("o/{}", "i".repeat(256)));
     assert_eq!(subject(&"i".repeat(257)), generic);
-    assert_eq!(
-        subject(&"\\u0041".repeat(256)),
-        format!("o/{}", "A".repeat(256))
-    );
+    assert_eq!(subject(&"\\u0041".repeat(256)), format!("o/{}", "A".repeat(256)));
     assert_eq!(subject(&"é".repeat(128)), format!("o/{}", "é".repeat(128)));
     assert_eq!(subject(&"é".repeat(129)), generic);
-    for unusable in [
-        "",
-        "\\u0000",
-        "a\\nb",
-        "\\u007f",
-        "\\u0085",
-        "\\ufffe",
-        "\\ud83f\\udfff",
-        "\\ud800",
-    ] {
+    for unusable in ["", "\\u0000", "a\\nb", "\\u007f", "\\u0085", "\\ufffe", "\\ud83f\\udfff", "\\ud800"] {
         assert_eq!(subject(unusable), generic, "{unusable}");
     }
 }
@@ -542,17 +386,11 @@ fn texts_are_taken_over_up_to_their_bounds_and_not_beyond() {
 fn an_organization_id_that_cannot_be_relied_on_is_reported_as_such() {
     let organization = |fields: &str| {
         let description = described(format!(r#"{{"webhook_type":"a",{fields}}}"#));
-        (
-            description.organization_id,
-            description.organization_ambiguous,
-        )
+        (description.organization_id, description.organization_ambiguous)
     };
     assert_eq!(organization(r#""x":1"#), (None, false));
     assert_eq!(organization(r#""organization_id":null"#), (None, false));
-    assert_eq!(
-        organization(r#""organization_id":"u""#),
-        (Some("u".to_owned()), false)
-    );
+    assert_eq!(organization(r#""organization_id":"u""#), (Some("u".to_owned()), false));
     for unreliable in [
         r#""organization_id":"u","organization_id":"u""#.to_owned(),
         r#""organization_id":null,"organization_id":"u""#.to_owned(),
@@ -625,8 +463,7 @@ fn assert_sane(body: &[u8]) {
     }
     assert_eq!(
         description.is_json,
-        std::str::from_utf8(body)
-            .is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
+        std::str::from_utf8(body).is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
     );
 }
 

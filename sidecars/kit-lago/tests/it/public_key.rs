@@ -21,9 +21,7 @@ fn client() -> reqwest::Client {
 }
 
 async fn server() -> PublicKeyServer {
-    PublicKeyServer::start(lago().public_pem(), secret(API_KEY))
-        .await
-        .unwrap()
+    PublicKeyServer::start(lago().public_pem(), secret(API_KEY)).await.unwrap()
 }
 
 async fn fetch(server: &PublicKeyServer) -> Result<String, FetchError> {
@@ -39,10 +37,7 @@ fn the_answer_is_base64_of_the_pem_in_lines_of_sixty() {
     assert!(text.lines().all(|line| line.len() <= 60));
     assert_eq!(text.lines().next().map(str::len), Some(60));
     assert_eq!(decode_public_key_answer(&text), Ok(pem.clone()));
-    assert_eq!(
-        decode_public_key_answer(&text.replace('\n', "\r\n")),
-        Ok(pem.clone())
-    );
+    assert_eq!(decode_public_key_answer(&text.replace('\n', "\r\n")), Ok(pem.clone()));
     assert_eq!(decode_public_key_answer(&text.replace('\n', "")), Ok(pem));
 }
 
@@ -53,23 +48,12 @@ fn an_answer_that_is_not_a_key_says_what_it_is() {
         (String::new(), AnswerError::Key(KeyError::None)),
         ("***".to_owned(), AnswerError::NotBase64),
         (pem.clone(), AnswerError::NotBase64),
-        (
-            encode_public_key_answer("\u{0}"),
-            AnswerError::Key(KeyError::NotPem),
-        ),
-        (
-            encode_public_key_answer(&encode_public_key_answer(&pem)),
-            AnswerError::Key(KeyError::Base64OfPem),
-        ),
-        (
-            encode_public_key_answer(&fixture("keys/rsa-1024.pem")),
-            AnswerError::Key(KeyError::TooShort { bits: 1024 }),
-        ),
+        (encode_public_key_answer("\u{0}"), AnswerError::Key(KeyError::NotPem)),
+        (encode_public_key_answer(&encode_public_key_answer(&pem)), AnswerError::Key(KeyError::Base64OfPem)),
+        (encode_public_key_answer(&fixture("keys/rsa-1024.pem")), AnswerError::Key(KeyError::TooShort { bits: 1024 })),
         (
             encode_public_key_answer(&fixture("keys/ec-p256.pem")),
-            AnswerError::Key(KeyError::NotRsa {
-                found: "an elliptic-curve key",
-            }),
+            AnswerError::Key(KeyError::NotRsa { found: "an elliptic-curve key" }),
         ),
         ("//79".to_owned(), AnswerError::NotBase64),
     ] {
@@ -83,9 +67,7 @@ async fn the_key_is_fetched_from_any_form_of_the_address() {
     for suffix in ["", "/", "/api/v1", "/api/v1/"] {
         let url = format!("{}{suffix}", server.url());
 
-        let pem = fetch_public_key(&client(), &url, &secret(API_KEY))
-            .await
-            .unwrap();
+        let pem = fetch_public_key(&client(), &url, &secret(API_KEY)).await.unwrap();
 
         assert_eq!(RsaKey::from_pem(&pem).unwrap(), lago().public_key());
     }
@@ -106,26 +88,19 @@ async fn a_rotated_key_replaces_the_old_one_without_overlap() {
 async fn a_refused_api_key_is_named_and_not_shown() {
     let server = server().await;
 
-    let error = fetch_public_key(&client(), &server.url(), &secret("hunter3"))
-        .await
-        .unwrap_err();
+    let error = fetch_public_key(&client(), &server.url(), &secret("hunter3")).await.unwrap_err();
 
     assert!(matches!(error, FetchError::Unauthorized));
     assert!(error.to_string().contains("LAGO_API_KEY is refused"));
     assert!(!kit::error::chain(&error).contains("hunter"));
-    let error = fetch_public_key(&client(), &server.url(), &secret("a\nb"))
-        .await
-        .unwrap_err();
+    let error = fetch_public_key(&client(), &server.url(), &secret("a\nb")).await.unwrap_err();
     assert!(matches!(error, FetchError::BadApiKey));
 }
 
 #[tokio::test]
 async fn every_wrong_answer_has_its_own_error() {
     let server = server().await;
-    let with = |status: u16, body: &str| Answering::With {
-        status,
-        body: body.to_owned(),
-    };
+    let with = |status: u16, body: &str| Answering::With { status, body: body.to_owned() };
 
     server.answer(Answering::Unavailable);
     assert!(matches!(fetch(&server).await, Err(FetchError::Status(503))));
@@ -135,19 +110,9 @@ async fn every_wrong_answer_has_its_own_error() {
     assert!(matches!(fetch(&server).await, Err(FetchError::NotFound)));
     server.answer(with(302, ""));
     assert!(matches!(fetch(&server).await, Err(FetchError::Status(302))));
-    for body in [
-        "",
-        "null",
-        "[]",
-        "<html>",
-        r#"{"webhook":{}}"#,
-        r#"{"webhook":{"public_key":7}}"#,
-    ] {
+    for body in ["", "null", "[]", "<html>", r#"{"webhook":{}}"#, r#"{"webhook":{"public_key":7}}"#] {
         server.answer(with(200, body));
-        assert!(
-            matches!(fetch(&server).await, Err(FetchError::NotLago)),
-            "{body}"
-        );
+        assert!(matches!(fetch(&server).await, Err(FetchError::NotLago)), "{body}");
     }
     server.answer(with(200, r#"{"webhook":{"public_key":"AAAA"}}"#));
     assert!(matches!(fetch(&server).await, Err(FetchError::Key(_))));
@@ -159,21 +124,15 @@ async fn every_wrong_answer_has_its_own_error() {
 async fn a_lago_that_is_slow_or_gone_is_unreachable_and_its_address_is_not_shown() {
     let server = server().await;
     server.answer(Answering::Slowly(Duration::from_secs(60)));
-    let impatient = reqwest::Client::builder()
-        .no_proxy()
-        .tls_certs_only([])
-        .timeout(Duration::from_millis(50))
-        .build()
-        .unwrap();
+    let impatient =
+        reqwest::Client::builder().no_proxy().tls_certs_only([]).timeout(Duration::from_millis(50)).build().unwrap();
     let url = server.url();
 
     let slow = fetch_public_key(&impatient, &url, &secret(API_KEY)).await;
     assert!(matches!(slow, Err(FetchError::Unreachable(_))));
 
     server.stop().await;
-    let gone = fetch_public_key(&client(), &url, &secret(API_KEY))
-        .await
-        .unwrap_err();
+    let gone = fetch_public_key(&client(), &url, &secret(API_KEY)).await.unwrap_err();
     assert!(matches!(gone, FetchError::Unreachable(_)));
     let shown = kit::error::chain(&gone);
     assert!(!shown.contains("127.0.0.1"), "{shown}");
@@ -184,11 +143,7 @@ async fn a_lago_that_is_slow_or_gone_is_unreachable_and_its_address_is_not_shown
 async fn nothing_waits_longer_than_fifteen_seconds_for_a_key() {
     let server = server().await;
     server.answer(Answering::Slowly(Duration::from_secs(3_600)));
-    let patient = reqwest::Client::builder()
-        .no_proxy()
-        .tls_certs_only([])
-        .build()
-        .unwrap();
+    let patient = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
     let (url, key) = (server.url(), secret(API_KEY));
     let fetch = fetch_public_key(&patient, &url, &key);
     tokio::pin!(fetch);
@@ -216,13 +171,9 @@ async fn the_stand_in_comes_back_on_its_old_port_and_is_lago_in_other_respects()
     let first = server().await;
     let address = first.address();
     first.stop().await;
-    let server = PublicKeyServer::start_on(address, lago().public_pem(), secret(API_KEY))
-        .await
-        .unwrap();
+    let server = PublicKeyServer::start_on(address, lago().public_pem(), secret(API_KEY)).await.unwrap();
     let get = async |path: &str| {
-        let request = client()
-            .get(format!("{}{path}", server.url()))
-            .bearer_auth(API_KEY);
+        let request = client().get(format!("{}{path}", server.url())).bearer_auth(API_KEY);
         let response = request.send().await.unwrap();
         (response.status().as_u16(), response.text().await.unwrap())
     };

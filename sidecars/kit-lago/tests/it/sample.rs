@@ -24,39 +24,17 @@ fn there_is_a_sample_of_every_type_and_it_is_described_as_that_type() {
 
         let description = describe(body.as_bytes(), "acme", "key");
 
-        assert_eq!(
-            description.event_type,
-            format!("lago.{}", body_name(row.name))
-        );
+        assert_eq!(description.event_type, format!("lago.{}", body_name(row.name)));
         assert_eq!(description.object_type.as_deref(), Some(row.object_type));
-        let keys: Vec<_> = parsed
-            .as_object()
-            .unwrap()
-            .keys()
-            .map(String::as_str)
-            .collect();
-        let expected = BTreeSet::from([
-            "webhook_type",
-            "object_type",
-            "organization_id",
-            row.object_type,
-        ]);
+        let keys: Vec<_> = parsed.as_object().unwrap().keys().map(String::as_str).collect();
+        let expected = BTreeSet::from(["webhook_type", "object_type", "organization_id", row.object_type]);
         assert_eq!(keys.into_iter().collect::<BTreeSet<_>>(), expected);
         assert!(body.starts_with(r#"{"webhook_type":"#), "{body}");
         assert_eq!(description.subject, subject_of(&parsed, "key"), "{body}");
-        let about_nobody = [
-            "event_error",
-            "events_errors",
-            "provider_error",
-            "payment_provider_error",
-        ];
+        let about_nobody = ["event_error", "events_errors", "provider_error", "payment_provider_error"];
         let catalogue = ["plan", "billable_metric", "feature", "payment_dispute_lost"];
         if !about_nobody.contains(&row.object_type) && !catalogue.contains(&row.object_type) {
-            assert_eq!(
-                description.tenant.as_deref(),
-                Some(shape.customer.as_str()),
-                "{body}"
-            );
+            assert_eq!(description.tenant.as_deref(), Some(shape.customer.as_str()), "{body}");
         }
     }
 }
@@ -65,10 +43,7 @@ fn there_is_a_sample_of_every_type_and_it_is_described_as_that_type() {
 fn subject_of(body: &Value, key: &str) -> String {
     let object_type = body["object_type"].as_str().unwrap();
     let payload = &body[object_type];
-    match payload["external_id"]
-        .as_str()
-        .or(payload["lago_id"].as_str())
-    {
+    match payload["external_id"].as_str().or(payload["lago_id"].as_str()) {
         Some(id) => format!("{object_type}/{id}"),
         None => format!("webhook/{key}"),
     }
@@ -96,80 +71,34 @@ fn an_unknown_type_gets_an_object_of_a_later_lago() {
 #[test]
 fn the_same_shape_gives_the_same_bytes_and_another_number_other_bytes() {
     for row in all() {
-        let bodies: BTreeSet<_> = (0..300)
-            .map(|seq| {
-                sample(
-                    row.name,
-                    &Shape {
-                        seq,
-                        ..Shape::default()
-                    },
-                )
-            })
-            .collect();
+        let bodies: BTreeSet<_> = (0..300).map(|seq| sample(row.name, &Shape { seq, ..Shape::default() })).collect();
 
         assert_eq!(bodies.len(), 300, "{}", row.name);
-        assert_eq!(
-            sample(row.name, &Shape::default()),
-            sample(row.name, &Shape::default())
-        );
+        assert_eq!(sample(row.name, &Shape::default()), sample(row.name, &Shape::default()));
     }
 }
 
 #[test]
 fn before_v1_33_3_there_is_no_organization_id() {
-    let body = sample(
-        "invoice.created",
-        &Shape {
-            organization_id: None,
-            ..Shape::default()
-        },
-    );
+    let body = sample("invoice.created", &Shape { organization_id: None, ..Shape::default() });
 
     assert!(!body.contains("organization_id"));
-    assert_eq!(
-        describe(body.as_bytes(), "acme", "key").organization_id,
-        None
-    );
+    assert_eq!(describe(body.as_bytes(), "acme", "key").organization_id, None);
 }
 
 #[test]
 fn bodies_are_compact_and_escaped_as_active_support_does() {
     for row in all() {
-        let body = sample(
-            row.name,
-            &Shape {
-                fees: 3,
-                ..Shape::default()
-            },
-        );
+        let body = sample(row.name, &Shape { fees: 3, ..Shape::default() });
 
-        assert!(
-            !body.contains(['<', '>', '&', '\n', '\u{2028}', '\u{2029}']),
-            "{body}"
-        );
+        assert!(!body.contains(['<', '>', '&', '\n', '\u{2028}', '\u{2029}']), "{body}");
         assert_eq!(rails_json_escape(&body), body);
     }
     let shown = sample("invoice.created", &Shape::default());
-    assert!(
-        shown.contains("\\u0026") && shown.contains("\\u003c"),
-        "{shown}"
-    );
-    assert!(
-        shown.contains("\"units\":\"0.5\"") && shown.contains("\"taxes_rate\":20.0"),
-        "{shown}"
-    );
-    let names: String = (0..8)
-        .map(|n| {
-            sample(
-                "customer.created",
-                &Shape {
-                    customer: format!("c{n}"),
-                    ..Shape::default()
-                },
-            )
-        })
-        .collect();
+    assert!(shown.contains("\\u0026") && shown.contains("\\u003c"), "{shown}");
+    assert!(shown.contains("\"units\":\"0.5\"") && shown.contains("\"taxes_rate\":20.0"), "{shown}");
+    let names: String =
+        (0..8).map(|n| sample("customer.created", &Shape { customer: format!("c{n}"), ..Shape::default() })).collect();
     for piece in ["é", "🚣", "日本", "\\u2028", "\\\\", "\\\""] {
         assert!(names.contains(piece), "{piece}");
     }
@@ -177,32 +106,14 @@ fn bodies_are_compact_and_escaped_as_active_support_does() {
 
 #[test]
 fn an_invoice_grows_from_kibibytes_to_mebibytes_with_its_fees() {
-    let size = |fees| {
-        sample(
-            "invoice.created",
-            &Shape {
-                fees,
-                ..Shape::default()
-            },
-        )
-        .len()
-    };
+    let size = |fees| sample("invoice.created", &Shape { fees, ..Shape::default() }).len();
 
     assert!((2_000..4_500).contains(&size(1)), "{}", size(1));
     assert!(size(5_000) > 3 << 20, "{}", size(5_000));
-    let parsed: Value = serde_json::from_str(&sample(
-        "invoice.created",
-        &Shape {
-            fees: 7,
-            ..Shape::default()
-        },
-    ))
-    .unwrap();
+    let parsed: Value =
+        serde_json::from_str(&sample("invoice.created", &Shape { fees: 7, ..Shape::default() })).unwrap();
     let fees = parsed["invoice"]["fees"].as_array().unwrap();
-    let ids: BTreeSet<_> = fees
-        .iter()
-        .map(|fee| fee["lago_id"].as_str().unwrap())
-        .collect();
+    let ids: BTreeSet<_> = fees.iter().map(|fee| fee["lago_id"].as_str().unwrap()).collect();
     assert_eq!(ids.len(), 7);
     assert!(parsed["invoice"]["total_amount_cents"].is_i64());
 }
@@ -210,32 +121,20 @@ fn an_invoice_grows_from_kibibytes_to_mebibytes_with_its_fees() {
 #[test]
 fn webhooks_of_one_customer_share_its_subjects() {
     let subject = |webhook_type, seq| {
-        let body = sample(
-            webhook_type,
-            &Shape {
-                seq,
-                ..Shape::default()
-            },
-        );
+        let body = sample(webhook_type, &Shape { seq, ..Shape::default() });
         describe(body.as_bytes(), "acme", "key").subject
     };
     for webhook_type in ["customer.updated", "subscription.updated", "wallet.updated"] {
         assert_eq!(subject(webhook_type, 1), subject(webhook_type, 2));
     }
-    assert_eq!(
-        subject("subscription.started", 1),
-        subject("subscription.terminated", 9)
-    );
+    assert_eq!(subject("subscription.started", 1), subject("subscription.terminated", 9));
     assert_ne!(subject("invoice.created", 1), subject("invoice.created", 2));
     assert_eq!(subject("invoice.created", 1), subject("invoice.voided", 1));
 }
 
 static HMAC: LazyLock<(Signing, HmacKeys)> = LazyLock::new(|| {
     let key = secret("0f0e0d0c-0b0a-4908-8706-050403020100");
-    (
-        Signing::Hmac(key.clone()),
-        HmacKeys::new(vec![key]).unwrap(),
-    )
+    (Signing::Hmac(key.clone()), HmacKeys::new(vec![key]).unwrap())
 });
 static JWT: LazyLock<(Signing, RsaKeys)> =
     LazyLock::new(|| (Signing::Jwt(lago(), ISSUER.to_owned()), keys_of(&lago())));

@@ -14,9 +14,7 @@ use crate::support::{CAPTURED_HMAC_KEY, captures, lago, secret};
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Id: 7\r\n\r\nok";
 
 fn delivery() -> Delivery {
-    Signing::Hmac(secret(CAPTURED_HMAC_KEY))
-        .delivery("invoice.created", "{}")
-        .unwrap()
+    Signing::Hmac(secret(CAPTURED_HMAC_KEY)).delivery("invoice.created", "{}").unwrap()
 }
 
 /// What a receiver does with one connection.
@@ -44,10 +42,7 @@ struct Receiver {
 impl Receiver {
     async fn start(reactions: Vec<Reaction>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!(
-            "http://{}/webhooks/lago?a=1",
-            listener.local_addr().unwrap()
-        );
+        let url = format!("http://{}/webhooks/lago?a=1", listener.local_addr().unwrap());
         let (tell, seen) = tokio::sync::mpsc::unbounded_channel();
         let task = tokio::spawn(async move {
             for index in 0.. {
@@ -60,9 +55,7 @@ impl Receiver {
     }
 
     fn sender(&self) -> Sender {
-        Sender::new(&self.url)
-            .unwrap()
-            .timeout(Duration::from_secs(10))
+        Sender::new(&self.url).unwrap().timeout(Duration::from_secs(10))
     }
 }
 
@@ -72,11 +65,7 @@ impl Drop for Receiver {
     }
 }
 
-async fn react(
-    mut stream: TcpStream,
-    reaction: Reaction,
-    tell: tokio::sync::mpsc::UnboundedSender<Vec<u8>>,
-) {
+async fn react(mut stream: TcpStream, reaction: Reaction, tell: tokio::sync::mpsc::UnboundedSender<Vec<u8>>) {
     match reaction {
         Reaction::Answer(answer) => {
             let _told = tell.send(read_request(&mut stream).await.unwrap());
@@ -140,10 +129,7 @@ fn the_request_is_the_recorded_one_byte_for_byte() {
             }
             recorded.push_str("\r\n");
             let recorded = [recorded.as_bytes(), &capture.body].concat();
-            assert_eq!(
-                String::from_utf8_lossy(&request),
-                String::from_utf8_lossy(&recorded)
-            );
+            assert_eq!(String::from_utf8_lossy(&request), String::from_utf8_lossy(&recorded));
         }
     }
 }
@@ -154,10 +140,7 @@ fn the_hmac_signature_is_the_recorded_one() {
     let signing = Signing::Hmac(secret(CAPTURED_HMAC_KEY));
     for capture in captures("hmac") {
         let body = std::str::from_utf8(&capture.body).unwrap();
-        assert_eq!(
-            signing.sign(body).unwrap(),
-            capture.header("X-Lago-Signature")
-        );
+        assert_eq!(signing.sign(body).unwrap(), capture.header("X-Lago-Signature"));
     }
 }
 
@@ -169,10 +152,7 @@ fn the_token_differs_from_the_recorded_one_in_its_signature_only() {
         let body = std::str::from_utf8(&capture.body).unwrap();
         let ours = signing.sign(body).unwrap();
         let recorded = capture.header("X-Lago-Signature");
-        assert_eq!(
-            ours.rsplit_once('.').unwrap().0,
-            recorded.rsplit_once('.').unwrap().0
-        );
+        assert_eq!(ours.rsplit_once('.').unwrap().0, recorded.rsplit_once('.').unwrap().0);
     }
 }
 
@@ -232,19 +212,12 @@ async fn no_answer_is_told_apart_by_how_it_failed() {
     for (reaction, is_broken) in [
         (Reaction::Close, true),
         (Reaction::Answer(b""), true),
-        (
-            Reaction::Answer(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nok"),
-            true,
-        ),
+        (Reaction::Answer(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nok"), true),
         (Reaction::Answer(b"SMTP ready\r\n\r\n"), false),
     ] {
         let receiver = Receiver::start(vec![reaction.clone()]).await;
         let error = receiver.sender().send_once(&delivery()).await.unwrap_err();
-        assert_eq!(
-            matches!(error, SendError::Broken(_)),
-            is_broken,
-            "{reaction:?}: {error}"
-        );
+        assert_eq!(matches!(error, SendError::Broken(_)), is_broken, "{reaction:?}: {error}");
         assert!(error.is_retried_by_lago());
     }
 
@@ -260,23 +233,13 @@ async fn a_field_that_would_break_out_of_its_header_is_never_sent() {
     for spoil in ["a\r\nX-Injected: 1", "a\nb", "a\0b"] {
         for field in [0, 1] {
             let mut delivery = delivery();
-            let spoiled = if field == 0 {
-                &mut delivery.signature
-            } else {
-                &mut delivery.unique_key
-            };
+            let spoiled = if field == 0 { &mut delivery.signature } else { &mut delivery.unique_key };
             *spoiled = spoil.to_owned();
             let error = sender.send_once(&delivery).await.unwrap_err();
             assert!(matches!(error, SendError::BadField(_)) && !error.is_retried_by_lago());
         }
     }
-    for url in [
-        "",
-        "https://127.0.0.1/",
-        "ftp://x/",
-        "127.0.0.1:80",
-        "http://",
-    ] {
+    for url in ["", "https://127.0.0.1/", "ftp://x/", "127.0.0.1:80", "http://"] {
         assert!(Sender::new(url).is_err(), "{url}");
     }
 }
@@ -307,10 +270,7 @@ async fn a_connection_is_used_again_only_when_told_to_and_when_it_is_sound() {
 async fn wait_until_closed(sender: &Sender) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while sender.idle_connections() > 0 {
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "the connection stays open"
-        );
+        assert!(tokio::time::Instant::now() < deadline, "the connection stays open");
         tokio::task::yield_now().await;
     }
 }
@@ -318,16 +278,9 @@ async fn wait_until_closed(sender: &Sender) {
 #[tokio::test]
 async fn retries_stop_at_success_and_use_the_same_unique_key() {
     let refusal = b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n";
-    let reactions = vec![
-        Reaction::Close,
-        Reaction::Answer(refusal),
-        Reaction::Answer(OK),
-    ];
+    let reactions = vec![Reaction::Close, Reaction::Answer(refusal), Reaction::Answer(OK)];
     let mut receiver = Receiver::start(reactions).await;
-    let plan = RetryPlan {
-        attempts: 5,
-        time_scale: 0.0,
-    };
+    let plan = RetryPlan { attempts: 5, time_scale: 0.0 };
     let delivery = delivery();
 
     let outcome = receiver.sender().send_with_retries(&delivery, &plan).await;
@@ -336,33 +289,17 @@ async fn retries_stop_at_success_and_use_the_same_unique_key() {
     assert_eq!(outcome.attempts.len(), 3);
     assert!(matches!(outcome.attempts[0], Err(SendError::Broken(_))));
     assert_eq!(outcome.attempts[1].as_ref().unwrap().status, 503);
-    let (second, third) = (
-        receiver.seen.recv().await.unwrap(),
-        receiver.seen.recv().await.unwrap(),
-    );
+    let (second, third) = (receiver.seen.recv().await.unwrap(), receiver.seen.recv().await.unwrap());
     assert_eq!(second, third);
-    assert!(
-        String::from_utf8(third)
-            .unwrap()
-            .contains(&delivery.unique_key)
-    );
+    assert!(String::from_utf8(third).unwrap().contains(&delivery.unique_key));
 }
 
 #[tokio::test]
 async fn retries_end_with_the_budget() {
-    let receiver = Receiver::start(vec![Reaction::Answer(
-        b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n",
-    )])
-    .await;
-    let plan = RetryPlan {
-        attempts: 3,
-        time_scale: 0.0,
-    };
+    let receiver = Receiver::start(vec![Reaction::Answer(b"HTTP/1.1 500 X\r\nContent-Length: 0\r\n\r\n")]).await;
+    let plan = RetryPlan { attempts: 3, time_scale: 0.0 };
 
-    let outcome = receiver
-        .sender()
-        .send_with_retries(&delivery(), &plan)
-        .await;
+    let outcome = receiver.sender().send_with_retries(&delivery(), &plan).await;
 
     assert!(!outcome.delivered);
     assert_eq!(outcome.attempts.len(), 3);
@@ -375,24 +312,13 @@ fn the_waits_are_lagos() {
     let about = |found: f64, expected: f64| assert!((found - expected).abs() < 0.01, "{found}");
 
     assert_eq!(plan.attempts, 3);
-    for (attempt, least, most) in [
-        (1, 3.0, 3.15),
-        (2, 18.0, 20.4),
-        (3, 83.0, 95.15),
-        (5, 627.0, 720.75),
-    ] {
+    for (attempt, least, most) in [(1, 3.0, 3.15), (2, 18.0, 20.4), (3, 83.0, 95.15), (5, 627.0, 720.75)] {
         about(seconds(attempt, 0.0), least);
         about(seconds(attempt, 1.0), most);
     }
     assert!(seconds(u32::MAX, 1.0) <= 31_536_000.0);
-    let fast = RetryPlan {
-        time_scale: 0.001,
-        ..plan
-    };
+    let fast = RetryPlan { time_scale: 0.001, ..plan };
     about(fast.wait_after(2, 0.0).as_secs_f64() * 1000.0, 18.0);
-    let broken = RetryPlan {
-        time_scale: f64::NAN,
-        ..plan
-    };
+    let broken = RetryPlan { time_scale: f64::NAN, ..plan };
     assert_eq!(broken.wait_after(1, 0.5), Duration::ZERO);
 }

@@ -22,13 +22,8 @@ pub(crate) struct Capture {
 
 impl Capture {
     pub(crate) fn header(&self, name: &str) -> &str {
-        let found = self
-            .headers
-            .iter()
-            .find(|(key, _)| key.eq_ignore_ascii_case(name));
-        &found
-            .unwrap_or_else(|| panic!("the recording has no {name}"))
-            .1
+        let found = self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+        &found.unwrap_or_else(|| panic!("the recording has no {name}")).1
     }
 
     pub(crate) fn signature(&self) -> &[u8] {
@@ -55,9 +50,7 @@ pub(crate) fn captures(algorithm: &str) -> Vec<Capture> {
 }
 
 pub(crate) fn fixture(path: &str) -> String {
-    let full = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(path);
+    let full = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path);
     std::fs::read_to_string(&full).unwrap_or_else(|error| panic!("{}: {error}", full.display()))
 }
 

@@ -91,11 +91,7 @@ pub(crate) fn contract() -> Vec<(&'static str, &'static str, &'static str)> {
         .filter(|line| !line.is_empty())
         .map(|line| {
             let mut words = line.split(' ');
-            (
-                words.next().unwrap(),
-                words.next().unwrap(),
-                words.next().unwrap(),
-            )
+            (words.next().unwrap(), words.next().unwrap(), words.next().unwrap())
         })
         .collect()
 }
@@ -114,21 +110,14 @@ fn the_table_holds_exactly_the_types_of_the_contract() {
         })
         .collect();
 
-    let table: BTreeSet<_> = all()
-        .iter()
-        .map(|row| (row.name, row.object_type, row.since))
-        .collect();
+    let table: BTreeSet<_> = all().iter().map(|row| (row.name, row.object_type, row.since)).collect();
 
     assert_eq!(table, contract);
 }
 
 #[test]
 fn there_are_75_types_at_the_head_one_removed_one_and_45_in_the_first_version() {
-    let removed: Vec<_> = all()
-        .iter()
-        .filter(|row| row.removed)
-        .map(|row| row.name)
-        .collect();
+    let removed: Vec<_> = all().iter().filter(|row| row.removed).map(|row| row.name).collect();
 
     assert_eq!(all().len(), 76);
     assert_eq!(removed, ["invoice.add_on_added"]);
@@ -141,14 +130,7 @@ fn every_type_says_what_it_is_for_and_is_found() {
         assert!(!row.description.is_empty(), "{}", row.name);
         assert_eq!(find(row.name), Some(row));
     }
-    for unknown in [
-        "",
-        "invoice",
-        "invoice.",
-        "Invoice.created",
-        "invoice.created ",
-        "zzz",
-    ] {
+    for unknown in ["", "invoice", "invoice.", "Invoice.created", "invoice.created ", "zzz"] {
         assert_eq!(find(unknown), None, "{unknown}");
     }
 }
@@ -168,23 +150,14 @@ fn the_labels_of_business_events_are_few() {
     let labels: BTreeSet<_> = all()
         .iter()
         .flat_map(|row| {
-            [
-                None,
-                Some("succeeded"),
-                Some("failed"),
-                Some("pending"),
-                Some("x"),
-            ]
-            .map(|status| kit_lago::webhook_type::business_event(row.name, status))
+            [None, Some("succeeded"), Some("failed"), Some("pending"), Some("x")]
+                .map(|status| kit_lago::webhook_type::business_event(row.name, status))
         })
         .flatten()
         .collect();
 
     assert!(labels.len() <= 45, "{}", labels.len());
     for area in ["payment", "invoice", "subscription", "wallet", "usage"] {
-        assert!(
-            labels.iter().any(|label| label.event_type == area),
-            "{area}"
-        );
+        assert!(labels.iter().any(|label| label.event_type == area), "{area}");
     }
 }

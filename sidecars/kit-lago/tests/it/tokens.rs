@@ -29,9 +29,7 @@ enum Step {
 
 fn step(rejected: &Rejected) -> Option<Step> {
     match rejected {
-        Rejected::MalformedToken(_) | Rejected::MissingHeader | Rejected::IsHmac => {
-            Some(Step::Shape)
-        }
+        Rejected::MalformedToken(_) | Rejected::MissingHeader | Rejected::IsHmac => Some(Step::Shape),
         Rejected::AlgorithmNotAllowed(_) => Some(Step::Algorithm),
         Rejected::Critical => Some(Step::Critical),
         Rejected::BadSignature => Some(Step::Signature),
@@ -44,11 +42,7 @@ fn step(rejected: &Rejected) -> Option<Step> {
 
 fn check(what: &str, token: &str, expected: &Step) {
     let rejected = verify(token).expect_err(what);
-    assert_eq!(
-        step(&rejected).as_ref(),
-        Some(expected),
-        "{what}: {rejected}"
-    );
+    assert_eq!(step(&rejected).as_ref(), Some(expected), "{what}: {rejected}");
 }
 
 #[test]
@@ -58,13 +52,7 @@ fn what_lago_signs_is_accepted() {
     assert_eq!(verify(&genuine), Ok(()));
     assert!(genuine.starts_with("eyJhbGciOiJSUzI1NiJ9."));
     let claims = genuine.split('.').nth(1).unwrap();
-    assert_eq!(
-        claims,
-        b64(format!(
-            "{{\"data\":{},\"iss\":\"{ISSUER}\"}}",
-            serde_json::json!(BODY)
-        ))
-    );
+    assert_eq!(claims, b64(format!("{{\"data\":{},\"iss\":\"{ISSUER}\"}}", serde_json::json!(BODY))));
 }
 
 /// T2: sixty tokens that differ from Lago's in the algorithm they name, and in nothing an attacker
@@ -75,10 +63,7 @@ fn no_token_of_another_algorithm_is_accepted() {
     let genuine_claims = claims(BODY, ISSUER);
     let public_pem = lago().public_pem();
     let public_der = {
-        let lines: String = public_pem
-            .lines()
-            .filter(|line| !line.starts_with('-'))
-            .collect();
+        let lines: String = public_pem.lines().filter(|line| !line.starts_with('-')).collect();
         STANDARD.decode(lines).unwrap()
     };
     let named = [
@@ -121,11 +106,7 @@ fn no_token_of_another_algorithm_is_accepted() {
     // The named algorithm over a signature that is Lago's own in every other respect.
     for algorithm in named {
         let header = serde_json::json!({ "alg": algorithm }).to_string();
-        check(
-            algorithm,
-            &token(&lago(), &header, &genuine_claims),
-            &Step::Algorithm,
-        );
+        check(algorithm, &token(&lago(), &header, &genuine_claims), &Step::Algorithm);
         tried += 1;
     }
     // Unsigned in all the ways that have been tried on libraries.
@@ -143,27 +124,13 @@ fn no_token_of_another_algorithm_is_accepted() {
         }
     }
     // The public key, which anyone may have, used as an HMAC key.
-    for key in [
-        public_pem.as_str(),
-        public_pem.trim_end(),
-        &STANDARD.encode(&public_der),
-    ] {
+    for key in [public_pem.as_str(), public_pem.trim_end(), &STANDARD.encode(&public_der)] {
         for algorithm in ["HS256", "RS256"] {
             let header = serde_json::json!({ "alg": algorithm }).to_string();
             let message = format!("{}.{}", b64(header), b64(&genuine_claims));
-            let mac = STANDARD
-                .decode(sign_hmac(&secret(key), message.as_bytes()))
-                .unwrap();
-            let expected = if algorithm == "HS256" {
-                Step::Algorithm
-            } else {
-                Step::Signature
-            };
-            check(
-                "HMAC with the public key",
-                &format!("{message}.{}", b64(mac)),
-                &expected,
-            );
+            let mac = STANDARD.decode(sign_hmac(&secret(key), message.as_bytes())).unwrap();
+            let expected = if algorithm == "HS256" { Step::Algorithm } else { Step::Signature };
+            check("HMAC with the public key", &format!("{message}.{}", b64(mac)), &expected);
             tried += 1;
         }
     }
@@ -194,10 +161,7 @@ fn no_key_named_in_a_token_is_used() {
         "kty": "RSA", "alg": "RS256", "use": "sig", "e": "AQAB",
         "n": b64(attacker().public_key().to_pem()),
     });
-    let certificate: String = fixture("keys/certificate.pem")
-        .lines()
-        .filter(|line| !line.starts_with('-'))
-        .collect();
+    let certificate: String = fixture("keys/certificate.pem").lines().filter(|line| !line.starts_with('-')).collect();
     let url = "https://attacker.example/keys.json";
     let mut headers = vec![
         serde_json::json!({ "jwk": jwk }),
@@ -243,13 +207,7 @@ fn no_key_named_in_a_token_is_used() {
         let forged = token(&attacker(), &header, &genuine_claims);
         let rejected = verify(&forged).expect_err(&header);
         // A header that the library cannot even read is refused earlier, which is as good.
-        assert!(
-            matches!(
-                rejected,
-                Rejected::BadSignature | Rejected::MalformedToken(_)
-            ),
-            "{header}: {rejected}"
-        );
+        assert!(matches!(rejected, Rejected::BadSignature | Rejected::MalformedToken(_)), "{header}: {rejected}");
     }
 }
 
@@ -261,11 +219,7 @@ fn a_genuine_token_is_accepted_whatever_keys_it_mentions() {
         r#"{"alg":"RS256","jku":"https://attacker.example/"}"#,
         r#"{"typ":"JWT","alg":"RS256"}"#,
     ] {
-        assert_eq!(
-            verify(&token(&lago(), header, &claims(BODY, ISSUER))),
-            Ok(()),
-            "{header}"
-        );
+        assert_eq!(verify(&token(&lago(), header, &claims(BODY, ISSUER))), Ok(()), "{header}");
     }
 }
 
@@ -278,11 +232,7 @@ fn critical_extensions_are_refused_even_from_lago() {
         r#"{"alg":"RS256","b64":false,"crit":["b64"]}"#,
         r#"{"crit":["http://example.com/UNDEFINED"],"alg":"RS256"}"#,
     ] {
-        check(
-            header,
-            &token(&lago(), header, &claims(BODY, ISSUER)),
-            &Step::Critical,
-        );
+        check(header, &token(&lago(), header, &claims(BODY, ISSUER)), &Step::Critical);
     }
 }
 
@@ -295,68 +245,29 @@ fn claims_must_be_the_two_strings_that_lago_writes() {
         ("{}".to_owned(), Step::Claims),
         (format!(r#"{{"iss":"{ISSUER}"}}"#), Step::Claims),
         (format!(r#"{{"data":null,"iss":"{ISSUER}"}}"#), Step::Claims),
-        (
-            format!(r#"{{"data":{parsed},"iss":"{ISSUER}"}}"#),
-            Step::Claims,
-        ),
-        (
-            format!(r#"{{"data":[{data}],"iss":"{ISSUER}"}}"#),
-            Step::Claims,
-        ),
+        (format!(r#"{{"data":{parsed},"iss":"{ISSUER}"}}"#), Step::Claims),
+        (format!(r#"{{"data":[{data}],"iss":"{ISSUER}"}}"#), Step::Claims),
         (format!(r#"{{"data":1,"iss":"{ISSUER}"}}"#), Step::Claims),
-        (
-            format!(r#"{{"data":{data},"data":{data},"iss":"{ISSUER}"}}"#),
-            Step::Claims,
-        ),
-        (
-            format!(r#"{{"data":{data},"\u0064ata":{data},"iss":"{ISSUER}"}}"#),
-            Step::Claims,
-        ),
-        (
-            format!(r#"{{"data":{data},"iss":"{ISSUER}","iss":"{ISSUER}"}}"#),
-            Step::Claims,
-        ),
-        (
-            format!(r#"{{"data":{data},"iss":["{ISSUER}"]}}"#),
-            Step::Claims,
-        ),
-        (
-            format!(r#"{{"data":{data},"iss":["{ISSUER}","x"]}}"#),
-            Step::Claims,
-        ),
-        (
-            format!(r#"{{"data":{data},"iss":{{"{ISSUER}":1}}}}"#),
-            Step::Claims,
-        ),
+        (format!(r#"{{"data":{data},"data":{data},"iss":"{ISSUER}"}}"#), Step::Claims),
+        (format!(r#"{{"data":{data},"\u0064ata":{data},"iss":"{ISSUER}"}}"#), Step::Claims),
+        (format!(r#"{{"data":{data},"iss":"{ISSUER}","iss":"{ISSUER}"}}"#), Step::Claims),
+        (format!(r#"{{"data":{data},"iss":["{ISSUER}"]}}"#), Step::Claims),
+        (format!(r#"{{"data":{data},"iss":["{ISSUER}","x"]}}"#), Step::Claims),
+        (format!(r#"{{"data":{data},"iss":{{"{ISSUER}":1}}}}"#), Step::Claims),
         (format!(r#"{{"data":{data},"iss":1}}"#), Step::Claims),
-        (
-            format!(r#"{{"data":{data},"iss":"{ISSUER}","nbf":[1]}}"#),
-            Step::Claims,
-        ),
+        (format!(r#"{{"data":{data},"iss":"{ISSUER}","nbf":[1]}}"#), Step::Claims),
         (format!("[{data}]"), Step::Claims),
         (data.clone(), Step::Claims),
         (parsed.to_owned(), Step::Claims),
-        (
-            format!(r#"{{"data":{data},"iss":"{ISSUER}"}} x"#),
-            Step::Claims,
-        ),
+        (format!(r#"{{"data":{data},"iss":"{ISSUER}"}} x"#), Step::Claims),
         (format!(r#"{{"data":{data},"iss":"{ISSUER}""#), Step::Claims),
         (String::from("\u{feff}{}"), Step::Claims),
         (format!(r#"{{"data":{data}}}"#), Step::Issuer),
         (format!(r#"{{"data":{data},"iss":null}}"#), Step::Issuer),
         (format!(r#"{{"data":{data},"iss":""}}"#), Step::Issuer),
-        (
-            format!(r#"{{"data":{data},"iss":"{ISSUER}/"}}"#),
-            Step::Issuer,
-        ),
-        (
-            format!(r#"{{"data":{data},"iss":"HTTP://lago-api:3000"}}"#),
-            Step::Issuer,
-        ),
-        (
-            format!(r#"{{"data":{data},"iss":" {ISSUER}"}}"#),
-            Step::Issuer,
-        ),
+        (format!(r#"{{"data":{data},"iss":"{ISSUER}/"}}"#), Step::Issuer),
+        (format!(r#"{{"data":{data},"iss":"HTTP://lago-api:3000"}}"#), Step::Issuer),
+        (format!(r#"{{"data":{data},"iss":" {ISSUER}"}}"#), Step::Issuer),
         (format!(r#"{{"data":"","iss":"{ISSUER}"}}"#), Step::Data),
         (format!(r#"{{"data":"{{}}","iss":"{ISSUER}"}}"#), Step::Data),
     ] {
@@ -371,11 +282,7 @@ fn claims_that_are_not_text_are_refused() {
     let message = format!("{}.{}", b64(RS256), b64(bytes));
     let signature = lago().sign(message.as_bytes()).unwrap();
 
-    check(
-        "invalid UTF-8",
-        &format!("{message}.{}", b64(signature)),
-        &Step::Claims,
-    );
+    check("invalid UTF-8", &format!("{message}.{}", b64(signature)), &Step::Claims);
 }
 
 /// Lago writes no time claims. Where a later one does, they do not decide.
@@ -406,10 +313,7 @@ fn without_a_configured_issuer_any_or_none_will_do() {
         format!(r#"{{"data":{data},"iss":"whoever"}}"#),
     ] {
         let token = token(&lago(), RS256, &claims);
-        assert_eq!(
-            keys.verify(Some(token.as_bytes()), BODY.as_bytes(), None),
-            Ok(())
-        );
+        assert_eq!(keys.verify(Some(token.as_bytes()), BODY.as_bytes(), None), Ok(()));
     }
 }
 
@@ -417,13 +321,8 @@ fn without_a_configured_issuer_any_or_none_will_do() {
 fn the_first_byte_that_differs_from_the_body_is_named() {
     let keys = keys_of(&lago());
     let token = sign_jwt(&lago(), "0123456789", ISSUER).unwrap();
-    for (body, first_difference) in [
-        ("x123456789", 0),
-        ("012345x789", 6),
-        ("012345", 6),
-        ("0123456789\n", 10),
-        ("", 0),
-    ] {
+    for (body, first_difference) in [("x123456789", 0), ("012345x789", 6), ("012345", 6), ("0123456789\n", 10), ("", 0)]
+    {
         assert_eq!(
             keys.verify(Some(token.as_bytes()), body.as_bytes(), Some(ISSUER)),
             Err(Rejected::DataDiffers { first_difference }),
@@ -432,22 +331,16 @@ fn the_first_byte_that_differs_from_the_body_is_named() {
     }
     // The same JSON in other bytes is another body.
     let escaped = sign_jwt(&lago(), r#"{"n":"R\u0026D"}"#, ISSUER).unwrap();
-    assert!(
-        keys.verify(Some(escaped.as_bytes()), br#"{"n":"R&D"}"#, None)
-            .is_err()
-    );
+    assert!(keys.verify(Some(escaped.as_bytes()), br#"{"n":"R&D"}"#, None).is_err());
 }
 
 #[test]
 fn a_token_has_three_canonical_segments() {
     let genuine = sign_jwt(&lago(), BODY, ISSUER).unwrap();
-    let [header, claims, signature]: [&str; 3] =
-        genuine.split('.').collect::<Vec<_>>().try_into().unwrap();
+    let [header, claims, signature]: [&str; 3] = genuine.split('.').collect::<Vec<_>>().try_into().unwrap();
     let standard = |segment: &str| segment.replace('-', "+").replace('_', "/");
     let padded = |segment: &str| {
-        let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
-            .decode(segment)
-            .unwrap();
+        let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(segment).unwrap();
         URL_SAFE.encode(bytes)
     };
     for wrong in [
@@ -471,34 +364,21 @@ fn a_token_has_three_canonical_segments() {
         format!("{header}.{claims}.{}", padded(signature)),
         format!("{header}.{claims}.{signature}="),
         format!("{header}.{claims}.{}+", &signature[..signature.len() - 1]),
-        format!(
-            "{header}.{claims}.{}\u{e9}",
-            &signature[..signature.len() - 2]
-        ),
+        format!("{header}.{claims}.{}\u{e9}", &signature[..signature.len() - 2]),
         format!("{}.{claims}.{signature}", b64("not json")),
         format!("{}.{claims}.{signature}", b64("[]")),
         format!("{}.{claims}.{signature}", b64(r#"{"alg":"RS256"}{}"#)),
         format!("{}.{claims}.{signature}", b64([0xff, 0xfe])),
-        format!(
-            "{}.{claims}.{signature}",
-            b64(format!(
-                "{{\"alg\":\"RS256\",\"x\":\"{}\"}}",
-                "x".repeat(20_000)
-            ))
-        ),
-        format!(
-            "{}.{claims}.{signature}",
-            b64(format!("{{\"alg\":\"RS256\",\"x\":{}}}", "[".repeat(5_000)))
-        ),
+        format!("{}.{claims}.{signature}", b64(format!("{{\"alg\":\"RS256\",\"x\":\"{}\"}}", "x".repeat(20_000)))),
+        format!("{}.{claims}.{signature}", b64(format!("{{\"alg\":\"RS256\",\"x\":{}}}", "[".repeat(5_000)))),
     ] {
         let shown: String = wrong.chars().take(120).collect();
         check(&shown, &wrong, &Step::Shape);
     }
     // Standard Base64 is another text, and the text is what is signed.
-    for wrong in [
-        format!("{header}.{claims}.{}", standard(signature)),
-        format!("{header}.{}.{signature}", standard(claims)),
-    ] {
+    for wrong in
+        [format!("{header}.{claims}.{}", standard(signature)), format!("{header}.{}.{signature}", standard(claims))]
+    {
         assert!(wrong == genuine || verify(&wrong).is_err());
     }
 }
@@ -524,10 +404,7 @@ fn an_hmac_where_a_token_is_expected_is_named() {
 
     assert_eq!(verify(&header), Err(Rejected::IsHmac));
     assert_eq!(verify(""), Err(Rejected::MissingHeader));
-    assert_eq!(
-        keys_of(&lago()).verify(None, BODY.as_bytes(), None),
-        Err(Rejected::MissingHeader)
-    );
+    assert_eq!(keys_of(&lago()).verify(None, BODY.as_bytes(), None), Err(Rejected::MissingHeader));
 }
 
 #[test]
@@ -536,18 +413,12 @@ fn without_a_key_a_token_is_not_judged_but_junk_is_still_refused() {
     let genuine = sign_jwt(&lago(), BODY, ISSUER).unwrap();
     let other = token(&lago(), r#"{"alg":"HS256"}"#, &claims(BODY, ISSUER));
 
-    assert_eq!(
-        none.verify(Some(genuine.as_bytes()), BODY.as_bytes(), None),
-        Err(Rejected::NoKey)
-    );
+    assert_eq!(none.verify(Some(genuine.as_bytes()), BODY.as_bytes(), None), Err(Rejected::NoKey));
     assert!(matches!(
         none.verify(Some(other.as_bytes()), BODY.as_bytes(), None),
         Err(Rejected::AlgorithmNotAllowed(_))
     ));
-    assert!(matches!(
-        none.verify(Some(b"junk"), BODY.as_bytes(), None),
-        Err(Rejected::MalformedToken(_))
-    ));
+    assert!(matches!(none.verify(Some(b"junk"), BODY.as_bytes(), None), Err(Rejected::MalformedToken(_))));
 }
 
 #[test]
@@ -558,34 +429,16 @@ fn both_keys_of_an_overlap_verify_and_the_oldest_falls_out() {
     let by_new = sign_jwt(&lago(), BODY, ISSUER).unwrap();
 
     for token in [&by_old, &by_new] {
-        assert_eq!(
-            both.verify(Some(token.as_bytes()), BODY.as_bytes(), Some(ISSUER)),
-            Ok(())
-        );
+        assert_eq!(both.verify(Some(token.as_bytes()), BODY.as_bytes(), Some(ISSUER)), Ok(()));
     }
-    assert!(
-        old.verify(Some(by_new.as_bytes()), BODY.as_bytes(), None)
-            .is_err()
-    );
+    assert!(old.verify(Some(by_new.as_bytes()), BODY.as_bytes(), None).is_err());
     assert_eq!(both.with_newest(lago().public_key()), both);
-    assert_eq!(
-        both.with_newest(attacker().public_key()).keys()[0],
-        attacker().public_key()
-    );
-    let more = [
-        "keys/rsa-2048.pem",
-        "keys/rsa-exponent-3.pem",
-        "captures/lago-jwt-public.pem",
-    ]
-    .into_iter()
-    .fold(both, |keys, path| {
-        keys.with_newest(RsaKeys::from_pem(&fixture(path)).unwrap().keys()[0].clone())
-    });
+    assert_eq!(both.with_newest(attacker().public_key()).keys()[0], attacker().public_key());
+    let more = ["keys/rsa-2048.pem", "keys/rsa-exponent-3.pem", "captures/lago-jwt-public.pem"]
+        .into_iter()
+        .fold(both, |keys, path| keys.with_newest(RsaKeys::from_pem(&fixture(path)).unwrap().keys()[0].clone()));
     assert_eq!(more.keys().len(), 4);
-    assert!(
-        more.verify(Some(by_old.as_bytes()), BODY.as_bytes(), None)
-            .is_err()
-    );
+    assert!(more.verify(Some(by_old.as_bytes()), BODY.as_bytes(), None).is_err());
 }
 
 /// An algorithm's name comes from the forger and ends up in a log line.
@@ -595,36 +448,22 @@ fn a_forged_algorithm_is_reported_harmlessly() {
 
     let rejected = verify(&token(&attacker(), &header, "{}")).unwrap_err();
 
-    let Rejected::AlgorithmNotAllowed(found) = &rejected else {
-        panic!("{rejected}")
-    };
+    let Rejected::AlgorithmNotAllowed(found) = &rejected else { panic!("{rejected}") };
     assert_eq!(found.len(), 32);
-    assert!(
-        found
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-    );
+    assert!(found.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)));
 }
 
 /// T14: real invoices reach 4 MiB, and their tokens 1.5 to 1.7 times that.
 #[test]
 fn a_token_of_megabytes_verifies() {
-    let body = kit_lago::sample::sample(
-        "invoice.created",
-        &kit_lago::sample::Shape {
-            fees: 4_500,
-            ..Default::default()
-        },
-    );
+    let body =
+        kit_lago::sample::sample("invoice.created", &kit_lago::sample::Shape { fees: 4_500, ..Default::default() });
     assert!(body.len() > 3 << 20, "{}", body.len());
     let token = sign_jwt(&lago(), &body, ISSUER).unwrap();
 
     let keys = keys_of(&lago());
 
-    assert_eq!(
-        keys.verify(Some(token.as_bytes()), body.as_bytes(), Some(ISSUER)),
-        Ok(())
-    );
+    assert_eq!(keys.verify(Some(token.as_bytes()), body.as_bytes(), Some(ISSUER)), Ok(()));
     let ratio = token.len() as f64 / body.len() as f64;
     assert!((1.4..1.75).contains(&ratio), "{ratio}");
 }

@@ -10,8 +10,7 @@ use super::ReceivedHead;
 /// What the platform's gateway says when an event was taken up.
 ///
 /// Source: contracts of the reference platform, `POST /api/triggers/webhook/{path}`.
-const PROCESSED: &[u8] =
-    br#"{"status":"processed","matches":1,"executions":[{"result":{"status":"started"}}]}"#;
+const PROCESSED: &[u8] = br#"{"status":"processed","matches":1,"executions":[{"result":{"status":"started"}}]}"#;
 /// What it says, with status 200 as well, when nothing was interested in the event.
 const IGNORED: &[u8] = br#"{"status":"ignored"}"#;
 
@@ -54,20 +53,12 @@ impl Behaviour {
 
     /// A status that asks to come back after so many seconds.
     pub fn retry_after(status: u16, retry_after: &str) -> Self {
-        Self::Status(
-            status,
-            vec![("retry-after".to_owned(), retry_after.to_owned())],
-            Vec::new(),
-        )
+        Self::Status(status, vec![("retry-after".to_owned(), retry_after.to_owned())], Vec::new())
     }
 
     /// A 200 with this JSON body.
     pub fn json(body: &str) -> Self {
-        Self::Status(
-            200,
-            vec![("content-type".to_owned(), "application/json".to_owned())],
-            body.as_bytes().to_vec(),
-        )
+        Self::Status(200, vec![("content-type".to_owned(), "application/json".to_owned())], body.as_bytes().to_vec())
     }
 
     /// This behaviour after a pause.
@@ -82,13 +73,7 @@ impl Behaviour {
 
     /// Refuses the first `failures` attempts of every event with `status`, then takes it.
     pub fn failing_first(failures: u32, status: u16) -> Self {
-        Self::by_request(move |head| {
-            if head.attempt <= failures {
-                Self::status(status)
-            } else {
-                Self::Ok
-            }
-        })
+        Self::by_request(move |head| if head.attempt <= failures { Self::status(status) } else { Self::Ok })
     }
 }
 
@@ -189,16 +174,10 @@ impl Plan {
                 // step stands for it.
                 Behaviour::Script(steps) => steps.into_iter().next().unwrap_or_default(),
                 Behaviour::Reset => {
-                    return Self {
-                        pause,
-                        end: End::Reset,
-                    };
+                    return Self { pause, end: End::Reset };
                 }
                 Behaviour::Drop => {
-                    return Self {
-                        pause,
-                        end: End::Silence,
-                    };
+                    return Self { pause, end: End::Silence };
                 }
                 Behaviour::Ok => return Self::answer(pause, pace, 200, json(), PROCESSED, true),
                 Behaviour::Ignored => {
@@ -225,16 +204,7 @@ impl Plan {
         // An answer that breaks off was never read by the client, so nothing was taken over as far
         // as the client may know.
         let taken = taken && !matches!(pace, Pace::CutAfter(_));
-        Self {
-            pause,
-            end: End::Answer {
-                status,
-                headers,
-                body: body.to_vec(),
-                taken,
-                pace,
-            },
-        }
+        Self { pause, end: End::Answer { status, headers, body: body.to_vec(), taken, pace } }
     }
 }
 

@@ -100,10 +100,7 @@ pub struct Received {
 impl Received {
     /// The first header with this name, whatever its case.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(known, _)| known.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 }
 
@@ -133,9 +130,7 @@ struct Structured<'a> {
 }
 
 /// A `data` that is there, `null` included: the sender's document may be just that.
-fn present<'de, D: serde::Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<&'de RawValue>, D::Error> {
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
@@ -150,12 +145,7 @@ struct Envelope<'a> {
 /// Reads the event out of a request, by media type and headers alone: nothing is configured, so
 /// that a daemon set to the wrong format is noticed.
 pub(super) fn unpack(headers: &HeaderMap, body: &[u8]) -> Unpacked {
-    let text = |name: &str| {
-        headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .map(str::to_owned)
-    };
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let webhook_id = text("webhook-id");
     let media_type = text("content-type").unwrap_or_default();
     let media_type = media_type.split(';').next().unwrap_or_default().trim();
@@ -164,10 +154,7 @@ pub(super) fn unpack(headers: &HeaderMap, body: &[u8]) -> Unpacked {
         if let Some(unpacked) = structured(body) {
             return unpacked;
         }
-        return Unpacked {
-            event_id: webhook_id,
-            ..bare(Format::Malformed, body)
-        };
+        return Unpacked { event_id: webhook_id, ..bare(Format::Malformed, body) };
     }
     if headers.contains_key("ce-specversion") || headers.contains_key("ce-id") {
         return Unpacked {
@@ -188,10 +175,7 @@ pub(super) fn unpack(headers: &HeaderMap, body: &[u8]) -> Unpacked {
             ..bare(Format::Envelope, envelope.payload.get().as_bytes())
         };
     }
-    Unpacked {
-        event_id: webhook_id,
-        ..bare(Format::Raw, body)
-    }
+    Unpacked { event_id: webhook_id, ..bare(Format::Raw, body) }
 }
 
 fn structured(body: &[u8]) -> Option<Unpacked> {

@@ -65,9 +65,8 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream) {
         async move { Ok::<_, Infallible>(answer(shared, reset, request).await) }
     });
     // Room for the head of a raw delivery that keeps Lago's JWT header.
-    let mut connection = http1::Builder::new()
-        .max_buf_size(HEAD_LIMIT_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
+    let mut connection =
+        http1::Builder::new().max_buf_size(HEAD_LIMIT_BYTES).serve_connection(TokioIo::new(stream), service);
     tokio::select! {
         done = &mut connection => {
             if let Err(error) = done {
@@ -84,16 +83,9 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream) {
     }
 }
 
-async fn answer(
-    shared: Arc<Shared>,
-    reset: CancellationToken,
-    request: Request<Incoming>,
-) -> Response<Body> {
+async fn answer(shared: Arc<Shared>, reset: CancellationToken, request: Request<Incoming>) -> Response<Body> {
     let (parts, body) = request.into_parts();
-    let body = match Limited::new(body, shared.options.body_limit_bytes)
-        .collect()
-        .await
-    {
+    let body = match Limited::new(body, shared.options.body_limit_bytes).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) if error.is::<LengthLimitError>() => {
             return plain(StatusCode::PAYLOAD_TOO_LARGE, "too large");
@@ -106,13 +98,7 @@ async fn answer(
         tokio::time::sleep(plan.pause).await;
     }
     match plan.end {
-        End::Answer {
-            status,
-            headers,
-            body,
-            taken,
-            pace,
-        } => {
+        End::Answer { status, headers, body, taken, pace } => {
             let response = match build(status, &headers, body, pace, reset) {
                 Ok(response) => response,
                 Err(error) => {
@@ -155,9 +141,7 @@ fn build(
                 tokio::time::sleep(every).await;
                 Some((Ok(Frame::data(Bytes::from(vec![byte]))), rest))
             });
-            response
-                .header(http::header::CONTENT_LENGTH, length)
-                .body(BoxBody::new(StreamBody::new(bytes)))
+            response.header(http::header::CONTENT_LENGTH, length).body(BoxBody::new(StreamBody::new(bytes)))
         }
         Pace::CutAfter(bytes) => {
             let part = Bytes::copy_from_slice(&body[..bytes.min(length)]);
@@ -174,9 +158,7 @@ fn build(
                 }
             });
             // One byte more than will ever come, so that a full body is cut as well.
-            response
-                .header(http::header::CONTENT_LENGTH, length + 1)
-                .body(BoxBody::new(StreamBody::new(cut)))
+            response.header(http::header::CONTENT_LENGTH, length + 1).body(BoxBody::new(StreamBody::new(cut)))
         }
     }
 }
@@ -188,9 +170,7 @@ fn plain(status: StatusCode, text: &str) -> Response<Body> {
 }
 
 fn whole(body: Vec<u8>) -> Body {
-    Full::new(Bytes::from(body))
-        .map_err(|never| match never {})
-        .boxed()
+    Full::new(Bytes::from(body)).map_err(|never| match never {}).boxed()
 }
 
 impl Shared {
@@ -199,10 +179,7 @@ impl Shared {
         let at = Moment::now();
         let unpacked = unpack(&parts.headers, &body);
         let signature_ok = self.judge_signature(&parts.headers, &body);
-        let path = parts
-            .uri
-            .path_and_query()
-            .map_or_else(|| parts.uri.path().to_owned(), ToString::to_string);
+        let path = parts.uri.path_and_query().map_or_else(|| parts.uri.path().to_owned(), ToString::to_string);
 
         let mut state = self.state();
         state.counts.received += 1;
@@ -271,12 +248,7 @@ impl Shared {
             received.answered_at = Some(at);
             received.taken = taken;
         }
-        state.append(&JournalLine::Answered {
-            number: head.number,
-            status,
-            at,
-            taken,
-        });
+        state.append(&JournalLine::Answered { number: head.number, status, at, taken });
         if taken {
             state.counts.taken += 1;
             let new = match &head.event_id {
@@ -306,18 +278,9 @@ impl Shared {
         if self.secrets.is_empty() {
             return None;
         }
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let tolerance = self.options.signature_tolerance;
-        Some(signature::verify(
-            &self.secrets,
-            headers,
-            body,
-            now,
-            tolerance,
-        ))
+        Some(signature::verify(&self.secrets, headers, body, now, tolerance))
     }
 
     fn kept_headers(&self, headers: &HeaderMap) -> Vec<(String, String)> {
@@ -338,10 +301,7 @@ impl super::State {
     /// The record with this number, where it was kept.
     fn find(&mut self, number: u64) -> Option<&mut Received> {
         // Numbers ascend, but after `forget` the first is not 1.
-        let index = self
-            .received
-            .binary_search_by_key(&number, |received| received.number)
-            .ok()?;
+        let index = self.received.binary_search_by_key(&number, |received| received.number).ok()?;
         Some(&mut self.received[index])
     }
 
@@ -349,13 +309,11 @@ impl super::State {
         let Some(file) = &mut self.journal else {
             return;
         };
-        let written = serde_json::to_vec(line)
-            .map_err(std::io::Error::from)
-            .and_then(|mut text| {
-                text.push(b'\n');
-                // One write per line: lines stay whole whatever ends the process.
-                file.write_all(&text)
-            });
+        let written = serde_json::to_vec(line).map_err(std::io::Error::from).and_then(|mut text| {
+            text.push(b'\n');
+            // One write per line: lines stay whole whatever ends the process.
+            file.write_all(&text)
+        });
         if let Err(error) = written {
             tracing::error!(%error, "the gateway's journal cannot be written");
         }
@@ -363,8 +321,5 @@ impl super::State {
 }
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
-    headers
-        .get(name)
-        .and_then(|value| value.to_str().ok())
-        .map(str::to_owned)
+    headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
 }

@@ -49,11 +49,9 @@ pub(super) fn verify(
         let value = values.next()?.to_str().ok()?;
         values.next().is_none().then_some(value)
     };
-    let (Some(id), Some(timestamp), Some(signatures)) = (
-        single("webhook-id"),
-        single("webhook-timestamp"),
-        single("webhook-signature"),
-    ) else {
+    let (Some(id), Some(timestamp), Some(signatures)) =
+        (single("webhook-id"), single("webhook-timestamp"), single("webhook-signature"))
+    else {
         return false;
     };
     let Ok(seconds) = timestamp.parse::<u64>() else {
@@ -66,11 +64,7 @@ pub(super) fn verify(
         .split(' ')
         .filter_map(|signature| signature.strip_prefix("v1,"))
         .filter_map(|signature| STANDARD.decode(signature).ok())
-        .any(|signature| {
-            secrets
-                .iter()
-                .any(|secret| secret.signed(id, timestamp, body, &signature))
-        })
+        .any(|signature| secrets.iter().any(|secret| secret.signed(id, timestamp, body, &signature)))
 }
 
 #[cfg(test)]

@@ -62,12 +62,7 @@ pub struct EndRecord {
 impl EndRecord {
     /// A record from the end of a [`DaemonProcess`](crate::process::DaemonProcess).
     pub fn new(process: impl Into<String>, expected: ExpectedEnd, exit: Exit) -> Self {
-        Self {
-            process: process.into(),
-            expected,
-            code: exit.code,
-            signal: exit.signal,
-        }
+        Self { process: process.into(), expected, code: exit.code, signal: exit.signal }
     }
 }
 
@@ -92,17 +87,9 @@ impl Resources {
         let mut disk_bytes = 0;
         for entry in std::fs::read_dir(folder)? {
             let metadata = entry?.metadata()?;
-            disk_bytes += if metadata.is_file() {
-                metadata.len()
-            } else {
-                0
-            };
+            disk_bytes += if metadata.is_file() { metadata.len() } else { 0 };
         }
-        Ok(Self {
-            rss_bytes: process.rss_bytes()?,
-            open_fds: process.open_fds()? as u64,
-            disk_bytes,
-        })
+        Ok(Self { rss_bytes: process.rss_bytes()?, open_fds: process.open_fds()? as u64, disk_bytes })
     }
 }
 
@@ -143,11 +130,7 @@ pub(super) fn check(ledger: &Ledger, expectations: &Expectations, report: &mut R
     }
     for finding in &ledger.secrets {
         report.violate(Invariant::I9, || {
-            let SecretFinding {
-                output,
-                secret,
-                position,
-            } = finding;
+            let SecretFinding { output, secret, position } = finding;
             format!("{output} shows the {secret} at byte {position}")
         });
     }
@@ -161,14 +144,8 @@ pub(super) fn check(ledger: &Ledger, expectations: &Expectations, report: &mut R
         };
         if !as_expected {
             report.violate(Invariant::I10, || {
-                let exit = Exit {
-                    code: end.code,
-                    signal: end.signal,
-                };
-                format!(
-                    "{} ended with {exit}, expected {:?}",
-                    end.process, end.expected
-                )
+                let exit = Exit { code: end.code, signal: end.signal };
+                format!("{} ended with {exit}, expected {:?}", end.process, end.expected)
             });
         }
     }
@@ -182,9 +159,8 @@ fn check_sum(counters: &Counters, report: &mut Report) {
         + counters.dropped
         + counters.filtered;
     if counters.accepted != sum {
-        report.violate(Invariant::I7, || {
-            format!("the sum of the states is {sum}, not what was accepted: {counters:?}")
-        });
+        report
+            .violate(Invariant::I7, || format!("the sum of the states is {sum}, not what was accepted: {counters:?}"));
     }
 }
 
@@ -198,14 +174,9 @@ fn check_history(ledger: &Ledger, counters: &Counters, report: &mut Report) {
             format!("accepted must be from {least} to {most}, as the sender knows: {counters:?}")
         });
     }
-    let seen = report
-        .sinks
-        .get(&counters.sink)
-        .map_or(0, |sink| sink.delivered_unique);
+    let seen = report.sinks.get(&counters.sink).map_or(0, |sink| sink.delivered_unique);
     if counters.delivered > seen {
-        report.violate(Invariant::I7, || {
-            format!("the receiver took over {seen} events only: {counters:?}")
-        });
+        report.violate(Invariant::I7, || format!("the receiver took over {seen} events only: {counters:?}"));
     }
 }
 
@@ -215,14 +186,9 @@ fn check_agreement(ledger: &Ledger, report: &mut Report) {
     for counters in &ledger.counters {
         let place = (counters.point.as_str(), counters.sink.as_str());
         let first = *points.entry(place).or_insert(counters);
-        let as_first = Counters {
-            origin: first.origin.clone(),
-            ..counters.clone()
-        };
+        let as_first = Counters { origin: first.origin.clone(), ..counters.clone() };
         if as_first != *first {
-            report.violate(Invariant::I7, || {
-                format!("two accounts of one point differ: {first:?} and {counters:?}")
-            });
+            report.violate(Invariant::I7, || format!("two accounts of one point differ: {first:?} and {counters:?}"));
         }
     }
 }
@@ -230,32 +196,14 @@ fn check_agreement(ledger: &Ledger, report: &mut Report) {
 fn check_resources(record: &ResourcesRecord, report: &mut Report) {
     let (before, after, allowed) = (record.before, record.after, record.allowed_growth);
     let rows = [
-        (
-            "bytes of memory",
-            before.rss_bytes,
-            after.rss_bytes,
-            allowed.rss_bytes,
-        ),
-        (
-            "file descriptors",
-            before.open_fds,
-            after.open_fds,
-            allowed.open_fds,
-        ),
-        (
-            "bytes on disk",
-            before.disk_bytes,
-            after.disk_bytes,
-            allowed.disk_bytes,
-        ),
+        ("bytes of memory", before.rss_bytes, after.rss_bytes, allowed.rss_bytes),
+        ("file descriptors", before.open_fds, after.open_fds, allowed.open_fds),
+        ("bytes on disk", before.disk_bytes, after.disk_bytes, allowed.disk_bytes),
     ];
     for (what, before, after, allowed) in rows {
         if after > before.saturating_add(allowed) {
             report.violate(Invariant::I8, || {
-                format!(
-                    "{} held {before} {what} before and {after} after, more than {allowed} above",
-                    record.process
-                )
+                format!("{} held {before} {what} before and {after} after, more than {allowed} above", record.process)
             });
         }
     }
@@ -267,11 +215,7 @@ const PANIC_MARKS: [&str; 3] = ["panicked at", "\"panic at ", "ERROR panic at "]
 
 /// Finds secrets and panics in an output. Secrets are also looked for in Base64, in whichever of
 /// the three alignments they would have inside a longer text.
-pub(super) fn scan(
-    output: &str,
-    text: &[u8],
-    secrets: &[(&str, &[u8])],
-) -> (Vec<SecretFinding>, Vec<String>) {
+pub(super) fn scan(output: &str, text: &[u8], secrets: &[(&str, &[u8])]) -> (Vec<SecretFinding>, Vec<String>) {
     let mut found = Vec::new();
     for (label, secret) in secrets {
         if secret.is_empty() {
@@ -281,11 +225,7 @@ pub(super) fn scan(
         forms.extend((0..3).filter_map(|shift| base64_form(secret, shift)));
         let position = forms.iter().filter_map(|form| find(text, form)).min();
         if let Some(position) = position {
-            found.push(SecretFinding {
-                output: output.to_owned(),
-                secret: (*label).to_owned(),
-                position,
-            });
+            found.push(SecretFinding { output: output.to_owned(), secret: (*label).to_owned(), position });
         }
     }
     let lossy = String::from_utf8_lossy(text);
@@ -306,13 +246,9 @@ fn base64_form(secret: &[u8], shift: usize) -> Option<Vec<u8>> {
     // The first character that no byte before influences, and the last that none behind does.
     let from = (shift * 8).div_ceil(6);
     let to = padded.len() * 8 / 6;
-    encoded
-        .get(from..to)
-        .filter(|form| form.len() >= 12)
-        .map(<[u8]>::to_vec)
+    encoded.get(from..to).filter(|form| form.len() >= 12).map(<[u8]>::to_vec)
 }
 
 fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {
-    text.windows(wanted.len())
-        .position(|window| window == wanted)
+    text.windows(wanted.len()).position(|window| window == wanted)
 }

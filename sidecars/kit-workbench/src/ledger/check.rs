@@ -15,12 +15,7 @@ struct Taken<'a> {
     deliveries: Vec<&'a Delivery>,
 }
 
-pub(super) fn sinks(
-    ledger: &Ledger,
-    records: &Records<'_>,
-    expectations: &Expectations,
-    report: &mut Report,
-) {
+pub(super) fn sinks(ledger: &Ledger, records: &Records<'_>, expectations: &Expectations, report: &mut Report) {
     report.crashes = ledger.crashes.len() as u64;
     let mut by_sink: HashMap<&str, Vec<&Delivery>> = HashMap::new();
     for delivery in &ledger.deliveries {
@@ -28,11 +23,7 @@ pub(super) fn sinks(
     }
     // Deliveries of a sink nobody expects are still checked for being true.
     let mut names: Vec<&str> = expectations.sinks.iter().map(String::as_str).collect();
-    names.extend(
-        by_sink
-            .keys()
-            .filter(|name| !expectations.sinks.iter().any(|s| s == *name)),
-    );
+    names.extend(by_sink.keys().filter(|name| !expectations.sinks.iter().any(|s| s == *name)));
     names.sort_unstable();
     names.dedup();
 
@@ -40,18 +31,11 @@ pub(super) fn sinks(
     for name in names {
         let mut deliveries = by_sink.remove(name).unwrap_or_default();
         deliveries.sort_by_key(|delivery| delivery.at);
-        let mut sink = SinkReport {
-            attempts: deliveries.len() as u64,
-            ..SinkReport::default()
-        };
+        let mut sink = SinkReport { attempts: deliveries.len() as u64, ..SinkReport::default() };
         let taken = trace(&deliveries, records, &mut sink, report);
         check_signatures(&deliveries, expectations, report);
         let expected = expectations.sinks.iter().any(|known| known == name);
-        let context = Context {
-            name,
-            ledger,
-            records,
-        };
+        let context = Context { name, ledger, records };
         context.check_delivered(&taken, expected, expectations.drained, &mut sink, report);
         context.check_repeats(&taken, &mut sink, report);
         if expectations.ordered {
@@ -67,12 +51,7 @@ fn check_stored(ledger: &Ledger, records: &Records<'_>, report: &mut Report) {
     };
     for record in records.all.iter().filter(|record| record.is_accepted()) {
         if record.event_id.is_some_and(|id| !stored.contains(id)) {
-            report.violate(Invariant::I1, || {
-                format!(
-                    "{} was answered 2xx and is not in the journal",
-                    record.name()
-                )
-            });
+            report.violate(Invariant::I1, || format!("{} was answered 2xx and is not in the journal", record.name()));
         }
     }
 }
@@ -84,9 +63,7 @@ fn check_signatures(deliveries: &[&Delivery], expectations: &Expectations, repor
             None => expectations.signed,
         };
         if wrong {
-            report.violate(Invariant::Signature, || {
-                format!("{} came without a valid signature", name_of(delivery))
-            });
+            report.violate(Invariant::Signature, || format!("{} came without a valid signature", name_of(delivery)));
         }
     }
 }
@@ -181,36 +158,16 @@ fn candidates<'r>(delivery: &Delivery, records: &'r Records<'_>) -> &'r [usize] 
 fn stray(delivery: &Delivery, records: &Records<'_>, sink: &mut SinkReport, report: &mut Report) {
     let name = name_of(delivery);
     let same_bytes = records.by_digest.get(&delivery.data_sha256);
-    let same_bytes: Vec<&Record<'_>> = same_bytes
-        .into_iter()
-        .flatten()
-        .map(|index| &records.all[*index])
-        .collect();
+    let same_bytes: Vec<&Record<'_>> = same_bytes.into_iter().flatten().map(|index| &records.all[*index]).collect();
     if let Some(other) = same_bytes.iter().find(|record| record.event_id.is_some()) {
         sink.id_mismatches += 1;
-        report.violate(Invariant::I4, || {
-            format!(
-                "{name} carries the bytes of {} under another id",
-                other.name()
-            )
-        });
+        report.violate(Invariant::I4, || format!("{name} carries the bytes of {} under another id", other.name()));
     } else if let Some(refused) = same_bytes.first() {
         sink.invented += 1;
-        report.violate(Invariant::I3, || {
-            format!(
-                "{name} carries the bytes of {}, which was refused",
-                refused.name()
-            )
-        });
-    } else if delivery
-        .unique_key
-        .as_deref()
-        .is_some_and(|key| records.by_key.contains_key(key))
-    {
+        report.violate(Invariant::I3, || format!("{name} carries the bytes of {}, which was refused", refused.name()));
+    } else if delivery.unique_key.as_deref().is_some_and(|key| records.by_key.contains_key(key)) {
         sink.corrupted += 1;
-        report.violate(Invariant::I3, || {
-            format!("{name} carries bytes that were never sent under its key")
-        });
+        report.violate(Invariant::I3, || format!("{name} carries bytes that were never sent under its key"));
     } else {
         sink.invented += 1;
         report.violate(Invariant::I3, || format!("{name} was never sent"));
@@ -235,11 +192,7 @@ struct Context<'a> {
 impl Context<'_> {
     fn is_set_aside(&self, record: &Record<'_>) -> bool {
         // The set is small: only what was parked, dropped or filtered.
-        record.event_id.is_some_and(|id| {
-            self.ledger
-                .set_aside
-                .contains(&(self.name.to_owned(), id.to_owned()))
-        })
+        record.event_id.is_some_and(|id| self.ledger.set_aside.contains(&(self.name.to_owned(), id.to_owned())))
     }
 
     fn is_replayed(&self, record: &Record<'_>, first: &Delivery) -> bool {
@@ -270,15 +223,9 @@ impl Context<'_> {
             }
             sink.undelivered += 1;
             if drained {
-                let at = record
-                    .accepted_at
-                    .map_or_else(String::new, |at| at.to_string());
+                let at = record.accepted_at.map_or_else(String::new, |at| at.to_string());
                 report.violate(Invariant::I2, || {
-                    format!(
-                        "{} was accepted at {at} and never reached the {}",
-                        record.name(),
-                        self.name
-                    )
+                    format!("{} was accepted at {at} and never reached the {}", record.name(), self.name)
                 });
             }
         }
@@ -286,12 +233,7 @@ impl Context<'_> {
 
     /// I5: every repeat needs a crash between it and the delivery before, and no crash explains
     /// more repeats than were in flight.
-    fn check_repeats(
-        &self,
-        taken: &HashMap<usize, Taken<'_>>,
-        sink: &mut SinkReport,
-        report: &mut Report,
-    ) {
+    fn check_repeats(&self, taken: &HashMap<usize, Taken<'_>>, sink: &mut SinkReport, report: &mut Report) {
         struct Repeat<'a> {
             from: Moment,
             to: Moment,
@@ -319,10 +261,7 @@ impl Context<'_> {
         let mut next = 0;
         let mut unexplained = Vec::new();
         for crash in crashes {
-            while let Some(repeat) = repeats
-                .get(next)
-                .filter(|repeat| repeat.from <= crash.until)
-            {
+            while let Some(repeat) = repeats.get(next).filter(|repeat| repeat.from <= crash.until) {
                 waiting.push(Reverse((repeat.to, next)));
                 next += 1;
             }
@@ -346,7 +285,10 @@ impl Context<'_> {
             report.violate(Invariant::I5, || {
                 format!(
                     "{} was delivered to the {} at {} and again at {} without a crash to explain it",
-                    repeat.name.name(), self.name, repeat.from, repeat.to
+                    repeat.name.name(),
+                    self.name,
+                    repeat.from,
+                    repeat.to
                 )
             });
         }
@@ -354,12 +296,7 @@ impl Context<'_> {
 
     /// Order is defined where the sender made it: B was sent after A's 2xx had been read. Then B's
     /// first delivery must not come before A's has been answered.
-    fn check_order(
-        &self,
-        taken: &HashMap<usize, Taken<'_>>,
-        sink: &mut SinkReport,
-        report: &mut Report,
-    ) {
+    fn check_order(&self, taken: &HashMap<usize, Taken<'_>>, sink: &mut SinkReport, report: &mut Report) {
         struct First<'a> {
             record: &'a Record<'a>,
             at: Moment,
@@ -385,18 +322,13 @@ impl Context<'_> {
             let firsts = &subjects[&subject];
             let mut by_start: Vec<&First<'_>> = firsts.iter().collect();
             by_start.sort_by_key(|first| (first.record.first_started, first.at));
-            let mut by_answer: Vec<&First<'_>> = firsts
-                .iter()
-                .filter(|first| first.record.is_accepted())
-                .collect();
+            let mut by_answer: Vec<&First<'_>> = firsts.iter().filter(|first| first.record.is_accepted()).collect();
             by_answer.sort_by_key(|first| first.record.accepted_at);
             let mut before = by_answer.into_iter().peekable();
             let mut latest: Option<&First<'_>> = None;
             for later in by_start {
                 let started = Some(later.record.first_started);
-                while let Some(earlier) =
-                    before.next_if(|earlier| earlier.record.accepted_at < started)
-                {
+                while let Some(earlier) = before.next_if(|earlier| earlier.record.accepted_at < started) {
                     if latest.is_none_or(|latest| earlier.settled > latest.settled) {
                         latest = Some(earlier);
                     }

@@ -78,11 +78,7 @@ impl<'a> Records<'a> {
     fn add(&mut self, mut requests: Vec<&'a SentRequest>, report: &mut Report) {
         requests.sort_by_key(|request| request.started);
         let first = requests[0];
-        let accepted: Vec<&SentRequest> = requests
-            .iter()
-            .copied()
-            .filter(|request| request.is_accepted())
-            .collect();
+        let accepted: Vec<&SentRequest> = requests.iter().copied().filter(|request| request.is_accepted()).collect();
         for request in &requests {
             match request.status {
                 None => report.unanswered += 1,
@@ -90,10 +86,7 @@ impl<'a> Records<'a> {
                 Some(_) => {}
             }
         }
-        report.duplicates_answered += accepted
-            .iter()
-            .filter(|request| request.duplicate == Some(true))
-            .count() as u64;
+        report.duplicates_answered += accepted.iter().filter(|request| request.duplicate == Some(true)).count() as u64;
         check_answers(&requests, &accepted, report);
         self.all.push(Record {
             key: &first.key,
@@ -104,9 +97,7 @@ impl<'a> Records<'a> {
                 .iter()
                 .min_by_key(|request| request.answered)
                 .map_or(first.body_sha256, |request| request.body_sha256),
-            event_id: accepted
-                .iter()
-                .find_map(|request| request.event_id.as_deref()),
+            event_id: accepted.iter().find_map(|request| request.event_id.as_deref()),
             first_started: first.started,
             accepted_at: accepted.iter().filter_map(|r| r.answered).min(),
             unknown: requests.iter().any(|request| request.is_unknown()),
@@ -114,9 +105,7 @@ impl<'a> Records<'a> {
     }
 
     fn sort(&mut self) {
-        self.all.sort_by(|a, b| {
-            (a.first_started, a.key, a.digest).cmp(&(b.first_started, b.key, b.digest))
-        });
+        self.all.sort_by(|a, b| (a.first_started, a.key, a.digest).cmp(&(b.first_started, b.key, b.digest)));
     }
 
     fn index(&mut self, report: &mut Report) {
@@ -126,9 +115,7 @@ impl<'a> Records<'a> {
             self.by_key.entry(record.key).or_default().push(index);
             if record.is_accepted() {
                 report.accepted += 1;
-                let bodies = bodies_of_key
-                    .entry((record.organisation, record.key))
-                    .or_default();
+                let bodies = bodies_of_key.entry((record.organisation, record.key)).or_default();
                 *bodies += 1;
                 report.conflicts += u64::from(*bodies > 1);
             }
@@ -138,9 +125,7 @@ impl<'a> Records<'a> {
             if let Some(other) = self.by_id.insert(id, index) {
                 report.id_mismatches += 1;
                 let (a, b) = (self.all[other].key, record.key);
-                report.violate(Invariant::I4, || {
-                    format!("event id {id} was given to two events, keys {a} and {b}")
-                });
+                report.violate(Invariant::I4, || format!("event id {id} was given to two events, keys {a} and {b}"));
             }
         }
     }
@@ -158,9 +143,7 @@ fn check_answers(requests: &[&SentRequest], accepted: &[&SentRequest], report: &
             && told != again
         {
             report.id_mismatches += 1;
-            report.violate(Invariant::I4, || {
-                format!("key {key} was answered with event id {told}, then with {again}")
-            });
+            report.violate(Invariant::I4, || format!("key {key} was answered with event id {told}, then with {again}"));
         }
         if answer.status != first.status {
             let (a, b) = (first.status, answer.status);
@@ -173,16 +156,12 @@ fn check_answers(requests: &[&SentRequest], accepted: &[&SentRequest], report: &
     let fresh = accepted.iter().filter(|r| r.duplicate == Some(false));
     let fresh = fresh.count();
     if fresh > 1 {
-        report.violate(Invariant::I4, || {
-            format!("key {key} was accepted as new {fresh} times")
-        });
+        report.violate(Invariant::I4, || format!("key {key} was accepted as new {fresh} times"));
     }
     if accepted.iter().all(|r| r.duplicate == Some(true)) {
         // Somebody must have been first: only a request without a clear answer can have been.
         let answered = first.answered;
-        let earlier = requests
-            .iter()
-            .any(|request| request.is_unknown() && Some(request.started) <= answered);
+        let earlier = requests.iter().any(|request| request.is_unknown() && Some(request.started) <= answered);
         if !earlier {
             report.violate(Invariant::I4, || {
                 format!("key {key} was called a duplicate although it was never stored before")
@@ -195,9 +174,8 @@ fn check_answers(requests: &[&SentRequest], accepted: &[&SentRequest], report: &
         if let Some(status) = refusal
             && known_from.is_some_and(|known| known < refused.started)
         {
-            report.violate(Invariant::I4, || {
-                format!("key {key} had been accepted, its duplicate was answered {status}")
-            });
+            report
+                .violate(Invariant::I4, || format!("key {key} had been accepted, its duplicate was answered {status}"));
         }
     }
 }

@@ -158,10 +158,7 @@ impl Report {
         }
         for (invariant, count) in &self.broken {
             if let Some(more @ 1..) = count.checked_sub(TEXTS_PER_INVARIANT) {
-                self.violations.push(Violation {
-                    invariant: *invariant,
-                    text: format!("and {more} more"),
-                });
+                self.violations.push(Violation { invariant: *invariant, text: format!("and {more} more") });
             }
         }
         self.violations.sort_by_key(|violation| violation.invariant);

@@ -34,32 +34,16 @@ fn accepted(key: &str, subject: &str, start: u64) -> SentRequest {
 
 /// The same request once more, answered as a duplicate.
 fn repeated(first: &SentRequest, start: u64) -> SentRequest {
-    SentRequest {
-        started: at(start),
-        answered: Some(at(start + 10)),
-        duplicate: Some(true),
-        ..first.clone()
-    }
+    SentRequest { started: at(start), answered: Some(at(start + 10)), duplicate: Some(true), ..first.clone() }
 }
 
 /// The same request without an answer.
 fn unanswered(of: &SentRequest, start: u64) -> SentRequest {
-    SentRequest {
-        started: at(start),
-        answered: None,
-        status: None,
-        event_id: None,
-        duplicate: None,
-        ..of.clone()
-    }
+    SentRequest { started: at(start), answered: None, status: None, event_id: None, duplicate: None, ..of.clone() }
 }
 
 fn refused(of: &SentRequest, start: u64, status: u16) -> SentRequest {
-    SentRequest {
-        answered: Some(at(start + 10)),
-        status: Some(status),
-        ..unanswered(of, start)
-    }
+    SentRequest { answered: Some(at(start + 10)), status: Some(status), ..unanswered(of, start) }
 }
 
 /// A delivery of the event with this key, answered 200 after 5 µs.
@@ -77,30 +61,18 @@ fn delivery(key: &str, time: u64) -> Delivery {
 }
 
 fn failed(key: &str, time: u64) -> Delivery {
-    Delivery {
-        taken: false,
-        ..delivery(key, time)
-    }
+    Delivery { taken: false, ..delivery(key, time) }
 }
 
 fn crash(from: u64, until: u64, in_flight: u64) -> Crash {
-    Crash {
-        what: "kill -9".to_owned(),
-        from: at(from),
-        until: at(until),
-        in_flight,
-    }
+    Crash { what: "kill -9".to_owned(), from: at(from), until: at(until), in_flight }
 }
 
 /// Three events of two subjects, one duplicate, one failed attempt, one repeat around a crash, an
 /// answer lost in the crash: everything that may happen, nothing that may not.
 fn clean() -> Ledger {
     let mut ledger = Ledger::new();
-    let (a, b, c) = (
-        accepted("a", "invoice/1", 0),
-        accepted("b", "invoice/1", 100),
-        accepted("c", "invoice/2", 200),
-    );
+    let (a, b, c) = (accepted("a", "invoice/1", 0), accepted("b", "invoice/1", 100), accepted("c", "invoice/2", 200));
     ledger.extend_sent([repeated(&a, 300), a, b, c]);
     let lost_answer = accepted("d", "invoice/1", 1000);
     ledger.sent(unanswered(&lost_answer, 1000));
@@ -122,10 +94,7 @@ fn clean() -> Ledger {
             ..Counters::default()
         });
     }
-    let exit = Exit {
-        code: Some(0),
-        signal: None,
-    };
+    let exit = Exit { code: Some(0), signal: None };
     ledger.end(EndRecord::new("processor", ExpectedEnd::Code(0), exit));
     ledger.scan_output("log", b"all is well", &[("key", b"hunter2-hunter2")]);
     ledger
@@ -163,15 +132,7 @@ fn a_clean_history_passes_and_is_counted() {
     assert_eq!(report.delivered_unique, 4);
     assert_eq!(report.redelivered, 1);
     assert_eq!(report.sinks[GATEWAY].attempts, 6);
-    assert_eq!(
-        (
-            report.lost,
-            report.invented,
-            report.corrupted,
-            report.out_of_order
-        ),
-        (0, 0, 0, 0)
-    );
+    assert_eq!((report.lost, report.invented, report.corrupted, report.out_of_order), (0, 0, 0, 0));
 }
 
 #[test]
@@ -190,9 +151,7 @@ fn i1_an_accepted_event_missing_from_the_journal_is_caught() {
 #[test]
 fn i2_a_lost_event_is_caught() {
     let mut ledger = clean();
-    ledger
-        .deliveries
-        .retain(|d| d.event_id.as_deref() != Some("id-b"));
+    ledger.deliveries.retain(|d| d.event_id.as_deref() != Some("id-b"));
     ledger.counters.clear();
 
     let report = assert_breaks(&ledger, Invariant::I2);
@@ -213,10 +172,8 @@ fn i2_an_event_that_was_only_attempted_is_lost() {
 #[test]
 fn i2_every_expected_sink_must_have_every_event() {
     let ledger = clean();
-    let expectations = Expectations {
-        sinks: vec![GATEWAY.to_owned(), "rabbitmq".to_owned()],
-        ..Expectations::default()
-    };
+    let expectations =
+        Expectations { sinks: vec![GATEWAY.to_owned(), "rabbitmq".to_owned()], ..Expectations::default() };
 
     let report = ledger.check(&expectations);
 
@@ -228,14 +185,9 @@ fn i2_every_expected_sink_must_have_every_event() {
 #[test]
 fn i2_a_listed_reason_and_an_unfinished_drain_are_no_loss() {
     let mut ledger = clean();
-    ledger
-        .deliveries
-        .retain(|d| d.event_id.as_deref() != Some("id-b"));
+    ledger.deliveries.retain(|d| d.event_id.as_deref() != Some("id-b"));
     ledger.counters.clear();
-    let unfinished = Expectations {
-        drained: false,
-        ..Expectations::default()
-    };
+    let unfinished = Expectations { drained: false, ..Expectations::default() };
     let report = ledger.check(&unfinished);
     assert!(report.is_clean(), "{report}");
     assert_eq!(report.lost, 1);
@@ -261,9 +213,7 @@ fn i3_changed_bytes_are_caught_even_in_an_attempt() {
         let mut changed = delivery("b", 550);
         changed.data_sha256 = digest("b, re-serialised");
         changed.taken = taken;
-        ledger
-            .deliveries
-            .retain(|d| !taken || d.event_id != changed.event_id);
+        ledger.deliveries.retain(|d| !taken || d.event_id != changed.event_id);
         ledger.delivered(changed);
 
         assert_eq!(assert_breaks(&ledger, Invariant::I3).corrupted, 1);
@@ -281,11 +231,7 @@ fn i3_a_delivered_forgery_is_caught() {
 
 #[test]
 fn i3_deliveries_without_ids_are_traced_by_key_and_bytes() {
-    let raw = |key: &str, time| Delivery {
-        event_id: None,
-        unique_key: Some(key.to_owned()),
-        ..delivery(key, time)
-    };
+    let raw = |key: &str, time| Delivery { event_id: None, unique_key: Some(key.to_owned()), ..delivery(key, time) };
     let mut ledger = Ledger::new();
     ledger.extend_sent([accepted("a", "s", 0), accepted("b", "t", 10)]);
     ledger.delivered(raw("a", 100));
@@ -306,22 +252,12 @@ fn i3_deliveries_without_ids_are_traced_by_key_and_bytes() {
 
 #[test]
 fn i3_deliveries_with_nothing_but_bytes_are_traced_one_after_another() {
-    let same_bytes = |key: &str, start| SentRequest {
-        body_sha256: digest("the same"),
-        ..accepted(key, "", start)
-    };
-    let bare = |time| Delivery {
-        event_id: None,
-        data_sha256: digest("the same"),
-        ..delivery("", time)
-    };
+    let same_bytes = |key: &str, start| SentRequest { body_sha256: digest("the same"), ..accepted(key, "", start) };
+    let bare = |time| Delivery { event_id: None, data_sha256: digest("the same"), ..delivery("", time) };
     let mut ledger = Ledger::new();
     ledger.extend_sent([same_bytes("a", 0), same_bytes("b", 10), same_bytes("c", 20)]);
     ledger.delivered(bare(100));
-    ledger.delivered(Delivery {
-        taken: false,
-        ..bare(110)
-    });
+    ledger.delivered(Delivery { taken: false, ..bare(110) });
     ledger.delivered(bare(120));
     assert_eq!(assert_breaks(&ledger, Invariant::I2).lost, 1);
 
@@ -427,10 +363,7 @@ fn i4_the_same_key_with_another_body_is_a_new_event() {
     assert_eq!((report.accepted, report.conflicts), (2, 1));
 
     // Where the key alone decides, the same history is two ids for one event.
-    let by_key = Expectations {
-        identity: Identity::Key,
-        ..Expectations::default()
-    };
+    let by_key = Expectations { identity: Identity::Key, ..Expectations::default() };
     assert!(ledger.check(&by_key).count(Invariant::I4) > 0);
 }
 
@@ -489,10 +422,7 @@ fn order_b_before_a_is_caught() {
     ledger.delivered(delivery("a", 300));
 
     assert_eq!(assert_breaks(&ledger, Invariant::Order).out_of_order, 1);
-    let unordered = Expectations {
-        ordered: false,
-        ..Expectations::default()
-    };
+    let unordered = Expectations { ordered: false, ..Expectations::default() };
     assert!(ledger.check(&unordered).is_clean());
 }
 
@@ -565,10 +495,7 @@ fn signature_a_wrong_one_is_caught_and_a_missing_one_where_it_is_demanded() {
 
     ledger.deliveries[1].signature_ok = None;
     assert_clean(&ledger);
-    let signed = Expectations {
-        signed: true,
-        ..Expectations::default()
-    };
+    let signed = Expectations { signed: true, ..Expectations::default() };
     assert_eq!(ledger.check(&signed).count(Invariant::Signature), 1);
 }
 
@@ -664,54 +591,25 @@ fn i7_an_account_that_contradicts_sender_or_receiver_is_caught() {
         (counters.accepted, counters.delivered, counters.pending) = (accepted, delivered, pending);
 
         assert!(check(&ledger).count(Invariant::I7) > 0, "{accepted}");
-        let partial = Expectations {
-            whole_history: false,
-            ..Expectations::default()
-        };
+        let partial = Expectations { whole_history: false, ..Expectations::default() };
         assert!(ledger.check(&partial).is_clean());
     }
 }
 
 #[test]
 fn i8_resources_that_do_not_come_back_are_caught() {
-    let before = Resources {
-        rss_bytes: 10_000,
-        open_fds: 12,
-        disk_bytes: 1_000,
-    };
-    let allowed_growth = Resources {
-        rss_bytes: 500,
-        open_fds: 1,
-        disk_bytes: 100,
-    };
-    let record = |after| ResourcesRecord {
-        process: "processor".to_owned(),
-        before,
-        after,
-        allowed_growth,
-    };
-    let limit = Resources {
-        rss_bytes: 10_500,
-        open_fds: 13,
-        disk_bytes: 1_100,
-    };
+    let before = Resources { rss_bytes: 10_000, open_fds: 12, disk_bytes: 1_000 };
+    let allowed_growth = Resources { rss_bytes: 500, open_fds: 1, disk_bytes: 100 };
+    let record = |after| ResourcesRecord { process: "processor".to_owned(), before, after, allowed_growth };
+    let limit = Resources { rss_bytes: 10_500, open_fds: 13, disk_bytes: 1_100 };
     let mut ledger = clean();
     ledger.resources(record(limit));
     assert_clean(&ledger);
 
     for above in [
-        Resources {
-            rss_bytes: 10_501,
-            ..limit
-        },
-        Resources {
-            open_fds: 14,
-            ..limit
-        },
-        Resources {
-            disk_bytes: 1_101,
-            ..limit
-        },
+        Resources { rss_bytes: 10_501, ..limit },
+        Resources { open_fds: 14, ..limit },
+        Resources { disk_bytes: 1_101, ..limit },
     ] {
         let mut ledger = clean();
         ledger.resources(record(above));
@@ -809,14 +707,8 @@ fn the_closing_ledger_reads_as_a_table_and_as_json() {
     let report = check(&clean());
 
     let text = report.to_string();
-    assert!(
-        text.contains("requests sent                             5\n"),
-        "{text}"
-    );
-    assert!(
-        text.contains("the ledger                         balances"),
-        "{text}"
-    );
+    assert!(text.contains("requests sent                             5\n"), "{text}");
+    assert!(text.contains("the ledger                         balances"), "{text}");
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["lost"], 0);
     assert_eq!(json["sinks"]["gateway"]["delivered_unique"], 4);
@@ -865,18 +757,11 @@ fn a_history_survives_a_file() {
     let mut ledger = clean();
     ledger.set_aside(GATEWAY, "id-x");
     ledger.replayed("id-a");
-    ledger.scan_output(
-        "log",
-        b"panicked at hunter2-hunter2",
-        &[("key", b"hunter2-hunter2")],
-    );
+    ledger.scan_output("log", b"panicked at hunter2-hunter2", &[("key", b"hunter2-hunter2")]);
     ledger.resources(ResourcesRecord {
         process: "p".to_owned(),
         before: Resources::default(),
-        after: Resources {
-            open_fds: 1,
-            ..Resources::default()
-        },
+        after: Resources { open_fds: 1, ..Resources::default() },
         allowed_growth: Resources::default(),
     });
     ledger.record(Entry::UsageSent(usage("t1")));
@@ -887,21 +772,13 @@ fn a_history_survives_a_file() {
 
     assert_eq!(check(&again), check(&ledger));
     let broken: BTreeSet<_> = check(&again).broken.into_keys().collect();
-    assert_eq!(
-        broken.into_iter().collect::<Vec<_>>(),
-        [Invariant::I6, Invariant::I8, Invariant::I9, Invariant::I10]
-    );
+    assert_eq!(broken.into_iter().collect::<Vec<_>>(), [Invariant::I6, Invariant::I8, Invariant::I9, Invariant::I10]);
 }
 
 #[test]
 fn a_broken_history_file_names_its_line() {
     let scratch = Scratch::new("ledger").unwrap();
-    let path = scratch
-        .write(
-            "history.jsonl",
-            "{\"replayed\":{\"event_id\":\"x\"}}\n{\"repl",
-        )
-        .unwrap();
+    let path = scratch.write("history.jsonl", "{\"replayed\":{\"event_id\":\"x\"}}\n{\"repl").unwrap();
 
     let error = Ledger::read_jsonl(&path).unwrap_err();
 

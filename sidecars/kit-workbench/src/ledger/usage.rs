@@ -47,18 +47,11 @@ impl UsageHistory {
 
     pub(super) fn check(&self, report: &mut Report) {
         let identity = |event: &UsageEvent| {
-            let UsageEvent {
-                external_subscription_id,
-                transaction_id,
-                ..
-            } = event;
+            let UsageEvent { external_subscription_id, transaction_id, .. } = event;
             (external_subscription_id.clone(), transaction_id.clone())
         };
         let name = |event: &UsageEvent| {
-            format!(
-                "transaction {} of subscription {}",
-                event.transaction_id, event.external_subscription_id
-            )
+            format!("transaction {} of subscription {}", event.transaction_id, event.external_subscription_id)
         };
         // A producer may repeat itself: the first content stands.
         let mut sent = BTreeMap::new();
@@ -67,12 +60,12 @@ impl UsageHistory {
         }
         for UsageAttempt(event) in &self.attempts {
             match sent.get(&identity(event)) {
-                None => report.violate(Invariant::I6, || {
-                    format!("{} was sent to Lago, no producer made it", name(event))
-                }),
-                Some(original) if *original != event => report.violate(Invariant::I6, || {
-                    format!("an attempt changed {}: {event:?}", name(event))
-                }),
+                None => {
+                    report.violate(Invariant::I6, || format!("{} was sent to Lago, no producer made it", name(event)))
+                }
+                Some(original) if *original != event => {
+                    report.violate(Invariant::I6, || format!("an attempt changed {}: {event:?}", name(event)))
+                }
                 Some(_) => {}
             }
         }
@@ -81,17 +74,13 @@ impl UsageHistory {
             *stored.entry(identity(event)).or_insert(0_u64) += 1;
             let original = sent.get(&identity(event));
             if original.is_some_and(|original| *original != event) || original.is_none() {
-                report.violate(Invariant::I6, || {
-                    format!("{} is on the books otherwise than it was made", name(event))
-                });
+                report.violate(Invariant::I6, || format!("{} is on the books otherwise than it was made", name(event)));
             }
         }
         for (identity, event) in &sent {
             let times = stored.get(identity).copied().unwrap_or_default();
             if times != 1 {
-                report.violate(Invariant::I6, || {
-                    format!("{} is on the books {times} times", name(event))
-                });
+                report.violate(Invariant::I6, || format!("{} is on the books {times} times", name(event)));
             }
         }
     }

@@ -21,12 +21,7 @@ pub struct Histogram {
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self {
-            buckets: vec![0; EXACT as usize + DOUBLINGS * STEPS],
-            count: 0,
-            sum_micros: 0,
-            max_micros: 0,
-        }
+        Self { buckets: vec![0; EXACT as usize + DOUBLINGS * STEPS], count: 0, sum_micros: 0, max_micros: 0 }
     }
 }
 
@@ -130,11 +125,7 @@ mod tests {
         let mut histogram = Histogram::default();
         let mut other = Histogram::default();
         for millis in 1..=1000 {
-            let half = if millis % 2 == 0 {
-                &mut histogram
-            } else {
-                &mut other
-            };
+            let half = if millis % 2 == 0 { &mut histogram } else { &mut other };
             half.record(Duration::from_millis(millis));
         }
 

@@ -31,10 +31,7 @@ impl PreparedWebhook {
         body: impl Into<Bytes>,
     ) -> Self {
         let body = body.into();
-        let mut header_lines = format!(
-            "Content-Type: application/json\r\nContent-Length: {}\r\n",
-            body.len()
-        );
+        let mut header_lines = format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
         for (name, value) in &headers {
             header_lines.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -61,8 +58,7 @@ impl PreparedWebhook {
             "POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: {connection}\r\n\
              X-Lago-Unique-Key: {key}\r\n"
         );
-        let mut bytes =
-            Vec::with_capacity(head.len() + self.header_lines.len() + 2 + self.body.len());
+        let mut bytes = Vec::with_capacity(head.len() + self.header_lines.len() + 2 + self.body.len());
         bytes.extend_from_slice(head.as_bytes());
         bytes.extend_from_slice(self.header_lines.as_bytes());
         bytes.extend_from_slice(b"\r\n");

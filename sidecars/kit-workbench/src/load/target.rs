@@ -35,11 +35,7 @@ pub enum TargetError {
 impl Target {
     /// A path at an address.
     pub fn new(address: SocketAddr, path: impl Into<String>) -> Self {
-        Self {
-            address,
-            host: address.to_string(),
-            path: path.into(),
-        }
+        Self { address, host: address.to_string(), path: path.into() }
     }
 
     /// Reads a URL and resolves its host, once.
@@ -47,9 +43,7 @@ impl Target {
     /// # Errors
     /// See [`TargetError`]. TLS is not spoken: it would measure the generator.
     pub async fn resolve(url: &str) -> Result<Self, TargetError> {
-        let not_http = || TargetError::NotHttp {
-            url: url.to_owned(),
-        };
+        let not_http = || TargetError::NotHttp { url: url.to_owned() };
         let uri: http::Uri = url.parse().map_err(|_| not_http())?;
         if uri.scheme_str() != Some("http") {
             return Err(not_http());
@@ -57,20 +51,14 @@ impl Target {
         let authority = uri.authority().ok_or_else(not_http)?;
         let host = authority.host().trim_matches(['[', ']']).to_owned();
         let port = authority.port_u16().unwrap_or(80);
-        let unresolved = |source| TargetError::Resolve {
-            host: host.clone(),
-            source,
-        };
-        let mut addresses = tokio::net::lookup_host((host.as_str(), port))
-            .await
-            .map_err(|error| unresolved(Some(error)))?;
+        let unresolved = |source| TargetError::Resolve { host: host.clone(), source };
+        let mut addresses =
+            tokio::net::lookup_host((host.as_str(), port)).await.map_err(|error| unresolved(Some(error)))?;
         let address = addresses.next().ok_or_else(|| unresolved(None))?;
         Ok(Self {
             address,
             host: authority.to_string(),
-            path: uri
-                .path_and_query()
-                .map_or_else(|| "/".to_owned(), ToString::to_string),
+            path: uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string),
         })
     }
 }
@@ -96,13 +84,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_not_http_is_refused() {
-        for url in [
-            "",
-            "/path",
-            "https://127.0.0.1/",
-            "127.0.0.1:80",
-            "http:// x/",
-        ] {
+        for url in ["", "/path", "https://127.0.0.1/", "127.0.0.1:80", "http:// x/"] {
             let target = Target::resolve(url).await;
             assert!(matches!(target, Err(TargetError::NotHttp { .. })), "{url}");
         }

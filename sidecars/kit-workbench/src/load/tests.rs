@@ -22,12 +22,7 @@ async fn receiver() -> Gateway {
         let duplicate = !seen.lock().unwrap().insert(key.to_owned());
         Behaviour::json(&format!(r#"{{"id":"id-{key}","duplicate":{duplicate}}}"#))
     });
-    Gateway::start(GatewayOptions {
-        behaviour,
-        ..GatewayOptions::default()
-    })
-    .await
-    .unwrap()
+    Gateway::start(GatewayOptions { behaviour, ..GatewayOptions::default() }).await.unwrap()
 }
 
 fn options(receiver: &Gateway) -> LoadOptions {
@@ -65,11 +60,7 @@ async fn a_closed_loop_sends_what_it_counts() {
 #[tokio::test]
 async fn the_recorded_requests_balance_in_a_ledger() {
     let receiver = receiver().await;
-    let outcome = run_load(LoadOptions {
-        duplicates_percent: 20.0,
-        ..options(&receiver)
-    })
-    .await;
+    let outcome = run_load(LoadOptions { duplicates_percent: 20.0, ..options(&receiver) }).await;
     let mut ledger = Ledger::new();
     ledger.extend_sent(outcome.sent);
     // The receiver is the daemon here; it "delivers" what it accepted as new, once.
@@ -87,10 +78,7 @@ async fn the_recorded_requests_balance_in_a_ledger() {
     assert!(report.is_clean(), "{report}");
     assert_eq!(report.sent, 200);
     assert_eq!(report.duplicates_answered, outcome.report.repeated);
-    assert_eq!(
-        report.duplicates_answered,
-        outcome.report.duplicates_answered
-    );
+    assert_eq!(report.duplicates_answered, outcome.report.duplicates_answered);
     assert!(outcome.report.repeated > 5, "{:?}", outcome.report);
     assert_eq!(report.accepted + report.duplicates_answered, 200);
 }
@@ -99,18 +87,10 @@ async fn the_recorded_requests_balance_in_a_ledger() {
 async fn a_connection_per_request_is_closed_each_time() {
     let receiver = receiver().await;
 
-    run_load(LoadOptions {
-        keep_alive: false,
-        ..options(&receiver)
-    })
-    .await;
+    run_load(LoadOptions { keep_alive: false, ..options(&receiver) }).await;
 
     receiver.with_received(|received| {
-        assert!(
-            received
-                .iter()
-                .all(|r| r.header("connection") == Some("close"))
-        );
+        assert!(received.iter().all(|r| r.header("connection") == Some("close")));
     });
 }
 
@@ -129,16 +109,8 @@ async fn an_open_loop_keeps_its_rate_and_counts_from_when_a_request_was_due() {
     })
     .await;
 
-    assert!(
-        outcome.report.latency_ms.max >= 490.0,
-        "{:?}",
-        outcome.report
-    );
-    assert!(
-        outcome.report.latency_ms.p50 >= 200.0,
-        "{:?}",
-        outcome.report
-    );
+    assert!(outcome.report.latency_ms.max >= 490.0, "{:?}", outcome.report);
+    assert!(outcome.report.latency_ms.p50 >= 200.0, "{:?}", outcome.report);
 }
 
 #[tokio::test]
@@ -160,16 +132,9 @@ async fn an_open_loop_sends_every_request_that_is_due_in_its_time() {
 #[tokio::test]
 async fn a_closed_loop_ends_with_its_time_or_when_told() {
     let receiver = receiver().await;
-    let unbounded = LoadOptions {
-        requests: None,
-        ..options(&receiver)
-    };
+    let unbounded = LoadOptions { requests: None, ..options(&receiver) };
 
-    let timed = run_load(LoadOptions {
-        duration: Some(Duration::from_millis(100)),
-        ..unbounded.clone()
-    })
-    .await;
+    let timed = run_load(LoadOptions { duration: Some(Duration::from_millis(100)), ..unbounded.clone() }).await;
     assert!(timed.report.ok > 0);
 
     let control = LoadControl::new();
@@ -177,10 +142,7 @@ async fn a_closed_loop_ends_with_its_time_or_when_told() {
         let control = control.clone();
         async move { run(unbounded, pool(), &control).await.unwrap() }
     });
-    receiver
-        .wait_for(400, Duration::from_secs(20))
-        .await
-        .unwrap();
+    receiver.wait_for(400, Duration::from_secs(20)).await.unwrap();
     control.stop();
     let outcome = running.await.unwrap();
     assert_eq!(outcome.report.requests, control.requests());
@@ -190,11 +152,7 @@ async fn a_closed_loop_ends_with_its_time_or_when_told() {
 #[tokio::test]
 async fn failures_are_counted_by_kind_and_retried_with_the_same_key() {
     let receiver = receiver().await;
-    receiver.set_behaviour(Behaviour::Script(vec![
-        Behaviour::status(503),
-        Behaviour::Reset,
-        Behaviour::Drop,
-    ]));
+    receiver.set_behaviour(Behaviour::Script(vec![Behaviour::status(503), Behaviour::Reset, Behaviour::Drop]));
 
     let outcome = run_load(LoadOptions {
         connections: 1,
@@ -207,34 +165,21 @@ async fn failures_are_counted_by_kind_and_retried_with_the_same_key() {
     .await;
 
     let report = &outcome.report;
-    let errors: Vec<_> = report
-        .errors
-        .iter()
-        .map(|(k, n)| (k.as_str(), *n))
-        .collect();
+    let errors: Vec<_> = report.errors.iter().map(|(k, n)| (k.as_str(), *n)).collect();
     assert_eq!(errors, [("reset", 1), ("status 503", 1), ("timeout", 1)]);
     assert_eq!((report.requests, report.ok, report.retries), (1, 1, 3));
     let statuses: Vec<_> = outcome.sent.iter().map(|s| s.status).collect();
     assert_eq!(statuses, [Some(503), None, None, Some(200)]);
     assert!(outcome.sent.iter().all(|s| s.key == outcome.sent[0].key));
-    assert!(
-        outcome
-            .sent
-            .iter()
-            .all(|s| s.status.is_some() == s.answered.is_some())
-    );
+    assert!(outcome.sent.iter().all(|s| s.status.is_some() == s.answered.is_some()));
 }
 
 #[tokio::test]
 async fn an_absent_daemon_is_counted_as_refused() {
     let nobody = scratch::free_address().unwrap();
 
-    let outcome = run_load(LoadOptions {
-        connections: 1,
-        requests: Some(3),
-        ..LoadOptions::new(Target::new(nobody, "/"))
-    })
-    .await;
+    let outcome =
+        run_load(LoadOptions { connections: 1, requests: Some(3), ..LoadOptions::new(Target::new(nobody, "/")) }).await;
 
     assert_eq!(outcome.report.ok, 0);
     assert_eq!(outcome.report.errors["refused"], 3);
@@ -245,34 +190,10 @@ async fn an_absent_daemon_is_counted_as_refused() {
 async fn options_that_make_no_sense_are_refused() {
     let base = LoadOptions::new(Target::new(scratch::free_address().unwrap(), "/"));
     let cases = [
-        (
-            LoadOptions {
-                connections: 0,
-                ..base.clone()
-            },
-            LoadError::NoConnections,
-        ),
-        (
-            LoadOptions {
-                attempts: 0,
-                ..base.clone()
-            },
-            LoadError::NoConnections,
-        ),
-        (
-            LoadOptions {
-                pacing: Pacing::Open { per_second: 0.0 },
-                ..base.clone()
-            },
-            LoadError::Rate,
-        ),
-        (
-            LoadOptions {
-                duplicates_percent: f64::NAN,
-                ..base.clone()
-            },
-            LoadError::Duplicates,
-        ),
+        (LoadOptions { connections: 0, ..base.clone() }, LoadError::NoConnections),
+        (LoadOptions { attempts: 0, ..base.clone() }, LoadError::NoConnections),
+        (LoadOptions { pacing: Pacing::Open { per_second: 0.0 }, ..base.clone() }, LoadError::Rate),
+        (LoadOptions { duplicates_percent: f64::NAN, ..base.clone() }, LoadError::Duplicates),
     ];
     for (options, wanted) in cases {
         let error = run(options, pool(), &LoadControl::new()).await.unwrap_err();

@@ -97,17 +97,8 @@ impl Pool {
             // Without a unique key only the payload can name the subject; where it does not, the
             // subject is the webhook itself and there is no order to keep.
             let subject = describe(body.as_bytes(), &wanted.organisation, "").subject;
-            let subject = if subject == "webhook" {
-                String::new()
-            } else {
-                subject
-            };
-            webhooks.push(PreparedWebhook::new(
-                Arc::clone(&organisation),
-                subject,
-                headers,
-                body,
-            ));
+            let subject = if subject == "webhook" { String::new() } else { subject };
+            webhooks.push(PreparedWebhook::new(Arc::clone(&organisation), subject, headers, body));
         }
         Ok(Self::new(webhooks))
     }
@@ -121,10 +112,7 @@ impl Signing {
             Self::Jwt { signer, issuer } => ("jwt", sign_jwt(signer, body, issuer)?),
         };
         Ok(vec![
-            (
-                "X-Lago-Signature-Algorithm".to_owned(),
-                algorithm.to_owned(),
-            ),
+            ("X-Lago-Signature-Algorithm".to_owned(), algorithm.to_owned()),
             ("X-Lago-Signature".to_owned(), signature),
         ])
     }
@@ -190,14 +178,8 @@ mod tests {
     #[test]
     fn jwt_webhooks_verify() {
         let signer = Arc::new(RsaSigner::generate().unwrap());
-        let signing = Signing::Jwt {
-            signer: Arc::clone(&signer),
-            issuer: "http://lago-api:3000".to_owned(),
-        };
-        let wanted = LagoWebhooks {
-            count: 2,
-            ..LagoWebhooks::new("acme", signing)
-        };
+        let signing = Signing::Jwt { signer: Arc::clone(&signer), issuer: "http://lago-api:3000".to_owned() };
+        let wanted = LagoWebhooks { count: 2, ..LagoWebhooks::new("acme", signing) };
 
         let pool = Pool::lago(&wanted).unwrap();
 
@@ -213,11 +195,8 @@ mod tests {
     #[test]
     fn bodies_reach_the_wanted_size_and_not_much_more() {
         for bytes in [4_000, 100_000, 4 << 20] {
-            let wanted = LagoWebhooks {
-                count: 1,
-                body_bytes: Some(bytes),
-                ..LagoWebhooks::new("acme", Signing::Unsigned)
-            };
+            let wanted =
+                LagoWebhooks { count: 1, body_bytes: Some(bytes), ..LagoWebhooks::new("acme", Signing::Unsigned) };
 
             let pool = Pool::lago(&wanted).unwrap();
 
@@ -245,9 +224,7 @@ mod tests {
     fn bodies_differ_and_have_subjects() {
         let pool = Pool::lago(&LagoWebhooks::new("acme", Signing::Unsigned)).unwrap();
 
-        let digests: std::collections::BTreeSet<_> = (0..pool.len())
-            .map(|index| pool.get(index).sha256())
-            .collect();
+        let digests: std::collections::BTreeSet<_> = (0..pool.len()).map(|index| pool.get(index).sha256()).collect();
         assert_eq!(digests.len(), 64);
         assert!(pool.get(0).subject.starts_with("invoice/"));
     }

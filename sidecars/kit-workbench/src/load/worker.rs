@@ -32,20 +32,8 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(
-        options: LoadOptions,
-        pool: Arc<Pool>,
-        control: LoadControl,
-        begin: Instant,
-    ) -> Self {
-        Self {
-            options,
-            pool,
-            control,
-            begin,
-            next: AtomicU64::new(0),
-            repeatable: Mutex::new(VecDeque::new()),
-        }
+    pub(super) fn new(options: LoadOptions, pool: Arc<Pool>, control: LoadControl, begin: Instant) -> Self {
+        Self { options, pool, control, begin, next: AtomicU64::new(0), repeatable: Mutex::new(VecDeque::new()) }
     }
 
     /// The number of the next request and when it is due, or `None` at the end of the run.
@@ -57,9 +45,7 @@ impl Shared {
         let now = Instant::now();
         let due = match self.options.pacing {
             Pacing::Closed => now,
-            Pacing::Open { per_second } => {
-                self.begin + Duration::from_secs_f64(number as f64 / per_second)
-            }
+            Pacing::Open { per_second } => self.begin + Duration::from_secs_f64(number as f64 / per_second),
         };
         let end = self.options.duration.map(|length| self.begin + length);
         // A slot that is due but late is still sent: leaving it out would hide the stall.
@@ -71,10 +57,7 @@ impl Shared {
     fn choose(&self, number: u64) -> (String, usize, bool) {
         let share = self.options.duplicates_percent;
         if share > 0.0 {
-            let mut earlier = self
-                .repeatable
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut earlier = self.repeatable.lock().unwrap_or_else(PoisonError::into_inner);
             if !earlier.is_empty() && fastrand::f64() * 100.0 < share {
                 let (key, index) = earlier[fastrand::usize(..earlier.len())].clone();
                 return (key, index, true);
@@ -156,13 +139,7 @@ pub(super) async fn run(shared: Arc<Shared>) -> Tally {
 }
 
 /// Sends one webhook until it is accepted or the attempts are used up.
-async fn request(
-    shared: &Shared,
-    connection: &mut Connection,
-    key: &str,
-    index: usize,
-    tally: &mut Tally,
-) -> bool {
+async fn request(shared: &Shared, connection: &mut Connection, key: &str, index: usize, tally: &mut Tally) -> bool {
     let options = &shared.options;
     let webhook = shared.pool.get(index);
     for attempt in 1..=options.attempts {
@@ -178,9 +155,7 @@ async fn request(
         let subject = Arc::clone(&webhook.subject);
         let mut sent = SentRequest::begin(organisation, key, subject, webhook.sha256());
         let exchange = connection.exchange(options, &bytes);
-        let answer = timeout(options.timeout, exchange)
-            .await
-            .unwrap_or(Err(Failure::Timeout));
+        let answer = timeout(options.timeout, exchange).await.unwrap_or(Err(Failure::Timeout));
         tally.body_bytes += webhook.body.len() as u64;
         let unreachable = matches!(answer, Err(Failure::Refused | Failure::Connect));
         match answer {
@@ -257,11 +232,7 @@ impl Connection {
         self.received.take();
     }
 
-    async fn exchange(
-        &mut self,
-        options: &LoadOptions,
-        request: &[u8],
-    ) -> Result<http1::Answer, Failure> {
+    async fn exchange(&mut self, options: &LoadOptions, request: &[u8]) -> Result<http1::Answer, Failure> {
         // Taken out while in use: a request that is cut by its time limit must not leave a
         // connection behind on which its answer arrives later.
         let mut stream = match self.stream.take() {

@@ -93,10 +93,7 @@ impl DaemonCommand {
     /// # Errors
     /// [`ProcessError::Spawn`], also for a log file that cannot be opened.
     pub fn spawn(&self) -> Result<DaemonProcess, ProcessError> {
-        let fail = |source| ProcessError::Spawn {
-            program: self.program.clone(),
-            source,
-        };
+        let fail = |source| ProcessError::Spawn { program: self.program.clone(), source };
         let output = Output::new(self.log_file.as_deref()).map_err(fail)?;
         let mut command = Command::new(&self.program);
         command

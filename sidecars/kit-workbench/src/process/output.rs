@@ -60,12 +60,7 @@ impl Output {
             None => None,
         };
         Ok(Self {
-            shared: Arc::new(Shared {
-                ring: Mutex::new(Ring {
-                    file,
-                    ..Ring::default()
-                }),
-            }),
+            shared: Arc::new(Shared { ring: Mutex::new(Ring { file, ..Ring::default() }) }),
             open: watch::Sender::new(0),
             listeners: watch::Sender::new(Listeners::new()),
             lines: watch::Sender::new(0),
@@ -144,12 +139,7 @@ impl Output {
     pub(super) fn tail(&self) -> String {
         let ring = self.ring();
         let skip = ring.lines.len().saturating_sub(TAIL_LINES);
-        let lines: Vec<&str> = ring
-            .lines
-            .iter()
-            .skip(skip)
-            .map(|line| line.text.as_str())
-            .collect();
+        let lines: Vec<&str> = ring.lines.iter().skip(skip).map(|line| line.text.as_str()).collect();
         lines.join("\n")
     }
 
@@ -185,9 +175,6 @@ impl Output {
     }
 
     fn ring(&self) -> MutexGuard<'_, Ring> {
-        self.shared
-            .ring
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.shared.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -82,9 +82,7 @@ async fn listeners_are_read_from_the_log() {
 
 #[tokio::test]
 async fn an_announcement_just_before_the_end_is_not_overlooked() {
-    let mut process = shell(r#"echo '{"listener":"public","address":"127.0.0.1:80"}'"#)
-        .spawn()
-        .unwrap();
+    let mut process = shell(r#"echo '{"listener":"public","address":"127.0.0.1:80"}'"#).spawn().unwrap();
 
     let public = process.address("public", SOON).await.unwrap();
 
@@ -95,12 +93,7 @@ async fn an_announcement_just_before_the_end_is_not_overlooked() {
 async fn a_daemon_that_dies_while_waited_for_is_reported_with_its_last_words() {
     let script = "echo 'SIDECAR_X is missing' >&2; exit 78";
     let waits = [
-        shell(script)
-            .spawn()
-            .unwrap()
-            .address("public", SOON)
-            .await
-            .unwrap_err(),
+        shell(script).spawn().unwrap().address("public", SOON).await.unwrap_err(),
         {
             let nobody = crate::scratch::free_address().unwrap();
             let mut process = shell(script).spawn().unwrap();
@@ -112,14 +105,8 @@ async fn a_daemon_that_dies_while_waited_for_is_reported_with_its_last_words() {
         },
     ];
     for error in waits {
-        assert!(
-            matches!(&error, ProcessError::Ended { exit, .. } if exit.code == Some(78)),
-            "{error}"
-        );
-        assert!(
-            error.to_string().contains("SIDECAR_X is missing"),
-            "{error}"
-        );
+        assert!(matches!(&error, ProcessError::Ended { exit, .. } if exit.code == Some(78)), "{error}");
+        assert!(error.to_string().contains("SIDECAR_X is missing"), "{error}");
     }
 }
 
@@ -137,11 +124,7 @@ async fn readiness_is_waited_for() {
     process.wait_ready(admin.addr(), SOON).await.unwrap();
     assert_eq!(admin.received()[2].path, "/readyz");
 
-    admin.set_behaviour(Behaviour::Status(
-        503,
-        Vec::new(),
-        b"journal: full".to_vec(),
-    ));
+    admin.set_behaviour(Behaviour::Status(503, Vec::new(), b"journal: full".to_vec()));
     let short = Duration::from_millis(50);
     let error = process.wait_ready(admin.addr(), short).await.unwrap_err();
     assert!(error.to_string().contains("journal: full"), "{error}");
@@ -151,19 +134,13 @@ async fn readiness_is_waited_for() {
 async fn sigterm_can_be_answered_and_sigkill_cannot() {
     let script = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.02; done";
     let mut polite = shell(script).spawn().unwrap();
-    polite
-        .wait_for_line(|line| line == "up", SOON)
-        .await
-        .unwrap();
+    polite.wait_for_line(|line| line == "up", SOON).await.unwrap();
     polite.term().unwrap();
     assert_eq!(polite.wait(SOON).await.unwrap().code, Some(0));
     assert_eq!(polite.stdout(), "up\nbye\n");
 
     let mut killed = shell(script).spawn().unwrap();
-    killed
-        .wait_for_line(|line| line == "up", SOON)
-        .await
-        .unwrap();
+    killed.wait_for_line(|line| line == "up", SOON).await.unwrap();
     let exit = killed.kill9().await.unwrap();
     assert_eq!((exit.code, exit.signal), (None, Some(9)));
     assert_eq!(exit.to_string(), "signal 9");
@@ -171,21 +148,13 @@ async fn sigterm_can_be_answered_and_sigkill_cannot() {
 
 #[tokio::test]
 async fn a_frozen_process_does_nothing_until_thawed() {
-    let mut process = shell("while :; do echo tick; sleep 0.01; done")
-        .spawn()
-        .unwrap();
-    process
-        .wait_for_line(|line| line == "tick", SOON)
-        .await
-        .unwrap();
+    let mut process = shell("while :; do echo tick; sleep 0.01; done").spawn().unwrap();
+    process.wait_for_line(|line| line == "tick", SOON).await.unwrap();
 
     process.freeze().unwrap();
     let status = format!("/proc/{}/status", process.pid());
     let deadline = Instant::now() + SOON;
-    while !std::fs::read_to_string(&status)
-        .unwrap()
-        .contains("State:\tT")
-    {
+    while !std::fs::read_to_string(&status).unwrap().contains("State:\tT") {
         assert!(Instant::now() < deadline, "not stopped");
         tokio::task::yield_now().await;
     }
@@ -201,9 +170,7 @@ async fn a_frozen_process_does_nothing_until_thawed() {
 
 #[tokio::test]
 async fn dropping_it_kills_it_and_what_its_wrapper_started() {
-    let process = shell("sleep 600 & echo $!; wait")
-        .wrapped("/usr/bin/env", ["A=b"])
-        .spawn();
+    let process = shell("sleep 600 & echo $!; wait").wrapped("/usr/bin/env", ["A=b"]).spawn();
     let mut process = process.unwrap();
     let line = process.wait_for_line(|line| !line.is_empty(), SOON).await;
     let grandchild = format!("/proc/{}/stat", line.unwrap());
@@ -225,10 +192,7 @@ async fn dropping_it_kills_it_and_what_its_wrapper_started() {
 #[tokio::test]
 async fn memory_and_descriptors_can_be_read_while_it_lives() {
     let mut process = shell("echo up; sleep 60").spawn().unwrap();
-    process
-        .wait_for_line(|line| line == "up", SOON)
-        .await
-        .unwrap();
+    process.wait_for_line(|line| line == "up", SOON).await.unwrap();
 
     assert!(process.rss_bytes().unwrap() > 100_000);
     assert!(process.open_fds().unwrap() >= 3);
@@ -243,22 +207,14 @@ async fn output_is_bounded_and_the_file_has_all_of_it() {
     let scratch = Scratch::new("process").unwrap();
     let file = scratch.file("log");
     for _ in 0..2 {
-        let mut process = shell("seq 1 15000; printf 'no line end'")
-            .log_file(&file)
-            .spawn()
-            .unwrap();
+        let mut process = shell("seq 1 15000; printf 'no line end'").log_file(&file).spawn().unwrap();
         process.wait(SOON).await.unwrap();
         assert_eq!(process.lines_let_go(), 0);
         assert!(process.stdout().ends_with("15000\nno line end\n"));
     }
-    assert_eq!(
-        std::fs::read_to_string(&file).unwrap().lines().count(),
-        30_002
-    );
+    assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 30_002);
 
-    let mut chatty = shell("seq 1 25000; head -c 200000 /dev/zero | tr '\\0' x")
-        .spawn()
-        .unwrap();
+    let mut chatty = shell("seq 1 25000; head -c 200000 /dev/zero | tr '\\0' x").spawn().unwrap();
     chatty.wait(SOON).await.unwrap();
     assert_eq!(chatty.lines_let_go(), 5_001);
     assert_eq!(chatty.stdout().lines().last().unwrap().len(), 64 * 1024);

@@ -45,20 +45,14 @@ async fn an_answer_is_returned_with_headers_and_body() {
 async fn refusal_close_reset_and_silence_are_told_apart() {
     let nobody = crate::scratch::free_address().unwrap();
     let refused = get(nobody, "/", SOON).await;
-    assert!(
-        matches!(refused, Err(RawError::Refused { .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(RawError::Refused { .. })), "{refused:?}");
 
     let address = serve(|mut stream| async move {
         stream.write_all(b"HTTP/1.1 200").await.unwrap();
     })
     .await;
     let closed = get(address, "/", SOON).await;
-    assert!(
-        matches!(&closed, Err(RawError::Closed { received }) if received == b"HTTP/1.1 200"),
-        "{closed:?}"
-    );
+    assert!(matches!(&closed, Err(RawError::Closed { received }) if received == b"HTTP/1.1 200"), "{closed:?}");
 
     let address = serve(|stream| async move { stream.set_zero_linger().unwrap() }).await;
     let reset = get(address, "/", SOON).await;
@@ -70,20 +64,14 @@ async fn refusal_close_reset_and_silence_are_told_apart() {
     })
     .await;
     let silence = get(address, "/", SHORT).await;
-    assert!(
-        matches!(silence, Err(RawError::TimedOut { .. })),
-        "{silence:?}"
-    );
+    assert!(matches!(silence, Err(RawError::TimedOut { .. })), "{silence:?}");
 
     let address = serve(|mut stream| async move {
         stream.write_all(b"220 smtp ready\r\n\r\n").await.unwrap();
     })
     .await;
     let nonsense = get(address, "/", SOON).await;
-    assert!(
-        matches!(nonsense, Err(RawError::Malformed { .. })),
-        "{nonsense:?}"
-    );
+    assert!(matches!(nonsense, Err(RawError::Malformed { .. })), "{nonsense:?}");
 }
 
 #[tokio::test]
@@ -131,10 +119,7 @@ async fn a_half_close_reaches_the_peer_as_the_end() {
     .await;
     let mut connection = RawConnection::open(address).await.unwrap();
 
-    connection
-        .send(b"POST / HTTP/1.1\r\n\r\nbody")
-        .await
-        .unwrap();
+    connection.send(b"POST / HTTP/1.1\r\n\r\nbody").await.unwrap();
     connection.half_close().await.unwrap();
 
     assert_eq!(connection.read_response(SOON).await.unwrap().status, 204);
@@ -144,8 +129,7 @@ async fn a_half_close_reaches_the_peer_as_the_end() {
 async fn a_reset_reaches_the_peer_as_a_reset() {
     let (told, heard) = tokio::sync::oneshot::channel();
     let address = serve(|mut stream| async move {
-        told.send(stream.read_u8().await.unwrap_err().kind())
-            .unwrap();
+        told.send(stream.read_u8().await.unwrap_err().kind()).unwrap();
     })
     .await;
     let mut connection = RawConnection::open(address).await.unwrap();

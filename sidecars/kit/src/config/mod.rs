@@ -101,7 +101,9 @@ pub fn load<T: Section>(source: &Source) -> Result<T, ConfigErrors> {
         match read_file(file) {
             Ok(text) => match toml::from_str::<toml::Table>(&text) {
                 Ok(_) => figment = figment.merge(Toml::string(&text)),
-                Err(error) => lines.push(format!("{}: {}", file.display(), error.to_string().trim().replace('\n', " "))),
+                Err(error) => {
+                    lines.push(format!("{}: {}", file.display(), error.to_string().trim().replace('\n', " ")))
+                }
             },
             Err(line) => lines.push(line),
         }
@@ -233,7 +235,8 @@ pub fn variable(path: &str, well_known: &[WellKnown]) -> String {
 fn looks_secret(path: &[String]) -> bool {
     path.iter().any(|part| {
         let part = part.to_ascii_lowercase();
-        !part.ends_with("_file") && ["key", "secret", "token", "password", "headers"].iter().any(|word| part.contains(word))
+        !part.ends_with("_file")
+            && ["key", "secret", "token", "password", "headers"].iter().any(|word| part.contains(word))
     })
 }
 

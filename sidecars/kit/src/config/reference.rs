@@ -98,9 +98,13 @@ impl Writer<'_> {
         }
         match schema.get("type") {
             Some(Value::String(kind)) => words(kind).to_owned(),
-            Some(Value::Array(kinds)) => {
-                kinds.iter().filter_map(Value::as_str).filter(|kind| *kind != "null").map(words).collect::<Vec<_>>().join(" or ")
-            }
+            Some(Value::Array(kinds)) => kinds
+                .iter()
+                .filter_map(Value::as_str)
+                .filter(|kind| *kind != "null")
+                .map(words)
+                .collect::<Vec<_>>()
+                .join(" or "),
             _ => "value".to_owned(),
         }
     }

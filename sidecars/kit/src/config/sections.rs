@@ -104,7 +104,10 @@ impl AdminSection {
         match &token {
             Some(token) if token.expose().len() < Self::TOKEN_CHARS => {
                 let name = if self.token.is_some() { value } else { file };
-                Err(format!("{name}: must hold at least {} characters, for example from `openssl rand -hex 32`", Self::TOKEN_CHARS))
+                Err(format!(
+                    "{name}: must hold at least {} characters, for example from `openssl rand -hex 32`",
+                    Self::TOKEN_CHARS
+                ))
             }
             _ => Ok(token),
         }

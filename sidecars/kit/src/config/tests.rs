@@ -6,7 +6,7 @@ use serde::Deserialize;
 use super::*;
 use crate::secret::Secret;
 
-#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Config {
     log: LogSection,
@@ -42,12 +42,6 @@ impl Default for Gateway {
             on: true,
             headers: BTreeMap::new(),
         }
-    }
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { log: LogSection::default(), gateway: Gateway::default() }
     }
 }
 

@@ -79,7 +79,12 @@ impl Held {
         Poll::Ready(self.covered - self.read)
     }
 
-    fn poll_acquire(&mut self, pool: Pool, budget: &Budget, cx: &mut Context<'_>) -> Poll<Option<OwnedSemaphorePermit>> {
+    fn poll_acquire(
+        &mut self,
+        pool: Pool,
+        budget: &Budget,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<OwnedSemaphorePermit>> {
         let semaphore = match pool {
             Pool::Small => &budget.small,
             Pool::Large => &budget.large,

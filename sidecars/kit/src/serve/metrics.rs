@@ -42,7 +42,11 @@ impl ServeMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register("http_connections_accepted", "Connections accepted", metrics.accepted.clone());
-        registry.register("http_connections_refused", "Connections over a limit, closed at once", metrics.refused.clone());
+        registry.register(
+            "http_connections_refused",
+            "Connections over a limit, closed at once",
+            metrics.refused.clone(),
+        );
         registry.register("http_connections_open", "Connections open", metrics.open.clone());
         registry.register("http_requests", "Requests answered, by class of status", metrics.answered.clone());
         registry.register("http_timeouts", "Connections closed because they were too slow", metrics.timed_out.clone());

@@ -120,7 +120,8 @@ impl Server {
         stop: StopToken,
     ) -> std::io::Result<Self> {
         let address: SocketAddr = address.parse().map_err(|_| std::io::Error::from(ErrorKind::InvalidInput))?;
-        let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
+        let socket =
+            if address.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         // The kernel cuts this down to net.core.somaxconn.

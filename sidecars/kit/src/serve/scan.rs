@@ -121,9 +121,9 @@ impl Scanner {
         }
         let whole = length <= KEPT;
         if name.eq_ignore_ascii_case(b"content-length") {
-            let number = std::str::from_utf8(value).ok().filter(|text| {
-                whole && !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
-            });
+            let number = std::str::from_utf8(value)
+                .ok()
+                .filter(|text| whole && !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()));
             match number.and_then(|text| text.parse().ok()) {
                 _ if self.content_length.is_some() => self.bad = Some("more than one Content-Length"),
                 Some(number) => self.content_length = Some(number),

@@ -30,7 +30,14 @@ async fn start(limits: Limits) -> Running {
         .route("/echo", post(echo))
         .route("/ignore", post(|| async { StatusCode::NO_CONTENT }))
         .route("/hello", get(|| async { "hello" }))
-        .route("/panic", get(|| async { if true { panic!("test") } }));
+        .route(
+            "/panic",
+            get(|| async {
+                if true {
+                    panic!("test")
+                }
+            }),
+        );
     Running { address, stop, task: tokio::spawn(server.run(app)) }
 }
 
@@ -105,7 +112,9 @@ async fn heads_up_to_the_limit_pass_and_larger_ones_are_431() {
     large.head_bytes = 8 << 20;
     let running = start(large).await;
     let started = std::time::Instant::now();
-    let answer = exchange(&running, &request("/echo", &format!("X: {}\r\nContent-Length: 2\r\n", "x".repeat(6_500_000)), "{}")).await;
+    let answer =
+        exchange(&running, &request("/echo", &format!("X: {}\r\nContent-Length: 2\r\n", "x".repeat(6_500_000)), "{}"))
+            .await;
     assert_status(&answer, "200");
     assert!(answer.ends_with("2 6500000"), "{}", &answer[answer.len() - 60..]);
     assert!(started.elapsed() < Duration::from_secs(5), "reading a large head is linear work: {:?}", started.elapsed());
@@ -136,7 +145,12 @@ async fn ambiguous_requests_are_400_and_closed() {
     for chunk in ["zz\r\n{}\r\n0\r\n\r\n", "2\r\n{}x\r\n0\r\n\r\n", "ffffffffffffffffff\r\n{}\r\n"] {
         assert_status(&exchange(&running, &request("/echo", "Transfer-Encoding: chunked\r\n", chunk)).await, "400");
     }
-    for raw in ["POST /echo HTTP/1.1\r\n\r\n", "POST /echo HTTP/1.1\nHost: a\n\n", "nonsense\r\n\r\n", "GET / HTTP/3.0\r\n\r\n"] {
+    for raw in [
+        "POST /echo HTTP/1.1\r\n\r\n",
+        "POST /echo HTTP/1.1\nHost: a\n\n",
+        "nonsense\r\n\r\n",
+        "GET / HTTP/3.0\r\n\r\n",
+    ] {
         assert_status(&exchange(&running, raw.as_bytes()).await, "400");
     }
 }
@@ -144,8 +158,20 @@ async fn ambiguous_requests_are_400_and_closed() {
 #[tokio::test]
 async fn only_plain_paths_are_routed() {
     let running = start(limits()).await;
-    for path in ["//hello", "/%68ello", "/hello/..%2f", "/a/../hello", "/hello%00", "http://a/hello", "/hello/", "/Hello", "\\hello", "/h\u{e9}llo"] {
-        let answer = exchange(&running, format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes()).await;
+    for path in [
+        "//hello",
+        "/%68ello",
+        "/hello/..%2f",
+        "/a/../hello",
+        "/hello%00",
+        "http://a/hello",
+        "/hello/",
+        "/Hello",
+        "\\hello",
+        "/h\u{e9}llo",
+    ] {
+        let answer =
+            exchange(&running, format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 404") || answer.starts_with("HTTP/1.1 400"), "{path}: {answer}");
     }
     let answer = exchange(&running, b"GET /hello?x=%2f HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;

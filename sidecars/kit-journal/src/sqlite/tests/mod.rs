@@ -63,7 +63,10 @@ impl Bench {
     }
 
     fn settle(&mut self, settlement: Settlement) {
-        self.commit(Commit { settlements: vec![Settlement { sink: SINK.to_owned(), ..settlement }], ..Commit::default() });
+        self.commit(Commit {
+            settlements: vec![Settlement { sink: SINK.to_owned(), ..settlement }],
+            ..Commit::default()
+        });
     }
 
     fn purge(&mut self, plan: Purge) -> crate::engine::Purged {

@@ -8,6 +8,8 @@
 //! A slow or failing event holds up its own subject only: when half the window waits behind it, it
 //! gets a row and the cursor moves on.
 
+mod rows;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -130,6 +132,13 @@ pub(crate) fn subject_lane(subject: &str) -> i64 {
     i64::from_be_bytes(first)
 }
 
+/// Milliseconds from `earlier` to `later`; negative when they are the other way round.
+fn millis(later: Instant, earlier: Instant) -> i64 {
+    let distance =
+        |a: Instant, b: Instant| i64::try_from(a.saturating_duration_since(b).as_millis()).unwrap_or(i64::MAX);
+    distance(later, earlier) - distance(earlier, later)
+}
+
 impl Window {
     pub(crate) fn new(cursor: Seq, ordered: bool, limits: Limits) -> Self {
         Self {
@@ -147,84 +156,6 @@ impl Window {
             rows_changed: Vec::new(),
             rows_delivered: Vec::new(),
             attempts: Vec::new(),
-        }
-    }
-
-    /// Takes up rows that the journal holds: at start, and after an operator's action.
-    ///
-    /// Rows that are not held there any more and are not on their way there are dropped from memory;
-    /// known ones may have become due earlier. `longest` bounds a stored time that a jump of the
-    /// clock has put far away.
-    pub(crate) fn sync_rows(&mut self, rows: &[ExceptionRow], clock: Timestamp, now: Instant, longest: Duration) {
-        let listed: BTreeSet<Seq> = rows.iter().map(|row| row.seq).collect();
-        let gone: Vec<Seq> = self
-            .items
-            .iter()
-            .filter(|(seq, item)| {
-                matches!(item.source, Source::Row)
-                    && !item.in_flight
-                    && !listed.contains(seq)
-                    && !self.rows_ahead.contains_key(seq)
-            })
-            .map(|(seq, _)| *seq)
-            .collect();
-        for seq in gone {
-            self.remove(seq);
-        }
-        for row in rows {
-            let not_before = row.next_at.and_then(|due| {
-                let wait = due.since(clock).min(longest);
-                (!wait.is_zero()).then(|| now + wait)
-            });
-            match self.items.get_mut(&row.seq) {
-                Some(item) if matches!(item.source, Source::Row) && !item.in_flight => {
-                    if row.state == ExceptionState::Retrying {
-                        item.not_before = not_before;
-                    }
-                }
-                Some(_) => {}
-                None => self.add_row(row, Source::Row, not_before),
-            }
-        }
-        self.rebuild_ready();
-    }
-
-    /// Takes up rows that an operator asked to be delivered again.
-    pub(crate) fn add_replays(&mut self, rows: &[ExceptionRow]) {
-        for row in rows {
-            if !self.items.contains_key(&row.seq) {
-                self.add_row(row, Source::Replay, None);
-                self.make_ready(Lane::Own(row.seq));
-            }
-        }
-    }
-
-    /// Replays taken up and not finished.
-    pub(crate) fn replays(&self) -> usize {
-        self.items.values().filter(|item| matches!(item.source, Source::Replay)).count()
-    }
-
-    fn add_row(&mut self, row: &ExceptionRow, source: Source, not_before: Option<Instant>) {
-        let replay = matches!(source, Source::Replay);
-        let lane = if replay || !self.ordered { Lane::Own(row.seq) } else { Lane::Subject(row.lane) };
-        let item = Item {
-            lane,
-            subject_lane: row.lane,
-            source,
-            attempts: row.attempts,
-            uncharged: 0,
-            first_at: row.first_at,
-            not_before,
-            in_flight: false,
-            was_due: true,
-            successes_seen: 0,
-        };
-        self.items.insert(row.seq, item);
-        let queue = self.lanes.entry(lane).or_default();
-        let at = queue.partition_point(|seq| *seq < row.seq);
-        queue.insert(at, row.seq);
-        if !replay {
-            self.open_rows += 1;
         }
     }
 
@@ -313,10 +244,10 @@ impl Window {
 
     /// Gives a loaded event that waits behind its subject a row of its own.
     fn wait_behind(&mut self, seq: Seq) {
-        self.to_row(seq, ExceptionState::Waiting, None, "waits for an earlier event of its subject");
+        self.give_row(seq, ExceptionState::Waiting, None, "waits for an earlier event of its subject");
     }
 
-    fn to_row(&mut self, seq: Seq, state: ExceptionState, next_at: Option<Timestamp>, reason: &str) {
+    fn give_row(&mut self, seq: Seq, state: ExceptionState, next_at: Option<Timestamp>, reason: &str) {
         let nth = usize::try_from(seq - self.cursor - 1).unwrap_or(usize::MAX);
         let Some(item) = self.items.get_mut(&seq) else { return };
         let row = ExceptionRow {
@@ -379,19 +310,25 @@ impl Window {
 
     /// What is known about a delivery in flight.
     pub(crate) fn history(&self, seq: Seq) -> History {
-        self.items.get(&seq).map_or(
-            History { attempts: 0, uncharged: 0, was_due: true, successes_seen: 0 },
-            |item| History {
+        self.items.get(&seq).map_or(History { attempts: 0, uncharged: 0, was_due: true, successes_seen: 0 }, |item| {
+            History {
                 attempts: item.attempts,
                 uncharged: item.uncharged,
                 was_due: item.was_due,
                 successes_seen: item.successes_seen,
-            },
-        )
+            }
+        })
     }
 
     /// Takes the outcome of a delivery in flight.
-    pub(crate) fn complete(&mut self, seq: Seq, decision: &Decision, attempt: Option<Attempt>, successes: u64, now: Instant) {
+    pub(crate) fn complete(
+        &mut self,
+        seq: Seq,
+        decision: &Decision,
+        attempt: Option<Attempt>,
+        successes: u64,
+        now: Instant,
+    ) {
         let started = attempt.as_ref().map(|attempt| attempt.at);
         self.attempts.extend(attempt);
         let Some(item) = self.items.get_mut(&seq) else { return };
@@ -403,7 +340,12 @@ impl Window {
             Decision::Park { reason } => self.finish(seq, Some(reason)),
             Decision::Retry { charged, delay, next_at, reason } => {
                 item.in_flight = false;
-                item.not_before = Some(now + *delay);
+                // A probe that came before the event's own time does not put that time off: otherwise
+                // an event could be probed for ever and never be judged.
+                let kept = item.not_before.filter(|due| !charged && *due > now);
+                let due = kept.unwrap_or(now + *delay);
+                let next_at = if kept.is_some() { next_at.plus_millis(-millis(now + *delay, due)) } else { *next_at };
+                item.not_before = Some(due);
                 item.uncharged = if *charged { 0 } else { item.uncharged.saturating_add(1) };
                 item.attempts += u32::from(*charged);
                 // An event that was never answered keeps its place in the window: while the sink is
@@ -413,10 +355,10 @@ impl Window {
                         Source::Replay => ExceptionState::Replaying,
                         Source::Loaded(_) | Source::Row => ExceptionState::Retrying,
                     };
-                    self.to_row(seq, state, Some(*next_at), reason);
+                    self.give_row(seq, state, Some(next_at), reason);
                     self.lane_waits(lane);
                 }
-                self.delayed.insert((now + *delay, lane));
+                self.delayed.insert((due, lane));
             }
         }
     }
@@ -499,56 +441,6 @@ impl Window {
         for (seq, lane) in lanes {
             if !self.items[&seq].in_flight {
                 self.make_ready(lane);
-            }
-        }
-    }
-
-    /// The sink answers again: what failed without being answered need not wait any longer.
-    pub(crate) fn sink_is_back(&mut self) {
-        for item in self.items.values_mut().filter(|item| item.uncharged > 0 && !item.in_flight) {
-            item.not_before = None;
-        }
-        self.rebuild_ready();
-    }
-
-    /// Loaded positions that an operator dropped or asked for again meanwhile.
-    pub(crate) fn leave_to_rows(&mut self, seqs: &[Seq]) {
-        for seq in seqs {
-            let loaded = self.items.get(seq).is_some_and(|item| matches!(item.source, Source::Loaded(_)) && !item.in_flight);
-            if loaded {
-                self.remove(*seq);
-                let nth = usize::try_from(seq - self.cursor - 1).unwrap_or(usize::MAX);
-                if let Some(slot) = self.slots.get_mut(nth) {
-                    *slot = Slot::Done;
-                }
-            }
-        }
-    }
-
-    /// When the window is filling up behind its first event, gives that event a row so that the
-    /// cursor can move on. Call when there is something to load and no room for it.
-    pub(crate) fn spill(&mut self, clock: Timestamp, now: Instant) {
-        while self.slots.len() * 2 > self.limits.slots || self.bytes * 2 > self.limits.bytes {
-            match self.slots.iter().position(|slot| matches!(slot, Slot::Open { .. })) {
-                Some(nth) => {
-                    let Some(Slot::Open { loaded }) = self.slots.get(nth).copied() else { return };
-                    if now.duration_since(loaded) < self.limits.spill_after || self.open_rows >= self.limits.open_rows {
-                        return;
-                    }
-                    let seq = self.cursor + 1 + Seq::try_from(nth).unwrap_or(0);
-                    let Some(item) = self.items.get(&seq) else { return };
-                    let (lane, first) = (item.lane, self.lanes[&item.lane].front() == Some(&seq));
-                    if first {
-                        self.to_row(seq, ExceptionState::Retrying, Some(clock), "took long, others go on");
-                        self.lane_waits(lane);
-                    } else {
-                        self.wait_behind(seq);
-                    }
-                }
-                None => return,
-            }
-            if self.slots.front().is_some_and(|slot| !matches!(slot, Slot::Open { .. })) {
-                return;
             }
         }
     }

@@ -1,25 +1,21 @@
-//! One task a sink: it loads, starts, judges and settles. All its state is in the window and the
-//! circuit; everything durable is in the journal, so that it can be cut off at any moment.
+//! The dispatcher's loop: load, start, judge, settle.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use kit::clock::SharedClock;
 use kit::lifecycle::StopToken;
-use kit::retry::Schedule;
-use kit_journal::engine::{Action, Attempt, Settlement};
+use kit_journal::engine::{Attempt, Settlement, SinkRow};
 use kit_journal::{Journal, JournalError, Seq, StoredEvent};
-use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::Dispatcher;
 use crate::circuit::{Circuit, Permit};
-use crate::config::{GatewaySection, Order};
 use crate::judge::{self, Circumstances};
-use crate::metrics::{DeliveryMetrics, SinkGauges};
+use crate::metrics::SinkGauges;
 use crate::outcome::{Outcome, Sink, Verdict};
-use crate::window::{Limits, Start, Window};
+use crate::window::{Decision, Limits, Start, Window};
 
 /// Deliveries whose results are not on the disk yet: what a crash may make the sink see again.
 const UNSETTLED: usize = 1024;
@@ -33,121 +29,6 @@ const OBSERVE_EVERY: Duration = Duration::from_secs(2);
 const OBSERVE_IDLE: Duration = Duration::from_secs(60);
 /// How long deliveries in flight may take to finish when the daemon stops.
 const FINISH_WITHIN: Duration = Duration::from_secs(4);
-
-/// How a dispatcher works.
-#[derive(Clone, Debug)]
-pub struct DispatcherSettings {
-    /// Keep the order of every subject.
-    pub ordered: bool,
-    /// Deliveries in flight at most.
-    pub concurrency: usize,
-    /// Deliveries started per second at most; 0 means no limit.
-    pub rate_per_second: u32,
-    /// When to try again.
-    pub schedule: Schedule,
-    /// Consecutive failures that open the circuit.
-    pub circuit_failures: u32,
-    /// First and longest distance of probes.
-    pub probe: (Duration, Duration),
-}
-
-impl From<&GatewaySection> for DispatcherSettings {
-    fn from(section: &GatewaySection) -> Self {
-        let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(1));
-        Self {
-            ordered: section.order == Order::Subject,
-            concurrency: section.concurrency,
-            rate_per_second: section.rate_per_second,
-            schedule: Schedule::new(section.retry.schedule_seconds.iter().copied().map(seconds).collect()),
-            circuit_failures: section.circuit.failures,
-            probe: (seconds(section.circuit.probe_seconds), seconds(section.circuit.probe_max_seconds)),
-        }
-    }
-}
-
-/// What a sink is doing now, for the API.
-#[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
-pub struct SinkStatus {
-    /// `closed`, `open` or `probing`.
-    pub circuit: &'static str,
-    /// Deliveries in flight.
-    pub in_flight: usize,
-    /// The last failure in a sentence.
-    pub last_error: Option<String>,
-    /// When it happened.
-    pub last_error_at: Option<String>,
-}
-
-/// Works through the journal for one sink.
-pub struct Dispatcher<S> {
-    sink: Arc<S>,
-    journal: Journal,
-    clock: SharedClock,
-    settings: DispatcherSettings,
-    metrics: DeliveryMetrics,
-    status: Arc<Mutex<SinkStatus>>,
-}
-
-impl<S> std::fmt::Debug for Dispatcher<S> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Dispatcher").field("settings", &self.settings).finish_non_exhaustive()
-    }
-}
-
-impl<S: Sink> Dispatcher<S> {
-    /// A dispatcher for `sink`, which must not have another one.
-    pub fn new(
-        sink: Arc<S>,
-        journal: Journal,
-        clock: SharedClock,
-        settings: DispatcherSettings,
-        metrics: DeliveryMetrics,
-    ) -> Self {
-        metrics.prepare(sink.name());
-        let status = Arc::new(Mutex::new(SinkStatus { circuit: "closed", ..SinkStatus::default() }));
-        Self { sink, journal, clock, settings, metrics, status }
-    }
-
-    /// What the sink is doing now.
-    pub fn status(&self) -> Arc<Mutex<SinkStatus>> {
-        Arc::clone(&self.status)
-    }
-
-    /// Delivers until stopped. Deliveries in flight then get a little time; what is not settled is
-    /// delivered again after the next start, with the same event id.
-    ///
-    /// # Errors
-    /// The journal cannot be read at start.
-    pub async fn run(self, stop: StopToken) -> Result<(), JournalError> {
-        let name = self.sink.name().to_owned();
-        self.journal.act(vec![Action::Register { sink: name.clone() }]).await?;
-        let row = self.journal.read({
-            let name = name.clone();
-            move |reader| reader.sink(&name)
-        });
-        let row = row.await?;
-        let mut work = Work {
-            window: Window::new(row.cursor, self.settings.ordered, Limits::default()),
-            circuit: Circuit::new(self.settings.circuit_failures, self.settings.probe.0, self.settings.probe.1),
-            limiter: std::num::NonZeroU32::new(self.settings.rate_per_second)
-                .map(|rate| RateLimiter::direct(Quota::per_second(rate).allow_burst(std::num::NonZeroU32::MIN))),
-            paused: row.paused,
-            in_flight: JoinSet::new(),
-            settling: None,
-            settle_again: None,
-            successes: 0,
-            next_replay: Some(Instant::now()),
-            next_observation: Instant::now(),
-            quiet: false,
-            tail: self.journal.tail(),
-            actions: self.journal.actions(),
-            sync_due: true,
-            name,
-            shell: self,
-        };
-        work.run(stop).await
-    }
-}
 
 /// One delivery that has ended.
 struct Finished {
@@ -163,7 +44,8 @@ struct Settling {
     task: JoinHandle<Result<(), JournalError>>,
 }
 
-struct Work<S> {
+/// The dispatcher at work.
+pub(super) struct Work<S> {
     shell: Dispatcher<S>,
     name: String,
     window: Window,
@@ -186,7 +68,29 @@ struct Work<S> {
 }
 
 impl<S: Sink> Work<S> {
-    async fn run(&mut self, stop: StopToken) -> Result<(), JournalError> {
+    pub(super) fn new(shell: Dispatcher<S>, row: &SinkRow) -> Self {
+        Self {
+            window: Window::new(row.cursor, shell.settings.ordered, Limits::default()),
+            circuit: Circuit::new(shell.settings.circuit_failures, shell.settings.probe.0, shell.settings.probe.1),
+            limiter: std::num::NonZeroU32::new(shell.settings.rate_per_second)
+                .map(|rate| RateLimiter::direct(Quota::per_second(rate).allow_burst(std::num::NonZeroU32::MIN))),
+            paused: row.paused,
+            in_flight: JoinSet::new(),
+            settling: None,
+            settle_again: None,
+            successes: 0,
+            next_replay: Some(Instant::now()),
+            next_observation: Instant::now(),
+            quiet: false,
+            tail: shell.journal.tail(),
+            actions: shell.journal.actions(),
+            sync_due: true,
+            name: row.name.clone(),
+            shell,
+        }
+    }
+
+    pub(super) async fn run(&mut self, stop: StopToken) -> Result<(), JournalError> {
         while !stop.is_stopped() {
             if self.sync_due && self.settling.is_none() && self.settle_again.is_none() {
                 self.sync().await;
@@ -236,7 +140,8 @@ impl<S: Sink> Work<S> {
         match read.await {
             Ok((sink, rows, ahead)) => {
                 self.paused = sink.paused;
-                let longest = self.shell.settings.schedule.longest();
+                let settings = &self.shell.settings;
+                let longest = settings.schedule.longest().max(settings.retry_after_max).max(judge::LONGEST_FREE_WAIT);
                 self.window.sync_rows(&rows, self.shell.clock.now(), Instant::now(), longest);
                 self.window.leave_to_rows(&ahead);
                 self.next_replay = Some(Instant::now());
@@ -412,7 +317,7 @@ impl<S: Sink> Work<S> {
         if let Some(error) = &outcome.error {
             self.note(error.clone());
         }
-        if let crate::window::Decision::Park { reason } = &decision {
+        if let Decision::Park { reason } = &decision {
             tracing::error!(seq, sink = %self.name, reason = %reason, "event {seq} parked as a dead letter: {reason}");
         }
         self.window.complete(seq, &decision, attempt, self.successes, now);

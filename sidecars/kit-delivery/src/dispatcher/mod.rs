@@ -1,0 +1,118 @@
+//! One task a sink: it loads, starts, judges and settles. All its state is in the window and the
+//! circuit; everything durable is in the journal, so that it can be cut off at any moment.
+
+mod work;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kit::clock::SharedClock;
+use kit::lifecycle::StopToken;
+use kit::retry::Schedule;
+use kit_journal::engine::Action;
+use kit_journal::{Journal, JournalError};
+use serde::Serialize;
+
+use crate::config::{GatewaySection, Order};
+use crate::metrics::DeliveryMetrics;
+use crate::outcome::Sink;
+use work::Work;
+
+/// How a dispatcher works.
+#[derive(Clone, Debug)]
+pub struct DispatcherSettings {
+    /// Keep the order of every subject.
+    pub ordered: bool,
+    /// Deliveries in flight at most.
+    pub concurrency: usize,
+    /// Deliveries started per second at most; 0 means no limit.
+    pub rate_per_second: u32,
+    /// When to try again.
+    pub schedule: Schedule,
+    /// Longest time that the sink itself may ask to be left alone.
+    pub retry_after_max: Duration,
+    /// Consecutive failures that open the circuit.
+    pub circuit_failures: u32,
+    /// First and longest distance of probes.
+    pub probe: (Duration, Duration),
+}
+
+impl From<&GatewaySection> for DispatcherSettings {
+    fn from(section: &GatewaySection) -> Self {
+        let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(1));
+        Self {
+            ordered: section.order == Order::Subject,
+            concurrency: section.concurrency,
+            rate_per_second: section.rate_per_second,
+            schedule: Schedule::new(section.retry.schedule_seconds.iter().copied().map(seconds).collect()),
+            retry_after_max: seconds(section.retry.retry_after_max_seconds),
+            circuit_failures: section.circuit.failures,
+            probe: (seconds(section.circuit.probe_seconds), seconds(section.circuit.probe_max_seconds)),
+        }
+    }
+}
+
+/// What a sink is doing now, for the API.
+#[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
+pub struct SinkStatus {
+    /// `closed`, `open` or `probing`.
+    pub circuit: &'static str,
+    /// Deliveries in flight.
+    pub in_flight: usize,
+    /// The last failure in a sentence.
+    pub last_error: Option<String>,
+    /// When it happened.
+    pub last_error_at: Option<String>,
+}
+
+/// Works through the journal for one sink.
+pub struct Dispatcher<S> {
+    sink: Arc<S>,
+    journal: Journal,
+    clock: SharedClock,
+    settings: DispatcherSettings,
+    metrics: DeliveryMetrics,
+    status: Arc<Mutex<SinkStatus>>,
+}
+
+impl<S> std::fmt::Debug for Dispatcher<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dispatcher").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl<S: Sink> Dispatcher<S> {
+    /// A dispatcher for `sink`, which must not have another one.
+    pub fn new(
+        sink: Arc<S>,
+        journal: Journal,
+        clock: SharedClock,
+        settings: DispatcherSettings,
+        metrics: DeliveryMetrics,
+    ) -> Self {
+        metrics.prepare(sink.name());
+        let status = Arc::new(Mutex::new(SinkStatus { circuit: "closed", ..SinkStatus::default() }));
+        Self { sink, journal, clock, settings, metrics, status }
+    }
+
+    /// What the sink is doing now.
+    pub fn status(&self) -> Arc<Mutex<SinkStatus>> {
+        Arc::clone(&self.status)
+    }
+
+    /// Delivers until stopped. Deliveries in flight then get a little time; what is not settled is
+    /// delivered again after the next start, with the same event id.
+    ///
+    /// # Errors
+    /// The journal cannot be read at start.
+    pub async fn run(self, stop: StopToken) -> Result<(), JournalError> {
+        let name = self.sink.name().to_owned();
+        self.journal.act(vec![Action::Register { sink: name.clone() }]).await?;
+        let row = self.journal.read({
+            let name = name.clone();
+            move |reader| reader.sink(&name)
+        });
+        let row = row.await?;
+        Work::new(self, &row).run(stop).await
+    }
+}

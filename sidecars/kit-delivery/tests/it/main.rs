@@ -1,0 +1,8 @@
+//! The engine over a real journal and a real HTTP receiver.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod answers;
+mod bench;
+mod operators;
+mod order;
+mod outages;

@@ -1,0 +1,121 @@
+//! Replay, drop, pause: while the engine runs.
+
+use kit::clock::{Clock as _, SystemClock};
+use kit_journal::engine::Action;
+use kit_journal::{DeliveryState, Seq};
+use kit_workbench::gateway::Behaviour;
+use std::time::{Duration, Instant};
+
+use crate::bench::*;
+
+fn replay(seqs: Vec<Seq>) -> Action {
+    Action::Replay { sink: "gateway".to_owned(), seqs, from: SystemClock.now(), spacing_ms: 0.0 }
+}
+
+fn give_up(seqs: Vec<Seq>) -> Action {
+    Action::Drop { sink: "gateway".to_owned(), seqs, reason: "test".to_owned() }
+}
+
+fn pause(paused: bool) -> Action {
+    Action::Pause { sink: "gateway".to_owned(), paused }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_delivered_when_asked_for_again() {
+    let mut bench = Bench::new(Behaviour::status(400), |_| {}).await;
+    for n in 0..50 {
+        bench.append(&format!("a/{n}")).await;
+    }
+    bench.wait("parking", |row| row.parked == 50).await;
+    bench.gateway.set_behaviour(Behaviour::Ok);
+    bench.journal.act(vec![replay((1..=50).collect())]).await.unwrap();
+    let row = bench.all_settled().await;
+    assert_eq!((row.delivered, row.parked), (50, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivered_event_can_be_asked_for_again_with_the_same_id() {
+    let mut bench = Bench::new(Behaviour::Ok, |_| {}).await;
+    let seq = bench.append("a/1").await;
+    bench.all_settled().await;
+    bench.journal.act(vec![replay(vec![seq])]).await.unwrap();
+    bench.gateway.wait_for(2, DEADLINE).await.unwrap();
+    bench.all_settled().await;
+    let received = bench.gateway.received();
+    assert_eq!(received[0].event_id, received[1].event_id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_fails_again_becomes_a_dead_letter_again() {
+    let mut bench = Bench::new(Behaviour::status(400), |_| {}).await;
+    let seq = bench.append("a/1").await;
+    bench.wait("parking", |row| row.parked == 1).await;
+    bench.journal.act(vec![replay(vec![seq])]).await.unwrap();
+    bench.gateway.wait_for(2, DEADLINE).await.unwrap();
+    bench.wait("parking again", |row| row.parked == 1 && row.open == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_the_head_of_a_subject_lets_the_next_one_go() {
+    let stuck = Behaviour::by_request(|head| {
+        if head.event_id == Some(kit_journal::EventId::derive("test", "1", None).to_string()) {
+            Behaviour::status(500)
+        } else {
+            Behaviour::Ok
+        }
+    });
+    let mut bench = Bench::new(stuck, |section| section.retry.schedule_seconds = vec![3600.0; 10]).await;
+    for _ in 0..3 {
+        bench.append("a/1").await;
+    }
+    bench.wait("waiting", |row| row.open == 3).await;
+    bench.journal.act(vec![give_up(vec![1])]).await.unwrap();
+    let row = bench.all_settled().await;
+    assert_eq!((row.delivered, row.dropped), (2, 1));
+    assert_eq!(bench.state(1).await, DeliveryState::Dropped);
+    assert_eq!(bench.taken(), [2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retrying_event_can_be_tried_now() {
+    let mut bench =
+        Bench::new(Behaviour::failing_first(1, 500), |section| section.retry.schedule_seconds = vec![3600.0]).await;
+    let seq = bench.append("a/1").await;
+    bench.wait("retrying", |row| row.open == 1).await;
+    bench.journal.act(vec![replay(vec![seq])]).await.unwrap();
+    assert_eq!(bench.all_settled().await.delivered, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_sink_takes_nothing_also_after_a_restart_and_dropped_ones_are_never_sent() {
+    let mut bench = Bench::new(Behaviour::Ok, |_| {}).await;
+    bench.journal.act(vec![pause(true)]).await.unwrap();
+    bench.stop().await;
+    bench.start();
+    for n in 0..5 {
+        bench.append(&format!("a/{n}")).await;
+    }
+    bench.journal.act(vec![give_up(vec![2, 4])]).await.unwrap();
+    let deadline = Instant::now() + Duration::from_millis(300);
+    while Instant::now() < deadline {
+        assert_eq!(bench.gateway.counts().received, 0);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    bench.journal.act(vec![pause(false)]).await.unwrap();
+    let row = bench.all_settled().await;
+    assert_eq!((row.delivered, row.dropped), (3, 2));
+    let mut taken = bench.taken();
+    taken.sort_unstable();
+    assert_eq!(taken, [1, 3, 5]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rate_is_kept() {
+    let mut bench = Bench::new(Behaviour::Ok, |section| section.rate_per_second = 50).await;
+    let started = Instant::now();
+    for n in 0..30 {
+        bench.append(&format!("a/{n}")).await;
+    }
+    bench.all_settled().await;
+    assert!(started.elapsed() >= Duration::from_millis(550), "{:?}", started.elapsed());
+}

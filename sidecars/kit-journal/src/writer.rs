@@ -1,0 +1,279 @@
+//! The one thread that writes.
+//!
+//! It takes whatever has queued up during the last sync and commits it in one go: group commit
+//! without a timer. After a failed commit the store counts as poisoned: everything is refused until
+//! it has been reopened and what it shows is known to be on the disk.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use kit::clock::SharedClock;
+use tokio::sync::{mpsc, watch};
+
+use crate::config::JournalSection;
+use crate::engine::{ActionOutcome, Commit, Engine, Purge, Verdict};
+use crate::error::{AppendError, JournalError};
+use crate::event::Seq;
+use crate::journal::{Appended, Health, Reply, Request, Shared};
+
+/// At most this many requests in one commit …
+const GROUP_REQUESTS: usize = 512;
+/// … and about this many bytes of bodies.
+const GROUP_BYTES: usize = 8 << 20;
+/// Between two attempts to reopen a failed store.
+const REOPEN_EVERY: Duration = Duration::from_millis(250);
+/// How often a step of purging joins a commit or makes one of its own.
+const PURGE_EVERY: Duration = Duration::from_secs(5);
+/// Rows one purge step removes at most.
+const PURGE_ROWS: u32 = 512;
+
+/// The writing thread's state.
+pub(crate) struct Writer {
+    pub(crate) engine: Box<dyn Engine>,
+    pub(crate) section: JournalSection,
+    pub(crate) clock: SharedClock,
+    pub(crate) requests: mpsc::Receiver<Request>,
+    pub(crate) tail: watch::Sender<Seq>,
+    pub(crate) actions: watch::Sender<u64>,
+    pub(crate) health: watch::Sender<Health>,
+    pub(crate) shared: Arc<Shared>,
+    /// Set while the store is poisoned.
+    pub(crate) next_reopen: Option<Instant>,
+    pub(crate) next_purge: Instant,
+}
+
+/// Who waits for what in a commit, in the commit's order.
+#[derive(Default)]
+struct Waiting {
+    appends: Vec<Reply<Appended, AppendError>>,
+    settlements: Vec<Reply<()>>,
+    actions: Vec<(usize, Reply<Vec<ActionOutcome>>)>,
+    values: Vec<Reply<()>>,
+}
+
+impl Writer {
+    pub(crate) fn run(mut self) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let Ok(runtime) = runtime else {
+            self.health.send_replace(Health::Failing("no timer for the journal's thread".to_owned()));
+            return;
+        };
+        loop {
+            let wait = self.next_reopen.unwrap_or(self.next_purge).saturating_duration_since(Instant::now());
+            // Whatever is there already is taken without touching the timer.
+            let first = match self.requests.try_recv() {
+                Ok(request) => Some(Some(request)),
+                Err(mpsc::error::TryRecvError::Disconnected) => Some(None),
+                Err(mpsc::error::TryRecvError::Empty) => {
+                    runtime.block_on(async { tokio::time::timeout(wait, self.requests.recv()).await.ok() })
+                }
+            };
+            let closing = match first {
+                Some(None) => true,
+                Some(Some(request)) => self.take_group(Some(request)),
+                None => self.take_group(None),
+            };
+            if closing {
+                break;
+            }
+            self.reopen_if_due();
+        }
+        self.engine.close();
+    }
+
+    /// Gathers what is queued, commits it and answers; true when asked to close.
+    fn take_group(&mut self, first: Option<Request>) -> bool {
+        let mut commit = Commit { at: self.clock.now(), ..Commit::default() };
+        let mut waiting = Waiting::default();
+        let (mut bytes, mut requests, mut closing) = (0, 0, false);
+        let mut next = first;
+        while let Some(request) = next.take() {
+            requests += 1;
+            match request {
+                Request::Append(append, answer) => {
+                    bytes += append.body.len();
+                    commit.appends.push(*append);
+                    waiting.appends.push(answer);
+                }
+                Request::Settle(settlements, answer) => {
+                    commit.settlements.extend(settlements);
+                    waiting.settlements.push(answer);
+                }
+                Request::Act(actions, answer) => {
+                    waiting.actions.push((actions.len(), answer));
+                    commit.actions.extend(actions);
+                }
+                Request::Value(name, value, answer) => {
+                    commit.values.push((name, value));
+                    waiting.values.push(answer);
+                }
+                Request::Close => {
+                    closing = true;
+                    break;
+                }
+            }
+            if requests >= GROUP_REQUESTS || bytes >= GROUP_BYTES {
+                break;
+            }
+            next = self.requests.try_recv().ok();
+        }
+        self.shared.metrics.queued.set(i64::try_from(self.requests.len()).unwrap_or(i64::MAX));
+        if self.next_reopen.is_some() {
+            let reason = match &*self.health.borrow() {
+                Health::Failing(reason) => reason.clone(),
+                Health::Writable => "it is being reopened".to_owned(),
+            };
+            waiting.refuse(&reason);
+            return closing;
+        }
+        self.refuse_when_too_large(&mut commit, &mut waiting);
+        self.add_purge(&mut commit);
+        if !commit.is_empty() {
+            self.commit(commit, waiting);
+        }
+        closing
+    }
+
+    fn commit(&mut self, mut commit: Commit, waiting: Waiting) {
+        let started = Instant::now();
+        let appends = commit.appends.len();
+        let purging = commit.purge.is_some();
+        match self.engine.commit(&mut commit) {
+            Ok(committed) => {
+                let took = started.elapsed();
+                if committed.synced {
+                    self.shared.metrics.committed(took, appends);
+                }
+                self.shared.metrics.purged.inc_by(committed.purged.events);
+                if purging {
+                    self.observe();
+                    // As long as there is more to purge, go on at once between commits.
+                    if committed.purged.events + committed.purged.keys >= u64::from(PURGE_ROWS) {
+                        self.next_purge = Instant::now();
+                    }
+                }
+                self.tail.send_if_modified(|tail| {
+                    let grown = committed.last_seq > *tail;
+                    *tail = committed.last_seq;
+                    grown
+                });
+                let acted = !committed.actions.is_empty();
+                waiting.answer(&committed.verdicts, &committed.actions);
+                if acted {
+                    self.actions.send_modify(|n| *n += 1);
+                }
+                if self.requests.is_empty()
+                    && let Err(error) = self.engine.idle()
+                {
+                    self.poisoned(&error);
+                }
+            }
+            Err(error) => {
+                let reason = self.poisoned(&error);
+                waiting.refuse(&reason);
+            }
+        }
+    }
+
+    fn poisoned(&mut self, error: &JournalError) -> String {
+        let reason = kit::error::chain(error);
+        self.shared.metrics.failures.inc();
+        tracing::error!(reason = %reason, "journal commit failed, refusing events until the store is reopened: {reason}");
+        self.health.send_replace(Health::Failing(reason.clone()));
+        self.next_reopen = Some(Instant::now());
+        reason
+    }
+
+    fn reopen_if_due(&mut self) {
+        if self.next_reopen.is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        // Readers of the failed store let go, so that the checkpoint is not kept from finishing.
+        self.shared.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        match self.engine.reopen() {
+            Ok(()) => {
+                self.next_reopen = None;
+                self.health.send_replace(Health::Writable);
+                self.tail
+                    .send_if_modified(|tail| std::mem::replace(tail, self.engine.last_seq()) < self.engine.last_seq());
+                tracing::info!("journal reopened, taking events again");
+            }
+            Err(error) => {
+                let reason = kit::error::chain(&error);
+                self.health.send_replace(Health::Failing(reason.clone()));
+                tracing::warn!(reason = %reason, "journal still failing: {reason}");
+                self.next_reopen = Some(Instant::now() + REOPEN_EVERY);
+            }
+        }
+    }
+
+    fn refuse_when_too_large(&self, commit: &mut Commit, waiting: &mut Waiting) {
+        let max_bytes = self.section.max_bytes;
+        if max_bytes == 0 || commit.appends.is_empty() || self.engine.used_bytes().unwrap_or(0) < max_bytes {
+            return;
+        }
+        let reason = kit::error::chain(&JournalError::TooLarge { max_bytes });
+        commit.appends.clear();
+        for answer in waiting.appends.drain(..) {
+            let _ = answer.send(Err(AppendError::Unavailable(reason.clone())));
+        }
+    }
+
+    fn add_purge(&mut self, commit: &mut Commit) {
+        if Instant::now() < self.next_purge {
+            return;
+        }
+        self.next_purge = Instant::now() + PURGE_EVERY;
+        commit.purge = Some(Purge {
+            delivered_before: commit.at.plus_millis(-days_in_millis(self.section.retention.days)),
+            max_bytes: self.section.retention.max_bytes,
+            keys_before: commit.at.plus_millis(-days_in_millis(self.section.dedupe_days)),
+            limit: PURGE_ROWS,
+        });
+    }
+
+    fn observe(&self) {
+        if let Ok(bytes) = self.engine.used_bytes() {
+            self.shared.used_bytes.store(bytes, Ordering::Relaxed);
+            self.shared.metrics.used_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
+        let (bytes, keys) = self.engine.dedupe_memory();
+        self.shared.metrics.dedupe_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.shared.metrics.dedupe_keys.set(i64::try_from(keys).unwrap_or(i64::MAX));
+    }
+}
+
+impl Waiting {
+    fn answer(self, verdicts: &[Verdict], outcomes: &[ActionOutcome]) {
+        for (answer, verdict) in self.appends.into_iter().zip(verdicts) {
+            let Verdict { id, seq, duplicate, conflict } = *verdict;
+            let _ = answer.send(Ok(Appended { id, seq, duplicate, conflict }));
+        }
+        for answer in self.settlements.into_iter().chain(self.values) {
+            let _ = answer.send(Ok(()));
+        }
+        let mut outcomes = outcomes.iter();
+        for (count, answer) in self.actions {
+            let _ = answer.send(Ok(outcomes.by_ref().take(count).copied().collect()));
+        }
+    }
+
+    fn refuse(self, reason: &str) {
+        let error = || JournalError::Unavailable(reason.to_owned());
+        for answer in self.appends {
+            let _ = answer.send(Err(AppendError::Unavailable(reason.to_owned())));
+        }
+        for answer in self.settlements.into_iter().chain(self.values) {
+            let _ = answer.send(Err(error()));
+        }
+        for (_, answer) in self.actions {
+            let _ = answer.send(Err(error()));
+        }
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "validated to at most 36,500 days")]
+fn days_in_millis(days: f64) -> i64 {
+    (days * 86_400_000.0) as i64
+}
