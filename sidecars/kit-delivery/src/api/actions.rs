@@ -94,6 +94,7 @@ pub(super) async fn resume(
 
 async fn set_paused(state: &ApiState, peer: &ConnInfo, sink: String, paused: bool) -> Result<Json<Value>, ApiError> {
     let action = if paused { "sinks.pause" } else { "sinks.resume" };
+    let sink = one_sink(state, Some(sink)).await?;
     let outcomes = state.journal.act(vec![Action::Pause { sink: sink.clone(), paused }]).await?;
     let result = json!({"sink": sink, "paused": paused, "changed": outcomes.first().is_some_and(|o| o.changed > 0)});
     record(state, peer, action, json!({ "sink": sink }), result.clone()).await?;

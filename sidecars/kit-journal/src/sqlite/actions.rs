@@ -16,6 +16,12 @@ impl Sinks {
         action: &Action,
         last_seq: Seq,
     ) -> Result<ActionOutcome, JournalError> {
+        // An operator's typing error must not fail the commit that others share.
+        if let Action::Replay { sink, .. } | Action::Drop { sink, .. } | Action::Pause { sink, .. } = action
+            && self.id(sink).is_err()
+        {
+            return Ok(ActionOutcome { unavailable: 1, ..ActionOutcome::default() });
+        }
         match action {
             Action::Replay { sink, seqs, from, spacing_ms } => {
                 let sink = self.id(sink)?;

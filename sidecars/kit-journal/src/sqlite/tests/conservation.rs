@@ -84,6 +84,20 @@ fn replaying_and_dropping_move_between_states() {
 }
 
 #[test]
+fn an_unknown_sink_in_an_action_fails_nobody_elses_commit() {
+    let mut bench = Bench::new();
+    let nobody = || "nobody".to_owned();
+    let actions = vec![
+        Action::Pause { sink: nobody(), paused: true },
+        Action::Drop { sink: nobody(), seqs: vec![1], reason: String::new() },
+        Action::Replay { sink: nobody(), seqs: vec![1], from: Timestamp::from_millis(0), spacing_ms: 0.0 },
+    ];
+    let committed = bench.commit(Commit { appends: vec![append("k", "{}")], actions, ..Commit::default() });
+    assert_eq!(committed.verdicts.len(), 1);
+    assert!(committed.actions.iter().all(|outcome| outcome.unavailable == 1));
+}
+
+#[test]
 fn what_is_not_delivered_is_never_purged() {
     let mut bench = Bench::new();
     bench.append((0..6).map(|n| append(&n.to_string(), "{}")).collect());

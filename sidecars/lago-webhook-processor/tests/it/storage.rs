@@ -1,0 +1,97 @@
+//! When the disk says no.
+
+use std::time::{Duration, Instant};
+
+use kit_workbench::gateway::Behaviour;
+
+use crate::bench::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_its_maximum_the_journal_answers_503_and_takes_events_again_when_there_is_room() {
+    let bench = Bench::start(&[
+        ("LAGO_WEBHOOK_HMAC_KEY", HMAC_KEY),
+        ("SIDECAR_JOURNAL__MAX_BYTES", "4194304"),
+        ("SIDECAR_JOURNAL__RETENTION__MAX_BYTES", "1"),
+    ])
+    .await;
+    bench.gateway.stop().await;
+    let body = format!(r#"{{"x":"{}"}}"#, "x".repeat(200_000));
+    let (mut taken, mut refused) = (0, None);
+    for _ in 0..60 {
+        let answer = bench.send_body(&body).await;
+        match answer.status {
+            200 => taken += 1,
+            _ => {
+                refused = Some(answer);
+                break;
+            }
+        }
+    }
+    let refused = refused.expect("the maximum is reached");
+    assert_eq!(refused.status, 503);
+    assert!(refused.header("retry-after").is_some());
+
+    bench.gateway.restart_on_same_port().await.unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while bench.send_body(&body).await.status != 200 {
+        assert!(Instant::now() < deadline, "deliveries and the purge make room");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    bench.gateway.wait_for_unique(taken + 1, DEADLINE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_answers_503_loses_nothing_and_recovers_without_a_restart() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED (needs root to mount a small file system): a_full_disk_answers_503");
+        return;
+    }
+    let mount = tempfile::TempDir::new().unwrap();
+    let at = mount.path().to_str().unwrap().to_owned();
+    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=3m", "tmpfs", &at]).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED (mounting is refused here): a_full_disk_answers_503");
+        return;
+    }
+    let _unmount = Unmount(at.clone());
+    let journal = format!("{at}/j.db");
+    let bench = Bench::start(&[("LAGO_WEBHOOK_HMAC_KEY", HMAC_KEY), ("SIDECAR_JOURNAL__PATH", &journal)]).await;
+    bench.gateway.set_behaviour(Behaviour::Ok);
+    let filler = format!("{at}/filler");
+    std::fs::write(&filler, vec![0; 1 << 20]).unwrap();
+
+    let body = |n: usize| format!(r#"{{"n":{n},"x":"{}"}}"#, "x".repeat(50_000));
+    let mut accepted = Vec::new();
+    let mut refused = 0;
+    for n in 0..60 {
+        let answer = bench.send_body(&body(n)).await;
+        match answer.status {
+            200 => accepted.push(n),
+            status => {
+                assert_eq!(status, 503);
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0, "the disk was never full");
+
+    std::fs::remove_file(&filler).unwrap();
+    let freed = Instant::now();
+    while bench.send_body(&body(1000)).await.status != 200 {
+        assert!(freed.elapsed() < Duration::from_secs(2), "not taking events 2 s after there is room");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    bench.gateway.wait_for_unique(accepted.len() as u64 + 1, DEADLINE).await.unwrap();
+    let received: Vec<_> = bench.gateway.received().iter().map(|r| r.data_sha256).collect();
+    for n in accepted {
+        assert!(received.contains(&kit_workbench::Digest::of(body(n).as_bytes())), "{n} was accepted and is lost");
+    }
+}
+
+struct Unmount(String);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").args(["-l", &self.0]).status();
+    }
+}
