@@ -79,6 +79,8 @@ impl Writer {
             }
             self.reopen_if_due();
         }
+        // The last connection to close copies the write-ahead log back; readers would keep it from that.
+        self.shared.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.engine.close();
     }
 

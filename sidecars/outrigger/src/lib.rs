@@ -1,1 +1,124 @@
-//! Skeleton.
+//! `outrigger`: one command for everything an operator or a developer does with the daemons – try
+//! them, send to them, receive from them, look into them, and mend what went wrong.
+//!
+//! One verb a module. It links the daemons' libraries and starts them by executing itself, so that
+//! `demo` needs nothing but this binary.
+#![allow(clippy::print_stdout)]
+
+mod admin;
+mod dead_letters;
+mod demo;
+mod doctor;
+mod events;
+mod keys;
+mod listen;
+mod load;
+mod output;
+mod send;
+mod sinks;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use admin::Connection;
+
+/// Name of the hidden command that runs the webhook processor.
+const RUN_PROCESSOR: &str = "run-lago-webhook-processor";
+
+#[derive(Debug, Parser)]
+#[command(name = "outrigger", version, about = "Try, watch and mend the Outrigger daemons", propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    connection: Connection,
+    /// Print JSON for machines instead of tables.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the main job on this machine: Lago, the processor and a gateway, with a kill and an outage.
+    Demo(demo::Arguments),
+    /// Send webhooks signed as Lago signs them.
+    Send(send::Arguments),
+    /// Be a gateway: verify, print and answer what arrives.
+    Listen(listen::Arguments),
+    /// Look at events.
+    #[command(subcommand)]
+    Events(events::Verb),
+    /// Look at dead letters, deliver them again or drop them.
+    #[command(subcommand)]
+    DeadLetters(dead_letters::Verb),
+    /// Look at sinks, pause and resume them.
+    #[command(subcommand)]
+    Sinks(sinks::Verb),
+    /// Totals of the journal and of every sink.
+    Stats,
+    /// Say why a webhook's signature does not match.
+    Verify(verify::Arguments),
+    /// Send a load of signed webhooks and measure.
+    Load(load::Arguments),
+    /// Check a running daemon; one line a finding, with the fix.
+    Doctor,
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the command line; the exit code is 0, 1 for a failure, 2 for a mistake in the arguments.
+pub fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if arguments.get(1).is_some_and(|argument| argument == RUN_PROCESSOR) {
+        let rest = std::iter::once("lago-webhook-processor".into()).chain(arguments.into_iter().skip(2));
+        return lago_webhook_processor::main_with_args(rest.collect());
+    }
+    let cli = Cli::parse_from(arguments);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return output::failure(&anyhow::Error::new(error).context("start the runtime")),
+    };
+    let code = runtime.block_on(async {
+        match run(cli).await {
+            Ok(code) => code,
+            Err(error) => output::failure(&error),
+        }
+    });
+    runtime.shutdown_timeout(std::time::Duration::from_millis(100));
+    code
+}
+
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let (connection, json) = (cli.connection, cli.json);
+    match cli.verb {
+        Verb::Demo(arguments) => return demo::run(arguments, json).await,
+        Verb::Send(arguments) => return send::run(arguments, json).await,
+        Verb::Listen(arguments) => listen::run(arguments, json).await?,
+        Verb::Events(verb) => events::run(verb, &connection, json).await?,
+        Verb::DeadLetters(verb) => dead_letters::run(verb, &connection, json).await?,
+        Verb::Sinks(verb) => sinks::run(verb, &connection, json).await?,
+        Verb::Stats => sinks::statistics(&connection, json).await?,
+        Verb::Verify(arguments) => return verify::run(&arguments, json),
+        Verb::Load(arguments) => return load::run(arguments, json).await,
+        Verb::Doctor => return doctor::run(&connection, json).await,
+        Verb::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "outrigger", &mut std::io::stdout());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

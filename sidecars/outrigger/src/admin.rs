@@ -1,0 +1,134 @@
+//! Talking to a daemon's admin listener.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use kit::client::{ClientOptions, http_client, read_capped};
+use kit::secret;
+use kit_delivery::api::ErrorBody;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Largest answer that is read.
+const ANSWER_BYTES: usize = 64 << 20;
+
+/// How a daemon is reached.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Connection {
+    /// Admin address of the daemon.
+    #[arg(long, global = true, env = "OUTRIGGER_ADMIN", default_value = "http://127.0.0.1:9081", value_name = "URL")]
+    pub(crate) admin: String,
+    /// File with the bearer token of the admin API.
+    #[arg(long, global = true, env = "OUTRIGGER_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+/// A client of one daemon.
+#[derive(Clone, Debug)]
+pub(crate) struct Admin {
+    client: reqwest::Client,
+    base: String,
+    token: Option<secret::Secret>,
+}
+
+impl Connection {
+    pub(crate) fn open(&self) -> anyhow::Result<Admin> {
+        // The value itself only by environment: an argument is there for everybody to read.
+        let value = std::env::var("OUTRIGGER_TOKEN").ok().map(secret::Secret::from);
+        let token = secret::resolve("OUTRIGGER_TOKEN", value.as_ref(), "--token-file", self.token_file.as_deref())?;
+        let client = http_client(&ClientOptions::default())?;
+        Ok(Admin { client, base: self.admin.trim_end_matches('/').to_owned(), token })
+    }
+}
+
+impl Admin {
+    /// A request without a token: health and metrics.
+    pub(crate) async fn plain(&self, path: &str) -> anyhow::Result<(u16, Vec<u8>)> {
+        let response = self.client.get(format!("{}{path}", self.base)).send().await;
+        let response = response.with_context(|| format!("reach the daemon at {} (--admin)", self.base))?;
+        let status = response.status().as_u16();
+        Ok((status, read_capped(response, ANSWER_BYTES).await?))
+    }
+
+    /// The `Date` header of an answer.
+    pub(crate) async fn date(&self) -> Option<String> {
+        let response = self.client.get(format!("{}/livez", self.base)).send().await.ok()?;
+        Some(response.headers().get("date")?.to_str().ok()?.to_owned())
+    }
+
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<T> {
+        self.send(self.client.get(self.url(path, query)?), path).await
+    }
+
+    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
+        self.send(self.client.post(self.url(path, &[])?).json(body), path).await
+    }
+
+    fn url(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<url::Url> {
+        let mut url: url::Url = format!("{}/api/v1{path}", self.base).parse().context("--admin is not a URL")?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        Ok(url)
+    }
+
+    async fn send<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder, path: &str) -> anyhow::Result<T> {
+        let Some(token) = &self.token else {
+            bail!("no token: give --token-file (OUTRIGGER_TOKEN_FILE) with the file of SIDECAR_ADMIN__TOKEN_FILE");
+        };
+        let response = request.bearer_auth(token.expose()).send().await;
+        let response = response.with_context(|| format!("reach the daemon at {} (--admin)", self.base))?;
+        let status = response.status();
+        let body = read_capped(response, ANSWER_BYTES).await?;
+        if status.is_success() {
+            return serde_json::from_slice(&body).with_context(|| format!("understand the answer of {path}"));
+        }
+        let error = serde_json::from_slice(&body).map_or_else(
+            |_| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned(),
+            |ErrorBody { error }| error,
+        );
+        bail!("{status}: {}", crate::output::safe(&error))
+    }
+}
+
+/// Filters that listings and actions share.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Filter {
+    /// Type glob, for example 'lago.invoice.*'.
+    #[arg(long = "type", value_name = "GLOB")]
+    pub(crate) event_type: Option<String>,
+    /// Exact subject.
+    #[arg(long)]
+    pub(crate) subject: Option<String>,
+    /// Exact tenant.
+    #[arg(long)]
+    pub(crate) tenant: Option<String>,
+    /// Received at or after, for example 2026-11-21T04:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+    /// Received before.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) until: Option<String>,
+    /// Only this sink.
+    #[arg(long)]
+    pub(crate) sink: Option<String>,
+}
+
+impl Filter {
+    pub(crate) fn query(&self) -> Vec<(&'static str, String)> {
+        let pairs = [
+            ("type", &self.event_type),
+            ("subject", &self.subject),
+            ("tenant", &self.tenant),
+            ("since", &self.since),
+            ("until", &self.until),
+            ("sink", &self.sink),
+        ];
+        pairs.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.query().iter().all(|(name, _)| *name == "sink")
+    }
+}

@@ -1,0 +1,166 @@
+//! `doctor`: what is wrong with a running daemon, one line each, with the fix.
+
+use std::process::ExitCode;
+
+use kit::clock::{Clock as _, SystemClock, Timestamp};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::admin::{Admin, Connection};
+use crate::output;
+use crate::sinks::{Sink, Statistics, mebibytes};
+
+#[derive(Debug, PartialEq, Serialize)]
+struct Finding {
+    ok: bool,
+    what: &'static str,
+    text: String,
+    fix: Option<String>,
+}
+
+impl Finding {
+    fn good(what: &'static str, text: impl Into<String>) -> Self {
+        Self { ok: true, what, text: text.into(), fix: None }
+    }
+
+    fn bad(what: &'static str, text: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { ok: false, what, text: text.into(), fix: Some(fix.into()) }
+    }
+}
+
+pub(crate) async fn run(connection: &Connection, json: bool) -> anyhow::Result<ExitCode> {
+    let findings = examine(connection).await;
+    let healthy = findings.iter().all(|finding| finding.ok);
+    if json {
+        output::json(&findings)?;
+    } else {
+        for finding in &findings {
+            let mark = if finding.ok { "ok  " } else { "FAIL" };
+            let fix = finding.fix.as_deref().map(|fix| format!(" → {fix}")).unwrap_or_default();
+            println!("{mark} {:<10} {}{fix}", finding.what, output::safe(&finding.text));
+        }
+    }
+    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn examine(connection: &Connection) -> Vec<Finding> {
+    let admin = match connection.open() {
+        Ok(admin) => admin,
+        Err(error) => return vec![Finding::bad("token", format!("{error:#}"), "name a file that holds the token")],
+    };
+    let mut findings = Vec::new();
+    match admin.plain("/livez").await {
+        Ok((200, _)) => findings.push(Finding::good("daemon", format!("answers at {}", connection.admin))),
+        Ok((status, _)) => {
+            findings.push(Finding::bad(
+                "daemon",
+                format!("/livez answers {status}"),
+                "is this a daemon's admin address?",
+            ));
+            return findings;
+        }
+        Err(error) => {
+            findings.push(Finding::bad(
+                "daemon",
+                format!("{error:#}"),
+                "start it, or give its SIDECAR_LISTEN__ADMIN address with --admin",
+            ));
+            return findings;
+        }
+    }
+    readiness(&admin, &mut findings).await;
+    match admin.get::<Statistics>("/statistics", &[]).await {
+        Ok(statistics) => {
+            let size = mebibytes(statistics.journal_bytes);
+            findings.push(Finding::good(
+                "journal",
+                format!("{} events accepted, {size:.1} MiB in use", statistics.accepted),
+            ));
+            statistics.sinks.iter().for_each(|sink| examine_sink(sink, &mut findings));
+        }
+        Err(error) => findings.push(Finding::bad(
+            "token",
+            format!("{error:#}"),
+            "give --token-file with the file of SIDECAR_ADMIN__TOKEN_FILE",
+        )),
+    }
+    clock(&admin, &mut findings).await;
+    findings
+}
+
+async fn readiness(admin: &Admin, findings: &mut Vec<Finding>) {
+    let report: Value = match admin.plain("/readyz").await {
+        Ok((_, body)) => serde_json::from_slice(&body).unwrap_or_default(),
+        Err(error) => {
+            findings.push(Finding::bad("ready", format!("{error:#}"), "look at the daemon's log"));
+            return;
+        }
+    };
+    for (part, state) in report["parts"].as_object().into_iter().flatten() {
+        let state = state.as_str().unwrap_or("unknown");
+        let text = format!("{part}: {state}");
+        if state == "ready" {
+            findings.push(Finding::good("ready", text));
+            continue;
+        }
+        let fix = match part.as_str() {
+            "journal" => "make room or restore the disk; the daemon goes on by itself",
+            "key" => "check LAGO_API_URL and LAGO_API_KEY_FILE, or set LAGO_WEBHOOK_PUBLIC_KEY_FILE",
+            _ => "look at the daemon's log",
+        };
+        findings.push(Finding::bad("ready", text, fix));
+    }
+}
+
+fn examine_sink(sink: &Sink, findings: &mut Vec<Finding>) {
+    let name = &sink.name;
+    let status = sink.status.as_ref();
+    let error = status.and_then(|s| s.last_error.as_deref()).unwrap_or("no error known");
+    let mut fine = true;
+    let mut bad = |text: String, fix: String| {
+        fine = false;
+        findings.push(Finding::bad("sink", text, fix));
+    };
+    if sink.paused {
+        bad(format!("{name} is paused, {} events wait", sink.pending), format!("outrigger sinks resume {name}"));
+    }
+    if status.is_some_and(|status| status.circuit != "closed") {
+        bad(
+            format!("{name} does not take events, {} wait: {error}", sink.pending),
+            "mend the gateway or BRAIN_GATEWAY_URL; deliveries go on by themselves".to_owned(),
+        );
+    }
+    if sink.parked > 0 {
+        bad(
+            format!("{name} has {} dead letters", sink.parked),
+            "outrigger dead-letters list, then replay or drop".to_owned(),
+        );
+    }
+    if fine {
+        findings.push(Finding::good("sink", format!("{name}: {} delivered, {} pending", sink.delivered, sink.pending)));
+    }
+}
+
+/// A wrong clock makes receivers refuse signatures: Standard Webhooks allows five minutes.
+async fn clock(admin: &Admin, findings: &mut Vec<Finding>) {
+    let Some(theirs) = admin.server_time().await else { return };
+    let skew = (SystemClock.now().as_millis() - theirs.as_millis()).abs() / 1000;
+    if skew <= 30 {
+        findings.push(Finding::good("clock", "the daemon's and this host's clocks agree"));
+    } else {
+        findings.push(Finding::bad(
+            "clock",
+            format!("the daemon's clock and this host's are {skew} s apart"),
+            "set both by NTP: receivers refuse signatures that are five minutes off",
+        ));
+    }
+}
+
+impl Admin {
+    /// The daemon's time, from the Date header.
+    async fn server_time(&self) -> Option<Timestamp> {
+        let date = self.date().await?;
+        let seconds = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(&date).ok()?;
+        Some(Timestamp::from_millis(seconds.as_millisecond()))
+    }
+}

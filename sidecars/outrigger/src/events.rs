@@ -1,0 +1,171 @@
+//! `events`: list, show, tail.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use kit_delivery::api::{EventDetail, EventPage, EventView};
+
+use crate::admin::{Admin, Connection, Filter};
+use crate::output::{self, safe};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Newest events first, for example: outrigger events list --type 'lago.invoice.*' --state parked
+    List(List),
+    /// One event with its body and every attempt.
+    Show {
+        /// Event id.
+        id: String,
+    },
+    /// Print events as they arrive, until Ctrl-C.
+    Tail(Filter),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    #[command(flatten)]
+    filter: Filter,
+    /// pending, retrying, delivered, parked or dropped.
+    #[arg(long)]
+    state: Option<String>,
+    /// How many at most.
+    #[arg(long, default_value_t = 50)]
+    limit: usize,
+}
+
+pub(crate) async fn run(verb: Verb, connection: &Connection, json: bool) -> anyhow::Result<()> {
+    let admin = connection.open()?;
+    match verb {
+        Verb::List(list) => self::list(&admin, &list, json).await,
+        Verb::Show { id } => show(&admin, &id, json).await,
+        Verb::Tail(filter) => tail(&admin, &filter, json).await,
+    }
+}
+
+async fn list(admin: &Admin, list: &List, json: bool) -> anyhow::Result<()> {
+    let mut query = list.filter.query();
+    query.extend(list.state.clone().map(|state| ("state", state)));
+    let mut events: Vec<EventView> = Vec::new();
+    let mut cursor: Option<String> = None;
+    loop {
+        let mut query = query.clone();
+        query.push(("limit", list.limit.saturating_sub(events.len()).clamp(1, 500).to_string()));
+        query.extend(cursor.map(|cursor| ("cursor", cursor)));
+        let page: EventPage = admin.get("/events", &query).await?;
+        events.extend(page.events);
+        cursor = page.next_cursor;
+        if cursor.is_none() || events.len() >= list.limit {
+            break;
+        }
+    }
+    if json {
+        return output::json(&events);
+    }
+    let mut table = output::table(&["received", "type", "subject", "tenant", "state", "id"]);
+    for event in &events {
+        table.add_row(vec![
+            event.received_at.to_string(),
+            safe(&event.event_type),
+            safe(&event.subject),
+            safe(event.tenant.as_deref().unwrap_or("–")),
+            states(event),
+            event.id.clone(),
+        ]);
+    }
+    println!("{table}");
+    if cursor.is_some() {
+        println!("there are more: --limit {}", list.limit * 2);
+    }
+    Ok(())
+}
+
+/// `delivered`, or where there are several sinks `gateway: delivered, …`.
+pub(crate) fn states(event: &EventView) -> String {
+    match event.deliveries.len() {
+        1 => event.deliveries.values().map(|d| d.state.as_str().to_owned()).collect(),
+        _ => {
+            let states: Vec<String> =
+                event.deliveries.iter().map(|(sink, d)| format!("{sink}: {}", d.state.as_str())).collect();
+            states.join(", ")
+        }
+    }
+}
+
+pub(crate) async fn show(admin: &Admin, id: &str, json: bool) -> anyhow::Result<()> {
+    let detail: EventDetail = admin.get(&format!("/events/{id}"), &[]).await?;
+    if json {
+        return output::json(&detail);
+    }
+    let event = &detail.event;
+    println!("{}  {}", event.id, safe(&event.event_type));
+    let lines = [
+        ("received", event.received_at.to_string()),
+        ("source", safe(&event.source)),
+        ("subject", safe(&event.subject)),
+        ("tenant", safe(event.tenant.as_deref().unwrap_or("–"))),
+        ("key", safe(&event.key)),
+        ("position", event.seq.to_string()),
+    ];
+    for (name, value) in lines {
+        println!("  {name:<10} {value}");
+    }
+    if event.conflict {
+        println!("  conflict   its key was known with another body");
+    }
+    for (sink, delivery) in &event.deliveries {
+        let reason = delivery.reason.as_deref().map(|reason| format!(" – {}", safe(reason))).unwrap_or_default();
+        let next = delivery.next_at.map(|at| format!(", next attempt {at}")).unwrap_or_default();
+        println!("  {sink:<10} {}{next}{reason}", delivery.state.as_str());
+    }
+    let mut table = output::table(&["attempt", "sink", "ms", "status", "outcome", "error", "response"]);
+    for attempt in &detail.attempts {
+        table.add_row(vec![
+            attempt.at.to_string(),
+            attempt.sink.clone(),
+            attempt.latency_ms.to_string(),
+            attempt.status.map_or("–".to_owned(), |status| status.to_string()),
+            attempt.outcome.clone(),
+            safe(attempt.error.as_deref().unwrap_or("")),
+            safe(attempt.response.as_deref().unwrap_or("")),
+        ]);
+    }
+    println!("{table}");
+    match (&detail.body, &detail.body_base64) {
+        (Some(body), _) => println!("{}", safe(body)),
+        (None, Some(encoded)) => println!("(Base64) {encoded}"),
+        (None, None) => {}
+    }
+    Ok(())
+}
+
+async fn tail(admin: &Admin, filter: &Filter, json: bool) -> anyhow::Result<()> {
+    let mut seen: Option<i64> = None;
+    loop {
+        let mut query = filter.query();
+        query.push(("limit", "100".to_owned()));
+        let page: EventPage = tokio::select! {
+            page = admin.get("/events", &query) => page?,
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+        };
+        // The first look only marks where the end is.
+        let from = seen.unwrap_or_else(|| page.events.first().map_or(0, |event| event.seq));
+        for event in page.events.iter().rev().filter(|event| event.seq > from) {
+            if json {
+                output::json_line(event)?;
+            } else {
+                println!(
+                    "{}  {:<40} {}  {}",
+                    event.received_at,
+                    safe(&event.event_type),
+                    safe(&event.subject),
+                    event.id
+                );
+            }
+        }
+        seen = Some(page.events.first().map_or(from, |event| event.seq.max(from)));
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! `sinks` and `stats`.
+
+use clap::Subcommand;
+use serde::{Deserialize, Serialize};
+
+use crate::admin::{Admin, Connection};
+use crate::output::{self, safe};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Every sink, its counters and what it is doing.
+    List,
+    /// Stop deliveries; webhooks go on being accepted.
+    Pause {
+        /// The sink, for example gateway.
+        name: String,
+    },
+    /// Go on with deliveries.
+    Resume {
+        /// The sink.
+        name: String,
+    },
+}
+
+/// One sink as the API shows it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Sink {
+    pub(crate) name: String,
+    pub(crate) accepted: u64,
+    pub(crate) delivered: u64,
+    pub(crate) pending: u64,
+    pub(crate) retrying: u64,
+    pub(crate) parked: u64,
+    pub(crate) dropped: u64,
+    pub(crate) filtered: u64,
+    pub(crate) paused: bool,
+    pub(crate) status: Option<Status>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) circuit: String,
+    pub(crate) in_flight: u64,
+    pub(crate) last_error: Option<String>,
+    pub(crate) last_error_at: Option<String>,
+}
+
+/// Totals as the API shows them.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Statistics {
+    pub(crate) accepted: u64,
+    pub(crate) journal_bytes: u64,
+    pub(crate) oldest_seq: Option<i64>,
+    pub(crate) oldest_at: Option<String>,
+    pub(crate) sinks: Vec<Sink>,
+}
+
+pub(crate) async fn run(verb: Verb, connection: &Connection, json: bool) -> anyhow::Result<()> {
+    let admin = connection.open()?;
+    let (name, action) = match verb {
+        Verb::List => {
+            let sinks: Vec<Sink> = admin.get("/sinks", &[]).await?;
+            return if json { output::json(&sinks) } else { show(&sinks) };
+        }
+        Verb::Pause { name } => (name, "pause"),
+        Verb::Resume { name } => (name, "resume"),
+    };
+    change(&admin, &name, action, json).await
+}
+
+async fn change(admin: &Admin, name: &str, action: &str, json: bool) -> anyhow::Result<()> {
+    #[derive(Serialize, Deserialize)]
+    struct Changed {
+        sink: String,
+        paused: bool,
+        changed: bool,
+    }
+    let changed: Changed = admin.post(&format!("/sinks/{name}/{action}"), &serde_json::json!({})).await?;
+    if json {
+        return output::json(&changed);
+    }
+    let state = if changed.paused { "paused" } else { "running" };
+    let already = if changed.changed { "" } else { " (it was already)" };
+    println!("{} is {state}{already}", changed.sink);
+    Ok(())
+}
+
+pub(crate) async fn statistics(connection: &Connection, json: bool) -> anyhow::Result<()> {
+    let statistics: Statistics = connection.open()?.get("/statistics", &[]).await?;
+    if json {
+        return output::json(&statistics);
+    }
+    println!("events accepted  {}", statistics.accepted);
+    println!("journal          {:.1} MiB", mebibytes(statistics.journal_bytes));
+    if let Some(oldest) = &statistics.oldest_at {
+        println!("oldest stored    {oldest}");
+    }
+    show(&statistics.sinks)
+}
+
+fn show(sinks: &[Sink]) -> anyhow::Result<()> {
+    let mut table = output::table(&[
+        "sink",
+        "accepted",
+        "delivered",
+        "pending",
+        "of these retrying",
+        "parked",
+        "dropped",
+        "circuit",
+        "last error",
+    ]);
+    for sink in sinks {
+        let status = sink.status.as_ref();
+        let circuit = status.map_or("–", |status| status.circuit.as_str());
+        table.add_row(vec![
+            sink.name.clone(),
+            sink.accepted.to_string(),
+            sink.delivered.to_string(),
+            sink.pending.to_string(),
+            sink.retrying.to_string(),
+            sink.parked.to_string(),
+            sink.dropped.to_string(),
+            if sink.paused { format!("{circuit}, paused") } else { circuit.to_owned() },
+            safe(status.and_then(|status| status.last_error.as_deref()).unwrap_or("–")),
+        ]);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "shown with one digit")]
+pub(crate) fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}

@@ -1,0 +1,177 @@
+//! `verify`: which step of the check fails, and what usually causes that.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use clap::Args;
+use kit_lago::signature::{Algorithm, HmacKeys, Rejected, RsaKeys};
+use serde::{Deserialize, Serialize};
+
+use crate::keys::hmac_keys;
+use crate::output;
+
+/// Example: outrigger verify request.txt --hmac-key-file key
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// A captured request: lines of JSON with `headers` and `body_base64`, or the request as it went
+    /// over the wire; or only the body, with --signature.
+    file: PathBuf,
+    /// Value of X-Lago-Signature, where FILE is only the body.
+    #[arg(long)]
+    signature: Option<String>,
+    /// File with HMAC keys; or set LAGO_WEBHOOK_HMAC_KEY.
+    #[arg(long, value_name = "FILE")]
+    hmac_key_file: Option<PathBuf>,
+    /// File with Lago's public key in PEM.
+    #[arg(long, env = "LAGO_WEBHOOK_PUBLIC_KEY_FILE", value_name = "FILE")]
+    public_key_file: Option<PathBuf>,
+    /// Issuer that the JWT must have.
+    #[arg(long)]
+    issuer: Option<String>,
+}
+
+#[derive(Debug)]
+struct Captured {
+    signature: Option<Vec<u8>>,
+    body: Vec<u8>,
+}
+
+#[derive(Serialize)]
+struct Verdict {
+    request: usize,
+    algorithm: &'static str,
+    ok: bool,
+    failed_at: Option<&'static str>,
+    error: Option<String>,
+    hint: Option<&'static str>,
+}
+
+pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode> {
+    let bytes = std::fs::read(&arguments.file).with_context(|| format!("read {}", arguments.file.display()))?;
+    let requests = match &arguments.signature {
+        Some(signature) => vec![Captured { signature: Some(signature.trim().as_bytes().to_vec()), body: bytes }],
+        None => captured(&bytes).with_context(|| format!("understand {}", arguments.file.display()))?,
+    };
+    let hmac = hmac_keys(arguments.hmac_key_file.as_deref())?;
+    let rsa = match &arguments.public_key_file {
+        Some(file) => {
+            let pem = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+            Some(RsaKeys::from_pem(&pem).with_context(|| format!("use {}", file.display()))?)
+        }
+        None => None,
+    };
+    let keys = Keys { hmac: (!hmac.is_empty()).then(|| HmacKeys::new(hmac)).transpose()?, rsa };
+    let mut all_ok = true;
+    for (nth, request) in requests.iter().enumerate() {
+        let verdict = keys.judge(nth + 1, request, arguments.issuer.as_deref())?;
+        all_ok &= verdict.ok;
+        if json {
+            output::json_line(&verdict)?;
+        } else if verdict.ok {
+            println!("request {}: the signature is good ({})", verdict.request, verdict.algorithm);
+        } else {
+            println!("request {}: {}", verdict.request, verdict.error.as_deref().unwrap_or_default());
+            if let Some(hint) = verdict.hint {
+                println!("  {hint}");
+            }
+        }
+    }
+    Ok(if all_ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+struct Keys {
+    hmac: Option<HmacKeys>,
+    rsa: Option<RsaKeys>,
+}
+
+impl Keys {
+    fn judge(&self, request: usize, captured: &Captured, issuer: Option<&str>) -> anyhow::Result<Verdict> {
+        let signature = captured.signature.as_deref();
+        let looks_like_token = signature.is_some_and(|s| s.iter().filter(|b| **b == b'.').count() == 2);
+        let (algorithm, result) = match (&self.hmac, &self.rsa) {
+            (Some(_), Some(rsa)) if looks_like_token => (Algorithm::Jwt, rsa.verify(signature, &captured.body, issuer)),
+            (Some(hmac), _) => (Algorithm::Hmac, hmac.verify(signature, &captured.body)),
+            (None, Some(rsa)) => (Algorithm::Jwt, rsa.verify(signature, &captured.body, issuer)),
+            (None, None) => bail!("no key: set LAGO_WEBHOOK_HMAC_KEY, or give --hmac-key-file or --public-key-file"),
+        };
+        let rejected = result.err();
+        Ok(Verdict {
+            request,
+            algorithm: algorithm.as_str(),
+            ok: rejected.is_none(),
+            failed_at: rejected.as_ref().map(Rejected::reason),
+            hint: rejected.as_ref().and_then(|rejected| hint(rejected, &captured.body)),
+            error: rejected.map(|rejected| rejected.to_string()),
+        })
+    }
+}
+
+/// What usually causes this.
+fn hint(rejected: &Rejected, body: &[u8]) -> Option<&'static str> {
+    let trailing = body.last().is_some_and(u8::is_ascii_whitespace);
+    let spaced = body.windows(2).take(200).any(|pair| pair == b": " || pair == b", ");
+    Some(match rejected {
+        Rejected::Mismatch | Rejected::DataDiffers { .. } if trailing => {
+            "the body ends with white space: an editor or a proxy added it, Lago signs the bytes without"
+        }
+        Rejected::Mismatch | Rejected::DataDiffers { .. } if spaced => {
+            "the body has spaces between its members: something parsed it and wrote it again, Lago writes none"
+        }
+        Rejected::Mismatch => {
+            "either the key is another organisation's (Lago's UI, Developers, Webhooks), or the body was changed on its way"
+        }
+        Rejected::DataDiffers { .. } => "the token is Lago's but for another body: it was changed on its way",
+        Rejected::BadSignature => {
+            "the public key is another instance's, or Lago has a new one: fetch it again from /api/v1/webhooks/json_public_key"
+        }
+        Rejected::IsToken => "set the endpoint to hmac in Lago, or SIDECAR_LAGO__SIGNATURE=jwt here",
+        Rejected::IsHmac => "set the endpoint to jwt in Lago, or SIDECAR_LAGO__SIGNATURE=hmac here",
+        Rejected::MissingHeader => {
+            "a proxy may have dropped it: long headers (a JWT is 1.5 times the body) are cut by many"
+        }
+        Rejected::NotBase64 | Rejected::WrongLength { .. } | Rejected::MalformedToken(_) => {
+            "the header was cut or changed on its way, or it is not Lago's"
+        }
+        Rejected::IssuerMismatch => "the issuer is the LAGO_API_URL of Lago's worker, not of its api",
+        _ => return None,
+    })
+}
+
+fn captured(bytes: &[u8]) -> anyhow::Result<Vec<Captured>> {
+    if bytes.starts_with(b"{") {
+        return recorded(bytes);
+    }
+    let head = bytes.windows(4).position(|w| w == b"\r\n\r\n").map(|at| (at, at + 4));
+    let head = head.or_else(|| bytes.windows(2).position(|w| w == b"\n\n").map(|at| (at, at + 2)));
+    let Some((end, body)) = head else { bail!("no empty line ends the head; give --signature for a body alone") };
+    let signature = String::from_utf8_lossy(&bytes[..end])
+        .lines()
+        .filter_map(|line| line.split_once(':').map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned())))
+        .find(|(name, _)| name.eq_ignore_ascii_case("x-lago-signature"))
+        .map(|(_, value)| value.into_bytes());
+    Ok(vec![Captured { signature, body: bytes[body..].to_vec() }])
+}
+
+fn recorded(bytes: &[u8]) -> anyhow::Result<Vec<Captured>> {
+    #[derive(Deserialize)]
+    struct Line {
+        headers: Vec<(String, String)>,
+        body_base64: String,
+    }
+    let text = std::str::from_utf8(bytes)?;
+    let lines = text.lines().filter(|line| !line.trim().is_empty());
+    lines
+        .map(|line| {
+            let line: Line = serde_json::from_str(line)
+                .context("a line must hold `headers` and `body_base64`; give --signature for a body alone")?;
+            let signature = line.headers.into_iter().find(|(name, _)| name.eq_ignore_ascii_case("x-lago-signature"));
+            Ok(Captured {
+                signature: signature.map(|(_, value)| value.into_bytes()),
+                body: STANDARD.decode(line.body_base64).context("body_base64")?,
+            })
+        })
+        .collect()
+}
