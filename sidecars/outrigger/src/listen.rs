@@ -13,6 +13,9 @@ use kit_workbench::gateway::{Behaviour, Gateway, GatewayOptions, Received};
 
 use crate::output::{self, safe};
 
+/// Requests remembered at most, until their answer is printed.
+const KEPT: usize = 10_000;
+
 /// Example: outrigger listen --addr 127.0.0.1:8000 --secret-file signing-secret
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -70,8 +73,8 @@ pub(crate) async fn run(arguments: Arguments, json: bool) -> anyhow::Result<()> 
     let gateway = Gateway::start(GatewayOptions {
         addr: arguments.addr,
         secrets: secrets.iter().map(|secret| secret.expose().to_owned()).collect(),
-        // Nothing is looked at again: only the lines count.
-        record_limit: 0,
+        keep_headers: false,
+        record_limit: KEPT * 2,
         behaviour: if delay.is_zero() { behaviour } else { behaviour.after(delay) },
         on_received: Some(Arc::new(move |received| print(received, json))),
         ..GatewayOptions::default()
@@ -79,7 +82,20 @@ pub(crate) async fn run(arguments: Arguments, json: bool) -> anyhow::Result<()> 
     .await
     .with_context(|| format!("listen on {}", arguments.addr))?;
     let _ = writeln!(std::io::stderr(), "listening on {}, Ctrl-C ends", gateway.url());
-    tokio::signal::ctrl_c().await?;
+    loop {
+        tokio::select! {
+            ended = tokio::signal::ctrl_c() => {
+                ended?;
+                break;
+            }
+            () = tokio::time::sleep(Duration::from_secs(1)) => {
+                // Only the lines count; what was received is let go before it adds up.
+                if gateway.with_received(<[Received]>::len) > KEPT {
+                    gateway.forget();
+                }
+            }
+        }
+    }
     gateway.stop().await;
     Ok(())
 }
