@@ -9,6 +9,7 @@ use kit::client::{ClientOptions, http_client, read_capped};
 use kit::clock::SharedClock;
 use kit::retry::parse_retry_after;
 use kit::secret::{self, Secret};
+use kit::trace::{Kind, Span};
 use kit_journal::StoredEvent;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
@@ -134,16 +135,31 @@ impl HttpSink {
     }
 
     async fn attempt(&self, event: &StoredEvent) -> Outcome {
-        let outcome = self.attempt_once(event).await;
-        // An access token may have been withdrawn before its time: once with a new one.
-        if let (Some(oauth), Some(401)) = (&self.oauth, outcome.status) {
-            oauth.forget().await;
-            return self.attempt_once(event).await;
+        let mut span = Span::begin("deliver", Kind::Client, event.head.traceparent.as_deref());
+        span.set("event.id", event.head.id.to_string());
+        span.set("sink", self.name.clone());
+        let outcome = self.attempt_with_token(event, span.traceparent()).await;
+        if let Some(status) = outcome.status {
+            span.set("http.response.status_code", i64::from(status));
+        }
+        if outcome.verdict != Verdict::Delivered {
+            span.fail(outcome.word());
         }
         outcome
     }
 
-    async fn attempt_once(&self, event: &StoredEvent) -> Outcome {
+    async fn attempt_with_token(&self, event: &StoredEvent, traceparent: Option<String>) -> Outcome {
+        let traceparent = traceparent.or_else(|| event.head.traceparent.clone());
+        let outcome = self.attempt_once(event, traceparent.as_deref()).await;
+        // An access token may have been withdrawn before its time: once with a new one.
+        if let (Some(oauth), Some(401)) = (&self.oauth, outcome.status) {
+            oauth.forget().await;
+            return self.attempt_once(event, traceparent.as_deref()).await;
+        }
+        outcome
+    }
+
+    async fn attempt_once(&self, event: &StoredEvent, traceparent: Option<&str>) -> Outcome {
         let rendered = render(event, self.format);
         let id = event.head.id.to_string();
         let timestamp = self.clock.now().as_millis() / 1000;
@@ -159,8 +175,8 @@ impl HttpSink {
                 headers.insert(HeaderName::from_static(name), value);
             }
         }
-        for (name, value) in [("traceparent", &event.head.traceparent), ("tracestate", &event.head.tracestate)] {
-            if let Some(Ok(value)) = value.as_ref().map(HeaderValue::try_from) {
+        for (name, value) in [("traceparent", traceparent), ("tracestate", event.head.tracestate.as_deref())] {
+            if let Some(Ok(value)) = value.map(HeaderValue::try_from) {
                 headers.insert(HeaderName::from_static(name), value);
             }
         }

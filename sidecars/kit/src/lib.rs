@@ -13,3 +13,4 @@ pub mod run;
 pub mod secret;
 pub mod serve;
 pub mod telemetry;
+pub mod trace;

@@ -107,29 +107,29 @@ pub fn main_with_args<D: Daemon>(arguments: Vec<OsString>) -> ExitCode {
     if arguments.print_config_reference {
         return say(&config::reference::<D::Config>(D::NAME, &D::well_known()));
     }
-    let config = match checked::<D>(arguments.config) {
-        Ok(config) => config,
-        Err(lines) => {
-            lines.iter().for_each(|line| complain(line));
-            return ExitCode::from(exit::CONFIG);
-        }
-    };
+    let (config, mistakes) = checked::<D>(arguments.config);
+    if matches!(arguments.command, Some(Command::Health)) {
+        // Asked every few seconds beside a running daemon: only the address matters.
+        return health(&config.listen().admin);
+    }
+    if !mistakes.is_empty() {
+        mistakes.iter().for_each(|line| complain(line));
+        return ExitCode::from(exit::CONFIG);
+    }
     if arguments.check_config {
         return say("configuration is valid\n");
-    }
-    if matches!(arguments.command, Some(Command::Health)) {
-        return health(&config.listen().admin);
     }
     run::<D>(config)
 }
 
-/// Loads the configuration and checks all of it; every mistake is one line.
-fn checked<D: Daemon>(file: Option<PathBuf>) -> Result<D::Config, Vec<String>> {
+/// The configuration, and every mistake in it and in the files it names, one line each.
+fn checked<D: Daemon>(file: Option<PathBuf>) -> (D::Config, Vec<String>) {
     let well_known = D::well_known();
-    let config = config::load::<D::Config>(&Source::of_process(file, &well_known)).map_err(|errors| errors.0)?;
+    let (config, mut lines) = config::read::<D::Config>(&Source::of_process(file, &well_known));
     let mut problems = Problems::default();
     D::check(&config, &mut problems);
-    if problems.is_empty() { Ok(config) } else { Err(problems.lines(&well_known)) }
+    config::add_lines(&mut lines, problems.lines(&well_known));
+    (config, lines)
 }
 
 fn run<D: Daemon>(config: D::Config) -> ExitCode {
@@ -139,6 +139,7 @@ fn run<D: Daemon>(config: D::Config) -> ExitCode {
     if undumpable.is_err() {
         tracing::warn!("core dumps cannot be turned off");
     }
+    crate::trace::init(D::NAME, D::VERSION);
     // As many workers as a small host has cores: more only cost memory.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = match runtime {
@@ -166,6 +167,7 @@ fn run<D: Daemon>(config: D::Config) -> ExitCode {
             }
         }
     });
+    crate::trace::flush();
     // Whatever is left on blocking threads must not hold up the exit.
     runtime.shutdown_timeout(Duration::from_millis(200));
     ExitCode::from(code)

@@ -42,7 +42,7 @@ pub(crate) fn event(
     digest: &BodyDigest,
     keep_signature: bool,
 ) -> NewEvent {
-    let traceparent = headers.get("traceparent").and_then(|v| v.to_str().ok()).filter(|v| is_traceparent(v));
+    let traceparent = traceparent(headers);
     let tracestate = headers
         .get("tracestate")
         .filter(|_| traceparent.is_some())
@@ -84,6 +84,11 @@ fn original_headers(headers: &HeaderMap, keep_signature: bool) -> Vec<(String, S
             Some((name.as_str().to_owned(), value))
         })
         .collect()
+}
+
+/// The sender's trace context, where it is one.
+pub(crate) fn traceparent(headers: &HeaderMap) -> Option<&str> {
+    headers.get("traceparent").and_then(|v| v.to_str().ok()).filter(|v| is_traceparent(v))
 }
 
 /// W3C Trace Context, version 00: `00-<32 hex>-<16 hex>-<2 hex>`, ids not all zero.

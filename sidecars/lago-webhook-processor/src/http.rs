@@ -12,6 +12,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use kit::serve::{BodyRules, read_body};
+use kit::trace::{Kind, Span};
 use kit_journal::{Appended, BodyDigest, Journal};
 use kit_lago::signature::{Algorithm, Rejected, SIGNATURE_HEADER};
 use tokio::sync::Semaphore;
@@ -71,9 +72,14 @@ async fn named(State(intake): State<Arc<Intake>>, Path(name): Path<String>, requ
 
 async fn receive(intake: &Intake, name: Option<&str>, request: Request<Body>) -> Response {
     let (parts, body) = request.into_parts();
-    match take(intake, name, &parts.headers, body, parts.extensions.get()).await {
-        Ok(appended) => accepted(appended),
+    let mut span = Span::begin("lago.webhook", Kind::Server, admit::traceparent(&parts.headers));
+    match take(intake, name, &parts.headers, body, parts.extensions.get(), &span).await {
+        Ok(appended) => {
+            span.set("event.id", appended.id.to_string());
+            accepted(appended)
+        }
         Err(refusal) => {
+            span.fail(refusal.reason());
             intake.metrics.refused(refusal.reason());
             refusal.into_response()
         }
@@ -132,6 +138,7 @@ async fn take(
     headers: &HeaderMap,
     body: Body,
     rules: Option<&Arc<BodyRules>>,
+    span: &Span,
 ) -> Result<Appended, Refusal> {
     if headers
         .get_all(header::CONTENT_ENCODING)
@@ -176,7 +183,9 @@ async fn take(
     let keep_signature = intake.keep_tokens || organization.proof.algorithm() == Algorithm::Hmac;
     let webhook_type = description.webhook_type.clone();
     let business = description.business;
-    let event = admit::event(description, key, headers, body, &digest, keep_signature);
+    let mut event = admit::event(description, key, headers, body, &digest, keep_signature);
+    // The delivery continues our own span where there is one, and the sender's otherwise.
+    event.head.traceparent = span.traceparent().or(event.head.traceparent);
     let appended = intake.journal.append_digested(event, digest).await.map_err(|error| {
         intake.metrics.taken(&organization.name, Taken::Unavailable);
         // The journal says why, once; this is the story of one request.

@@ -6,7 +6,7 @@ use kit_delivery::api::{ActionResult, DeliveryPage, DropRequest, ReplayRequest, 
 
 use crate::admin::{Admin, Connection, Filter};
 use crate::events;
-use crate::output::{self, safe};
+use crate::output::{self, safe, say};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
@@ -123,7 +123,7 @@ async fn list(admin: &Admin, filter: &Filter, limit: usize, json: bool) -> anyho
         return output::json(&deliveries);
     }
     if deliveries.is_empty() {
-        println!("no dead letters");
+        say!("no dead letters");
         return Ok(());
     }
     let mut table = output::table(&["received", "type", "subject", "attempts", "reason", "id"]);
@@ -137,9 +137,9 @@ async fn list(admin: &Admin, filter: &Filter, limit: usize, json: bool) -> anyho
             entry.event_id.clone(),
         ]);
     }
-    println!("{table}");
+    say!("{table}");
     if cursor.is_some() {
-        println!("there are more: --limit {}", limit * 2);
+        say!("there are more: --limit {}", limit * 2);
     }
     Ok(())
 }
@@ -175,12 +175,12 @@ fn report(result: &ActionResult, verb: &str, json: bool) -> anyhow::Result<()> {
         return output::json(result);
     }
     let done = if result.dry_run { "would be changed".to_owned() } else { format!("{} changed", result.changed) };
-    println!("{verb} at {}: {} matched, {done}", result.sink, result.matched);
+    say!("{verb} at {}: {} matched, {done}", result.sink, result.matched);
     if result.unchanged > 0 {
-        println!("{} were so already", result.unchanged);
+        say!("{} were so already", result.unchanged);
     }
     if result.unavailable > 0 {
-        println!("{} are not stored any more, or never were", result.unavailable);
+        say!("{} are not stored any more, or never were", result.unavailable);
     }
     Ok(())
 }

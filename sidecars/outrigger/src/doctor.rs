@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::admin::{Admin, Connection};
-use crate::output;
+use crate::output::{self, say};
 use crate::sinks::{Sink, Statistics, mebibytes};
 
 #[derive(Debug, PartialEq, Serialize)]
@@ -37,7 +37,7 @@ pub(crate) async fn run(connection: &Connection, json: bool) -> anyhow::Result<E
         for finding in &findings {
             let mark = if finding.ok { "ok  " } else { "FAIL" };
             let fix = finding.fix.as_deref().map(|fix| format!(" → {fix}")).unwrap_or_default();
-            println!("{mark} {:<10} {}{fix}", finding.what, output::safe(&finding.text));
+            say!("{mark} {:<10} {}{fix}", finding.what, output::safe(&finding.text));
         }
     }
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use kit_delivery::api::{EventDetail, EventPage, EventView};
 
 use crate::admin::{Admin, Connection, Filter};
-use crate::output::{self, safe};
+use crate::output::{self, safe, say};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
@@ -72,9 +72,9 @@ async fn list(admin: &Admin, list: &List, json: bool) -> anyhow::Result<()> {
             event.id.clone(),
         ]);
     }
-    println!("{table}");
+    say!("{table}");
     if cursor.is_some() {
-        println!("there are more: --limit {}", list.limit * 2);
+        say!("there are more: --limit {}", list.limit * 2);
     }
     Ok(())
 }
@@ -97,7 +97,7 @@ pub(crate) async fn show(admin: &Admin, id: &str, json: bool) -> anyhow::Result<
         return output::json(&detail);
     }
     let event = &detail.event;
-    println!("{}  {}", event.id, safe(&event.event_type));
+    say!("{}  {}", event.id, safe(&event.event_type));
     let lines = [
         ("received", event.received_at.to_string()),
         ("source", safe(&event.source)),
@@ -107,15 +107,15 @@ pub(crate) async fn show(admin: &Admin, id: &str, json: bool) -> anyhow::Result<
         ("position", event.seq.to_string()),
     ];
     for (name, value) in lines {
-        println!("  {name:<10} {value}");
+        say!("  {name:<10} {value}");
     }
     if event.conflict {
-        println!("  conflict   its key was known with another body");
+        say!("  conflict   its key was known with another body");
     }
     for (sink, delivery) in &event.deliveries {
         let reason = delivery.reason.as_deref().map(|reason| format!(" – {}", safe(reason))).unwrap_or_default();
         let next = delivery.next_at.map(|at| format!(", next attempt {at}")).unwrap_or_default();
-        println!("  {sink:<10} {}{next}{reason}", delivery.state.as_str());
+        say!("  {sink:<10} {}{next}{reason}", delivery.state.as_str());
     }
     let mut table = output::table(&["attempt", "sink", "ms", "status", "outcome", "error", "response"]);
     for attempt in &detail.attempts {
@@ -129,10 +129,10 @@ pub(crate) async fn show(admin: &Admin, id: &str, json: bool) -> anyhow::Result<
             safe(attempt.response.as_deref().unwrap_or("")),
         ]);
     }
-    println!("{table}");
+    say!("{table}");
     match (&detail.body, &detail.body_base64) {
-        (Some(body), _) => println!("{}", safe(body)),
-        (None, Some(encoded)) => println!("(Base64) {encoded}"),
+        (Some(body), _) => say!("{}", safe(body)),
+        (None, Some(encoded)) => say!("(Base64) {encoded}"),
         (None, None) => {}
     }
     Ok(())
@@ -153,7 +153,7 @@ async fn tail(admin: &Admin, filter: &Filter, json: bool) -> anyhow::Result<()> 
             if json {
                 output::json_line(event)?;
             } else {
-                println!(
+                say!(
                     "{}  {:<40} {}  {}",
                     event.received_at,
                     safe(&event.event_type),

@@ -10,6 +10,7 @@ mod dead_letters;
 mod demo;
 mod doctor;
 mod events;
+mod interrupt;
 mod keys;
 mod listen;
 mod load;

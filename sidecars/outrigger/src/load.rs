@@ -10,7 +10,7 @@ use kit_lago::sender;
 use kit_workbench::load::{self, LagoWebhooks, LoadControl, LoadOptions, Pacing, Pool, Signing, Target};
 
 use crate::keys::SigningKey;
-use crate::output;
+use crate::output::{self, say};
 
 /// Example: outrigger load --connections 64 --duration 10, or --rate 1000 --duration 30
 #[derive(Debug, Args)]
@@ -92,14 +92,14 @@ pub(crate) async fn run(arguments: Arguments, json: bool) -> anyhow::Result<Exit
     if json {
         output::json(&report)?;
     } else {
-        println!("{} webhooks in {:.1} s: {:.0}/s, {} taken", report.requests, report.seconds, report.rps, report.ok);
+        say!("{} webhooks in {:.1} s: {:.0}/s, {} taken", report.requests, report.seconds, report.rps, report.ok);
         let latency = &report.latency_ms;
-        println!(
+        say!(
             "latency in ms: p50 {:.2}, p90 {:.2}, p99 {:.2}, p99.9 {:.2}, longest {:.2}",
             latency.p50, latency.p90, latency.p99, latency.p999, latency.max
         );
         for (kind, count) in &report.errors {
-            println!("{count} failed: {kind}");
+            say!("{count} failed: {kind}");
         }
     }
     Ok(if report.ok == report.requests { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -8,9 +8,20 @@ use comfy_table::{ContentArrangement, Table};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+/// As `println!`, except that a reader who has gone (`… | head`) is an error to pass on and not a panic.
+macro_rules! say {
+    ($($text:tt)*) => { $crate::output::line(format_args!($($text)*))? };
+}
+pub(crate) use say;
+
+/// Prints one line; by [`say`].
+pub(crate) fn line(text: std::fmt::Arguments<'_>) -> std::io::Result<()> {
+    writeln!(std::io::stdout().lock(), "{text}")
+}
+
 /// Prints one JSON document.
 pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
+    say!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }
 
@@ -32,8 +43,13 @@ pub(crate) fn table(columns: &[&str]) -> Table {
     table
 }
 
-/// One line on standard error with everything that led to it.
+/// One line on standard error with everything that led to it. That nobody reads the output any more
+/// is no failure.
 pub(crate) fn failure(error: &anyhow::Error) -> ExitCode {
+    let io = error.downcast_ref::<std::io::Error>();
+    if io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
+        return ExitCode::SUCCESS;
+    }
     let _ = writeln!(std::io::stderr(), "outrigger: {error:#}");
     ExitCode::FAILURE
 }

@@ -11,7 +11,7 @@ use kit_lago::webhook_type;
 use serde::Serialize;
 
 use crate::keys::SigningKey;
-use crate::output::{self, safe};
+use crate::output::{self, safe, say};
 
 /// Example: LAGO_WEBHOOK_HMAC_KEY=… outrigger send --type invoice.created --count 3
 #[derive(Debug, Args)]
@@ -80,7 +80,7 @@ pub(crate) async fn run(arguments: Arguments, json: bool) -> anyhow::Result<Exit
         if json {
             output::json_line(&sent)?;
         } else {
-            println!("{} {} {:.1} ms {}", sent.status, sent.unique_key, sent.latency_ms, sent.answer);
+            say!("{} {} {:.1} ms {}", sent.status, sent.unique_key, sent.latency_ms, sent.answer);
         }
     }
     if failed > 0 {
@@ -119,6 +119,6 @@ fn list_types(json: bool) -> anyhow::Result<()> {
     for kind in webhook_type::all() {
         table.add_row(vec![kind.name, kind.object_type, kind.since.unwrap_or("v1.16.0 or before"), kind.description]);
     }
-    println!("{table}");
+    say!("{table}");
     Ok(())
 }

@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 
 use crate::admin::{Admin, Connection};
-use crate::output::{self, safe};
+use crate::output::{self, safe, say};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
@@ -81,7 +81,7 @@ async fn change(admin: &Admin, name: &str, action: &str, json: bool) -> anyhow::
     }
     let state = if changed.paused { "paused" } else { "running" };
     let already = if changed.changed { "" } else { " (it was already)" };
-    println!("{} is {state}{already}", changed.sink);
+    say!("{} is {state}{already}", changed.sink);
     Ok(())
 }
 
@@ -90,10 +90,10 @@ pub(crate) async fn statistics(connection: &Connection, json: bool) -> anyhow::R
     if json {
         return output::json(&statistics);
     }
-    println!("events accepted  {}", statistics.accepted);
-    println!("journal          {:.1} MiB", mebibytes(statistics.journal_bytes));
+    say!("events accepted  {}", statistics.accepted);
+    say!("journal          {:.1} MiB", mebibytes(statistics.journal_bytes));
     if let Some(oldest) = &statistics.oldest_at {
-        println!("oldest stored    {oldest}");
+        say!("oldest stored    {oldest}");
     }
     show(&statistics.sinks)
 }
@@ -125,7 +125,7 @@ fn show(sinks: &[Sink]) -> anyhow::Result<()> {
             safe(status.and_then(|status| status.last_error.as_deref()).unwrap_or("–")),
         ]);
     }
-    println!("{table}");
+    say!("{table}");
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use kit_lago::signature::{Algorithm, HmacKeys, Rejected, RsaKeys};
 use serde::{Deserialize, Serialize};
 
 use crate::keys::hmac_keys;
-use crate::output;
+use crate::output::{self, say};
 
 /// Example: outrigger verify request.txt --hmac-key-file key
 #[derive(Debug, Args)]
@@ -71,11 +71,11 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode>
         if json {
             output::json_line(&verdict)?;
         } else if verdict.ok {
-            println!("request {}: the signature is good ({})", verdict.request, verdict.algorithm);
+            say!("request {}: the signature is good ({})", verdict.request, verdict.algorithm);
         } else {
-            println!("request {}: {}", verdict.request, verdict.error.as_deref().unwrap_or_default());
+            say!("request {}: {}", verdict.request, verdict.error.as_deref().unwrap_or_default());
             if let Some(hint) = verdict.hint {
-                println!("  {hint}");
+                say!("  {hint}");
             }
         }
     }

@@ -94,6 +94,13 @@ pub struct ConfigErrors(pub Vec<String>);
 /// # Errors
 /// Every mistake there is, not only the first.
 pub fn load<T: Section>(source: &Source) -> Result<T, ConfigErrors> {
+    let (config, lines) = read(source);
+    if lines.is_empty() { Ok(config) } else { Err(ConfigErrors(lines)) }
+}
+
+/// Reads a configuration and every mistake in it, one line each. Where a value cannot be used the
+/// default stands in, so that the rest can still be looked at.
+pub fn read<T: Section>(source: &Source) -> (T, Vec<String>) {
     let mut lines = Vec::new();
     let mut figment = Figment::from(Serialized::defaults(T::default()));
     let known = figment.find_value("").unwrap_or_else(|_| Value::from(Dict::new()));
@@ -118,11 +125,16 @@ pub fn load<T: Section>(source: &Source) -> Result<T, ConfigErrors> {
     let config = extract::<T>(&mut tree, source, &known, &mut lines);
     let mut problems = Problems::default();
     config.validate(&mut problems);
-    // A value that could not be read was replaced by its default, about which there is nothing to say.
-    let checked = problems.lines(&source.well_known);
-    let named: Vec<String> = lines.iter().filter_map(|line| line.split(':').next().map(str::to_owned)).collect();
-    lines.extend(checked.into_iter().filter(|line| !named.iter().any(|name| line.starts_with(&format!("{name}:")))));
-    if lines.is_empty() { Ok(config) } else { Err(ConfigErrors(lines)) }
+    add_lines(&mut lines, problems.lines(&source.well_known));
+    (config, lines)
+}
+
+/// Adds findings about variables that nothing was said about yet: a value that could not be read was
+/// replaced by its default, about which there is nothing to say.
+pub fn add_lines(lines: &mut Vec<String>, more: Vec<String>) {
+    let variable = |line: &str| line.split(':').next().unwrap_or_default().to_owned();
+    let named: Vec<String> = lines.iter().map(|line| variable(line)).collect();
+    lines.extend(more.into_iter().filter(|line| !named.contains(&variable(line))));
 }
 
 fn read_file(file: &Path) -> Result<String, String> {

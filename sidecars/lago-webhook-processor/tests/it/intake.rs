@@ -244,3 +244,39 @@ async fn business_events_are_counted_for_the_alert_rules_that_expect_them() {
     bench.send(&hmac().delivery("invoice.payment_failure", body).unwrap()).await;
     assert_eq!(count("payment", "failed").await, Some(1.0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn traces_are_exported_where_the_environment_asks_and_continue_at_the_gateway() {
+    let collector = kit_workbench::gateway::Gateway::start(kit_workbench::gateway::GatewayOptions {
+        keep_bodies: true,
+        ..Default::default()
+    })
+    .await
+    .unwrap();
+    let bench = Bench::start(&[
+        ("LAGO_WEBHOOK_HMAC_KEY", HMAC_KEY),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url()),
+        ("OTEL_BSP_SCHEDULE_DELAY", "100"),
+    ])
+    .await;
+    assert_eq!(bench.send_body("{}").await.status, 200);
+    bench.gateway.wait_for(1, DEADLINE).await.unwrap();
+    let received = bench.gateway.received();
+    let traceparent = received[0].header("traceparent").unwrap().to_owned();
+    let trace = traceparent.split('-').nth(1).unwrap();
+    let trace: Vec<u8> = (0..16).map(|n| u8::from_str_radix(&trace[2 * n..2 * n + 2], 16).unwrap()).collect();
+
+    let deadline = std::time::Instant::now() + DEADLINE;
+    let holds = |name: &str| {
+        collector.received().iter().any(|request| {
+            let body = request.body.as_deref().unwrap_or_default();
+            request.path == "/v1/traces"
+                && body.windows(16).any(|window| window == trace)
+                && body.windows(name.len()).any(|window| window == name.as_bytes())
+        })
+    };
+    while !(holds("lago.webhook") && holds("deliver")) {
+        assert!(std::time::Instant::now() < deadline, "{:?}", collector.received().len());
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}

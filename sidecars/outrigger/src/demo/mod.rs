@@ -14,7 +14,7 @@ use std::time::Duration;
 use clap::Args;
 use kit_workbench::ledger::Report;
 
-use crate::output;
+use crate::output::{self, say};
 use cast::Cast;
 
 /// Example: outrigger demo --once
@@ -35,7 +35,7 @@ pub(crate) async fn run(arguments: Arguments, json: bool) -> anyhow::Result<Exit
     if json {
         output::json(&report)?;
     } else {
-        println!("{}", closing(&report));
+        say!("{}", closing(&report));
     }
     if !arguments.once {
         stay(&cast).await?;
@@ -78,7 +78,7 @@ fn closing(report: &Report) -> String {
 async fn stay(cast: &Cast) -> anyhow::Result<()> {
     let token = cast.token_file.display();
     let key = cast.hmac_key_file.display();
-    println!(
+    say!(
         "\nEverything stays up until Ctrl-C. In another terminal:\n\
          \x20 outrigger send --url http://{}/webhooks/lago --hmac-key-file {key}\n\
          \x20 outrigger events list --admin http://{} --token-file {token}\n\

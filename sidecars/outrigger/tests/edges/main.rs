@@ -1,0 +1,10 @@
+//! The command line as its user meets it: the real binary, against the real daemon, which the same
+//! binary runs through its hidden command.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod bench;
+mod demo;
+mod events;
+mod offline;
+mod operating;
+mod sending;
