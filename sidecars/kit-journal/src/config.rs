@@ -40,7 +40,8 @@ impl Default for JournalSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetentionSection {
-    /// Days that a delivered body, its attempts and the audit records stay readable and replayable.
+    /// Days that a delivered body and its attempts stay readable and replayable. Audit records stay as
+    /// long as deduplication keys do.
     pub days: f64,
     /// Bytes of journal above which the oldest delivered bodies go earlier.
     pub max_bytes: u64,

@@ -25,6 +25,10 @@ const GROUP_BYTES: usize = 8 << 20;
 const REOPEN_EVERY: Duration = Duration::from_millis(250);
 /// How often a step of purging joins a commit or makes one of its own.
 const PURGE_EVERY: Duration = Duration::from_secs(5);
+/// The same while the journal refuses events: it is to notice soon that it need not.
+const PURGE_WHILE_FAILING: Duration = Duration::from_secs(1);
+/// Name and size of the value that probes a failing store: about what a webhook takes.
+const PROBE: (&str, usize) = ("probe", 64 * 1024);
 /// Rows one purge step removes at most.
 const PURGE_ROWS: u32 = 512;
 
@@ -131,6 +135,10 @@ impl Writer {
         }
         self.refuse_when_too_large(&mut commit, &mut waiting);
         self.add_purge(&mut commit);
+        if commit.purge.is_some() && *self.health.borrow() != Health::Writable {
+            // Nothing but a commit that succeeds shows that there is room again.
+            commit.values.push((PROBE.0.to_owned(), vec![0; PROBE.1]));
+        }
         if !commit.is_empty() {
             self.commit(commit, waiting);
         }
@@ -146,6 +154,7 @@ impl Writer {
                 let took = started.elapsed();
                 if committed.synced {
                     self.shared.metrics.committed(took, appends);
+                    self.works_again();
                 }
                 self.shared.metrics.purged.inc_by(committed.purged.events);
                 if purging {
@@ -178,11 +187,23 @@ impl Writer {
         }
     }
 
+    /// A commit went through: an end to refusing, unless it is the size that refuses.
+    fn works_again(&mut self) {
+        if *self.health.borrow() != Health::Writable && !self.is_too_large() {
+            self.health.send_replace(Health::Writable);
+            tracing::info!("journal takes events again");
+        }
+    }
+
     fn poisoned(&mut self, error: &JournalError) -> String {
         let reason = kit::error::chain(error);
         self.shared.metrics.failures.inc();
-        tracing::error!(reason = %reason, "journal commit failed, refusing events until the store is reopened: {reason}");
+        // Once an outage: a sender that keeps trying must not fill the log.
+        if *self.health.borrow() == Health::Writable {
+            tracing::error!(reason = %reason, "journal commit failed, refusing events until one succeeds: {reason}");
+        }
         self.health.send_replace(Health::Failing(reason.clone()));
+        self.next_purge = self.next_purge.min(Instant::now() + PURGE_WHILE_FAILING);
         self.next_reopen = Some(Instant::now());
         reason
     }
@@ -196,26 +217,34 @@ impl Writer {
         match self.engine.reopen() {
             Ok(()) => {
                 self.next_reopen = None;
-                self.health.send_replace(Health::Writable);
-                self.tail
-                    .send_if_modified(|tail| std::mem::replace(tail, self.engine.last_seq()) < self.engine.last_seq());
-                tracing::info!("journal reopened, taking events again");
+                let last = self.engine.last_seq();
+                self.tail.send_if_modified(|tail| std::mem::replace(tail, last) < last);
+                tracing::debug!("journal reopened");
             }
             Err(error) => {
                 let reason = kit::error::chain(&error);
-                self.health.send_replace(Health::Failing(reason.clone()));
-                tracing::warn!(reason = %reason, "journal still failing: {reason}");
+                tracing::debug!(reason = %reason, "journal still failing: {reason}");
+                self.health.send_replace(Health::Failing(reason));
                 self.next_reopen = Some(Instant::now() + REOPEN_EVERY);
             }
         }
     }
 
-    fn refuse_when_too_large(&self, commit: &mut Commit, waiting: &mut Waiting) {
+    fn is_too_large(&self) -> bool {
         let max_bytes = self.section.max_bytes;
-        if max_bytes == 0 || commit.appends.is_empty() || self.engine.used_bytes().unwrap_or(0) < max_bytes {
+        max_bytes != 0 && self.engine.used_bytes().unwrap_or(0) >= max_bytes
+    }
+
+    fn refuse_when_too_large(&mut self, commit: &mut Commit, waiting: &mut Waiting) {
+        if commit.appends.is_empty() || !self.is_too_large() {
             return;
         }
-        let reason = kit::error::chain(&JournalError::TooLarge { max_bytes });
+        let reason = kit::error::chain(&JournalError::TooLarge { max_bytes: self.section.max_bytes });
+        if *self.health.borrow() == Health::Writable {
+            tracing::error!(reason = %reason, "refusing events: {reason}");
+        }
+        self.health.send_replace(Health::Failing(reason.clone()));
+        self.next_purge = self.next_purge.min(Instant::now() + PURGE_WHILE_FAILING);
         commit.appends.clear();
         for answer in waiting.appends.drain(..) {
             let _ = answer.send(Err(AppendError::Unavailable(reason.clone())));
@@ -226,7 +255,8 @@ impl Writer {
         if Instant::now() < self.next_purge {
             return;
         }
-        self.next_purge = Instant::now() + PURGE_EVERY;
+        let failing = *self.health.borrow() != Health::Writable;
+        self.next_purge = Instant::now() + if failing { PURGE_WHILE_FAILING } else { PURGE_EVERY };
         commit.purge = Some(Purge {
             delivered_before: commit.at.plus_millis(-days_in_millis(self.section.retention.days)),
             max_bytes: self.section.retention.max_bytes,

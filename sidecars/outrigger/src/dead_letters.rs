@@ -11,19 +11,23 @@ use crate::output::{self, safe, say};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Newest first, with the reason.
+    #[command(after_help = "Example: outrigger dead-letters list --type 'lago.invoice.*' --since 2026-11-21T04:00:00Z")]
     List {
         #[command(flatten)]
         filter: Filter,
         /// How many at most.
-        #[arg(long, default_value_t = 50)]
+        #[arg(long, default_value_t = 50, value_parser = output::at_least_one())]
         limit: usize,
     },
     /// One dead letter with its body and every attempt.
+    #[command(after_help = "Example: outrigger dead-letters show 1b089f7a-6f40-87ce-9836-21907b3c75f7")]
     Show {
         /// Event id.
         id: String,
     },
-    /// Deliver again, for example: outrigger dead-letters replay --type 'lago.invoice.*' --dry-run
+    /// Deliver again, by id or by filter.
+    #[command(after_help = "Example: outrigger dead-letters replay --type 'lago.invoice.*' --dry-run\n\
+                            Example: outrigger dead-letters replay --all --rate 50 --yes")]
     Replay {
         #[command(flatten)]
         choice: Choice,
@@ -32,6 +36,7 @@ pub(crate) enum Verb {
         rate: f64,
     },
     /// Give up for good; they stay listed as dropped.
+    #[command(after_help = "Example: outrigger dead-letters drop --tenant acme --reason 'test data' --dry-run")]
     Drop {
         #[command(flatten)]
         choice: Choice,
@@ -174,7 +179,7 @@ fn report(result: &ActionResult, verb: &str, json: bool) -> anyhow::Result<()> {
     if json {
         return output::json(result);
     }
-    let done = if result.dry_run { "would be changed".to_owned() } else { format!("{} changed", result.changed) };
+    let done = if result.dry_run { "none changed (dry run)".to_owned() } else { format!("{} changed", result.changed) };
     say!("{verb} at {}: {} matched, {done}", result.sink, result.matched);
     if result.unchanged > 0 {
         say!("{} were so already", result.unchanged);

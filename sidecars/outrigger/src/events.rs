@@ -4,20 +4,28 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use kit_delivery::api::{EventDetail, EventPage, EventView};
+use kit_journal::Seq;
 
 use crate::admin::{Admin, Connection, Filter};
+use crate::interrupt::Interrupt;
 use crate::output::{self, safe, say};
+
+/// Between two looks of `tail`.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Newest events first, for example: outrigger events list --type 'lago.invoice.*' --state parked
+    /// Newest events first.
+    #[command(after_help = "Example: outrigger events list --type 'lago.invoice.*' --state parked")]
     List(List),
     /// One event with its body and every attempt.
+    #[command(after_help = "Example: outrigger events show 1b089f7a-6f40-87ce-9836-21907b3c75f7")]
     Show {
         /// Event id.
         id: String,
     },
     /// Print events as they arrive, until Ctrl-C.
+    #[command(after_help = "Example: outrigger events tail --type 'lago.wallet.*' --json")]
     Tail(Filter),
 }
 
@@ -29,7 +37,7 @@ pub(crate) struct List {
     #[arg(long)]
     state: Option<String>,
     /// How many at most.
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = 50, value_parser = output::at_least_one())]
     limit: usize,
 }
 
@@ -139,33 +147,55 @@ pub(crate) async fn show(admin: &Admin, id: &str, json: bool) -> anyhow::Result<
 }
 
 async fn tail(admin: &Admin, filter: &Filter, json: bool) -> anyhow::Result<()> {
-    let mut seen: Option<i64> = None;
+    let mut interrupt = Interrupt::listen()?;
+    tokio::select! {
+        ended = follow(admin, filter, json) => ended,
+        () = interrupt.wait() => Ok(()),
+    }
+}
+
+async fn follow(admin: &Admin, filter: &Filter, json: bool) -> anyhow::Result<()> {
+    let mut seen = newest(admin).await?;
     loop {
-        let mut query = filter.query();
-        query.push(("limit", "100".to_owned()));
-        let page: EventPage = tokio::select! {
-            page = admin.get("/events", &query) => page?,
-            _ = tokio::signal::ctrl_c() => return Ok(()),
-        };
-        // The first look only marks where the end is.
-        let from = seen.unwrap_or_else(|| page.events.first().map_or(0, |event| event.seq));
-        for event in page.events.iter().rev().filter(|event| event.seq > from) {
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+        // Read first: whatever arrives during the walk is at most printed early, never left out. And
+        // the next walk ends here even where the filter matches nothing.
+        let end = newest(admin).await?;
+        for event in newer(admin, filter, seen).await?.iter().rev() {
+            seen = seen.max(event.seq);
             if json {
                 output::json_line(event)?;
             } else {
-                say!(
-                    "{}  {:<40} {}  {}",
-                    event.received_at,
-                    safe(&event.event_type),
-                    safe(&event.subject),
-                    event.id
-                );
+                say!("{}  {:<40} {}  {}", event.received_at, safe(&event.event_type), safe(&event.subject), event.id);
             }
         }
-        seen = Some(page.events.first().map_or(from, |event| event.seq.max(from)));
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(500)) => {}
-            _ = tokio::signal::ctrl_c() => return Ok(()),
+        seen = seen.max(end);
+    }
+}
+
+/// Position of the newest event; 0 where there is none.
+async fn newest(admin: &Admin) -> anyhow::Result<Seq> {
+    let page: EventPage = admin.get("/events", &[("limit", "1".to_owned())]).await?;
+    Ok(page.events.first().map_or(0, |event| event.seq))
+}
+
+/// What matches and came after `seen`, newest first, over as many pages as a burst fills.
+async fn newer(admin: &Admin, filter: &Filter, seen: Seq) -> anyhow::Result<Vec<EventView>> {
+    let mut events: Vec<EventView> = Vec::new();
+    let mut cursor: Option<String> = None;
+    loop {
+        let mut query = filter.query();
+        query.push(("limit", "500".to_owned()));
+        query.extend(cursor.map(|cursor| ("cursor", cursor)));
+        let page: EventPage = admin.get("/events", &query).await?;
+        let reached = page.events.last().is_some_and(|event| event.seq <= seen);
+        events.extend(page.events.into_iter().filter(|event| event.seq > seen));
+        cursor = page.next_cursor;
+        // The cursor is the position a page ended at. Without looking at it, a filter that matches
+        // little would walk through the whole journal every time.
+        let behind = cursor.as_ref().is_none_or(|at| at.parse::<Seq>().is_ok_and(|at| at <= seen));
+        if reached || behind {
+            return Ok(events);
         }
     }
 }

@@ -17,7 +17,8 @@ pub(crate) struct SigningKey {
     #[arg(long, env = "LAGO_WEBHOOK_HMAC_KEY_FILE", value_name = "FILE")]
     pub(crate) hmac_key_file: Option<PathBuf>,
     /// File with Lago's RSA private key in PEM: sign a JWT instead.
-    #[arg(long, value_name = "FILE", conflicts_with = "hmac_key_file")]
+    // No `conflicts_with`: the HMAC key may be there only because the environment has it.
+    #[arg(long, value_name = "FILE")]
     pub(crate) rsa_key_file: Option<PathBuf>,
     /// Issuer of the JWT: the LAGO_API_URL of Lago's worker.
     #[arg(long, default_value = "http://lago-api:3000", value_name = "URL")]

@@ -3,7 +3,6 @@
 //!
 //! One verb a module. It links the daemons' libraries and starts them by executing itself, so that
 //! `demo` needs nothing but this binary.
-#![allow(clippy::print_stdout)]
 
 mod admin;
 mod dead_letters;
@@ -19,6 +18,7 @@ mod send;
 mod sinks;
 mod verify;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -58,14 +58,17 @@ enum Verb {
     #[command(subcommand)]
     Sinks(sinks::Verb),
     /// Totals of the journal and of every sink.
+    #[command(after_help = "Example: outrigger stats --json")]
     Stats,
     /// Say why a webhook's signature does not match.
     Verify(verify::Arguments),
     /// Send a load of signed webhooks and measure.
     Load(load::Arguments),
     /// Check a running daemon; one line a finding, with the fix.
+    #[command(after_help = "Example: outrigger doctor --admin http://127.0.0.1:9081 --token-file token")]
     Doctor,
     /// Print a completion script for a shell.
+    #[command(after_help = "Example: outrigger completions bash > /etc/bash_completion.d/outrigger")]
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
@@ -76,6 +79,11 @@ enum Verb {
 pub fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
     if arguments.get(1).is_some_and(|argument| argument == RUN_PROCESSOR) {
+        // A demo that is killed cannot put its processor away. The kernel watches the *thread* that
+        // started this process: it must be one that lives as long as its process.
+        if let Err(error) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)) {
+            return output::failure(&anyhow::Error::new(error).context("tie the processor's life to the demo's"));
+        }
         let rest = std::iter::once("lago-webhook-processor".into()).chain(arguments.into_iter().skip(2));
         return lago_webhook_processor::main_with_args(rest.collect());
     }
@@ -108,7 +116,10 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Load(arguments) => return load::run(arguments, json).await,
         Verb::Doctor => return doctor::run(&connection, json).await,
         Verb::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "outrigger", &mut std::io::stdout());
+            // By way of memory: the generator panics where its output is closed.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "outrigger", &mut script);
+            std::io::stdout().write_all(&script)?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -11,13 +11,14 @@ use clap::{Args, ValueEnum};
 use kit::secret;
 use kit_workbench::gateway::{Behaviour, Gateway, GatewayOptions, Received};
 
+use crate::interrupt::Interrupt;
 use crate::output::{self, safe};
 
 /// Requests remembered at most, until their answer is printed.
 const KEPT: usize = 10_000;
 
-/// Example: outrigger listen --addr 127.0.0.1:8000 --secret-file signing-secret
 #[derive(Debug, Args)]
+#[command(after_help = "Example: outrigger listen --addr 127.0.0.1:8000 --secret-file signing-secret")]
 pub(crate) struct Arguments {
     /// Where to listen.
     #[arg(long, default_value = "127.0.0.1:8000")]
@@ -70,6 +71,7 @@ pub(crate) async fn run(arguments: Arguments, json: bool) -> anyhow::Result<()> 
         Answer::Reset => Behaviour::Reset,
     };
     let delay = Duration::try_from_secs_f64(arguments.delay).context("--delay must be 0 or more")?;
+    let mut interrupt = Interrupt::listen()?;
     let gateway = Gateway::start(GatewayOptions {
         addr: arguments.addr,
         secrets: secrets.iter().map(|secret| secret.expose().to_owned()).collect(),
@@ -84,10 +86,7 @@ pub(crate) async fn run(arguments: Arguments, json: bool) -> anyhow::Result<()> 
     let _ = writeln!(std::io::stderr(), "listening on {}, Ctrl-C ends", gateway.url());
     loop {
         tokio::select! {
-            ended = tokio::signal::ctrl_c() => {
-                ended?;
-                break;
-            }
+            () = interrupt.wait() => break,
             () = tokio::time::sleep(Duration::from_secs(1)) => {
                 // Only the lines count; what was received is let go before it adds up.
                 if gateway.with_received(<[Received]>::len) > KEPT {
@@ -111,7 +110,8 @@ fn print(received: &Received, json: bool) {
         None => "not verified",
     };
     let line = format!(
-        "{} {:<40} {} {} {signature} {} bytes",
+        "{} {} {:<40} {} {} {signature} {} bytes",
+        received.at,
         if received.answered == 0 { "–".to_owned() } else { received.answered.to_string() },
         safe(received.event_type.as_deref().unwrap_or("?")),
         safe(received.subject.as_deref().unwrap_or("–")),

@@ -9,11 +9,13 @@ use clap::Args;
 use kit_lago::sender;
 use kit_workbench::load::{self, LagoWebhooks, LoadControl, LoadOptions, Pacing, Pool, Signing, Target};
 
+use crate::interrupt::Interrupt;
 use crate::keys::SigningKey;
 use crate::output::{self, say};
 
-/// Example: outrigger load --connections 64 --duration 10, or --rate 1000 --duration 30
 #[derive(Debug, Args)]
+#[command(after_help = "Example: outrigger load --connections 64 --duration 10\n\
+                        Example: outrigger load --rate 1000 --duration 30 --body-bytes 4096 --json")]
 pub(crate) struct Arguments {
     /// Where to.
     #[arg(long, default_value = "http://127.0.0.1:8081/webhooks/lago")]
@@ -69,6 +71,7 @@ pub(crate) async fn run(arguments: Arguments, json: bool) -> anyhow::Result<Exit
         ..LoadOptions::new(target)
     };
     let control = LoadControl::new();
+    let mut interrupt = Interrupt::listen()?;
     let outcome = {
         let running = load::run(options, pool, &control);
         tokio::pin!(running);
@@ -80,7 +83,7 @@ pub(crate) async fn run(arguments: Arguments, json: bool) -> anyhow::Result<Exit
                     bar.finish_and_clear();
                     break outcome?;
                 }
-                _ = tokio::signal::ctrl_c() => control.stop(),
+                () = interrupt.wait() => control.stop(),
                 () = tokio::time::sleep(Duration::from_millis(200)) => {
                     bar.set_position(started.elapsed().as_millis().try_into().unwrap_or(u64::MAX));
                     bar.set_message(format!("{} sent, {} taken", control.requests(), control.ok()));
@@ -96,7 +99,11 @@ pub(crate) async fn run(arguments: Arguments, json: bool) -> anyhow::Result<Exit
         let latency = &report.latency_ms;
         say!(
             "latency in ms: p50 {:.2}, p90 {:.2}, p99 {:.2}, p99.9 {:.2}, longest {:.2}",
-            latency.p50, latency.p90, latency.p99, latency.p999, latency.max
+            latency.p50,
+            latency.p90,
+            latency.p99,
+            latency.p999,
+            latency.max
         );
         for (kind, count) in &report.errors {
             say!("{count} failed: {kind}");

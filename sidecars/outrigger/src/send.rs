@@ -13,8 +13,8 @@ use serde::Serialize;
 use crate::keys::SigningKey;
 use crate::output::{self, safe, say};
 
-/// Example: LAGO_WEBHOOK_HMAC_KEY=… outrigger send --type invoice.created --count 3
 #[derive(Debug, Args)]
+#[command(after_help = "Example: LAGO_WEBHOOK_HMAC_KEY=… outrigger send --type invoice.created --count 3")]
 pub(crate) struct Arguments {
     /// Where to.
     #[arg(long, default_value = "http://127.0.0.1:8081/webhooks/lago")]

@@ -9,13 +9,16 @@ use crate::output::{self, safe, say};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Every sink, its counters and what it is doing.
+    #[command(after_help = "Example: outrigger sinks list --json")]
     List,
     /// Stop deliveries; webhooks go on being accepted.
+    #[command(after_help = "Example: outrigger sinks pause gateway")]
     Pause {
         /// The sink, for example gateway.
         name: String,
     },
     /// Go on with deliveries.
+    #[command(after_help = "Example: outrigger sinks resume gateway")]
     Resume {
         /// The sink.
         name: String,

@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::keys::hmac_keys;
 use crate::output::{self, say};
 
-/// Example: outrigger verify request.txt --hmac-key-file key
 #[derive(Debug, Args)]
+#[command(after_help = "Example: outrigger verify request.txt --hmac-key-file key\n\
+                        Example: outrigger verify body.json --signature 'bynv1s…3u8=' --hmac-key-file key")]
 pub(crate) struct Arguments {
     /// A captured request: lines of JSON with `headers` and `body_base64`, or the request as it went
     /// over the wire; or only the body, with --signature.

@@ -31,6 +31,10 @@ async fn at_its_maximum_the_journal_answers_503_and_takes_events_again_when_ther
     assert_eq!(refused.status, 503);
     assert!(refused.header("retry-after").is_some());
 
+    let (ready, parts) = bench.readyz().await;
+    assert_eq!(ready, 503);
+    assert!(parts["parts"]["journal"].as_str().unwrap().contains("SIDECAR_JOURNAL__MAX_BYTES"), "{parts}");
+
     bench.gateway.restart_on_same_port().await.unwrap();
     let deadline = Instant::now() + DEADLINE;
     while bench.send_body(&body).await.status != 200 {
@@ -74,6 +78,9 @@ async fn a_full_disk_answers_503_loses_nothing_and_recovers_without_a_restart() 
         }
     }
     assert!(refused > 0, "the disk was never full");
+    assert_eq!(bench.readyz().await.0, 503);
+    let complaints = bench.daemon.stdout().matches("refusing events").count();
+    assert_eq!(complaints, 1, "one line an outage, however many were refused");
 
     std::fs::remove_file(&filler).unwrap();
     let freed = Instant::now();
@@ -81,6 +88,7 @@ async fn a_full_disk_answers_503_loses_nothing_and_recovers_without_a_restart() 
         assert!(freed.elapsed() < Duration::from_secs(2), "not taking events 2 s after there is room");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    assert_eq!(bench.readyz().await.0, 200);
     bench.gateway.wait_for_unique(accepted.len() as u64 + 1, DEADLINE).await.unwrap();
     let received: Vec<_> = bench.gateway.received().iter().map(|r| r.data_sha256).collect();
     for n in accepted {

@@ -11,14 +11,21 @@ use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::Args;
 use kit_workbench::ledger::Report;
 
+use crate::interrupt::Interrupt;
 use crate::output::{self, say};
 use cast::Cast;
 
-/// Example: outrigger demo --once
+/// How long the play may take beyond the time that sending takes.
+const PLAY_WITHIN: Duration = Duration::from_secs(18);
+/// The exit code of what Ctrl-C ended, as shells have it.
+const INTERRUPTED: u8 = 130;
+
 #[derive(Debug, Args)]
+#[command(after_help = "Example: outrigger demo --once")]
 pub(crate) struct Arguments {
     /// End after the ledger; the exit code is 0 only if it balances.
     #[arg(long)]
@@ -29,16 +36,32 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(arguments: Arguments, json: bool) -> anyhow::Result<ExitCode> {
-    let mut cast = Cast::assemble().await?;
+    // From here on Ctrl-C ends the demo and not just this process: the processor has a process group
+    // of its own and would stay.
+    let mut interrupt = Interrupt::listen()?;
+    let mut cast = tokio::select! {
+        cast = Cast::assemble() => cast?,
+        () = interrupt.wait() => return Ok(INTERRUPTED.into()),
+    };
     tell(&format!("processor at {} (admin {}), gateway at {}", cast.public, cast.admin, cast.gateway.url()));
-    let report = play::run(&mut cast, arguments.events).await?;
+    let limit = PLAY_WITHIN + play::sending_time(arguments.events);
+    let report = tokio::select! {
+        report = play::run(&mut cast, arguments.events) => Some(report?),
+        () = interrupt.wait() => None,
+        () = tokio::time::sleep(limit) => bail!("the demo was not over after {} s", limit.as_secs()),
+    };
+    let Some(report) = report else {
+        // How it ends does not matter any more, only that it does.
+        drop(cast.stop().await);
+        return Ok(INTERRUPTED.into());
+    };
     if json {
         output::json(&report)?;
     } else {
         say!("{}", closing(&report));
     }
     if !arguments.once {
-        stay(&cast).await?;
+        stay(&cast, &mut interrupt).await?;
     }
     let stopped = cast.stop().await;
     if let Err(error) = stopped {
@@ -75,7 +98,7 @@ fn closing(report: &Report) -> String {
 }
 
 /// Keeps everything running and says where to look.
-async fn stay(cast: &Cast) -> anyhow::Result<()> {
+async fn stay(cast: &Cast, interrupt: &mut Interrupt) -> anyhow::Result<()> {
     let token = cast.token_file.display();
     let key = cast.hmac_key_file.display();
     say!(
@@ -84,9 +107,12 @@ async fn stay(cast: &Cast) -> anyhow::Result<()> {
          \x20 outrigger events list --admin http://{} --token-file {token}\n\
          \x20 outrigger doctor --admin http://{} --token-file {token}\n\
          \x20 curl http://{}/metrics",
-        cast.public, cast.admin, cast.admin, cast.admin
+        cast.public,
+        cast.admin,
+        cast.admin,
+        cast.admin
     );
-    tokio::signal::ctrl_c().await?;
+    interrupt.wait().await;
     Ok(())
 }
 

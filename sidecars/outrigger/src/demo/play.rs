@@ -107,6 +107,12 @@ pub(super) async fn run(cast: &mut Cast, events: u64) -> anyhow::Result<Report> 
     Ok(ledger.check(&Expectations { signed: true, ..Expectations::default() }))
 }
 
+/// How long sending takes where nothing goes wrong.
+pub(super) fn sending_time(events: u64) -> Duration {
+    // The repeated ones included.
+    PACE * u32::try_from(events + events / 10).unwrap_or(u32::MAX)
+}
+
 #[derive(Clone, Copy)]
 enum Act {
     GatewayLeaves,

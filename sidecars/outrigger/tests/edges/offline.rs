@@ -113,9 +113,24 @@ async fn every_verb_explains_itself_with_an_example() {
     let help = outrigger(&["--help"], &[]).await.ok().out;
     assert!(!help.contains("run-lago-webhook-processor"), "{help}");
     for verb in [
-        "demo", "send", "listen", "events list", "events show", "events tail", "dead-letters list",
-        "dead-letters show", "dead-letters replay", "dead-letters drop", "sinks list", "sinks pause", "sinks resume",
-        "stats", "verify", "load", "doctor", "completions",
+        "demo",
+        "send",
+        "listen",
+        "events list",
+        "events show",
+        "events tail",
+        "dead-letters list",
+        "dead-letters show",
+        "dead-letters replay",
+        "dead-letters drop",
+        "sinks list",
+        "sinks pause",
+        "sinks resume",
+        "stats",
+        "verify",
+        "load",
+        "doctor",
+        "completions",
     ] {
         let arguments: Vec<&str> = verb.split(' ').chain(["--help"]).collect();
         let help = outrigger(&arguments, &[]).await.ok().out;

@@ -55,8 +55,9 @@ async fn an_action_wants_to_know_which() {
         bench.ask(&["dead-letters", verb, "--all", "some-id"]).await.failed(2, "--all");
         bench.ask(&["dead-letters", verb, "not-an-id"]).await.failed(1, "UUID");
     }
-    bench.ask(&["dead-letters", "list", "--sink", "elsewhere"]).await.failed(1, "elsewhere");
-    bench.ask(&["dead-letters", "replay", "--all", "--rate", "-1"]).await.failed(2, "--rate");
+    bench.ask(&["dead-letters", "replay", "--all", "--sink", "elsewhere"]).await.failed(1, "elsewhere");
+    bench.ask(&["dead-letters", "replay", "--all", "--rate=-1"]).await.failed(1, "rate");
+    bench.ask(&["dead-letters", "list", "--limit", "0"]).await.failed(2, "--limit");
 }
 
 #[tokio::test]

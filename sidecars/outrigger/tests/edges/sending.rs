@@ -100,7 +100,7 @@ async fn a_load_that_fails_says_so() {
     outrigger(&["load", "--url", &nobody], &[]).await.failed(1, "LAGO_WEBHOOK_HMAC_KEY");
     outrigger(&["load", "--url", "ftp://x/"], &[KEY]).await.failed(1, "--url");
     outrigger(&["load", "--url", &nobody, "--rate", "0"], &[KEY]).await.failed(1, "rate");
-    outrigger(&["load", "--url", &nobody, "--duration", "-1"], &[KEY]).await.failed(2, "--duration");
+    outrigger(&["load", "--url", &nobody, "--duration=-1"], &[KEY]).await.failed(1, "--duration");
 }
 
 #[tokio::test]

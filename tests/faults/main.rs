@@ -1,0 +1,45 @@
+//! The experiments of the failure and threat tables that this version proves. `F1` and the like are
+//! stable names; each experiment is a function that says in its name what it shows.
+//!
+//! `cargo test -p outrigger-tests --test faults -- F1` runs one of them, `OUTRIGGER_COUNTS=release`
+//! as often as a release does, `OUTRIGGER_SEED` with the choices of an earlier run.
+
+mod broken;
+mod duplicates;
+mod forgeries;
+mod framing;
+mod journals;
+mod kills;
+mod sizes;
+
+use std::process::ExitCode;
+
+use outrigger_tests::experiment;
+use outrigger_tests::experiment::Experiment;
+
+fn main() -> ExitCode {
+    let experiments: &[Experiment] = &[
+        experiment!("F1", kills::a_kill_under_load_loses_nothing, 100, 2_000),
+        experiment!("F27", kills::a_stop_under_load_answers_what_it_took, 30, 500),
+        experiment!("F27", kills::a_second_signal_ends_at_once_and_an_unfinished_body_does_not_hold_up, 3, 25),
+        experiment!("F21", duplicates::one_webhook_sent_by_many_at_once_is_one_event, 50, 1_000),
+        experiment!("F21", duplicates::replays_in_any_order_are_known_across_restarts, 10, 200),
+        experiment!("F23", sizes::bodies_are_taken_whole_or_not_at_all, 1, 1),
+        experiment!("F1", journals::a_kill_during_the_first_start_leaves_a_usable_journal, 50, 500),
+        experiment!("F29", journals::a_newer_journal_is_refused_untouched, 1, 1),
+        experiment!("F30", journals::one_process_writes_a_journal, 25, 500),
+        experiment!("F32", broken::a_broken_environment_is_told_in_one_line_per_mistake, 1, 1),
+        experiment!("F32", broken::a_folder_that_cannot_be_written_is_named, 1, 1),
+        experiment!("REC", forgeries::recorded_requests_are_accepted_and_refused_with_one_byte_flipped, 1, 20),
+        experiment!("T1", forgeries::no_changed_byte_gets_through, 500, 10_000),
+        experiment!("T2", forgeries::no_other_algorithm_is_accepted, 1, 1),
+        experiment!("T3", forgeries::no_key_that_a_token_brings_is_used, 1, 1),
+        experiment!("T3", forgeries::no_weak_or_wrong_key_file_is_taken, 1, 1),
+        experiment!("T4", forgeries::no_claim_but_lagos_own_is_accepted, 1, 1),
+        experiment!("T9", framing::no_second_request_is_hidden_in_a_first, 1, 1),
+        experiment!("T13", sizes::compressed_bodies_are_refused_unread, 50, 1_000),
+        experiment!("T14", sizes::a_large_head_is_for_tokens_only, 1, 1),
+        experiment!("T14", sizes::many_large_heads_stay_within_the_budget, 50, 1_000),
+    ];
+    outrigger_tests::experiment::main(experiments)
+}

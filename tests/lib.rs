@@ -1,1 +1,0 @@
-//! Black-box tests of the binaries; the code lives under the test targets.

@@ -1,0 +1,55 @@
+//! Where the binaries under test are.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, ensure};
+
+/// Name of the variable that says where the binaries are; `./test` sets it to its release build.
+pub const DIRECTORY_VARIABLE: &str = "OUTRIGGER_BIN_DIR";
+
+/// Every daemon of the repository, by the name of its binary.
+pub const DAEMONS: [&str; 1] = ["lago-webhook-processor"];
+
+/// The top of the repository.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests lie in a folder of the repository")
+}
+
+/// The path of a daemon's binary.
+///
+/// Where [`DIRECTORY_VARIABLE`] is not set, the one beside this test is used, and built first: a test
+/// of yesterday's binary proves nothing.
+///
+/// # Errors
+/// The binary is not there, or cannot be built.
+pub fn daemon(name: &str) -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let directory = match std::env::var_os(DIRECTORY_VARIABLE) {
+        Some(directory) => repository().join(directory),
+        None => {
+            BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)?
+        }
+    };
+    let binary = directory.join(name);
+    ensure!(binary.is_file(), "{} is missing: cargo build -p {name}, or set {DIRECTORY_VARIABLE}", binary.display());
+    Ok(binary)
+}
+
+fn build() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("find the running test")?;
+    // target/<profile>/deps/<test>
+    let profile = own.ancestors().nth(2).context("the test lies outside a target directory")?;
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(repository()).args(["build", "--quiet", "--locked"]);
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    for name in DAEMONS {
+        cargo.args(["-p", name]);
+    }
+    let status = cargo.status().context("run cargo")?;
+    ensure!(status.success(), "cargo build of the daemons ended with {status}");
+    Ok(profile.to_owned())
+}

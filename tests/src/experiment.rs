@@ -1,0 +1,184 @@
+//! A runner for experiments: each is repeated as often as the tier asks, prints one line, and all of
+//! them a table at the end. The last line has the form of the standard harness, so that one reader
+//! adds up everything.
+
+use std::fmt::Write as _;
+use std::future::Future;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::Write as _;
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// Name of the variable that chooses the tier: `pr` (default) or `release`.
+pub const COUNTS_VARIABLE: &str = "OUTRIGGER_COUNTS";
+/// Name of the variable that fixes the seed, to repeat a run.
+pub const SEED_VARIABLE: &str = "OUTRIGGER_SEED";
+
+/// What an experiment is given.
+#[derive(Debug)]
+pub struct Trial {
+    /// Its name in the failure or threat table.
+    pub id: &'static str,
+    /// How often to repeat it.
+    pub count: u32,
+    /// Its source of chance; the same seed gives the same choices.
+    pub random: fastrand::Rng,
+    /// Where that began, for the evidence.
+    pub seed: u64,
+}
+
+impl Trial {
+    /// A time between two bounds, in milliseconds.
+    pub fn millis(&mut self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(self.random.u64(from..=to))
+    }
+
+    /// Shows how far a long experiment has come, where a person watches.
+    pub fn progress(&self, done: u32) {
+        use std::io::IsTerminal as _;
+        let mut out = std::io::stdout();
+        if out.is_terminal() {
+            // A terminal that is gone is no reason to fail.
+            let _ = write!(out, "\r{:<4} {done}/{} ", self.id, self.count);
+            let _ = out.flush();
+        }
+    }
+}
+
+/// What an experiment that held says about itself.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// How many cases, kills or rounds there were.
+    pub repetitions: u64,
+    /// What was measured, in a few words.
+    pub note: String,
+}
+
+impl Outcome {
+    /// So many repetitions, and what was seen.
+    pub fn new(repetitions: impl TryInto<u64>, note: impl Into<String>) -> Self {
+        Self { repetitions: repetitions.try_into().unwrap_or(u64::MAX), note: note.into() }
+    }
+}
+
+/// An experiment's own future.
+pub type Run = Pin<Box<dyn Future<Output = Result<Outcome>> + Send>>;
+
+/// One experiment.
+#[derive(Debug)]
+pub struct Experiment {
+    /// Its stable name in the failure or threat table, for example `F1`.
+    pub id: &'static str,
+    /// The function: what it shows.
+    pub name: &'static str,
+    /// Repetitions for a pull request.
+    pub pr: u32,
+    /// Repetitions for a release.
+    pub release: u32,
+    /// The function.
+    pub run: fn(Trial) -> Run,
+}
+
+/// `experiment!("F1", kills::nothing_is_lost, 100, 2_000)`: id, function, repetitions for a pull
+/// request and for a release.
+#[macro_export]
+macro_rules! experiment {
+    ($id:literal, $module:ident::$function:ident, $pr:expr, $release:expr) => {
+        $crate::experiment::Experiment {
+            id: $id,
+            name: stringify!($function),
+            pr: $pr,
+            release: $release,
+            run: |trial| Box::pin($module::$function(trial)),
+        }
+    };
+}
+
+/// Runs the experiments that the arguments choose (by id or by a part of the name; all without one),
+/// one after the other, and prints what became of them.
+pub fn main(experiments: &[Experiment]) -> ExitCode {
+    // Options of the standard harness mean nothing here; whoever passes them means all tests.
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    if std::env::args().any(|argument| argument == "--list") {
+        for experiment in experiments {
+            say(&format!("{}: test\n", experiment.name));
+        }
+        return ExitCode::SUCCESS;
+    }
+    match run_all(experiments, &wanted) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            say(&format!("the experiments cannot be run: {error:#}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_all(experiments: &[Experiment], wanted: &[String]) -> Result<bool> {
+    let release = match std::env::var(COUNTS_VARIABLE).as_deref() {
+        Ok("release") => true,
+        Err(_) | Ok("pr" | "") => false,
+        Ok(other) => anyhow::bail!("{COUNTS_VARIABLE} is {other}, must be pr or release"),
+    };
+    let base: u64 = match std::env::var(SEED_VARIABLE) {
+        Ok(text) => text.parse().with_context(|| format!("{SEED_VARIABLE} must be a number"))?,
+        Err(_) => fastrand::u64(..),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    say(&format!("tier {}, {SEED_VARIABLE}={base}\n", if release { "release" } else { "pr" }));
+    let mut table = String::new();
+    let (mut passed, mut failed, mut left_out) = (0, 0, 0);
+    for experiment in experiments {
+        if !wanted.is_empty() && !wanted.iter().any(|word| experiment.is_meant(word)) {
+            left_out += 1;
+            continue;
+        }
+        let begin = Instant::now();
+        let result = runtime.block_on(experiment.once(base, release));
+        let seconds = begin.elapsed().as_secs_f64();
+        let (word, repetitions, note) = match &result {
+            Ok(outcome) => ("ok", outcome.repetitions.to_string(), outcome.note.clone()),
+            Err(error) => ("FAILED", "-".to_owned(), format!("{error:#}")),
+        };
+        let line = format!("{:<4} {:<58} {repetitions:>7} {word:<6} {seconds:>6.1} s", experiment.id, experiment.name);
+        say(&format!("\r{line}  {note}\n"));
+        // The whole story of a failure is above; the table has its first line.
+        let _ = writeln!(table, "{line}  {}", note.lines().next().unwrap_or_default());
+        if result.is_ok() { passed += 1 } else { failed += 1 }
+    }
+    say(&format!("\n{:<4} {:<58} {:>7} {:<6} {:>8}\n{table}\n", "id", "experiment", "n", "result", "time"));
+    let word = if failed == 0 { "ok" } else { "FAILED" };
+    say(&format!(
+        "test result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; {left_out} filtered out\n"
+    ));
+    Ok(failed == 0)
+}
+
+impl Experiment {
+    fn is_meant(&self, word: &str) -> bool {
+        self.id.eq_ignore_ascii_case(word) || self.name.contains(word)
+    }
+
+    async fn once(&self, base: u64, release: bool) -> Result<Outcome> {
+        let mut hasher = DefaultHasher::new();
+        (base, self.id, self.name).hash(&mut hasher);
+        let seed = hasher.finish();
+        let count = if release { self.release } else { self.pr };
+        let trial = Trial { id: self.id, count, random: fastrand::Rng::with_seed(seed), seed };
+        // On a task of its own, so that a panic is one failed experiment.
+        match tokio::spawn((self.run)(trial)).await {
+            Ok(result) => result,
+            Err(error) => Err(anyhow::anyhow!("{error}")),
+        }
+    }
+}
+
+fn say(text: &str) {
+    let mut out = std::io::stdout();
+    // A closed pipe is no reason to fail.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}

@@ -1,0 +1,11 @@
+//! What the black-box tests share: where the binaries are, a rig of one daemon between a stand-in
+//! gateway and a load, the recorded requests, and a runner for experiments.
+//!
+//! The daemon is always a process of its own, as an operator runs it; nothing here reaches into it.
+
+pub mod binaries;
+pub mod captures;
+pub mod experiment;
+pub mod journal_file;
+pub mod rig;
+pub mod tokens;
