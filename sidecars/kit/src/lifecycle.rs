@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -130,14 +131,16 @@ impl Shell {
 
     /// Runs until a signal or a failing task, then drains for at most `drain`. Returns the exit code.
     pub async fn run(mut self, drain: Duration) -> u8 {
+        // One pair of streams for the first and the second signal: none may fall between two.
+        let mut signals = Signals::new();
         tokio::select! {
             () = self.stop.stopped() => {}
-            signal = first_signal() => tracing::info!(signal, "{signal} received, stopping"),
+            signal = signals.next() => tracing::info!(signal, "{signal} received, stopping"),
             ended = self.tasks.join_next() => self.judge(ended),
         }
         self.stop.stop();
         let deadline = tokio::time::Instant::now() + drain;
-        tokio::spawn(exit_on_signal());
+        tokio::spawn(exit_on_signal(signals));
         loop {
             match tokio::time::timeout_at(deadline, self.tasks.join_next()).await {
                 Ok(None) => break,
@@ -178,20 +181,31 @@ impl Shell {
     }
 }
 
-async fn first_signal() -> &'static str {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-        tracing::error!("signals cannot be received, stop with SIGKILL");
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => "SIGTERM",
-        _ = int.recv() => "SIGINT",
+/// SIGTERM and SIGINT.
+struct Signals(Option<(Signal, Signal)>);
+
+impl Signals {
+    fn new() -> Self {
+        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+            (Ok(term), Ok(int)) => Self(Some((term, int))),
+            _ => {
+                tracing::error!("signals cannot be received, stop with SIGKILL");
+                Self(None)
+            }
+        }
+    }
+
+    async fn next(&mut self) -> &'static str {
+        let Some((term, int)) = &mut self.0 else { return std::future::pending().await };
+        tokio::select! {
+            _ = term.recv() => "SIGTERM",
+            _ = int.recv() => "SIGINT",
+        }
     }
 }
 
-async fn exit_on_signal() {
-    let signal = first_signal().await;
+async fn exit_on_signal(mut signals: Signals) {
+    let signal = signals.next().await;
     tracing::warn!(signal, "second signal, exiting at once");
     std::process::exit(i32::from(exit::SECOND_SIGNAL));
 }

@@ -67,11 +67,8 @@ impl Daemon for LagoWebhookProcessor {
         {
             problems.add("lago.api_url", "must begin with http:// or https://");
         }
-        if let Err(message) = config.admin.resolve() {
-            // The message names the variable already.
-            let (name, text) = message.split_once(": ").unwrap_or(("", &message));
-            let path = if name.ends_with("_FILE") { "admin.token_file" } else { "admin.token" };
-            problems.add(path, text);
+        if let Err((field, message)) = config.admin.resolve() {
+            problems.add(&format!("admin.{field}"), &message);
         }
         if let Err(errors) = HttpSink::new(SINK, &config.gateway, Arc::new(SystemClock)) {
             for error in errors {
@@ -113,7 +110,7 @@ impl Daemon for LagoWebhookProcessor {
         let (routes, description) = api::router(api_state).split_for_parts();
         let mut openapi = ApiDescription::openapi();
         openapi.merge(description);
-        let token = config.admin.resolve().map_err(configuration)?;
+        let token = config.admin.resolve().map_err(|(_, message)| configuration(message))?;
         let state = AdminState { metrics, readiness: readiness.clone(), token, api: routes, openapi };
         shell.spawn("public listener", public.run(http::router(Arc::new(intake))));
         shell.spawn("admin listener", admin.run(admin::router(state)));

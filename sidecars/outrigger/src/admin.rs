@@ -1,6 +1,7 @@
 //! Talking to a daemon's admin listener.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -10,6 +11,10 @@ use kit_delivery::api::ErrorBody;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+/// Longest wait for an answer to a question.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Longest wait for an action: a replay by filter walks through the whole journal before it answers.
+const ACTION_WITHIN: Duration = Duration::from_secs(900);
 /// Largest answer that is read.
 const ANSWER_BYTES: usize = 64 << 20;
 
@@ -37,7 +42,8 @@ impl Connection {
         // The value itself only by environment: an argument is there for everybody to read.
         let value = std::env::var("OUTRIGGER_TOKEN").ok().map(secret::Secret::from);
         let token = secret::resolve("OUTRIGGER_TOKEN", value.as_ref(), "--token-file", self.token_file.as_deref())?;
-        let client = http_client(&ClientOptions::default())?;
+        let options = ClientOptions { read_timeout: ACTION_WITHIN, total_timeout: ACTION_WITHIN, ..Default::default() };
+        let client = http_client(&options)?;
         Ok(Admin { client, base: self.admin.trim_end_matches('/').to_owned(), token })
     }
 }
@@ -45,7 +51,7 @@ impl Connection {
 impl Admin {
     /// A request without a token: health and metrics.
     pub(crate) async fn plain(&self, path: &str) -> anyhow::Result<(u16, Vec<u8>)> {
-        let response = self.client.get(format!("{}{path}", self.base)).send().await;
+        let response = self.client.get(format!("{}{path}", self.base)).timeout(ANSWER_WITHIN).send().await;
         let response = response.with_context(|| format!("reach the daemon at {} (--admin)", self.base))?;
         let status = response.status().as_u16();
         Ok((status, read_capped(response, ANSWER_BYTES).await?))
@@ -53,12 +59,12 @@ impl Admin {
 
     /// The `Date` header of an answer.
     pub(crate) async fn date(&self) -> Option<String> {
-        let response = self.client.get(format!("{}/livez", self.base)).send().await.ok()?;
+        let response = self.client.get(format!("{}/livez", self.base)).timeout(ANSWER_WITHIN).send().await.ok()?;
         Some(response.headers().get("date")?.to_str().ok()?.to_owned())
     }
 
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<T> {
-        self.send(self.client.get(self.url(path, query)?), path).await
+        self.send(self.client.get(self.url(path, query)?).timeout(ANSWER_WITHIN), path).await
     }
 
     pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {

@@ -3,12 +3,19 @@
 use std::process::ExitCode;
 
 use kit::clock::{Clock as _, SystemClock, Timestamp};
+use kit_workbench::metrics::Metrics;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::admin::{Admin, Connection};
 use crate::output::{self, say};
 use crate::sinks::{Sink, Statistics, mebibytes};
+
+/// The gauge that tells how long the oldest event of a sink has waited.
+const OLDEST_PENDING: &str = "delivery_oldest_pending_seconds";
+/// A gateway that takes events should not leave one for longer than the first steps of the default
+/// schedule (5 s, 30 s, 2 min, 10 min).
+const LONG_PENDING_SECONDS: f64 = 780.0;
 
 #[derive(Debug, PartialEq, Serialize)]
 struct Finding {
@@ -76,7 +83,11 @@ async fn examine(connection: &Connection) -> Vec<Finding> {
                 "journal",
                 format!("{} events accepted, {size:.1} MiB in use", statistics.accepted),
             ));
-            statistics.sinks.iter().for_each(|sink| examine_sink(sink, &mut findings));
+            let metrics = metrics(&admin).await;
+            for sink in &statistics.sinks {
+                let oldest = metrics.as_ref().and_then(|known| known.get(OLDEST_PENDING, &[("sink", &sink.name)]));
+                examine_sink(sink, oldest.unwrap_or(0.0), &mut findings);
+            }
         }
         Err(error) => findings.push(Finding::bad(
             "token",
@@ -112,7 +123,12 @@ async fn readiness(admin: &Admin, findings: &mut Vec<Finding>) {
     }
 }
 
-fn examine_sink(sink: &Sink, findings: &mut Vec<Finding>) {
+async fn metrics(admin: &Admin) -> Option<Metrics> {
+    let (_, body) = admin.plain("/metrics").await.ok()?;
+    Metrics::parse(&String::from_utf8_lossy(&body)).ok()
+}
+
+fn examine_sink(sink: &Sink, oldest_pending_seconds: f64, findings: &mut Vec<Finding>) {
     let name = &sink.name;
     let status = sink.status.as_ref();
     let error = status.and_then(|s| s.last_error.as_deref()).unwrap_or("no error known");
@@ -128,6 +144,20 @@ fn examine_sink(sink: &Sink, findings: &mut Vec<Finding>) {
         bad(
             format!("{name} does not take events, {} wait: {error}", sink.pending),
             "mend the gateway or BRAIN_GATEWAY_URL; deliveries go on by themselves".to_owned(),
+        );
+    }
+    let usable = !sink.paused && status.is_some_and(|status| status.circuit == "closed");
+    if usable && oldest_pending_seconds > LONG_PENDING_SECONDS {
+        let minutes = oldest_pending_seconds / 60.0;
+        bad(
+            format!("{name}: the oldest of {} pending events has waited {minutes:.0} min: {error}", sink.pending),
+            "outrigger events list --state retrying shows which; the reason is at outrigger events show ID".to_owned(),
+        );
+    }
+    if status.is_none() {
+        bad(
+            format!("{name} is not configured any more, {} events wait for it", sink.pending),
+            "configure it again, or leave it: nothing is delivered there".to_owned(),
         );
     }
     if sink.parked > 0 {
@@ -162,5 +192,75 @@ impl Admin {
         let date = self.date().await?;
         let seconds = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(&date).ok()?;
         Some(Timestamp::from_millis(seconds.as_millisecond()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sinks::Status;
+
+    fn sink() -> Sink {
+        Sink {
+            name: "gateway".to_owned(),
+            accepted: 10,
+            delivered: 7,
+            pending: 3,
+            retrying: 1,
+            parked: 0,
+            dropped: 0,
+            filtered: 0,
+            paused: false,
+            status: Some(Status {
+                circuit: "closed".to_owned(),
+                in_flight: 0,
+                last_error: Some("answered 503".to_owned()),
+                last_error_at: None,
+            }),
+        }
+    }
+
+    fn check(change: impl Fn(&mut Sink), oldest_seconds: f64, expected: &[&str]) {
+        let mut sink = sink();
+        change(&mut sink);
+        let mut findings = Vec::new();
+
+        examine_sink(&sink, oldest_seconds, &mut findings);
+
+        let bad: Vec<&Finding> = findings.iter().filter(|finding| !finding.ok).collect();
+        assert_eq!(bad.len(), expected.len(), "{findings:?}");
+        for (finding, text) in bad.iter().zip(expected) {
+            assert!(finding.text.contains(text), "{text:?} is not in {finding:?}");
+            assert!(finding.fix.is_some(), "{finding:?}");
+        }
+        assert!(!findings.is_empty());
+    }
+
+    #[test]
+    fn a_sink_that_works_is_fine_whatever_it_met_before() {
+        check(|_| {}, 5.0, &[]);
+    }
+
+    #[test]
+    fn each_trouble_is_one_line() {
+        check(|sink| sink.paused = true, 3600.0, &["paused, 3 events wait"]);
+        check(|sink| sink.parked = 4, 0.0, &["4 dead letters"]);
+        check(|_| {}, 1800.0, &["waited 30 min: answered 503"]);
+        check(|sink| sink.status = None, 0.0, &["not configured any more"]);
+        let open = |sink: &mut Sink| {
+            if let Some(status) = &mut sink.status {
+                status.circuit = "open".to_owned();
+            }
+        };
+        check(open, 3600.0, &["does not take events, 3 wait: answered 503"]);
+        check(
+            |sink| {
+                open(sink);
+                sink.parked = 1;
+                sink.paused = true;
+            },
+            0.0,
+            &["paused", "does not take events", "1 dead letters"],
+        );
     }
 }

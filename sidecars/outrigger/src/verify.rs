@@ -7,7 +7,8 @@ use anyhow::{Context as _, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
-use kit_lago::signature::{Algorithm, HmacKeys, Rejected, RsaKeys};
+use kit::secret::Secret;
+use kit_lago::signature::{Algorithm, HmacKeys, Rejected, RsaKeys, rails_json_escape};
 use serde::{Deserialize, Serialize};
 
 use crate::keys::hmac_keys;
@@ -64,7 +65,7 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode>
         }
         None => None,
     };
-    let keys = Keys { hmac: (!hmac.is_empty()).then(|| HmacKeys::new(hmac)).transpose()?, rsa };
+    let keys = Keys::new(hmac, rsa)?;
     let mut all_ok = true;
     for (nth, request) in requests.iter().enumerate() {
         let verdict = keys.judge(nth + 1, request, arguments.issuer.as_deref())?;
@@ -85,10 +86,19 @@ pub(crate) fn run(arguments: &Arguments, json: bool) -> anyhow::Result<ExitCode>
 
 struct Keys {
     hmac: Option<HmacKeys>,
+    /// The same without white space around them, where that makes a difference.
+    trimmed: Option<HmacKeys>,
     rsa: Option<RsaKeys>,
 }
 
 impl Keys {
+    fn new(hmac: Vec<Secret>, rsa: Option<RsaKeys>) -> anyhow::Result<Self> {
+        let trimmed: Vec<Secret> = hmac.iter().map(|key| Secret::from(key.expose().trim().to_owned())).collect();
+        let usable = |keys: Vec<Secret>| (!keys.is_empty()).then(|| HmacKeys::new(keys)).transpose();
+        let differ = trimmed.iter().zip(&hmac).any(|(trimmed, key)| trimmed.expose().len() < key.expose().len());
+        Ok(Self { trimmed: if differ { usable(trimmed)? } else { None }, hmac: usable(hmac)?, rsa })
+    }
+
     fn judge(&self, request: usize, captured: &Captured, issuer: Option<&str>) -> anyhow::Result<Verdict> {
         let signature = captured.signature.as_deref();
         let looks_like_token = signature.is_some_and(|s| s.iter().filter(|b| **b == b'.').count() == 2);
@@ -104,23 +114,65 @@ impl Keys {
             algorithm: algorithm.as_str(),
             ok: rejected.is_none(),
             failed_at: rejected.as_ref().map(Rejected::reason),
-            hint: rejected.as_ref().and_then(|rejected| hint(rejected, &captured.body)),
+            hint: rejected.as_ref().and_then(|rejected| self.cause(rejected, captured).or_else(|| hint(rejected))),
             error: rejected.map(|rejected| rejected.to_string()),
         })
     }
 }
 
+impl Keys {
+    /// What causes this for certain: with that undone, the signature is good.
+    fn cause(&self, rejected: &Rejected, captured: &Captured) -> Option<&'static str> {
+        if !matches!(rejected, Rejected::Mismatch | Rejected::DataDiffers { .. }) {
+            return None;
+        }
+        let signature = captured.signature.as_deref();
+        // Whichever of the two the signature is for, so that the issuer does not matter here.
+        let good = |body: &[u8]| {
+            self.hmac.as_ref().is_some_and(|keys| keys.verify(signature, body).is_ok())
+                || self.rsa.as_ref().is_some_and(|keys| keys.verify(signature, body, None).is_ok())
+        };
+        let trimmed = captured.body.trim_ascii();
+        let compact = compact(trimmed);
+        if good(trimmed) {
+            Some("the body ends with white space: an editor or a proxy added it, without it the signature is good")
+        } else if good(&compact) {
+            Some(
+                "the body has spaces between its members: something parsed it and wrote it again, \
+                 without them the signature is good",
+            )
+        } else if std::str::from_utf8(&compact).is_ok_and(|text| good(rails_json_escape(text).as_bytes())) {
+            Some(
+                "something parsed the body and wrote it again: Lago writes <, > and & as \\u003c, \\u003e and \\u0026, \
+                 with that the signature is good",
+            )
+        } else if self.trimmed.as_ref().is_some_and(|keys| keys.verify(signature, &captured.body).is_ok()) {
+            Some("the key has white space around it: without that the signature is good")
+        } else {
+            None
+        }
+    }
+}
+
+/// A JSON text without white space between its tokens.
+fn compact(json: &[u8]) -> Vec<u8> {
+    let (mut in_string, mut escaped) = (false, false);
+    let keep = |byte: &u8| {
+        let kept = in_string || !byte.is_ascii_whitespace();
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_string,
+            b'"' => in_string = !in_string,
+            _ => {}
+        }
+        kept
+    };
+    json.iter().copied().filter(keep).collect()
+}
+
 /// What usually causes this.
-fn hint(rejected: &Rejected, body: &[u8]) -> Option<&'static str> {
-    let trailing = body.last().is_some_and(u8::is_ascii_whitespace);
-    let spaced = body.windows(2).take(200).any(|pair| pair == b": " || pair == b", ");
+fn hint(rejected: &Rejected) -> Option<&'static str> {
     Some(match rejected {
-        Rejected::Mismatch | Rejected::DataDiffers { .. } if trailing => {
-            "the body ends with white space: an editor or a proxy added it, Lago signs the bytes without"
-        }
-        Rejected::Mismatch | Rejected::DataDiffers { .. } if spaced => {
-            "the body has spaces between its members: something parsed it and wrote it again, Lago writes none"
-        }
         Rejected::Mismatch => {
             "either the key is another organisation's (Lago's UI, Developers, Webhooks), or the body was changed on its way"
         }
@@ -175,4 +227,32 @@ fn recorded(bytes: &[u8]) -> anyhow::Result<Vec<Captured>> {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn white_space_goes_between_tokens_and_stays_in_texts() {
+        let check = |json: &str, expected: &str| assert_eq!(compact(json.as_bytes()), expected.as_bytes(), "{json}");
+
+        check("{ \"a b\" : [ 1,\n 2 ] }", "{\"a b\":[1,2]}");
+        check(r#"{"a": "say \" : \" twice"}"#, r#"{"a":"say \" : \" twice"}"#);
+        check(r#"{"a": "ends with \\" , "b": 1}"#, r#"{"a":"ends with \\","b":1}"#);
+        check("", "");
+        check("not \"json", "not\"json");
+    }
+
+    #[test]
+    fn a_request_is_understood_with_either_line_ending() {
+        for end in ["\r\n", "\n"] {
+            let dump = format!("POST / HTTP/1.1{end}X-LAGO-signature:  abc {end}{end}{{\n\n}}");
+            let requests = captured(dump.as_bytes()).expect("it is a request");
+
+            assert_eq!(requests.len(), 1);
+            assert_eq!(requests[0].signature.as_deref(), Some(&b"abc"[..]));
+            assert_eq!(requests[0].body, b"{\n\n}");
+        }
+    }
 }

@@ -445,6 +445,7 @@ impl<S: Sink> Work<S> {
             self.finished(finished);
         }
         self.in_flight.abort_all();
+        self.window.let_go(self.shell.clock.now());
         if let Some(settling) = self.settling.take() {
             let _ = settling.task.await;
         }

@@ -470,9 +470,10 @@ impl Window {
         (!nothing).then_some(settlement)
     }
 
-    /// Results that wait to be settled: attempts made since the last settlement.
+    /// Deliveries whose results are not on their way to the journal: attempts made since the last
+    /// settlement, and events delivered ahead of one that is still under way.
     pub(crate) fn unsettled(&self) -> usize {
-        self.attempts.len()
+        self.attempts.len() + self.slots.iter().filter(|slot| matches!(slot, Slot::Done)).count()
     }
 
     /// When the next delayed delivery is due.

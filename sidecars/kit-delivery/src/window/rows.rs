@@ -138,4 +138,22 @@ impl Window {
         }
         self.rebuild_ready();
     }
+
+    /// Gives rows to the open events before the last one that is done, so that everything done can be
+    /// settled: for an orderly stop.
+    pub(crate) fn let_go(&mut self, clock: Timestamp) {
+        let Some(last) = self.slots.iter().rposition(|slot| matches!(slot, Slot::Done)) else { return };
+        for nth in 0..last {
+            if !matches!(self.slots[nth], Slot::Open { .. }) {
+                continue;
+            }
+            let seq = self.cursor + 1 + Seq::try_from(nth).unwrap_or(0);
+            let Some(item) = self.items.get(&seq) else { continue };
+            if self.lanes[&item.lane].front() == Some(&seq) {
+                self.give_row(seq, ExceptionState::Retrying, Some(clock), "the daemon stopped before it was delivered");
+            } else {
+                self.wait_behind(seq);
+            }
+        }
+    }
 }

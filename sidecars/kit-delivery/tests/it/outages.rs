@@ -133,3 +133,25 @@ async fn stopping_settles_what_is_under_way() {
     bench.all_settled().await;
     assert_eq!(bench.taken().len(), 9, "nothing is sent twice after an orderly stop");
 }
+
+/// One event is stuck while others behind it are delivered: an orderly stop remembers those.
+#[tokio::test(flavor = "multi_thread")]
+async fn stopping_behind_a_stuck_event_does_not_repeat_the_others() {
+    let stuck = Behaviour::by_request(|head| if subject_is(head, "a/stuck") { Behaviour::Drop } else { Behaviour::Ok });
+    let mut bench = Bench::new(stuck, |_| {}).await;
+    bench.append("a/stuck").await;
+    bench.append("a/stuck").await;
+    for n in 0..50 {
+        bench.append(&format!("b/{n}")).await;
+    }
+    bench.gateway.wait_for_unique(50, DEADLINE).await.unwrap();
+    bench.stop().await;
+    assert_eq!(bench.sink().await.delivered, 50);
+
+    bench.gateway.set_behaviour(Behaviour::Ok);
+    bench.start();
+    let row = bench.all_settled().await;
+    assert_eq!((row.delivered, row.parked), (52, 0));
+    assert_eq!(bench.taken().len(), 52, "nothing was sent twice");
+    assert!(bench.taken()[50..].is_sorted(), "the stuck subject keeps its order");
+}

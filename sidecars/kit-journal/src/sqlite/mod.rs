@@ -51,8 +51,8 @@ impl SqliteEngine {
     }
 
     fn open_bounded(path: &Path, bounds: Bounds) -> Result<Self, OpenError> {
-        schema::check_header(path)?;
         let lock = JournalLock::take(path)?;
+        schema::check_header(path)?;
         let store = |source: JournalError| OpenError::Store { path: path.to_owned(), source };
         let conn = connect(path).map_err(store)?;
         schema::migrate(path, &conn)?;

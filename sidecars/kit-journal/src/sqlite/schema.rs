@@ -60,10 +60,11 @@ const MIGRATIONS: [&str; 1] = [
 
 /// Refuses, without opening it as a database, a file that is another program's or a newer version's.
 ///
-/// The header of the main file is enough: a migration ends with a checkpoint. A file without a
-/// header yet (a first start that was cut off) is judged after opening.
+/// The header of the main file is enough: a migration ends with a checkpoint. An empty file (a first
+/// start that was cut off) is judged again after opening. Call with the lock held: another process may
+/// be in its first start.
 pub(super) fn check_header(path: &Path) -> Result<(), OpenError> {
-    let mut header = [0_u8; 100];
+    let mut header = [0_u8; 108];
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -77,7 +78,10 @@ pub(super) fn check_header(path: &Path) -> Result<(), OpenError> {
         return Err(OpenError::Foreign { path: path.to_owned() });
     }
     let word = |at: usize| i64::from(u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]));
-    judge(path, word(68), word(60), false)
+    // A first start that was cut off leaves a file of ours that does not say so yet: its first page,
+    // the schema, has no entries (bytes 103 and 104).
+    let empty = header[103] == 0 && header[104] == 0;
+    judge(path, word(68), word(60), empty)
 }
 
 fn judge(path: &Path, application: i64, version: i64, empty: bool) -> Result<(), OpenError> {

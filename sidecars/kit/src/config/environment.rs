@@ -43,6 +43,10 @@ pub(super) fn read(source: &Source, known: &Value, lines: &mut Vec<String>) -> D
             continue;
         }
         let default = parts.iter().try_fold(known, |value, part| value.as_dict()?.get(*part));
+        if matches!(default, Some(Value::Dict(..))) {
+            lines.push(format!("{name}: is a section and not a setting; its settings are {name}__…"));
+            continue;
+        }
         insert(&mut tree, &parts, typed(value, default));
     }
     tree

@@ -96,19 +96,17 @@ impl AdminSection {
     /// Reads the token.
     ///
     /// # Errors
-    /// What is wrong with it, naming the variable.
-    pub fn resolve(&self) -> Result<Option<Secret>, String> {
+    /// The setting that is wrong (`token` or `token_file`), and what is wrong with it.
+    pub fn resolve(&self) -> Result<Option<Secret>, (&'static str, String)> {
         let (value, file) = ("SIDECAR_ADMIN__TOKEN", "SIDECAR_ADMIN__TOKEN_FILE");
+        let field = if self.token_file.is_some() { "token_file" } else { "token" };
         let token = crate::secret::resolve(value, self.token.as_ref(), file, self.token_file.as_deref())
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| (field, error.to_string()))?;
         match &token {
-            Some(token) if token.expose().len() < Self::TOKEN_CHARS => {
-                let name = if self.token.is_some() { value } else { file };
-                Err(format!(
-                    "{name}: must hold at least {} characters, for example from `openssl rand -hex 32`",
-                    Self::TOKEN_CHARS
-                ))
-            }
+            Some(token) if token.expose().len() < Self::TOKEN_CHARS => Err((
+                field,
+                format!("must hold at least {} characters, for example from `openssl rand -hex 32`", Self::TOKEN_CHARS),
+            )),
             _ => Ok(token),
         }
     }

@@ -151,6 +151,12 @@ fn two_names_of_one_setting_must_agree() {
 }
 
 #[test]
+fn a_value_for_a_whole_section_is_a_mistake() {
+    let lines = lines(&[("GATEWAY_URL", "http://g"), ("SIDECAR_GATEWAY", "x"), ("SIDECAR_GATEWAY__ON", "true")]);
+    assert_eq!(lines, ["SIDECAR_GATEWAY: is a section and not a setting; its settings are SIDECAR_GATEWAY__…"]);
+}
+
+#[test]
 fn an_empty_variable_counts_as_unset() {
     let config: Config = load(&source(&[("GATEWAY_URL", "http://g"), ("LOG_LEVEL", "")])).unwrap();
     assert_eq!(config.log.level, "info");

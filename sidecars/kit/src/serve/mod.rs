@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use futures_util::FutureExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,6 +30,9 @@ pub use metrics::ServeMetrics;
 use crate::config::{ListenSection, StopSection};
 use crate::lifecycle::StopToken;
 use budget::Budget;
+
+/// Connections that may wait to be accepted; the kernel cuts this down to `net.core.somaxconn`.
+const BACKLOG: u32 = 4096;
 
 /// Who sent a request; an extension of every request.
 #[derive(Clone, Copy, Debug)]
@@ -124,8 +128,7 @@ impl Server {
             if address.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        // The kernel cuts this down to net.core.somaxconn.
-        let listener = socket.listen(4096)?;
+        let listener = socket.listen(BACKLOG)?;
         let budget = Budget::new(limits.memory_bytes);
         let shared = Shared {
             name,
@@ -172,7 +175,11 @@ impl Server {
             }
         }
         // Whoever has connected before the stop is served: closing the listener now would reset them.
-        while let Ok(Ok((stream, peer))) = tokio::time::timeout(Duration::from_millis(10), listener.accept()).await {
+        // A moment, so that the runtime has seen them; then only what is there, because under load
+        // there would always be one more.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        for _ in 0..BACKLOG {
+            let Some(Ok((stream, peer))) = listener.accept().now_or_never() else { break };
             shared.admit(stream, peer, &app, &connections);
         }
         drop(listener);

@@ -71,8 +71,14 @@ async fn the_usual_causes_are_named() {
         outrigger(&arguments, &[("LAGO_WEBHOOK_HMAC_KEY", key)]).await.failed_with(hint);
     };
 
+    let unescaped = String::from_utf8(body.clone()).unwrap().replace("\\u0026", "&");
+    let spaced_key = format!(" {HMAC_KEY}\t");
     check("newline", &newline, &signature, HMAC_KEY, "white space").await;
     check("spaced", &spaced, &signature, HMAC_KEY, "wrote it again").await;
+    check("key", &body, &signature, &spaced_key, "key has white space").await;
+    if unescaped.as_bytes() != body {
+        check("unescaped", unescaped.as_bytes(), &signature, HMAC_KEY, "u0026").await;
+    }
     check("flipped", &flipped, &signature, HMAC_KEY, "another organisation's").await;
     check("other-key", &body, &signature, "another-key", "another organisation's").await;
     check("cut", &body, &signature[..20], HMAC_KEY, "cut").await;

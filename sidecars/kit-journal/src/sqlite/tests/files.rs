@@ -72,6 +72,21 @@ fn a_newer_file_and_somebody_elses_are_refused_untouched() {
     }
 }
 
+/// What a kill in the first start can leave behind, from nothing to a database without tables.
+#[test]
+fn an_unfinished_first_start_is_taken_up() {
+    let directory = TempDir::new().unwrap();
+    let empty = directory.path().join("empty.db");
+    std::fs::write(&empty, b"").unwrap();
+    let headed = directory.path().join("headed.db");
+    connect(&headed).unwrap();
+    assert!(std::fs::metadata(&headed).unwrap().len() > 0, "the header is written before the tables");
+    for path in [&empty, &headed] {
+        let engine = SqliteEngine::open(path).unwrap();
+        assert_eq!(engine.last_seq(), 0);
+    }
+}
+
 #[test]
 fn a_second_process_is_told_and_an_absent_directory_is_named() {
     let bench = Bench::new();
