@@ -114,7 +114,9 @@ impl Keys {
             algorithm: algorithm.as_str(),
             ok: rejected.is_none(),
             failed_at: rejected.as_ref().map(Rejected::reason),
-            hint: rejected.as_ref().and_then(|rejected| self.cause(rejected, captured).or_else(|| hint(rejected))),
+            hint: rejected
+                .as_ref()
+                .and_then(|rejected| self.cause(rejected, captured).or_else(|| hint(rejected, &captured.body))),
             error: rejected.map(|rejected| rejected.to_string()),
         })
     }
@@ -171,8 +173,12 @@ fn compact(json: &[u8]) -> Vec<u8> {
 }
 
 /// What usually causes this.
-fn hint(rejected: &Rejected) -> Option<&'static str> {
+fn hint(rejected: &Rejected, body: &[u8]) -> Option<&'static str> {
     Some(match rejected {
+        // Not for certain what was changed besides, but that something was.
+        Rejected::Mismatch | Rejected::DataDiffers { .. } if compact(body).len() < body.len() => {
+            "the body has spaces between its members: something parsed it and wrote it again, Lago writes none"
+        }
         Rejected::Mismatch => {
             "either the key is another organisation's (Lago's UI, Developers, Webhooks), or the body was changed on its way"
         }

@@ -1,5 +1,6 @@
 //! `demo` when it is not left alone; `demo --once` as such is a step of `./test`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -39,15 +40,24 @@ async fn an_interrupted_demo_takes_its_processes_and_files_with_it() {
         assert!(exit.code().is_some(), "it ended by itself: {exit}");
         assert_eq!(left_in(&scratch), Vec::<PathBuf>::new());
         // The processor is in a process group of its own: only the demo can end it.
-        let deadline = Instant::now() + DEADLINE;
-        while raw::get(admin, "/livez", Duration::from_secs(1)).await.is_ok() {
-            assert!(Instant::now() < deadline, "the processor is still there");
-        }
+        wait_until_gone(admin).await;
     }
 }
 
+#[tokio::test]
+async fn a_demo_that_is_killed_leaves_no_process_behind() {
+    let scratch = Scratch::new("outrigger-demo-test").unwrap();
+    let folder = scratch.path().to_str().unwrap();
+    let mut demo = command(&["demo", "--events", "2000"], &[("TMPDIR", folder)]).spawn().unwrap();
+    let admin = said(&mut demo, "webhooks go on being accepted").await;
+
+    demo.kill().await.unwrap();
+
+    wait_until_gone(admin).await;
+}
+
 /// Reads both outputs until this is said, and returns the processor's admin address.
-async fn said(demo: &mut Child, wanted: &str) -> std::net::SocketAddr {
+async fn said(demo: &mut Child, wanted: &str) -> SocketAddr {
     let mut out = BufReader::new(demo.stdout.take().unwrap()).lines();
     let mut err = BufReader::new(demo.stderr.take().unwrap()).lines();
     let mut admin = None;
@@ -71,6 +81,14 @@ async fn said(demo: &mut Child, wanted: &str) -> std::net::SocketAddr {
     tokio::spawn(async move { while let Ok(Some(_)) = out.next_line().await {} });
     tokio::spawn(async move { while let Ok(Some(_)) = err.next_line().await {} });
     admin.expect("the addresses are said first")
+}
+
+async fn wait_until_gone(admin: SocketAddr) {
+    let deadline = Instant::now() + DEADLINE;
+    while raw::get(admin, "/livez", Duration::from_secs(1)).await.is_ok() {
+        assert!(Instant::now() < deadline, "the processor is still there");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 fn left_in(scratch: &Scratch) -> Vec<PathBuf> {

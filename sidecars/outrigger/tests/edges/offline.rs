@@ -74,11 +74,11 @@ async fn the_usual_causes_are_named() {
     let unescaped = String::from_utf8(body.clone()).unwrap().replace("\\u0026", "&");
     let spaced_key = format!(" {HMAC_KEY}\t");
     check("newline", &newline, &signature, HMAC_KEY, "white space").await;
+    let reserialised = String::from_utf8(body.clone()).unwrap().replace("\":\"", "\": \"");
+    check("reserialised", reserialised.as_bytes(), &signature, HMAC_KEY, "without them the signature is good").await;
     check("spaced", &spaced, &signature, HMAC_KEY, "wrote it again").await;
     check("key", &body, &signature, &spaced_key, "key has white space").await;
-    if unescaped.as_bytes() != body {
-        check("unescaped", unescaped.as_bytes(), &signature, HMAC_KEY, "u0026").await;
-    }
+    check("unescaped", unescaped.as_bytes(), &signature, HMAC_KEY, "\\u0026").await;
     check("flipped", &flipped, &signature, HMAC_KEY, "another organisation's").await;
     check("other-key", &body, &signature, "another-key", "another organisation's").await;
     check("cut", &body, &signature[..20], HMAC_KEY, "cut").await;
