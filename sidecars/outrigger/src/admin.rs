@@ -22,10 +22,17 @@ const ANSWER_BYTES: usize = 64 << 20;
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Connection {
     /// Admin address of the daemon.
-    #[arg(long, global = true, env = "OUTRIGGER_ADMIN", default_value = "http://127.0.0.1:9081", value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "OUTRIGGER_ADMIN",
+        help_heading = "Daemon",
+        default_value = "http://127.0.0.1:9081",
+        value_name = "URL"
+    )]
     pub(crate) admin: String,
     /// File with the bearer token of the admin API.
-    #[arg(long, global = true, env = "OUTRIGGER_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, global = true, env = "OUTRIGGER_TOKEN_FILE", help_heading = "Daemon", value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
 

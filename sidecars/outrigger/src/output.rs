@@ -4,10 +4,12 @@ use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::builder::RangedU64ValueParser;
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use comfy_table::{ContentArrangement, Table};
+use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+
+/// A line below the names and none between the rows: a list of fifty should not need a hundred.
+const PLAIN: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
 /// As `println!`, except that a reader who has gone (`… | head`) is an error to pass on and not a panic.
 macro_rules! say {
@@ -42,7 +44,7 @@ pub(crate) fn at_least_one() -> RangedU64ValueParser<usize> {
 /// A table with these columns.
 pub(crate) fn table(columns: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_header(columns.to_vec());
+    table.load_style(PLAIN).set_header(columns.to_vec());
     if std::io::stdout().is_terminal() {
         table.set_content_arrangement(ContentArrangement::Dynamic);
     }
