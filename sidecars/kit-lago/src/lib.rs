@@ -2,7 +2,7 @@
 //! daemon does with it.
 //!
 //! [`webhook_type`] is the table of everything Lago announces, [`signature`] proves that it was
-//! Lago, [`describe`] reads the little the envelope needs, and [`public_key`] asks Lago for its RSA
+//! Lago, [`describe()`] reads the little the envelope needs, and [`public_key`] asks Lago for its RSA
 //! key. [`sample`], [`sender`] and [`stand_in`] are Lago's side of the wire, for the demo, the
 //! command-line tool and the tests.
 //!
