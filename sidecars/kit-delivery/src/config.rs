@@ -219,11 +219,8 @@ impl GatewaySection {
                 }
             }
         }
-        if !(self.path.is_empty() || self.path.starts_with('/')) {
-            problem("path", "must begin with a slash");
-        }
-        if let Some(name) = unknown_placeholder(&self.path) {
-            problem("path", &format!("{{{name}}} is not one of {{source}}, {{type}} and {{tenant}}"));
+        if let Some(mistake) = path_mistake(&self.path) {
+            problem("path", &mistake);
         }
         for name in self.headers.keys() {
             let name = header_name(name);
@@ -309,6 +306,14 @@ pub(crate) fn parse_url(text: &str) -> Result<Url, &'static str> {
     } else {
         Ok(url)
     }
+}
+
+/// What is wrong with a path template, if anything is.
+pub fn path_mistake(path: &str) -> Option<String> {
+    if !(path.is_empty() || path.starts_with('/')) {
+        return Some("must begin with a slash".to_owned());
+    }
+    unknown_placeholder(path).map(|name| format!("{{{name}}} is not one of {{source}}, {{type}} and {{tenant}}"))
 }
 
 fn unknown_placeholder(path: &str) -> Option<&str> {

@@ -1,5 +1,6 @@
 //! The HTTP sink: one request an event, judged by status and body.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -45,6 +46,8 @@ pub struct HttpSink {
     client: reqwest::Client,
     base: String,
     template: String,
+    /// Templates of single sources.
+    templates: BTreeMap<String, String>,
     format: Format,
     headers: HeaderMap,
     secrets: Vec<SigningSecret>,
@@ -113,6 +116,7 @@ impl HttpSink {
             client,
             base,
             template,
+            templates: BTreeMap::new(),
             format: section.format,
             headers,
             secrets,
@@ -122,12 +126,19 @@ impl HttpSink {
         })
     }
 
+    /// Sends events of these CloudEvents sources to paths of their own.
+    #[must_use]
+    pub fn with_paths(mut self, templates: BTreeMap<String, String>) -> Self {
+        self.templates = templates;
+        self
+    }
+
     /// Where an event goes.
     pub fn url_for(&self, event: &StoredEvent) -> String {
         let head = &event.head;
         let encode = |text: &str| utf8_percent_encode(text, SEGMENT).to_string();
-        let path = self
-            .template
+        let template = self.templates.get(&head.source).unwrap_or(&self.template);
+        let path = template
             .replace("{source}", &encode(&head.source))
             .replace("{type}", &encode(&head.event_type))
             .replace("{tenant}", &encode(head.tenant.as_deref().unwrap_or("-")));
@@ -337,6 +348,16 @@ mod tests {
             sink.url_for(&event),
             "http://127.0.0.1:9/api/lago.invoice.created/..%2F..%2Fadmin%3Fx%3D1%23/lago%2Facme"
         );
+    }
+
+    #[test]
+    fn a_source_can_have_a_path_of_its_own() {
+        let sink = sink(|s| s.path = "/all".to_owned())
+            .with_paths(BTreeMap::from([("lago/acme".to_owned(), "/acme/{type}".to_owned())]));
+        let mut event = event(b"{}", true);
+        assert_eq!(sink.url_for(&event), "http://127.0.0.1:9/acme/lago.invoice.created");
+        event.head.source = "lago/other".to_owned();
+        assert_eq!(sink.url_for(&event), "http://127.0.0.1:9/all");
     }
 
     #[test]

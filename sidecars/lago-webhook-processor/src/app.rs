@@ -200,6 +200,7 @@ fn start_delivery(
 ) -> Result<Arc<std::sync::Mutex<kit_delivery::SinkStatus>>, StartError> {
     let sink = HttpSink::new(SINK, &config.gateway, Arc::clone(clock))
         .map_err(|errors| configuration(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
+    let sink = sink.with_paths(config.lago.gateway_paths());
     let settings = DispatcherSettings::from(&config.gateway);
     let delivery_metrics = metrics.with_registry(DeliveryMetrics::register);
     let dispatcher = Dispatcher::new(Arc::new(sink), journal.clone(), Arc::clone(clock), settings, delivery_metrics);

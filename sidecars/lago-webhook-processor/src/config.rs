@@ -78,6 +78,8 @@ pub struct LagoSection {
     /// Lago's id of the organisation. Where a body names its organisation (Lago v1.33.3 and later) and
     /// names another one, the webhook is refused.
     pub organization_id: Option<String>,
+    /// As `gateway.path`, for events of this path only.
+    pub gateway_path: Option<String>,
     /// Seconds between two fetches of the public key, at least, after signatures that do not match.
     pub public_key_refresh_seconds: f64,
     /// Seconds that the old public key is still accepted after a new one was fetched.
@@ -107,6 +109,8 @@ pub struct OrganizationSection {
     pub issuer: Option<String>,
     /// As in `[lago]`. In `jwt` mode the only thing that tells organisations of one Lago apart.
     pub organization_id: Option<String>,
+    /// Path template at the gateway for events of this organisation; `gateway.path` when unset.
+    pub gateway_path: Option<String>,
 }
 
 /// Signature algorithm of a webhook endpoint.
@@ -140,6 +144,7 @@ impl Default for LagoSection {
             api_key_file: None,
             issuer: None,
             organization_id: None,
+            gateway_path: None,
             public_key_refresh_seconds: 60.0,
             public_key_overlap_seconds: 86_400.0,
             body_limit_bytes: 4 << 20,
@@ -212,6 +217,13 @@ impl LagoSection {
         if self.head_limit_bytes != 0 && !(8192..=128 << 20).contains(&self.head_limit_bytes) {
             problems.add("lago.head_limit_bytes", "must be 0, or between 8192 and 134217728");
         }
+        let own = std::iter::once(("lago".to_owned(), &self.gateway_path));
+        let named = self.organizations.iter().map(|(name, o)| (format!("lago.organizations.{name}"), &o.gateway_path));
+        for (path, template) in own.chain(named) {
+            if let Some(mistake) = template.as_deref().and_then(kit_delivery::config::path_mistake) {
+                problems.add(&format!("{path}.gateway_path"), &mistake);
+            }
+        }
         for name in self.organizations.keys() {
             let fits = (1..=64).contains(&name.len())
                 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'));
@@ -233,6 +245,14 @@ impl LagoSection {
             || self.public_key_file.is_some()
     }
 
+    /// Path templates at the gateway that differ from `gateway.path`, by CloudEvents source.
+    pub fn gateway_paths(&self) -> BTreeMap<String, String> {
+        let own = std::iter::once((UNNAMED, &self.gateway_path));
+        let named = self.organizations.iter().map(|(name, organization)| (name.as_str(), &organization.gateway_path));
+        let templates = own.chain(named).filter_map(|(name, template)| Some((name, template.clone()?)));
+        templates.map(|(name, template)| (format!("lago/{name}"), template)).collect()
+    }
+
     /// The unnamed path's settings in the form of the others.
     pub fn unnamed(&self) -> OrganizationSection {
         OrganizationSection {
@@ -242,6 +262,7 @@ impl LagoSection {
             public_key_file: self.public_key_file.clone(),
             issuer: self.issuer.clone(),
             organization_id: self.organization_id.clone(),
+            gateway_path: self.gateway_path.clone(),
         }
     }
 }

@@ -215,6 +215,25 @@ async fn the_raw_format_passes_the_bytes_the_original_headers_and_the_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_organization_can_have_its_own_path_at_the_gateway() {
+    let bench = Bench::start(&[
+        ("LAGO_WEBHOOK_HMAC_KEY", HMAC_KEY),
+        ("SIDECAR_GATEWAY__PATH", "/all"),
+        ("SIDECAR_LAGO__ORGANIZATIONS__ACME__HMAC_KEY", HMAC_KEY),
+        ("SIDECAR_LAGO__ORGANIZATIONS__ACME__GATEWAY_PATH", "/acme/{type}"),
+    ])
+    .await;
+    let delivery = hmac().delivery("fee.created", r#"{"webhook_type":"fee.created"}"#).unwrap();
+    for path in ["/webhooks/lago", "/webhooks/lago/acme"] {
+        assert_eq!(bench.sender(path).send_once(&delivery).await.unwrap().status, 200);
+    }
+    bench.gateway.wait_for_unique(2, DEADLINE).await.unwrap();
+    let mut paths: Vec<_> = bench.gateway.received().into_iter().map(|received| received.path).collect();
+    paths.sort();
+    assert_eq!(paths, ["/acme/lago.fee.created", "/all"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn types_that_nobody_knows_do_not_grow_the_metrics() {
     let bench = Bench::hmac().await;
     // What exists only from the first webhook on is not what this is about.
