@@ -11,6 +11,9 @@ use serde::Serialize;
 /// A line below the names and none between the rows: a list of fifty should not need a hundred.
 const PLAIN: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
+/// The narrowest terminal that tables are fitted to.
+const NARROWEST: u16 = 60;
+
 /// As `println!`, except that a reader who has gone (`… | head`) is an error to pass on and not a panic.
 macro_rules! say {
     ($($text:tt)*) => { $crate::output::line(format_args!($($text)*))? };
@@ -45,7 +48,8 @@ pub(crate) fn at_least_one() -> RangedU64ValueParser<usize> {
 pub(crate) fn table(columns: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(PLAIN).set_header(columns.to_vec());
-    if std::io::stdout().is_terminal() {
+    // A terminal that does not know its width, or a very narrow one, would get a letter a line.
+    if std::io::stdout().is_terminal() && table.width().is_some_and(|width| width >= NARROWEST) {
         table.set_content_arrangement(ContentArrangement::Dynamic);
     }
     table
