@@ -42,7 +42,9 @@ struct Counters {
 }
 
 pub(super) async fn run(cast: &mut Cast, events: u64) -> anyhow::Result<Report> {
-    let plan = Arc::new(Mutex::new(plan(cast, events)?));
+    let plan = plan(cast, events)?;
+    let mut progress = Progress::new(plan.len() as u64);
+    let plan = Arc::new(Mutex::new(plan));
     let ledger = Arc::new(Mutex::new(Ledger::new()));
     let counters = Arc::new(Counters::default());
     let mut lago = tokio::task::JoinSet::new();
@@ -52,7 +54,6 @@ pub(super) async fn run(cast: &mut Cast, events: u64) -> anyhow::Result<Report> 
         lago.spawn(async move { send_all(&base, &plan, &ledger, &counters).await });
     }
 
-    let mut progress = Progress::new(events);
     // (after how many webhooks, what happens)
     let mut acts = VecDeque::from([
         (events / 3, Act::GatewayLeaves),
