@@ -244,7 +244,8 @@ async fn every_log_line_is_json_with_the_common_keys() {
     for name in DAEMONS {
         let mut rig = rig_of(name).await;
         rig.post_signed("k", "{}", "forged").await.unwrap();
-        rig.stop().await.unwrap();
+        let (exit, _) = rig.stop().await.unwrap();
+        assert_eq!(exit.code, Some(0), "stopped in order, however soon");
         let log = std::fs::read_to_string(rig.scratch.file("daemon.log")).unwrap();
         assert!(log.lines().count() >= 4, "{log}");
         for line in log.lines() {

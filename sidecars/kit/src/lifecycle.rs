@@ -130,9 +130,10 @@ impl Shell {
     }
 
     /// Runs until a signal or a failing task, then drains for at most `drain`. Returns the exit code.
-    pub async fn run(mut self, drain: Duration) -> u8 {
-        // One pair of streams for the first and the second signal: none may fall between two.
-        let mut signals = Signals::new();
+    ///
+    /// `signals` are those of the whole process, received from before the start: one that comes while
+    /// the daemon starts stops it in order as well.
+    pub async fn run(mut self, drain: Duration, mut signals: Signals) -> u8 {
         tokio::select! {
             () = self.stop.stopped() => {}
             signal = signals.next() => tracing::info!(signal, "{signal} received, stopping"),
@@ -181,11 +182,14 @@ impl Shell {
     }
 }
 
-/// SIGTERM and SIGINT.
-struct Signals(Option<(Signal, Signal)>);
+/// SIGTERM and SIGINT. One pair of streams serves for the first and the second signal, so that none
+/// falls between two.
+#[derive(Debug)]
+pub struct Signals(Option<(Signal, Signal)>);
 
 impl Signals {
-    fn new() -> Self {
+    /// Receives signals from now on instead of dying of them. Needs a runtime.
+    pub fn receive() -> Self {
         match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
             (Ok(term), Ok(int)) => Self(Some((term, int))),
             _ => {
@@ -223,7 +227,7 @@ mod tests {
             Ok::<_, String>(())
         });
         shell.spawn("impatient", async { Ok::<_, String>(()) });
-        assert_eq!(shell.run(Duration::from_secs(5)).await, exit::DIED);
+        assert_eq!(shell.run(Duration::from_secs(5), Signals::receive()).await, exit::DIED);
     }
 
     #[tokio::test]
@@ -240,7 +244,7 @@ mod tests {
         });
         shell.at_end(move || check.store(seen.load(Ordering::Acquire), Ordering::Release));
         outer.stop();
-        assert_eq!(shell.run(Duration::from_secs(5)).await, exit::DRAINED);
+        assert_eq!(shell.run(Duration::from_secs(5), Signals::receive()).await, exit::DRAINED);
         assert!(checked.load(Ordering::Acquire), "closing happens after the tasks have ended");
     }
 
@@ -248,6 +252,6 @@ mod tests {
     async fn a_panic_is_noticed() {
         let mut shell = Shell::new();
         shell.spawn("shaky", async { if true { panic!("test") } else { Ok::<_, String>(()) } });
-        assert_eq!(shell.run(Duration::from_secs(5)).await, exit::DIED);
+        assert_eq!(shell.run(Duration::from_secs(5), Signals::receive()).await, exit::DIED);
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use crate::config::{self, ListenSection, LogSection, Problems, Section, Source, StopSection, WellKnown};
-use crate::lifecycle::{Shell, exit};
+use crate::lifecycle::{Shell, Signals, exit};
 use crate::telemetry::{self, Metrics, complain};
 
 /// A daemon of the house.
@@ -151,12 +151,13 @@ fn run<D: Daemon>(config: D::Config) -> ExitCode {
     };
     let drain = Duration::try_from_secs_f64(config.stop().drain_seconds).unwrap_or(Duration::from_secs(8));
     let code = runtime.block_on(async move {
+        let signals = Signals::receive();
         let metrics = Arc::new(Metrics::new(D::NAME, D::VERSION));
         let mut shell = Shell::new();
         match D::start(config, metrics, &mut shell).await {
             Ok(()) => {
                 tracing::info!(version = D::VERSION, "{} is running", D::NAME);
-                let code = shell.run(drain).await;
+                let code = shell.run(drain, signals).await;
                 tracing::info!(code, "{} stopped", D::NAME);
                 code
             }
