@@ -257,6 +257,23 @@ async fn every_log_line_is_json_with_the_common_keys() {
     }
 }
 
+/// The first sign of life is the listening line; from before that on a signal must not just kill.
+#[tokio::test]
+async fn a_signal_during_the_start_stops_in_order() {
+    for name in DAEMONS {
+        let mut rig = rig_of(name).await;
+        rig.stop().await.unwrap();
+        let command = rig.command().unwrap();
+        for round in 0..20 {
+            let mut process = command.spawn().unwrap();
+            process.address("public", REQUEST_DEADLINE).await.unwrap();
+            process.term().unwrap();
+            let exit = process.wait(REQUEST_DEADLINE).await.unwrap();
+            assert_eq!((exit.code, exit.signal), (Some(0), None), "round {round}: {}", process.stdout());
+        }
+    }
+}
+
 #[test]
 fn every_daemon_has_its_documents() {
     for name in DAEMONS {
