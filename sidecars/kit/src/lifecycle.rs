@@ -3,13 +3,12 @@
 //! A task that ends while the daemon should run is a failure of the daemon: it stops with exit code 1
 //! and says which one it was, instead of going on with a part missing.
 
+use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// Exit codes of every daemon.
@@ -60,15 +59,22 @@ impl StopToken {
     }
 }
 
+/// How long tasks that are cut off may take to let go.
+const CUT_OFF_WITHIN: Duration = Duration::from_millis(500);
+
+/// How a task ended.
+type Ended = Result<(task::Id, Result<(), String>), task::JoinError>;
+
 /// Work to be done once every task has ended, for example closing the store.
 type Closing = Box<dyn FnOnce() + Send>;
 
 /// Knows every task of the daemon.
 pub struct Shell {
     stop: StopToken,
-    tasks: JoinSet<(String, bool)>,
+    tasks: JoinSet<Result<(), String>>,
+    names: HashMap<task::Id, String>,
     closing: Vec<Closing>,
-    failed: Arc<AtomicBool>,
+    failed: bool,
 }
 
 impl std::fmt::Debug for Shell {
@@ -89,8 +95,9 @@ impl Shell {
         Self {
             stop: StopToken::new(),
             tasks: JoinSet::new(),
+            names: HashMap::new(),
             closing: Vec::new(),
-            failed: Arc::new(AtomicBool::new(false)),
+            failed: false,
         }
     }
 
@@ -106,22 +113,8 @@ impl Shell {
         name: &str,
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
-        let name = name.to_owned();
-        self.tasks.spawn(async move {
-            let ended = tokio::spawn(async move { task.await.map_err(|error| error.to_string()) }).await;
-            let fine = match ended {
-                Ok(Ok(())) => true,
-                Ok(Err(error)) => {
-                    tracing::error!(task = %name, error = %error, "{name} failed: {error}");
-                    false
-                }
-                Err(_) => {
-                    tracing::error!(task = %name, "{name} panicked");
-                    false
-                }
-            };
-            (name, fine)
-        });
+        let handle = self.tasks.spawn(async move { task.await.map_err(|error| error.to_string()) });
+        self.names.insert(handle.id(), name.to_owned());
     }
 
     /// Does `work` on a blocking thread once every task has ended.
@@ -137,23 +130,21 @@ impl Shell {
         tokio::select! {
             () = self.stop.stopped() => {}
             signal = signals.next() => tracing::info!(signal, "{signal} received, stopping"),
-            ended = self.tasks.join_next() => self.judge(ended),
+            ended = self.tasks.join_next_with_id() => self.judge(ended),
         }
         self.stop.stop();
         let deadline = tokio::time::Instant::now() + drain;
         tokio::spawn(exit_on_signal(signals));
         loop {
-            match tokio::time::timeout_at(deadline, self.tasks.join_next()).await {
+            match tokio::time::timeout_at(deadline, self.tasks.join_next_with_id()).await {
                 Ok(None) => break,
-                Ok(Some(Ok((_, true)))) => {}
                 Ok(ended) => self.judge(ended),
                 Err(_) => {
-                    tracing::warn!(
-                        left = self.tasks.len(),
-                        "drain time is over, {} tasks are cut off",
-                        self.tasks.len()
-                    );
-                    self.tasks.abort_all();
+                    let mut left: Vec<&str> = self.names.values().map(String::as_str).collect();
+                    left.sort_unstable();
+                    tracing::warn!(tasks = left.join(", "), "drain time is over, cut off: {}", left.join(", "));
+                    // A task that computes without pause cannot be cut off; it must not hold up the rest.
+                    let _ = tokio::time::timeout(CUT_OFF_WITHIN, self.tasks.shutdown()).await;
                     break;
                 }
             }
@@ -161,24 +152,23 @@ impl Shell {
         let closing = std::mem::take(&mut self.closing);
         let closed = tokio::task::spawn_blocking(move || closing.into_iter().rev().for_each(|work| work()));
         if closed.await.is_err() {
-            self.failed.store(true, Ordering::Release);
+            self.failed = true;
         }
-        if self.failed.load(Ordering::Acquire) { exit::DIED } else { exit::DRAINED }
+        if self.failed { exit::DIED } else { exit::DRAINED }
     }
 
-    fn judge(&mut self, ended: Option<Result<(String, bool), tokio::task::JoinError>>) {
-        let fine = match ended {
-            Some(Ok((name, true))) if !self.stop.is_stopped() => {
-                tracing::error!(task = %name, "{name} ended although nobody asked it to");
-                false
-            }
-            Some(Ok((_, fine))) => fine,
-            Some(Err(_)) => false,
-            None => true,
-        };
-        if !fine {
-            self.failed.store(true, Ordering::Release);
+    /// Notes how a task ended; `None` when there are none.
+    fn judge(&mut self, ended: Option<Ended>) {
+        let Some(ended) = ended else { return };
+        let id = ended.as_ref().map_or_else(task::JoinError::id, |(id, _)| *id);
+        let name = self.names.remove(&id).unwrap_or_default();
+        match ended {
+            Ok((_, Ok(()))) if self.stop.is_stopped() => return,
+            Ok((_, Ok(()))) => tracing::error!(task = %name, "{name} ended although nobody asked it to"),
+            Ok((_, Err(error))) => tracing::error!(task = %name, error = %error, "{name} failed: {error}"),
+            Err(_) => tracing::error!(task = %name, "{name} panicked"),
         }
+        self.failed = true;
     }
 }
 
@@ -216,6 +206,9 @@ async fn exit_on_signal(mut signals: Signals) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     #[tokio::test]
@@ -246,6 +239,29 @@ mod tests {
         outer.stop();
         assert_eq!(shell.run(Duration::from_secs(5), Signals::receive()).await, exit::DRAINED);
         assert!(checked.load(Ordering::Acquire), "closing happens after the tasks have ended");
+    }
+
+    #[tokio::test]
+    async fn what_does_not_end_in_time_is_really_cut_off_before_the_closing() {
+        struct Alive(Arc<AtomicBool>);
+        impl Drop for Alive {
+            fn drop(&mut self) {
+                self.0.store(false, Ordering::Release);
+            }
+        }
+        let mut shell = Shell::new();
+        let alive = Arc::new(AtomicBool::new(true));
+        let (held, seen) = (Alive(Arc::clone(&alive)), Arc::clone(&alive));
+        let at_closing = Arc::new(AtomicBool::new(true));
+        let noted = Arc::clone(&at_closing);
+        shell.spawn("stubborn", async move {
+            let _held = held;
+            std::future::pending::<Result<(), String>>().await
+        });
+        shell.at_end(move || noted.store(seen.load(Ordering::Acquire), Ordering::Release));
+        shell.stop_token().stop();
+        shell.run(Duration::from_millis(20), Signals::receive()).await;
+        assert!(!at_closing.load(Ordering::Acquire), "the task was still there when the store was closed");
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::{self, ListenSection, LogSection, Problems, Section, Source, StopSection, WellKnown};
 use crate::lifecycle::{Shell, Signals, exit};
@@ -139,6 +140,7 @@ fn run<D: Daemon>(config: D::Config) -> ExitCode {
     if undumpable.is_err() {
         tracing::warn!("core dumps cannot be turned off");
     }
+    raise_open_files();
     crate::trace::init(D::NAME, D::VERSION);
     // As many workers as a small host has cores: more only cost memory.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -172,6 +174,16 @@ fn run<D: Daemon>(config: D::Config) -> ExitCode {
     // Whatever is left on blocking threads must not hold up the exit.
     runtime.shutdown_timeout(Duration::from_millis(200));
     ExitCode::from(code)
+}
+
+/// Takes as many open files as the host allows: the usual soft limit of 1024 is for programs that call
+/// `select`, which we do not.
+fn raise_open_files() {
+    let limits = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limits.maximum, maximum: limits.maximum };
+    if limits.current != limits.maximum && setrlimit(Resource::Nofile, raised).is_err() {
+        tracing::warn!(limit = ?limits.current, "the limit of open files cannot be raised");
+    }
 }
 
 /// Asks `/livez` of the daemon beside us.

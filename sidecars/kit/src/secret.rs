@@ -1,5 +1,6 @@
 //! Values that must not be seen: they print as `[redacted]` wherever they end up.
 
+use std::io::Read as _;
 use std::path::Path;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -158,11 +159,13 @@ fn read(name: &str, path: &Path) -> Result<String, SecretError> {
     let shown = path.display().to_string();
     let unreadable = |source| SecretError::Unreadable { name: name.to_owned(), path: shown.clone(), source };
     let unlikely = |what| SecretError::Unlikely { name: name.to_owned(), path: shown.clone(), what };
-    let length = std::fs::metadata(path).map_err(unreadable)?.len();
-    if length > FILE_BYTES {
+    let mut bytes = Vec::new();
+    // Bounded by what is read and not by the length it tells: devices and pipes tell none.
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    file.take(FILE_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > FILE_BYTES {
         return Err(unlikely("is larger than 64 KiB"));
     }
-    let bytes = std::fs::read(path).map_err(unreadable)?;
     String::from_utf8(bytes).map_err(|_| unlikely("is not UTF-8 text"))
 }
 
@@ -209,6 +212,8 @@ mod tests {
         check(None, Some(&empty), "K_FILE is empty");
         check(None, Some(&binary), "not UTF-8");
         check(None, Some(&large), "64 KiB");
+        // Tells no length and never ends.
+        check(None, Some(Path::new("/dev/zero")), "64 KiB");
         check(None, Some(Path::new("/nonexistent/secret")), "cannot read /nonexistent/secret");
         check(Some(&Secret::from(String::new())), None, "K is empty");
     }

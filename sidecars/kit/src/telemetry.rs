@@ -220,6 +220,11 @@ impl Collector for Process {
             gauge("process_open_fds", "Open file descriptors", count as f64)?;
         }
         if let Ok(stat) = process.stat() {
+            if let Ok(boot) = procfs::boot_time_secs() {
+                #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+                let start = boot as f64 + stat.starttime as f64 / procfs::ticks_per_second() as f64;
+                gauge("process_start_time_seconds", "Start of the process, in seconds since 1970", start)?;
+            }
             #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
             let seconds = (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64;
             let metric = ConstCounter::new(seconds);
@@ -261,7 +266,13 @@ mod tests {
     #[test]
     fn the_process_describes_itself_under_the_usual_names() {
         let text = Metrics::new("probe", "1.0").render();
-        for name in ["process_resident_memory_bytes", "process_open_fds", "process_cpu_seconds_total", "build_info"] {
+        for name in [
+            "process_resident_memory_bytes",
+            "process_open_fds",
+            "process_cpu_seconds_total",
+            "process_start_time_seconds",
+            "build_info",
+        ] {
             assert!(text.contains(&format!("\n{name}")), "{name}\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));

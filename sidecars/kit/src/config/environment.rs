@@ -14,7 +14,8 @@ pub(super) fn read(source: &Source, known: &Value, lines: &mut Vec<String>) -> D
     let mut tree = Dict::new();
     let mut named: Vec<(String, String, String)> = Vec::new();
     for (name, value) in &source.env {
-        if NOT_OURS.contains(&name.as_str()) || ARGUMENTS.contains(&name.as_str()) {
+        // An empty variable is what compose makes of an unset one.
+        if value.is_empty() || NOT_OURS.contains(&name.as_str()) || ARGUMENTS.contains(&name.as_str()) {
             continue;
         }
         let path = match source.well_known.iter().find(|known| known.env == name) {
@@ -31,10 +32,6 @@ pub(super) fn read(source: &Source, known: &Value, lines: &mut Vec<String>) -> D
     for (at, (path, name, value)) in named.iter().enumerate() {
         if let Some((_, other, _)) = named[..at].iter().find(|(p, _, v)| p == path && v != value) {
             lines.push(format!("{name}: is set differently from {other}, which means the same; keep one"));
-            continue;
-        }
-        // An empty variable is what compose makes of an unset one.
-        if value.is_empty() {
             continue;
         }
         let parts: Vec<&str> = path.split('.').collect();

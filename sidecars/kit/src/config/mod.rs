@@ -108,9 +108,7 @@ pub fn read<T: Section>(source: &Source) -> (T, Vec<String>) {
         match read_file(file) {
             Ok(text) => match toml::from_str::<toml::Table>(&text) {
                 Ok(_) => figment = figment.merge(Toml::string(&text)),
-                Err(error) => {
-                    lines.push(format!("{}: {}", file.display(), error.to_string().trim().replace('\n', " ")))
-                }
+                Err(error) => lines.push(format!("{}: {}", file.display(), malformed(&text, &error))),
             },
             Err(line) => lines.push(line),
         }
@@ -139,6 +137,19 @@ pub fn add_lines(lines: &mut Vec<String>, more: Vec<String>) {
 
 fn read_file(file: &Path) -> Result<String, String> {
     std::fs::read_to_string(file).map_err(|error| format!("--config {}: {error}", file.display()))
+}
+
+/// What is wrong with a file that is not TOML, and where. The error's own text would show the line,
+/// which may hold a secret.
+fn malformed(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().replace('\n', " ");
+    match error.span() {
+        Some(span) => {
+            let before = text.get(..span.start).unwrap_or(text);
+            format!("line {}: {message}", before.matches('\n').count() + 1)
+        }
+        None => message,
+    }
 }
 
 /// Extracts, and on an error takes the offending value out and extracts again, until it works.

@@ -126,6 +126,20 @@ fn secrets_are_never_shown() {
 }
 
 #[test]
+fn a_file_that_is_not_toml_is_named_with_the_place_and_without_its_text() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let file = directory.path().join("c.toml");
+    for text in
+        ["[gateway]\napi_key = \"topsecret\n", "[gateway]\napi_key = topsecret\n", "[gateway]\napi_key topsecret"]
+    {
+        std::fs::write(&file, text).unwrap();
+        let lines = load::<Config>(&Source { file: Some(file.clone()), ..source(&[]) }).unwrap_err().0;
+        assert!(lines[0].contains("c.toml: line 2"), "{lines:?}");
+        assert!(!lines.concat().contains("topsecret"), "{lines:?}");
+    }
+}
+
+#[test]
 fn the_file_is_strict_and_the_environment_wins() {
     let directory = tempfile::TempDir::new().unwrap();
     let file = directory.path().join("c.toml");
@@ -137,7 +151,7 @@ fn the_file_is_strict_and_the_environment_wins() {
     std::fs::write(&file, "[gateway]\nurl = 'http://file'\nnonsense = 2\n").unwrap();
     assert_eq!(with(&[]).unwrap_err().0, ["SIDECAR_GATEWAY__NONSENSE: is not a setting"]);
     std::fs::write(&file, "[gateway\n").unwrap();
-    assert!(with(&[]).unwrap_err().0[0].contains("c.toml: TOML parse error"));
+    assert!(with(&[]).unwrap_err().0[0].contains("c.toml: line 1"));
     let missing = Source { file: Some("/nonexistent.toml".into()), ..source(&[("GATEWAY_URL", "http://g")]) };
     assert!(load::<Config>(&missing).unwrap_err().0[0].contains("/nonexistent.toml"));
 }
@@ -160,6 +174,9 @@ fn a_value_for_a_whole_section_is_a_mistake() {
 fn an_empty_variable_counts_as_unset() {
     let config: Config = load(&source(&[("GATEWAY_URL", "http://g"), ("LOG_LEVEL", "")])).unwrap();
     assert_eq!(config.log.level, "info");
+    // Compose hands on every variable it names, also those that nobody has set.
+    let config: Config = load(&source(&[("GATEWAY_URL", ""), ("SIDECAR_GATEWAY__URL", "http://g")])).unwrap();
+    assert_eq!(config.gateway.url.unwrap(), "http://g");
 }
 
 #[test]

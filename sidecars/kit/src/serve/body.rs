@@ -100,10 +100,16 @@ pub async fn read_body(
         if data.len() > limit - read.len() {
             return Err(BodyError::TooLarge(limit));
         }
+        // Past the first part the announced length is believed: room for it that is never written
+        // to costs no memory, and doubling would leave a body with twice its size.
+        if let Some(length) = announced.filter(|_| read.len() + data.len() > read.capacity()) {
+            read.reserve_exact(length.saturating_sub(read.len()).max(data.len()));
+        }
         read.extend_from_slice(data);
     }
     if announced.is_some_and(|length| length != read.len()) {
         return Err(BodyError::BrokenOff);
     }
+    read.shrink_to_fit();
     Ok(read)
 }

@@ -1,6 +1,7 @@
 //! One connection from accept to close.
 
 use std::future::{Future as _, poll_fn};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
@@ -16,7 +17,7 @@ use futures_util::FutureExt as _;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tower::ServiceExt as _;
 
@@ -48,7 +49,7 @@ pub(super) async fn drive(shared: &Arc<Shared>, stream: TcpStream, peer: SocketA
     http.half_close(true).header_read_timeout(None).max_buf_size(shared.limits.head_bytes);
     let mut connection = http.serve_connection(TokioIo::new(guarded), service);
 
-    let mut timer = pin!(tokio::time::sleep_until(next_deadline(shared, &watched, None).into()));
+    let mut timer = pin!(tokio::time::sleep_until(next_deadline(shared, &watched, None).0.into()));
     let mut stopped = pin!(shared.stop.stopped());
     let mut stopped_at = None;
     let mut cut = pin!(shared.cut_all.cancelled());
@@ -66,9 +67,29 @@ pub(super) async fn drive(shared: &Arc<Shared>, stream: TcpStream, peer: SocketA
     })
     .await;
 
-    let parts = connection.into_parts();
-    let linger = watched.lock().linger || !gracefully;
-    close(parts.io.into_inner().into_stream(), linger && !shared.cut_all.is_cancelled()).await;
+    let stream = connection.into_parts().io.into_inner().into_stream();
+    let linger = {
+        let mut state = watched.lock();
+        // hyper and its buffers are gone: what is left to do needs no memory of others.
+        state.held.release();
+        state.linger || !gracefully
+    };
+    close(stream, linger && !shared.cut_all.is_cancelled()).await;
+}
+
+/// What a connection waits for at most until its deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// The next request.
+    Idle,
+    /// The rest of a head.
+    Head,
+    /// Nothing that is limited here: a handler keeps its own time.
+    Handler,
+    /// The other end, to read.
+    Write,
+    /// A request that may be on its way although the daemon stops.
+    Stop,
 }
 
 /// Ready when a deadline has passed. The timer is moved only when it stands too late; standing too
@@ -81,7 +102,7 @@ fn poll_deadline(
     cx: &mut Context<'_>,
 ) -> Poll<bool> {
     loop {
-        let deadline = next_deadline(shared, watched, stopped_at);
+        let (deadline, wait) = next_deadline(shared, watched, stopped_at);
         if timer.deadline().into_std() > deadline {
             timer.as_mut().reset(deadline.into());
         }
@@ -90,26 +111,27 @@ fn poll_deadline(
         }
         let now = Instant::now();
         if deadline <= now {
-            let phase = watched.lock().phase;
-            shared.metrics.timed_out(shared.name, phase);
-            return Poll::Ready(phase == Phase::Idle);
+            shared.metrics.timed_out(shared.name, wait);
+            return Poll::Ready(matches!(wait, Wait::Idle | Wait::Stop));
         }
         timer.as_mut().reset(deadline.into());
     }
 }
 
-fn next_deadline(shared: &Shared, watched: &Watched, stopped_at: Option<Instant>) -> Instant {
+fn next_deadline(shared: &Shared, watched: &Watched, stopped_at: Option<Instant>) -> (Instant, Wait) {
     let limits = &shared.limits;
     let state = watched.lock();
     let phase = match state.phase {
-        Phase::Idle => state.since + limits.idle_timeout,
-        Phase::Head => state.since + limits.head_timeout,
-        // The handler keeps its own time; this only bounds how late the timer looks again.
-        Phase::Handling => Instant::now() + limits.idle_timeout,
+        Phase::Idle => (state.since + limits.idle_timeout, Wait::Idle),
+        Phase::Head => (state.since + limits.head_timeout, Wait::Head),
+        // This only bounds how late the timer looks again.
+        Phase::Handling => (Instant::now() + limits.idle_timeout, Wait::Handler),
     };
-    let write = state.write_blocked.map(|since| since + limits.write_timeout);
-    let stop = stopped_at.filter(|_| state.untouched && state.phase != Phase::Handling).map(|at| at + LAST_REQUEST);
-    [write, stop].into_iter().flatten().fold(phase, Instant::min)
+    let write = state.write_blocked.map(|since| (since + limits.write_timeout, Wait::Write));
+    let stop = stopped_at
+        .filter(|_| state.untouched && state.phase != Phase::Handling)
+        .map(|at| (at + LAST_REQUEST, Wait::Stop));
+    [write, stop].into_iter().flatten().fold(phase, |a, b| if b.0 < a.0 { b } else { a })
 }
 
 /// Sends the end and, where something may still be on its way, waits for the other end to close.
@@ -118,15 +140,23 @@ async fn close(mut stream: TcpStream, linger: bool) {
         return;
     }
     let drain = async {
-        let (mut discarded, mut buffer) = (0, vec![0; 16 * 1024]);
-        while discarded < LINGER_BYTES {
-            match stream.read(&mut buffer).await {
-                Ok(0) | Err(_) => return,
+        let mut discarded = 0;
+        while discarded < LINGER_BYTES && stream.readable().await.is_ok() {
+            match discard(&stream) {
+                Ok(0) => return,
                 Ok(read) => discarded += read,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return,
             }
         }
     };
     let _ = tokio::time::timeout(LINGER, drain).await;
+}
+
+/// Reads once what is there. The buffer lives on the stack and only here: thousands of connections
+/// that are closed at the same moment must not hold one each.
+fn discard(stream: &TcpStream) -> std::io::Result<usize> {
+    stream.try_read(&mut [0; 16 * 1024])
 }
 
 async fn answer(
@@ -139,7 +169,7 @@ async fn answer(
 ) -> Result<Response<Tracked>, std::convert::Infallible> {
     let framing = {
         let mut state = watched.lock();
-        state.phase = Phase::Handling;
+        state.begin(Phase::Handling);
         state.scanner.verdict(request.version() == Version::HTTP_11)
     };
     let body_read = Arc::new(AtomicBool::new(request.body().is_end_stream()));
@@ -165,12 +195,15 @@ async fn answer(
         }
     };
     let unread = !body_read.load(Ordering::Acquire);
-    let overran = {
+    let (overran, large) = {
         let mut state = watched.lock();
         state.linger |= unread || framing.is_err();
-        state.scanner.overran()
+        (state.scanner.overran(), state.held.is_large())
     };
-    if unread || overran || framing.is_err() || framing == Ok(Framing::Chunked) || shared.stop.is_stopped() {
+    // hyper keeps the buffer of a large head for as long as the connection lives, and nobody counts
+    // it once the request is over.
+    let spent = unread || overran || large || framing.is_err() || framing == Ok(Framing::Chunked);
+    if spent || shared.stop.is_stopped() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     shared.metrics.answered(shared.name, response.status());

@@ -19,7 +19,8 @@ pub(super) enum Phase {
     Idle,
     /// Reading a head. Before the first byte of the first request too: it counts from the accept.
     Head,
-    /// The handler has the request; it reads the body under its own rules.
+    /// The handler has the request; it reads the body under its own rules. Lasts until the answer
+    /// has left for the kernel.
     Handling,
 }
 
@@ -31,12 +32,22 @@ pub(super) struct State {
     pub(super) since: Instant,
     /// Writing makes no progress since then.
     pub(super) write_blocked: Option<Instant>,
+    /// hyper has taken the whole answer, but may still hold some of it.
+    pub(super) handed_over: bool,
     /// No byte of the current request has come yet.
     pub(super) untouched: bool,
     /// Something was left unread: close gently.
     pub(super) linger: bool,
     pub(super) scanner: Scanner,
     pub(super) held: Held,
+}
+
+impl State {
+    pub(super) fn begin(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.since = Instant::now();
+        self.handed_over = false;
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -48,6 +59,7 @@ impl Watched {
             phase: Phase::Head,
             since: Instant::now(),
             write_blocked: None,
+            handed_over: false,
             untouched: true,
             linger: false,
             scanner: Scanner::new(),
@@ -59,12 +71,12 @@ impl Watched {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The answer has been handed over: the connection waits for its next request.
+    /// hyper has taken the whole answer; once that is written the connection waits for its next
+    /// request.
     pub(super) fn request_over(&self) {
         let mut state = self.lock();
         let in_step = !state.scanner.overran();
-        state.phase = Phase::Idle;
-        state.since = Instant::now();
+        state.handed_over = true;
         state.untouched = true;
         state.held.release();
         if in_step {
@@ -122,9 +134,8 @@ impl AsyncRead for Guarded {
         }
         if state.untouched {
             state.untouched = false;
-            if state.phase == Phase::Idle {
-                state.phase = Phase::Head;
-                state.since = Instant::now();
+            if state.phase == Phase::Idle || state.handed_over {
+                state.begin(Phase::Head);
             }
         }
         state.held.add(read.len());
@@ -140,7 +151,13 @@ impl AsyncWrite for Guarded {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        // hyper flushes once it has written all it holds.
+        let result = Pin::new(&mut self.stream).poll_flush(cx);
+        let mut state = self.watched.lock();
+        if state.handed_over && result.is_ready() {
+            state.begin(Phase::Idle);
+        }
+        result
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {

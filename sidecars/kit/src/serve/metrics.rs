@@ -7,7 +7,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::io::Phase;
+use super::connection::Wait;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Listener {
@@ -77,11 +77,13 @@ impl ServeMetrics {
         self.answered.get_or_create(&Answered { listener, status }).inc();
     }
 
-    pub(super) fn timed_out(&self, listener: &'static str, phase: Phase) {
-        let phase = match phase {
-            Phase::Idle => "idle",
-            Phase::Head => "head",
-            Phase::Handling => "write",
+    pub(super) fn timed_out(&self, listener: &'static str, wait: Wait) {
+        let phase = match wait {
+            Wait::Idle => "idle",
+            Wait::Head => "head",
+            Wait::Write => "write",
+            // Neither is the other end's fault.
+            Wait::Handler | Wait::Stop => return,
         };
         self.timed_out.get_or_create(&TimedOut { listener, phase }).inc();
     }

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use axum::Router;
 use futures_util::FutureExt as _;
+use rustix::process::Resource;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -124,6 +125,17 @@ impl Server {
         stop: StopToken,
     ) -> std::io::Result<Self> {
         let address: SocketAddr = address.parse().map_err(|_| std::io::Error::from(ErrorKind::InvalidInput))?;
+        let mut limits = limits;
+        let room = room_for_connections(rustix::process::getrlimit(Resource::Nofile).current);
+        if room < limits.connections {
+            tracing::warn!(
+                listener = name,
+                connections = room,
+                wanted = limits.connections,
+                "the limit of open files leaves room for {room} connections only"
+            );
+            limits.connections = room;
+        }
         let socket =
             if address.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;
@@ -259,6 +271,14 @@ impl Drop for Place {
             }
         }
     }
+}
+
+/// Connections that a limit of open files leaves room for: the store, the clients and the other
+/// listener need files as well, above all when this listener is flooded.
+fn room_for_connections(open_files: Option<u64>) -> usize {
+    const OTHERS: usize = 128;
+    let files = open_files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
+    files.saturating_sub(OTHERS).max(files / 2)
 }
 
 /// Waiting after a failed accept: without file descriptors `accept` fails at once, again and again.

@@ -10,6 +10,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 
+mod edges;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 
 struct Running {
@@ -211,6 +213,14 @@ async fn slow_heads_slow_bodies_and_idle_connections_are_closed() {
     assert_status(&exchange(&running, &request("/echo", "Content-Length: 5\r\n", "{}")).await, "408");
     let answer = exchange(&running, b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert_status(&answer, "200");
+}
+
+#[test]
+fn open_files_are_left_for_the_others() {
+    for (files, room) in [(Some(64), 32), (Some(256), 128), (Some(1024), 896), (Some(0), 0)] {
+        assert_eq!(room_for_connections(files), room, "{files:?}");
+    }
+    assert!(room_for_connections(None) > 1_000_000);
 }
 
 #[tokio::test]
