@@ -66,21 +66,31 @@ async fn a_full_disk_answers_503_loses_nothing_and_recovers_without_a_restart() 
 
     let body = |n: usize| format!(r#"{{"n":{n},"x":"{}"}}"#, "x".repeat(50_000));
     let mut accepted = Vec::new();
-    let mut refused = 0;
+    let (mut refused, mut outages, mut out, mut not_ready) = (0, 0, false, false);
     for n in 0..60 {
         let answer = bench.send_body(&body(n)).await;
         match answer.status {
-            200 => accepted.push(n),
+            200 => {
+                accepted.push(n);
+                out = false;
+            }
             status => {
                 assert_eq!(status, 503);
                 refused += 1;
+                outages += usize::from(!out);
+                out = true;
+                not_ready |= bench.readyz().await.0 == 503;
             }
         }
     }
     assert!(refused > 0, "the disk was never full");
-    assert_eq!(bench.readyz().await.0, 503);
+    assert!(not_ready, "the readiness never told");
     let complaints = bench.daemon.stdout().matches("refusing events").count();
-    assert_eq!(complaints, 1, "one line an outage, however many were refused");
+    // The probe of a failing store may find room for a moment that the next webhook does not find.
+    assert!(
+        (1..=outages + 1).contains(&complaints),
+        "one line an outage: {complaints} for {outages}, {refused} refused"
+    );
 
     std::fs::remove_file(&filler).unwrap();
     let freed = Instant::now();
