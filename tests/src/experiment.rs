@@ -24,6 +24,9 @@ pub struct Trial {
     pub id: &'static str,
     /// How often to repeat it.
     pub count: u32,
+    /// How many repetitions of the same campaign went before: an experiment that goes through a list
+    /// goes on from here. 0 outside campaigns.
+    pub offset: u32,
     /// Its source of chance; the same seed gives the same choices.
     pub random: fastrand::Rng,
     /// Where that began, for the evidence.
@@ -53,14 +56,21 @@ impl Trial {
 pub struct Outcome {
     /// How many cases, kills or rounds there were.
     pub repetitions: u64,
-    /// What was measured, in a few words.
+    /// What was measured, in a few words; or what the machine refuses.
     pub note: String,
+    /// The machine does not allow the experiment. Counted and shown, never passed over.
+    pub skipped: bool,
 }
 
 impl Outcome {
     /// So many repetitions, and what was seen.
     pub fn new(repetitions: impl TryInto<u64>, note: impl Into<String>) -> Self {
-        Self { repetitions: repetitions.try_into().unwrap_or(u64::MAX), note: note.into() }
+        Self { repetitions: repetitions.try_into().unwrap_or(u64::MAX), note: note.into(), skipped: false }
+    }
+
+    /// Not done, because the machine does not allow it: no loop devices, no namespaces, not root.
+    pub fn skipped(reason: impl Into<String>) -> Self {
+        Self { repetitions: 0, note: reason.into(), skipped: true }
     }
 }
 
@@ -131,29 +141,35 @@ fn run_all(experiments: &[Experiment], wanted: &[String]) -> Result<bool> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     say(&format!("tier {}, {SEED_VARIABLE}={base}\n", if release { "release" } else { "pr" }));
     let mut table = String::new();
-    let (mut passed, mut failed, mut left_out) = (0, 0, 0);
+    let (mut passed, mut failed, mut skipped, mut left_out) = (0, 0, 0, 0);
     for experiment in experiments {
         if !wanted.is_empty() && !wanted.iter().any(|word| experiment.is_meant(word)) {
             left_out += 1;
             continue;
         }
         let begin = Instant::now();
-        let result = runtime.block_on(experiment.once(base, release));
+        let count = if release { experiment.release } else { experiment.pr };
+        let result = runtime.block_on(experiment.once(base, count, 0));
         let seconds = begin.elapsed().as_secs_f64();
         let (word, repetitions, note) = match &result {
+            Ok(outcome) if outcome.skipped => ("SKIPPED", "-".to_owned(), outcome.note.clone()),
             Ok(outcome) => ("ok", outcome.repetitions.to_string(), outcome.note.clone()),
             Err(error) => ("FAILED", "-".to_owned(), format!("{error:#}")),
         };
-        let line = format!("{:<4} {:<58} {repetitions:>7} {word:<6} {seconds:>6.1} s", experiment.id, experiment.name);
+        let line = format!("{:<4} {:<58} {repetitions:>7} {word:<7} {seconds:>6.1} s", experiment.id, experiment.name);
         say(&format!("\r{line}  {note}\n"));
         // The whole story of a failure is above; the table has its first line.
         let _ = writeln!(table, "{line}  {}", note.lines().next().unwrap_or_default());
-        if result.is_ok() { passed += 1 } else { failed += 1 }
+        match result {
+            Ok(outcome) if outcome.skipped => skipped += 1,
+            Ok(_) => passed += 1,
+            Err(_) => failed += 1,
+        }
     }
-    say(&format!("\n{:<4} {:<58} {:>7} {:<6} {:>8}\n{table}\n", "id", "experiment", "n", "result", "time"));
+    say(&format!("\n{:<4} {:<58} {:>7} {:<7} {:>8}\n{table}\n", "id", "experiment", "n", "result", "time"));
     let word = if failed == 0 { "ok" } else { "FAILED" };
     say(&format!(
-        "test result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; {left_out} filtered out\n"
+        "test result: {word}. {passed} passed; {failed} failed; {skipped} ignored; 0 measured; {left_out} filtered out\n"
     ));
     Ok(failed == 0)
 }
@@ -163,12 +179,11 @@ impl Experiment {
         self.id.eq_ignore_ascii_case(word) || self.name.contains(word)
     }
 
-    async fn once(&self, base: u64, release: bool) -> Result<Outcome> {
+    async fn once(&self, base: u64, count: u32, offset: u32) -> Result<Outcome> {
         let mut hasher = DefaultHasher::new();
         (base, self.id, self.name).hash(&mut hasher);
         let seed = hasher.finish();
-        let count = if release { self.release } else { self.pr };
-        let trial = Trial { id: self.id, count, random: fastrand::Rng::with_seed(seed), seed };
+        let trial = Trial { id: self.id, count, offset, random: fastrand::Rng::with_seed(seed), seed };
         // On a task of its own, so that a panic is one failed experiment.
         match tokio::spawn((self.run)(trial)).await {
             Ok(result) => result,
