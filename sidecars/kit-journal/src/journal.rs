@@ -10,10 +10,11 @@ use kit::clock::SharedClock;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::JournalSection;
-use crate::engine::{Action, ActionOutcome, Append, Engine as _, Reader, Settlement};
+use crate::engine::{Action, ActionOutcome, Append, Engine, Reader, Settlement};
 use crate::error::{AppendError, JournalError, OpenError};
-use crate::event::{BodyDigest, EventId, NewEvent, Seq};
+use crate::event::{BodyDigest, EventId, NewEvent, Seq, StoredEvent};
 use crate::metrics::JournalMetrics;
+use crate::recent::Recent;
 use crate::sqlite::{SqliteEngine, SqliteReader};
 use crate::writer::Writer;
 
@@ -45,6 +46,9 @@ pub enum Health {
 /// Where the writing thread answers.
 pub(crate) type Reply<T, E = JournalError> = oneshot::Sender<Result<T, E>>;
 
+/// Makes one more reader of an engine's store.
+pub type OpenReader = Box<dyn Fn() -> Result<Box<dyn Reader>, JournalError> + Send + Sync>;
+
 /// What the writing thread is asked for.
 pub(crate) enum Request {
     /// Boxed: the other requests are a tenth of its size.
@@ -65,7 +69,9 @@ pub struct Journal {
 /// What the handle and the writing thread share.
 pub(crate) struct Shared {
     path: std::path::PathBuf,
-    pub(crate) readers: Mutex<Vec<SqliteReader>>,
+    open_reader: OpenReader,
+    pub(crate) readers: Mutex<Vec<Box<dyn Reader>>>,
+    pub(crate) recent: Mutex<Recent>,
     reader_permits: tokio::sync::Semaphore,
     tail: watch::Receiver<Seq>,
     actions: watch::Receiver<u64>,
@@ -104,7 +110,23 @@ impl Journal {
         clock: SharedClock,
         registry: &mut prometheus_client::registry::Registry,
     ) -> Result<(Self, JournalTask), OpenError> {
-        let engine = SqliteEngine::open(&section.path)?;
+        let engine = Box::new(SqliteEngine::open(&section.path)?);
+        let path = section.path.clone();
+        let readers: OpenReader = Box::new(move || Ok(Box::new(SqliteReader::open(&path)?)));
+        Self::over(engine, readers, section, clock, registry)
+    }
+
+    /// A journal over another engine. `section.path` is only what [`Journal::path`] says.
+    ///
+    /// # Errors
+    /// The writing thread cannot be started.
+    pub fn over(
+        engine: Box<dyn Engine>,
+        open_reader: OpenReader,
+        section: &JournalSection,
+        clock: SharedClock,
+        registry: &mut prometheus_client::registry::Registry,
+    ) -> Result<(Self, JournalTask), OpenError> {
         let metrics = JournalMetrics::register(registry);
         let (requests, received) = mpsc::channel(section.queue);
         let (tail, tail_seen) = watch::channel(engine.last_seq());
@@ -112,7 +134,9 @@ impl Journal {
         let (health, health_seen) = watch::channel(Health::Writable);
         let shared = Arc::new(Shared {
             path: section.path.clone(),
+            open_reader,
             readers: Mutex::new(Vec::new()),
+            recent: Mutex::default(),
             reader_permits: tokio::sync::Semaphore::new(READERS),
             tail: tail_seen,
             actions: actions_seen,
@@ -121,7 +145,7 @@ impl Journal {
             metrics,
         });
         let writer = Writer {
-            engine: Box::new(engine),
+            engine,
             section: section.clone(),
             clock,
             requests: received,
@@ -217,9 +241,9 @@ impl Journal {
             let pooled = shared.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let mut reader = match pooled {
                 Some(reader) => reader,
-                None => SqliteReader::open(&shared.path)?,
+                None => (shared.open_reader)()?,
             };
-            let result = read(&mut reader);
+            let result = read(reader.as_mut());
             // After a store error the connection is not trusted with the next question.
             if !matches!(result, Err(JournalError::Store(_))) {
                 shared.readers.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
@@ -227,6 +251,12 @@ impl Journal {
             result
         });
         joined.await.unwrap_or_else(|_| Err(JournalError::Unavailable("a read was cut off".to_owned())))
+    }
+
+    /// Events after `after` from memory, in order, at most `limit` and about `max_bytes` of bodies (but
+    /// always one); `None` when they have to be read. Rows ahead of a sink's cursor are not looked at.
+    pub fn recent(&self, after: Seq, limit: u32, max_bytes: u64) -> Option<Vec<Arc<StoredEvent>>> {
+        self.shared.recent.lock().unwrap_or_else(PoisonError::into_inner).after(after, limit, max_bytes)
     }
 
     /// The last position, and a signal when it grows.

@@ -13,6 +13,7 @@ mod filter;
 mod journal;
 mod lock;
 mod metrics;
+mod recent;
 mod sqlite;
 mod writer;
 
@@ -20,4 +21,4 @@ pub use config::{JournalSection, RetentionSection};
 pub use error::{AppendError, JournalError, OpenError};
 pub use event::{BodyDigest, Dedupe, EventHead, EventId, NewEvent, Seq, StoredEvent};
 pub use filter::{DeliveryState, EventFilter, FilterError};
-pub use journal::{Appended, Health, Journal, JournalTask};
+pub use journal::{Appended, Health, Journal, JournalTask, OpenReader};

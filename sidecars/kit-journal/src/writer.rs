@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use crate::config::JournalSection;
 use crate::engine::{ActionOutcome, Commit, Engine, Purge, Verdict};
 use crate::error::{AppendError, JournalError};
-use crate::event::Seq;
+use crate::event::{Seq, StoredEvent};
 use crate::journal::{Appended, Health, Reply, Request, Shared};
 
 /// At most this many requests in one commit …
@@ -162,22 +162,24 @@ impl Writer {
                 }
                 self.shared.metrics.purged.inc_by(committed.purged.events);
                 if purging {
+                    self.shared.recent.lock().unwrap_or_else(PoisonError::into_inner).settle_down();
                     self.observe();
                     // As long as there is more to purge, go on at once between commits.
                     if committed.purged.events + committed.purged.keys >= u64::from(PURGE_ROWS) {
                         self.next_purge = Instant::now();
                     }
                 }
+                // Before the tail: who takes events from memory must know that rows may have changed.
+                if !committed.actions.is_empty() {
+                    self.actions.send_modify(|n| *n += 1);
+                }
+                self.remember(commit, &committed.verdicts);
                 self.tail.send_if_modified(|tail| {
                     let grown = committed.last_seq > *tail;
                     *tail = committed.last_seq;
                     grown
                 });
-                let acted = !committed.actions.is_empty();
                 waiting.answer(&committed.verdicts, &committed.actions);
-                if acted {
-                    self.actions.send_modify(|n| *n += 1);
-                }
                 if self.requests.is_empty()
                     && let Err(error) = self.engine.idle()
                 {
@@ -187,6 +189,17 @@ impl Writer {
             Err(error) => {
                 let reason = self.poisoned(&error);
                 waiting.refuse(&reason);
+            }
+        }
+    }
+
+    /// Keeps what was appended at hand for the sinks that keep up.
+    fn remember(&self, commit: Commit, verdicts: &[Verdict]) {
+        let mut recent = self.shared.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        for (append, verdict) in commit.appends.into_iter().zip(verdicts) {
+            if !verdict.duplicate {
+                let (seq, at) = (verdict.seq, commit.at);
+                recent.add(StoredEvent { seq, at, head: append.head, body: append.body.into() });
             }
         }
     }

@@ -79,8 +79,24 @@ impl Daemon for LagoWebhookProcessor {
 
     async fn start(config: Config, metrics: Arc<Metrics>, shell: &mut Shell) -> Result<(), StartError> {
         let clock: SharedClock = Arc::new(SystemClock);
+        let opened = open_journal(&config, &clock, &metrics).await?;
+        Self::start_over(opened, clock, config, metrics, shell).await
+    }
+}
+
+impl LagoWebhookProcessor {
+    /// Starts everything over a journal that is open already: a comparison with another engine.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub async fn start_over(
+        (journal, task): (Journal, JournalTask),
+        clock: SharedClock,
+        config: Config,
+        metrics: Arc<Metrics>,
+        shell: &mut Shell,
+    ) -> Result<(), StartError> {
         let readiness = Readiness::default();
-        let (journal, task) = open_journal(&config, &clock, &metrics).await?;
         shell.at_end(move || task.close());
         watch_journal(shell, &journal, readiness.part("journal"));
 

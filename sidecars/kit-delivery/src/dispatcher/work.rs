@@ -65,6 +65,8 @@ pub(super) struct Work<S> {
     actions: watch::Receiver<u64>,
     /// The journal's rows may differ from the window's.
     sync_due: bool,
+    /// Some row lies ahead of the cursor: only the journal knows which events it keeps back.
+    rows_ahead: bool,
 }
 
 impl<S: Sink> Work<S> {
@@ -85,6 +87,7 @@ impl<S: Sink> Work<S> {
             tail: shell.journal.tail(),
             actions: shell.journal.actions(),
             sync_due: true,
+            rows_ahead: true,
             name: row.name.clone(),
             shell,
         }
@@ -123,6 +126,8 @@ impl<S: Sink> Work<S> {
     /// Reads the rows that operators may have changed. Results that are not settled yet come first:
     /// the journal's rows then are the newest.
     async fn sync(&mut self) {
+        // What is asked for from now on is for the next one.
+        self.actions.mark_unchanged();
         if let Some(settlement) = self.window.settlement(&self.name)
             && let Err(error) = self.shell.journal.settle(vec![settlement.clone()]).await
         {
@@ -140,6 +145,7 @@ impl<S: Sink> Work<S> {
         match read.await {
             Ok((sink, rows, ahead)) => {
                 self.paused = sink.paused;
+                self.rows_ahead = sink.ahead > 0;
                 let settings = &self.shell.settings;
                 let longest = settings.schedule.longest().max(settings.retry_after_max).max(judge::LONGEST_FREE_WAIT);
                 self.window.sync_rows(&rows, self.shell.clock.now(), Instant::now(), longest);
@@ -156,13 +162,24 @@ impl<S: Sink> Work<S> {
             self.load_replays().await;
         }
         let tail = *self.tail.borrow_and_update();
-        if self.window.loaded_to() >= tail || self.sync_due {
+        // An operator's action that came with the tail is seen before the tail is used.
+        self.sync_due |= self.actions.has_changed().unwrap_or(false);
+        if self.window.loaded_to() >= tail || self.sync_due || self.paused {
             return;
         }
         let Some((after, limit, bytes)) = self.window.room() else {
-            self.window.spill(self.shell.clock.now(), Instant::now());
+            // Behind a sink that takes nothing all events wait alike: rows would only be work.
+            if self.circuit.is_closed() {
+                self.window.spill(self.shell.clock.now(), Instant::now());
+            }
             return;
         };
+        if !self.rows_ahead
+            && let Some(events) = self.shell.journal.recent(after, limit, bytes)
+        {
+            self.window.load(events, &[], Instant::now());
+            return;
+        }
         let name = self.name.clone();
         let read = self.shell.journal.read(move |reader| reader.events_after(&name, after, limit, bytes));
         match read.await {
@@ -172,7 +189,9 @@ impl<S: Sink> Work<S> {
                     self.window.unreadable("record is missing from the journal");
                 }
             }
-            Ok((events, own)) => self.window.load(events, &own, Instant::now()),
+            Ok((events, own)) => {
+                self.window.load(events.into_iter().map(Arc::new).collect(), &own, Instant::now());
+            }
             Err(JournalError::Damaged { seq, what }) => {
                 let reason = format!("record is damaged: {what}");
                 tracing::error!(seq, sink = %self.name, "event {seq} is damaged and cannot be delivered: {what}");
@@ -378,6 +397,8 @@ impl<S: Sink> Work<S> {
         let name = self.name.clone();
         let read = self.shell.journal.read(move |reader| Ok((reader.sink(&name)?, reader.oldest_pending(&name)?)));
         let Ok((sink, oldest)) = read.await else { return };
+        // An action that this look has missed is followed by a sync before anything is loaded.
+        self.rows_ahead = sink.ahead > 0;
         let tail = *self.tail.borrow();
         let now = self.shell.clock.now();
         let gauges = SinkGauges {

@@ -176,7 +176,7 @@ impl Window {
 
     /// Takes loaded events; `own` are positions that have a row ahead of the cursor. Positions that
     /// are neither are missing from the journal: they are parked, so that they are listed somewhere.
-    pub(crate) fn load(&mut self, events: Vec<StoredEvent>, own: &[Seq], now: Instant) {
+    pub(crate) fn load(&mut self, events: Vec<Arc<StoredEvent>>, own: &[Seq], now: Instant) {
         let own: BTreeSet<Seq> = own.iter().copied().collect();
         let last = events.last().map(|event| event.seq).max(own.last().copied());
         let mut events = events.into_iter().peekable();
@@ -211,7 +211,7 @@ impl Window {
         );
     }
 
-    fn load_one(&mut self, event: StoredEvent, now: Instant) {
+    fn load_one(&mut self, event: Arc<StoredEvent>, now: Instant) {
         let seq = event.seq;
         let subject_lane = subject_lane(&event.head.subject);
         let lane = if self.ordered { Lane::Subject(subject_lane) } else { Lane::Own(seq) };
@@ -219,7 +219,7 @@ impl Window {
         let item = Item {
             lane,
             subject_lane,
-            source: Source::Loaded(Arc::new(event)),
+            source: Source::Loaded(event),
             attempts: 0,
             uncharged: 0,
             first_at: None,

@@ -89,6 +89,11 @@ impl Pool {
         self.webhooks.is_empty()
     }
 
+    /// All of them, in order.
+    pub fn iter(&self) -> std::slice::Iter<'_, PreparedWebhook> {
+        self.webhooks.iter()
+    }
+
     pub(super) fn get(&self, index: usize) -> &PreparedWebhook {
         &self.webhooks[index]
     }

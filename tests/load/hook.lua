@@ -1,0 +1,42 @@
+-- wrk: webhooks prepared and signed beforehand, each request with a key of its own.
+-- Arguments after `--`: the file of prepared webhooks (for each a line with two lengths, then the
+-- header lines and the body), a word that makes the keys of this run its own, and optionally the
+-- word `close` for one connection a request, as Lago sends.
+local threads = 0
+
+function setup(thread)
+  thread:set("number", threads)
+  threads = threads + 1
+end
+
+function init(args)
+  heads, bodies = {}, {}
+  local connection = args[3] == "close" and "Connection: close\r\n" or ""
+  local file = assert(io.open(args[1], "rb"))
+  while true do
+    local line = file:read("*l")
+    if not line then break end
+    local head, body = line:match("^(%d+) (%d+)$")
+    heads[#heads + 1] = "POST /webhooks/lago HTTP/1.1\r\nHost: 127.0.0.1\r\n" .. connection
+      .. file:read(tonumber(head)) .. "X-Lago-Unique-Key: " .. args[2]
+    bodies[#bodies + 1] = "\r\n\r\n" .. file:read(tonumber(body))
+  end
+  file:close()
+  count, counter, format = #heads, 0, string.format
+end
+
+function request()
+  counter = counter + 1
+  local which = counter % count + 1
+  return heads[which] .. format("-%02d-%09d", number, counter) .. bodies[which]
+end
+
+function done(summary, latency)
+  local errors = summary.errors
+  local ms = function(share) return latency:percentile(share) / 1000 end
+  io.write(string.format("\n#json {\"requests\":%d,\"seconds\":%.6f,\"not_2xx\":%d,\"broken\":%d,"
+    .. "\"p50_ms\":%.3f,\"p90_ms\":%.3f,\"p99_ms\":%.3f,\"p999_ms\":%.3f,\"max_ms\":%.3f}\n",
+    summary.requests, summary.duration / 1e6, errors.status,
+    errors.connect + errors.read + errors.write + errors.timeout,
+    ms(50), ms(90), ms(99), ms(99.9), latency.max / 1000))
+end

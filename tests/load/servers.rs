@@ -1,0 +1,343 @@
+//! The receivers that are compared, each a process of its own on a port of its own.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use kit::secret::Secret;
+use kit_lago::signature::RsaSigner;
+use kit_workbench::load::{LagoWebhooks, Pool, Signing};
+use kit_workbench::metrics::Metrics;
+use kit_workbench::process::{DaemonCommand, DaemonProcess};
+use kit_workbench::raw;
+use kit_workbench::scratch::{Scratch, free_address};
+use outrigger_tests::binaries;
+use std::sync::Arc;
+
+use crate::measure::Usage;
+
+const START: Duration = Duration::from_secs(60);
+const QUESTION: Duration = Duration::from_secs(10);
+const ISSUER: &str = "http://lago-api:3000";
+const DAEMON: &str = "lago-webhook-processor";
+/// Different webhooks of a run: as many subjects whose order is kept.
+const WEBHOOKS: usize = 256;
+/// Where `tests/load/run` installs the Python receiver.
+pub(crate) const VENV_VARIABLE: &str = "OUTRIGGER_LOAD_VENV";
+
+/// Serves the bare handler until killed.
+pub(crate) fn serve_bare(address: SocketAddr) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async move {
+        let handler = |headers: axum::http::HeaderMap, body: axum::body::Bytes| async move {
+            // Looked at, so that neither is optimised away.
+            std::hint::black_box((headers.len(), body.len()));
+            axum::http::StatusCode::OK
+        };
+        let router = axum::Router::new().fallback(handler);
+        axum::serve(tokio::net::TcpListener::bind(address).await?, router).await.context("serve")
+    })
+}
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Variant {
+    /// Reads the body, answers 200.
+    Bare,
+    /// The webhook processor; deliveries paused, or going to a bare handler.
+    Ours {
+        /// Tokens instead of HMAC.
+        jwt: bool,
+        /// Whether events go on to a gateway.
+        delivering: bool,
+    },
+    /// The webhook processor over a journal that stores nothing.
+    NullJournal,
+    /// FastAPI and SQLite: verified, committed, answered.
+    FastApi,
+    /// Debian's `webhook`, which answers first and runs its command later, or waits for it.
+    Webhook {
+        /// Waits.
+        waits: bool,
+    },
+}
+
+impl Variant {
+    pub(crate) const ALONE: Self = Self::Ours { jwt: false, delivering: false };
+    pub(crate) const DELIVERING: Self = Self::Ours { jwt: false, delivering: true };
+    pub(crate) const JWT: Self = Self::Ours { jwt: true, delivering: false };
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Bare => "bare axum handler",
+            Self::Ours { jwt: false, delivering: false } => "outrigger",
+            Self::Ours { jwt: false, delivering: true } => "outrigger, delivering",
+            Self::Ours { jwt: true, delivering: false } => "outrigger, JWT",
+            Self::Ours { jwt: true, delivering: true } => "outrigger, JWT, delivering",
+            Self::NullJournal => "outrigger over a journal that stores nothing, delivering",
+            Self::FastApi => "FastAPI, uvicorn and SQLite",
+            Self::Webhook { waits: false } => "Debian's webhook, answers before its command",
+            Self::Webhook { waits: true } => "Debian's webhook, waits for its command",
+        }
+    }
+
+    /// Whether events go on to a gateway.
+    pub(crate) fn delivers(self) -> bool {
+        matches!(self, Self::NullJournal | Self::Ours { delivering: true, .. })
+    }
+
+    /// Why it cannot be measured here, if it cannot.
+    pub(crate) fn missing(self) -> Option<String> {
+        match self {
+            Self::FastApi if python().is_none() => {
+                Some(format!("{VENV_VARIABLE} names no environment with uvicorn: use tests/load/run"))
+            }
+            Self::Webhook { .. } if !Path::new("/usr/bin/webhook").exists() => {
+                Some("Debian's package webhook is not installed".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+fn python() -> Option<PathBuf> {
+    let python = PathBuf::from(std::env::var_os(VENV_VARIABLE)?).join("bin/python");
+    python.is_file().then_some(python)
+}
+
+/// What all receivers of a run share: keys and prepared webhooks.
+pub(crate) struct Stage {
+    pub(crate) scratch: Scratch,
+    hmac_key: String,
+    signer: Arc<RsaSigner>,
+}
+
+impl Stage {
+    pub(crate) fn new() -> Result<Self> {
+        let stage = Self {
+            scratch: Scratch::new("outrigger-load")?,
+            hmac_key: "a key for the load only".to_owned(),
+            signer: Arc::new(RsaSigner::generate()?),
+        };
+        stage.scratch.write("hmac", &stage.hmac_key)?;
+        stage.scratch.write("public.pem", stage.signer.public_pem())?;
+        stage.scratch.write("token", "a token of this load, long enough to be taken")?;
+        stage.write_webhooks(false)?;
+        stage.write_webhooks(true)?;
+        Ok(stage)
+    }
+
+    /// The webhooks as `kit-workbench` sends them.
+    pub(crate) fn pool(&self, jwt: bool) -> Result<Pool> {
+        let signing = if jwt {
+            Signing::Jwt { signer: Arc::clone(&self.signer), issuer: ISSUER.to_owned() }
+        } else {
+            Signing::Hmac(Secret::from(self.hmac_key.clone()))
+        };
+        Ok(Pool::lago(&LagoWebhooks { count: WEBHOOKS, ..LagoWebhooks::new("default", signing) })?)
+    }
+
+    /// The webhooks as `hook.lua` reads them.
+    pub(crate) fn webhooks(&self, variant: Variant) -> PathBuf {
+        self.scratch.file(if matches!(variant, Variant::Ours { jwt: true, .. }) { "webhooks-jwt" } else { "webhooks" })
+    }
+
+    fn write_webhooks(&self, jwt: bool) -> Result<()> {
+        let mut file = Vec::new();
+        for webhook in self.pool(jwt)?.iter() {
+            let mut head = format!("Content-Type: application/json\r\nContent-Length: {}\r\n", webhook.body.len());
+            for (name, value) in &webhook.headers {
+                head.push_str(&format!("{name}: {value}\r\n"));
+            }
+            file.extend_from_slice(format!("{} {}\n{head}", head.len(), webhook.body.len()).as_bytes());
+            file.extend_from_slice(&webhook.body);
+        }
+        self.scratch.write(if jwt { "webhooks-jwt" } else { "webhooks" }, file)?;
+        Ok(())
+    }
+
+    /// Starts a receiver with an empty store and waits until it answers.
+    pub(crate) async fn start(&self, variant: Variant) -> Result<Receiver> {
+        let folder = self.scratch.file(&format!("run-{}", uuid::Uuid::new_v4().simple()));
+        std::fs::create_dir(&folder)?;
+        let journal = folder.join("journal.db");
+        self.start_on(variant, folder, &journal).await
+    }
+
+    /// As [`Self::start`], on a journal that may have something in it.
+    pub(crate) async fn start_on(&self, variant: Variant, folder: PathBuf, journal: &Path) -> Result<Receiver> {
+        let address = free_address()?;
+        let port = address.port().to_string();
+        let mut gateway = None;
+        let mut admin = None;
+        let command = match variant {
+            Variant::Bare => bare(address)?,
+            Variant::Ours { .. } | Variant::NullJournal => {
+                let to = free_address()?;
+                // A paused sink needs no gateway, but one that is there must not be the difference.
+                gateway = Some(Receiver::launch(variant, bare(to)?, to, None, None, None).await?);
+                let own = free_address()?;
+                admin = Some(own);
+                let program = match variant {
+                    Variant::NullJournal => DaemonCommand::new(std::env::current_exe()?).args(["null-journal"]),
+                    _ => DaemonCommand::new(binaries::daemon(DAEMON)?),
+                };
+                let jwt = matches!(variant, Variant::Ours { jwt: true, .. });
+                program
+                    .env("BRAIN_GATEWAY_URL", format!("http://{to}"))
+                    .env("SIDECAR_JOURNAL__PATH", journal.display().to_string())
+                    .env("SIDECAR_LISTEN__PUBLIC", address.to_string())
+                    .env("SIDECAR_LISTEN__ADMIN", own.to_string())
+                    .env("SIDECAR_ADMIN__TOKEN_FILE", self.path("token"))
+                    .env("SIDECAR_LAGO__SIGNATURE", if jwt { "jwt" } else { "hmac" })
+                    .env("SIDECAR_LAGO__ISSUER", if jwt { ISSUER } else { "" })
+                    .env(
+                        if jwt { "LAGO_WEBHOOK_PUBLIC_KEY_FILE" } else { "LAGO_WEBHOOK_HMAC_KEY_FILE" },
+                        self.path(if jwt { "public.pem" } else { "hmac" }),
+                    )
+            }
+            Variant::FastApi => DaemonCommand::new(python().context("no Python environment")?)
+                .args(["-m", "uvicorn", "fastapi_sqlite:app", "--host", "127.0.0.1", "--port", &port])
+                .args(["--log-level", "error", "--no-access-log"])
+                .directory(binaries::repository().join("tests/load/peers"))
+                .env("KEY", self.hmac_key.clone())
+                .env("PYTHONDONTWRITEBYTECODE", "1")
+                .env("DATABASE", folder.join("webhooks.db").display().to_string()),
+            Variant::Webhook { waits } => {
+                let hooks = serde_json::json!([{
+                    "id": "lago", "execute-command": "/usr/bin/true", "http-methods": ["POST"],
+                    "include-command-output-in-response": waits
+                }]);
+                std::fs::write(folder.join("hooks.json"), hooks.to_string())?;
+                DaemonCommand::new("/usr/bin/webhook")
+                    .args(["-ip", "127.0.0.1", "-port", &port, "-urlprefix", "webhooks", "-hooks"])
+                    .args([folder.join("hooks.json")])
+            }
+        };
+        let receiver = Receiver::launch(variant, command, address, admin, gateway, Some(folder)).await?;
+        if let Variant::Ours { delivering: false, .. } = variant {
+            receiver.set_paused(self, true).await?;
+        }
+        Ok(receiver)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.scratch.file(name).display().to_string()
+    }
+}
+
+fn bare(address: SocketAddr) -> Result<DaemonCommand> {
+    Ok(DaemonCommand::new(std::env::current_exe()?).args(["bare".to_owned(), address.to_string()]))
+}
+
+/// A receiver that runs.
+pub(crate) struct Receiver {
+    process: DaemonProcess,
+    pub(crate) address: SocketAddr,
+    admin: Option<SocketAddr>,
+    folder: Option<PathBuf>,
+    /// From its start until it answered.
+    pub(crate) ready: Duration,
+    _gateway: Option<Box<Receiver>>,
+}
+
+impl Receiver {
+    async fn launch(
+        variant: Variant,
+        command: DaemonCommand,
+        address: SocketAddr,
+        admin: Option<SocketAddr>,
+        gateway: Option<Receiver>,
+        folder: Option<PathBuf>,
+    ) -> Result<Self> {
+        let begin = Instant::now();
+        let mut process = command.spawn()?;
+        match admin {
+            Some(admin) => {
+                process.wait_ready(admin, START).await?;
+            }
+            None => {
+                while tokio::net::TcpStream::connect(address).await.is_err() {
+                    if let Some(exit) = process.try_exit()? {
+                        bail!("{}: {exit}: {}", variant.name(), process.stderr());
+                    }
+                    ensure!(begin.elapsed() < START, "{} does not listen", variant.name());
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+        }
+        let ready = begin.elapsed();
+        Ok(Self { process, address, admin, folder, ready, _gateway: gateway.map(Box::new) })
+    }
+
+    async fn set_paused(&self, stage: &Stage, paused: bool) -> Result<()> {
+        let admin = self.admin.context("no admin listener")?;
+        let bearer = format!("Bearer {}", std::fs::read_to_string(stage.path("token"))?.trim());
+        let headers = [("Authorization", bearer.as_str()), ("Content-Type", "application/json")];
+        let path = format!("/api/v1/sinks/gateway/{}", if paused { "pause" } else { "resume" });
+        let answer = raw::request(admin, "POST", &path, &headers, b"{}", QUESTION).await?;
+        ensure!(answer.status == 200, "{path} is answered {}: {}", answer.status, answer.text());
+        Ok(())
+    }
+
+    /// Lets deliveries go on.
+    pub(crate) async fn resume(&self, stage: &Stage) -> Result<()> {
+        self.set_paused(stage, false).await
+    }
+
+    pub(crate) fn has_metrics(&self) -> bool {
+        self.admin.is_some()
+    }
+
+    /// Waits until so many keys show in the metrics; they are read from the journal now and then.
+    pub(crate) async fn observed(&self, keys: f64) -> Result<()> {
+        let begin = Instant::now();
+        while self.metrics().await?.sum("journal_dedupe_keys", &[]) < keys {
+            ensure!(begin.elapsed() < START, "the metrics do not show {keys} keys");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn usage(&self) -> Result<Usage> {
+        Usage::of(self.process.pid())
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    pub(crate) async fn metrics(&self) -> Result<Metrics> {
+        Ok(Metrics::fetch(self.admin.context("has no metrics")?, QUESTION).await?)
+    }
+
+    /// Waits until nothing is left to deliver.
+    pub(crate) async fn drained(&self, accepted: f64) -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            let metrics = self.metrics().await?;
+            // Attempts are counted as they end; the gauges are read from the journal now and then.
+            if metrics.sum("delivery_attempts_total", &[("outcome", "delivered")]) >= accepted {
+                return Ok(());
+            }
+            ensure!(begin.elapsed() < Duration::from_secs(600), "not drained: {accepted} accepted");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Kills it and removes its store.
+    pub(crate) async fn end(mut self) -> Result<()> {
+        self.process.kill9().await?;
+        if let Some(folder) = &self.folder {
+            std::fs::remove_dir_all(folder)?;
+        }
+        Ok(())
+    }
+
+    /// Kills it and leaves its store.
+    pub(crate) async fn kill(mut self) -> Result<()> {
+        self.process.kill9().await?;
+        Ok(())
+    }
+}
