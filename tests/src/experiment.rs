@@ -17,6 +17,9 @@ pub const COUNTS_VARIABLE: &str = "OUTRIGGER_COUNTS";
 /// Name of the variable that fixes the seed, to repeat a run.
 pub const SEED_VARIABLE: &str = "OUTRIGGER_SEED";
 
+/// Name of the variable that makes the run a campaign: the path of its ledger.
+pub const CAMPAIGN_VARIABLE: &str = "OUTRIGGER_CAMPAIGN";
+
 /// What an experiment is given.
 #[derive(Debug)]
 pub struct Trial {
@@ -109,6 +112,8 @@ macro_rules! experiment {
 
 /// Runs the experiments that the arguments choose (by id or by a part of the name; all without one),
 /// one after the other, and prints what became of them.
+///
+/// With [`CAMPAIGN_VARIABLE`] they are a campaign instead, see [`crate::campaign`].
 pub fn main(experiments: &[Experiment]) -> ExitCode {
     // Options of the standard harness mean nothing here; whoever passes them means all tests.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
@@ -118,7 +123,11 @@ pub fn main(experiments: &[Experiment]) -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    match run_all(experiments, &wanted) {
+    let result = match std::env::var_os(CAMPAIGN_VARIABLE) {
+        Some(ledger) => crate::campaign::run(experiments, &wanted, ledger.as_ref()),
+        None => run_all(experiments, &wanted),
+    };
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -134,10 +143,7 @@ fn run_all(experiments: &[Experiment], wanted: &[String]) -> Result<bool> {
         Err(_) | Ok("pr" | "") => false,
         Ok(other) => anyhow::bail!("{COUNTS_VARIABLE} is {other}, must be pr or release"),
     };
-    let base: u64 = match std::env::var(SEED_VARIABLE) {
-        Ok(text) => text.parse().with_context(|| format!("{SEED_VARIABLE} must be a number"))?,
-        Err(_) => fastrand::u64(..),
-    };
+    let base = base_seed()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     say(&format!("tier {}, {SEED_VARIABLE}={base}\n", if release { "release" } else { "pr" }));
     let mut table = String::new();
@@ -174,12 +180,20 @@ fn run_all(experiments: &[Experiment], wanted: &[String]) -> Result<bool> {
     Ok(failed == 0)
 }
 
+/// The seed of a run: what the variable says, or chance.
+pub(crate) fn base_seed() -> Result<u64> {
+    match std::env::var(SEED_VARIABLE) {
+        Ok(text) => text.parse().with_context(|| format!("{SEED_VARIABLE} must be a number")),
+        Err(_) => Ok(fastrand::u64(..)),
+    }
+}
+
 impl Experiment {
-    fn is_meant(&self, word: &str) -> bool {
+    pub(crate) fn is_meant(&self, word: &str) -> bool {
         self.id.eq_ignore_ascii_case(word) || self.name.contains(word)
     }
 
-    async fn once(&self, base: u64, count: u32, offset: u32) -> Result<Outcome> {
+    pub(crate) async fn once(&self, base: u64, count: u32, offset: u32) -> Result<Outcome> {
         let mut hasher = DefaultHasher::new();
         (base, self.id, self.name).hash(&mut hasher);
         let seed = hasher.finish();
@@ -192,7 +206,7 @@ impl Experiment {
     }
 }
 
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     let mut out = std::io::stdout();
     // A closed pipe is no reason to fail.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());

@@ -4,6 +4,7 @@
 //! The daemon is always a process of its own, as an operator runs it; nothing here reaches into it.
 
 pub mod binaries;
+mod campaign;
 pub mod captures;
 pub mod experiment;
 pub mod journal_file;
