@@ -2,9 +2,9 @@
 
 use std::str::FromStr;
 
-use globset::{Glob, GlobMatcher};
 use kit::clock::Timestamp;
 use serde::{Deserialize, Serialize};
+use wildmatch::WildMatch;
 
 use crate::event::{EventHead, EventId};
 
@@ -55,8 +55,8 @@ impl FromStr for DeliveryState {
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
     /// Not a glob.
-    #[error("type is not a glob: {0}")]
-    Glob(String),
+    #[error("type is not a glob: only * and ? stand for other characters, {0:?} cannot be in a type")]
+    Glob(char),
     /// Not a state.
     #[error("{0:?} is not a state: pending, retrying, delivered, parked or dropped")]
     State(String),
@@ -67,7 +67,7 @@ pub enum FilterError {
 pub struct EventFilter {
     /// Only these ids.
     pub ids: Vec<EventId>,
-    type_glob: Option<GlobMatcher>,
+    type_glob: Option<WildMatch>,
     /// Only this subject.
     pub subject: Option<String>,
     /// Only this tenant.
@@ -83,13 +83,16 @@ pub struct EventFilter {
 }
 
 impl EventFilter {
-    /// Sets the type glob: `*` stands for any characters, dots too.
+    /// Sets the type glob: `*` stands for any characters, dots too, and `?` for one.
     ///
     /// # Errors
     /// [`FilterError::Glob`].
     pub fn with_type(mut self, glob: &str) -> Result<Self, FilterError> {
-        let glob = Glob::new(glob).map_err(|e| FilterError::Glob(e.kind().to_string()))?;
-        self.type_glob = Some(glob.compile_matcher());
+        // Whoever writes a class or alternatives must not be told that nothing matches.
+        if let Some(unusable) = glob.chars().find(|c| "[]{}!\\,".contains(*c)) {
+            return Err(FilterError::Glob(unusable));
+        }
+        self.type_glob = Some(WildMatch::new(glob));
         Ok(self)
     }
 
@@ -101,7 +104,32 @@ impl EventFilter {
             && self.subject.as_ref().is_none_or(|subject| *subject == head.subject)
             && self.tenant.as_ref().is_none_or(|tenant| Some(tenant) == head.tenant.as_ref())
             && self.type_glob.as_ref().is_none_or(|glob| {
-                glob.is_match(&head.event_type) || head.alias.as_ref().is_some_and(|alias| glob.is_match(alias))
+                glob.matches(&head.event_type) || head.alias.as_ref().is_some_and(|alias| glob.matches(alias))
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_type_glob_has_stars_and_question_marks_and_says_what_it_does_not_have() {
+        let matches = |glob: &str, event_type: &str| {
+            let head: EventHead = serde_json::from_value(serde_json::json!({
+                "id": EventId::derive("s", "k", None), "source": "s", "type": event_type, "subject": "", "key": "k",
+                "alias": "lago.other"
+            }))
+            .unwrap();
+            EventFilter::default().with_type(glob).unwrap().matches(Timestamp::default(), &head)
+        };
+        assert!(matches("lago.invoice.*", "lago.invoice.created"));
+        assert!(matches("*", "lago.a.b.c") && matches("lago.?.b", "lago.a.b") && matches("lago.other", "x"));
+        assert!(!matches("lago.invoice.*", "lago.fee.created") && !matches("lago", "lago.fee.created"));
+        for glob in ["lago.{a,b}", "lago.[ab]", "a,b"] {
+            let error = EventFilter::default().with_type(glob).unwrap_err();
+            assert!(error.to_string().contains("only * and ?"), "{error}");
+        }
     }
 }

@@ -15,10 +15,12 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use tracing::field::{Field, Visit};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
+use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::LogSection;
@@ -27,7 +29,7 @@ use crate::config::LogSection;
 const VALUE_BYTES: usize = 8 * 1024;
 
 /// The level, or levels by module.
-pub(crate) fn filter(level: &str) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
+pub(crate) fn filter(level: &str) -> Result<Targets, ParseError> {
     let known = ["error", "warn", "info", "debug", "trace", "off"];
     let lower = level.trim().to_ascii_lowercase();
     // Names that other platforms use for the same thing.
@@ -37,21 +39,22 @@ pub(crate) fn filter(level: &str) -> Result<EnvFilter, tracing_subscriber::filte
         _ => lower,
     };
     if known.contains(&lower.as_str()) || level.contains('=') {
-        EnvFilter::builder().parse(lower)
+        lower.parse()
     } else {
         // A bare word would be taken for a module's name.
-        EnvFilter::builder().parse(format!("{lower}=?"))
+        format!("{lower}=?").parse()
     }
 }
 
 /// Starts logging to standard output. Later calls do nothing, so that tests may start several daemons.
 pub fn init_logs(section: &LogSection) {
-    let filter = filter(&section.level).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stdout);
+    let filter = filter(&section.level).unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stdout);
+    let registry = tracing_subscriber::registry().with(filter);
     let _ = if section.json {
-        builder.event_format(JsonLines).fmt_fields(tracing_subscriber::fmt::format::DefaultFields::new()).try_init()
+        registry.with(lines.event_format(JsonLines).fmt_fields(DefaultFields::new())).try_init()
     } else {
-        builder.with_ansi(false).try_init()
+        registry.with(lines.with_ansi(false)).try_init()
     };
     std::panic::set_hook(Box::new(|panic| {
         // Where, but not what: a panic's text may hold input.
