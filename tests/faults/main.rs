@@ -10,6 +10,7 @@ mod forgeries;
 mod framing;
 mod journals;
 mod kills;
+mod power;
 mod sizes;
 
 use std::process::ExitCode;
@@ -40,6 +41,9 @@ fn main() -> ExitCode {
         experiment!("T13", sizes::compressed_bodies_are_refused_unread, 50, 1_000),
         experiment!("T14", sizes::a_large_head_is_for_tokens_only, 1, 1),
         experiment!("T14", sizes::many_large_heads_stay_within_the_budget, 50, 1_000),
+        experiment!("F3", power::a_power_cut_on_ext4_loses_nothing, 40, 2_000),
+        experiment!("F3", power::a_power_cut_on_xfs_loses_nothing, 20, 1_000),
+        experiment!("F6", power::a_disk_that_lies_is_noticed, 2, 20),
     ];
     outrigger_tests::experiment::main(experiments)
 }
