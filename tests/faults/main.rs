@@ -12,6 +12,7 @@ mod journals;
 mod kills;
 mod power;
 mod sizes;
+mod syscalls;
 
 use std::process::ExitCode;
 
@@ -43,6 +44,11 @@ fn main() -> ExitCode {
         experiment!("T14", sizes::many_large_heads_stay_within_the_budget, 50, 1_000),
         experiment!("F3", power::a_power_cut_on_ext4_loses_nothing, 40, 2_000),
         experiment!("F3", power::a_power_cut_on_xfs_loses_nothing, 20, 1_000),
+        experiment!("F5", syscalls::a_failed_sync_is_refused_and_the_store_reopened, 10, 40),
+        experiment!("F5", syscalls::a_failed_write_is_refused_and_the_store_reopened, 10, 120),
+        experiment!("F5", syscalls::no_member_of_a_failed_group_is_accepted, 5, 50),
+        experiment!("F2", syscalls::a_kill_at_any_call_under_load_loses_nothing, 60, 600),
+        experiment!("F2", syscalls::a_kill_at_any_call_of_a_start_is_recovered_from, 60, 600),
         experiment!("F6", power::a_disk_that_lies_is_noticed, 2, 20),
     ];
     outrigger_tests::experiment::main(experiments)

@@ -34,7 +34,7 @@ pub(crate) async fn a_power_cut_on_xfs_loses_nothing(trial: Trial) -> Result<Out
 async fn a_power_cut_loses_nothing(mut trial: Trial, kind: FileSystem) -> Result<Outcome> {
     let disk = match Disk::create(kind) {
         Ok(disk) => disk,
-        Err(error) => return Ok(Outcome::skipped(format!("no {kind} on a loop device: {error:#}"))),
+        Err(error) => return Outcome::skipped_if_refused(error.context(format!("no {kind} on a loop device"))),
     };
     let mut totals = Totals::default();
     let mut done = 0;
@@ -76,7 +76,7 @@ pub(crate) async fn a_disk_that_lies_is_noticed(mut trial: Trial) -> Result<Outc
         let kind = if round % 2 == 0 { FileSystem::Ext4 } else { FileSystem::Xfs };
         let disk = match Disk::create(kind) {
             Ok(disk) => disk,
-            Err(error) => return Ok(Outcome::skipped(format!("no {kind} on a loop device: {error:#}"))),
+            Err(error) => return Outcome::skipped_if_refused(error.context(format!("no {kind} on a loop device"))),
         };
         let mut powered = PoweredRig::new(&disk, Rig::new(Mode::Hmac, &[]).await?)?;
         powered.start().await?;
