@@ -31,7 +31,7 @@ impl Injection {
 
     /// The command with this done to it from its first instruction on.
     pub fn wrap(&self, command: DaemonCommand) -> DaemonCommand {
-        command.wrapped("strace", self.arguments("/dev/null".as_ref(), ["--seccomp-bpf", "--"]))
+        command.wrapped("strace", self.arguments("/dev/null".as_ref(), ["--"]))
     }
 
     /// Does it to a running daemon from now on.
