@@ -10,8 +10,10 @@ mod forgeries;
 mod framing;
 mod journals;
 mod kills;
+mod operators;
 mod power;
 mod sizes;
+mod slow_disk;
 mod syscalls;
 
 use std::process::ExitCode;
@@ -49,6 +51,11 @@ fn main() -> ExitCode {
         experiment!("F5", syscalls::no_member_of_a_failed_group_is_accepted, 5, 50),
         experiment!("F2", syscalls::a_kill_at_any_call_under_load_loses_nothing, 60, 600),
         experiment!("F2", syscalls::a_kill_at_any_call_of_a_start_is_recovered_from, 60, 600),
+        experiment!("F9", slow_disk::a_slow_disk_makes_larger_groups, 2, 50),
+        experiment!("F9", slow_disk::a_full_queue_is_refused_at_once, 1, 10),
+        experiment!("F9", slow_disk::a_hanging_disk_is_answered_503_in_time, 1, 10),
+        experiment!("F31", operators::operators_may_act_while_the_daemon_is_killed, 15, 300),
+        experiment!("F31", operators::operators_may_act_while_the_power_is_cut, 15, 300),
         experiment!("F6", power::a_disk_that_lies_is_noticed, 2, 20),
     ];
     outrigger_tests::experiment::main(experiments)

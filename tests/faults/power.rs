@@ -202,27 +202,31 @@ impl<'a> PoweredRig<'a> {
         Ok(())
     }
 
+    /// Whether what was answered then does not count.
+    pub(crate) fn is_blind(&self, at: Moment) -> bool {
+        self.blind.iter().any(|(from, until)| (*from..=*until).contains(&at))
+    }
+
     /// As [`Rig::settle`].
     pub(crate) async fn settle(mut self, mut sent: Vec<SentRequest>, evidence: &str) -> Result<Report> {
-        forget(&mut sent, &self.blind);
+        self.forget_blind(&mut sent);
         self.ledger.extend_sent(sent);
         self.rig.settle(self.ledger, evidence).await
     }
 
     /// As [`Rig::account`].
     async fn account(mut self, mut sent: Vec<SentRequest>) -> Result<(Ledger, Report)> {
-        forget(&mut sent, &self.blind);
+        self.forget_blind(&mut sent);
         self.ledger.extend_sent(sent);
         self.rig.account(self.ledger).await
     }
-}
 
-/// Requests answered in one of these times become requests of unknown outcome.
-fn forget(sent: &mut [SentRequest], blind: &[(Moment, Moment)]) {
-    for request in sent {
-        let during = |at: Moment| blind.iter().any(|(from, until)| (*from..=*until).contains(&at));
-        if request.answered.is_some_and(during) {
-            (request.answered, request.status, request.event_id, request.duplicate) = (None, None, None, None);
+    /// Requests whose answer does not count become requests of unknown outcome.
+    fn forget_blind(&self, sent: &mut [SentRequest]) {
+        for request in sent {
+            if request.answered.is_some_and(|at| self.is_blind(at)) {
+                (request.answered, request.status, request.event_id, request.duplicate) = (None, None, None, None);
+            }
         }
     }
 }
