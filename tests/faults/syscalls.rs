@@ -14,7 +14,7 @@ use kit_workbench::{Digest, Moment};
 use outrigger_tests::experiment::{Outcome, Trial};
 use outrigger_tests::journal_file;
 use outrigger_tests::rig::{DAEMON, Mode, REQUEST_DEADLINE, Rig, START_DEADLINE, UNSETTLED};
-use outrigger_tests::strace::Injection;
+use outrigger_tests::strace::{CHANGED, Injection};
 
 /// Every call that changes a file or tells a neighbour something.
 const CALLS: [&str; 10] =
@@ -161,7 +161,8 @@ async fn a_failed_call_is_refused(mut trial: Trial, calls: &str, points: u64) ->
         // Now and then the disk fails a little longer, so that reopening fails as well.
         let until = if round % 3 == 2 { at + trial.random.u64(1..=4) } else { at };
         let failures = rig.metrics().await?.sum("journal_failures_total", &[]);
-        let strace = Injection::new(calls, format!("error=EIO:when={at}..{until}")).attach(rig.process()?).await?;
+        let failing = Injection::new(calls, format!("error=EIO:when={at}..{until}")).watching("openat");
+        let strace = failing.attach(rig.process()?).await?;
         let mut affected = 0;
         for number in 0..SCRIPT {
             let (key, body) = webhook(&format!("{round}-{number}"));
@@ -196,6 +197,7 @@ async fn a_failed_call_is_refused(mut trial: Trial, calls: &str, points: u64) ->
             affected == 1 || (lasting && affected > 0),
             "round {round}: {affected} of {SCRIPT} requests were refused when {calls} {at} to {until} failed\n{notes}"
         );
+        ensure!(is_reopened(&notes), "round {round}: the failed store is still in use\n{notes}");
         ensure!(failed >= 1.0, "round {round}: a {calls} failed and no commit did");
         ensure!(rig.process()?.try_exit()?.is_none(), "round {round}: the daemon ended");
     }
@@ -209,6 +211,16 @@ async fn a_failed_call_is_refused(mut trial: Trial, calls: &str, points: u64) ->
             slowest.as_millis()
         ),
     ))
+}
+
+/// Whether the thread that writes opened the write-ahead log anew after the last call that failed: the kernel
+/// tells of a failed sync once, and the old connection remembers what may never have reached the disk.
+fn is_reopened(notes: &str) -> bool {
+    let mut after = notes.lines().skip_while(|line| !line.contains(CHANGED));
+    let thread = after.next().and_then(|line| line.split(' ').next()).unwrap_or_default();
+    let last = notes.lines().rev().take_while(|line| !line.contains(CHANGED));
+    last.into_iter()
+        .any(|line| line.starts_with(thread) && line.contains("openat(") && line.contains("/journal.db-wal"))
 }
 
 /// F5: of a group of requests whose commit fails none is accepted: what is accepted is what the commits that

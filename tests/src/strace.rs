@@ -14,19 +14,27 @@ use kit_workbench::scratch::Scratch;
 /// How long it may take until every thread is traced, or none is any more.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(10);
 /// What `strace` notes behind a call that it has changed.
-const CHANGED: &str = "(INJECTED)";
+pub const CHANGED: &str = "(INJECTED)";
 
 /// What is done to which calls, for example `fdatasync` and `error=EIO:when=3`.
 #[derive(Clone, Debug)]
 pub struct Injection {
     calls: String,
     what: String,
+    watched: Option<String>,
 }
 
 impl Injection {
     /// Does `what` to the system calls in `calls`, a list with commas.
     pub fn new(calls: &str, what: impl Into<String>) -> Self {
-        Self { calls: calls.to_owned(), what: what.into() }
+        Self { calls: calls.to_owned(), what: what.into(), watched: None }
+    }
+
+    /// Notes these calls as well, without doing anything to them.
+    #[must_use]
+    pub fn watching(mut self, calls: &str) -> Self {
+        self.watched = Some(calls.to_owned());
+        self
     }
 
     /// The command with this done to it from its first instruction on.
@@ -55,11 +63,12 @@ impl Injection {
     }
 
     fn arguments<const N: usize>(&self, log: &std::path::Path, last: [&str; N]) -> Vec<OsString> {
-        let Self { calls, what } = self;
+        let Self { calls, what, watched } = self;
+        let watched = watched.as_ref().map_or_else(String::new, |watched| format!(",{watched}"));
         let mut arguments: Vec<OsString> = ["-f", "-qq", "-o"].map(OsString::from).to_vec();
         arguments.push(log.into());
         arguments.push("-e".into());
-        arguments.push(format!("trace={calls}").into());
+        arguments.push(format!("trace={calls}{watched}").into());
         arguments.push("-e".into());
         arguments.push(format!("inject={calls}:{what}").into());
         arguments.extend(last.map(OsString::from));
