@@ -5,11 +5,13 @@
 //! Needs root and loop devices; [`Disk::create`] says so where the machine refuses them.
 
 use std::fmt;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use kit_workbench::scratch::Scratch;
 
 /// A process that was killed may hold the mount a moment longer.
@@ -50,6 +52,9 @@ pub struct Disk {
     kind: FileSystem,
     image: PathBuf,
     folder: PathBuf,
+    /// A tool that has the filesystem open and waits for the word, so that no time passes between the moment
+    /// from which on answers do not count and the cut.
+    switch: Mutex<Option<Child>>,
     // Last: the image is removed after it is unmounted.
     _scratch: Scratch,
 }
@@ -61,7 +66,8 @@ impl Disk {
     /// The machine refuses: not root, no loop devices, or a tool is missing.
     pub fn create(kind: FileSystem) -> Result<Self> {
         let scratch = Scratch::new("outrigger-disk")?;
-        let disk = Self { kind, image: scratch.file("image"), folder: scratch.file("mounted"), _scratch: scratch };
+        let (image, folder) = (scratch.file("image"), scratch.file("mounted"));
+        let disk = Self { kind, image, folder, switch: Mutex::new(None), _scratch: scratch };
         std::fs::create_dir(&disk.folder)?;
         std::fs::File::create(&disk.image)?.set_len(kind.mebibytes() << 20)?;
         disk.make()?;
@@ -90,7 +96,16 @@ impl Disk {
     /// # Errors
     /// The tool failed.
     pub fn cut(&self) -> Result<()> {
-        run(Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(&self.folder))
+        let mut switch = self.switch().take().context("the power is cut already")?;
+        let mut words = switch.stdin.take().context("the switch does not listen")?;
+        words.write_all(b"shutdown\n")?;
+        drop(words);
+        let output = switch.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success() && said.is_empty(), "xfs_io ended with {}: {said}", output.status);
+        let written = std::fs::write(self.folder.join("after the cut"), "");
+        ensure!(written.is_err(), "the filesystem takes files after the cut");
+        Ok(())
     }
 
     /// Power is back: the filesystem recovers by itself, its checker finds nothing wrong, and it is mounted
@@ -121,10 +136,27 @@ impl Disk {
     }
 
     fn mount(&self) -> Result<()> {
-        run(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.folder))
+        run(Command::new("mount").args(["-o", "loop"]).arg(&self.image).arg(&self.folder))?;
+        let mut switch = Command::new("xfs_io");
+        switch.arg("-x").arg(&self.folder).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        *self.switch() = Some(switch.spawn().context("run xfs_io")?);
+        Ok(())
+    }
+
+    fn switch(&self) -> MutexGuard<'_, Option<Child>> {
+        self.switch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts away a switch that was not used: it has the filesystem open.
+    fn disarm(&self) {
+        if let Some(mut switch) = self.switch().take() {
+            let _ = switch.kill();
+            let _ = switch.wait();
+        }
     }
 
     fn unmount(&self) -> Result<()> {
+        self.disarm();
         let begin = Instant::now();
         loop {
             match run(Command::new("umount").arg(&self.folder)) {
@@ -138,6 +170,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
+        self.disarm();
         // Lazily, where someone still has a file open: the image must not outlive the experiment.
         let _ = Command::new("umount").arg("-l").arg(&self.folder).stderr(Stdio::null()).status();
     }
