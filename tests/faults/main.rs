@@ -10,7 +10,11 @@ mod forgeries;
 mod framing;
 mod journals;
 mod kills;
+mod operators;
+mod power;
 mod sizes;
+mod slow_disk;
+mod syscalls;
 
 use std::process::ExitCode;
 
@@ -40,6 +44,19 @@ fn main() -> ExitCode {
         experiment!("T13", sizes::compressed_bodies_are_refused_unread, 50, 1_000),
         experiment!("T14", sizes::a_large_head_is_for_tokens_only, 1, 1),
         experiment!("T14", sizes::many_large_heads_stay_within_the_budget, 50, 1_000),
+        experiment!("F3", power::a_power_cut_on_ext4_loses_nothing, 40, 2_000),
+        experiment!("F3", power::a_power_cut_on_xfs_loses_nothing, 20, 1_000),
+        experiment!("F5", syscalls::a_failed_sync_is_refused_and_the_store_reopened, 10, 40),
+        experiment!("F5", syscalls::a_failed_write_is_refused_and_the_store_reopened, 10, 120),
+        experiment!("F5", syscalls::no_member_of_a_failed_group_is_accepted, 5, 50),
+        experiment!("F2", syscalls::a_kill_at_any_call_under_load_loses_nothing, 60, 600),
+        experiment!("F2", syscalls::a_kill_at_any_call_of_a_start_is_recovered_from, 60, 600),
+        experiment!("F9", slow_disk::a_slow_disk_makes_larger_groups, 2, 50),
+        experiment!("F9", slow_disk::a_full_queue_is_refused_at_once, 1, 10),
+        experiment!("F9", slow_disk::a_hanging_disk_is_answered_503_in_time, 1, 10),
+        experiment!("F31", operators::operators_may_act_while_the_daemon_is_killed, 15, 300),
+        experiment!("F31", operators::operators_may_act_while_the_power_is_cut, 15, 300),
+        experiment!("F6", power::a_disk_that_lies_is_noticed, 2, 20),
     ];
     outrigger_tests::experiment::main(experiments)
 }

@@ -71,6 +71,22 @@ impl Outcome {
         Self { repetitions: repetitions.try_into().unwrap_or(u64::MAX), note: note.into(), skipped: false }
     }
 
+    /// Skipped where `error` says that the machine does not allow what was tried; any other error is one.
+    ///
+    /// # Errors
+    /// The error given.
+    pub fn skipped_if_refused(error: anyhow::Error) -> Result<Self> {
+        const REFUSALS: [&str; 5] = [
+            "not permitted",
+            "Permission denied",
+            "must be superuser",
+            "failed to setup loop",
+            "No such file or directory",
+        ];
+        let text = format!("{error:#}");
+        if REFUSALS.iter().any(|refusal| text.contains(refusal)) { Ok(Self::skipped(text)) } else { Err(error) }
+    }
+
     /// Not done, because the machine does not allow it: no loop devices, no namespaces, not root.
     pub fn skipped(reason: impl Into<String>) -> Self {
         Self { repetitions: 0, note: reason.into(), skipped: true }

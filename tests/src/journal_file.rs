@@ -1,9 +1,9 @@
 //! Reads a journal file after its daemon has ended: the second account, beside the metrics.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use kit::clock::SystemClock;
 use kit_journal::engine::Statistics;
 use kit_journal::{Journal, JournalSection};
@@ -40,6 +40,40 @@ pub async fn read(path: &Path) -> Result<Contents> {
     drop(journal);
     tokio::task::spawn_blocking(|| task.close()).await?;
     contents
+}
+
+/// What SQLite itself says about the file, read from a copy: recovery is left to the daemon. A journal that
+/// is not there yet is sound.
+///
+/// # Errors
+/// The file is damaged.
+pub fn check_store(path: &Path, workspace: &Path) -> Result<()> {
+    let copy = workspace.join("copied.db");
+    for suffix in ["", "-wal"] {
+        let (from, to) = (suffixed(path, suffix), suffixed(&copy, suffix));
+        match std::fs::copy(&from, &to) {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => match std::fs::remove_file(&to) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            },
+            Err(error) => return Err(error).with_context(|| format!("copy {}", from.display())),
+        }
+    }
+    if !copy.exists() {
+        return Ok(());
+    }
+    let said: String = rusqlite::Connection::open(&copy)?
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .context("look through the store")?;
+    ensure!(said == "ok", "the store is damaged: {said}");
+    Ok(())
+}
+
+fn suffixed(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 impl Contents {

@@ -8,5 +8,7 @@ mod campaign;
 pub mod captures;
 pub mod experiment;
 pub mod journal_file;
+pub mod power;
 pub mod rig;
+pub mod strace;
 pub mod tokens;

@@ -2,6 +2,7 @@
 //! after a restart.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -64,6 +65,7 @@ pub struct Rig {
     signer: Option<Arc<RsaSigner>>,
     secrets: Vec<(&'static str, String)>,
     environment: Vec<(String, String)>,
+    journal: PathBuf,
     process: Option<DaemonProcess>,
 }
 
@@ -93,6 +95,7 @@ impl Rig {
                 ("signing secret", signing.clone()),
             ],
             environment: Vec::new(),
+            journal: scratch.file("state/journal.db"),
             process: None,
             gateway,
             scratch,
@@ -146,8 +149,15 @@ impl Rig {
     }
 
     /// The journal file.
-    pub fn journal_path(&self) -> std::path::PathBuf {
-        self.scratch.file("state/journal.db")
+    pub fn journal_path(&self) -> PathBuf {
+        self.journal.clone()
+    }
+
+    /// Puts the journal into another folder, from the next start on: on a disk of its own, say.
+    pub fn place_journal(&mut self, folder: &Path) {
+        self.journal = folder.join("journal.db");
+        let path = self.journal.display().to_string();
+        self.set("SIDECAR_JOURNAL__PATH", &path);
     }
 
     /// The command that starts the daemon.
@@ -175,6 +185,24 @@ impl Rig {
         process.wait_ready(self.admin, START_DEADLINE).await?;
         self.process = Some(process);
         Ok(begin.elapsed())
+    }
+
+    /// Starts a command, usually [`Self::command`] inside another one, and does not wait for anything.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn spawn(&mut self, command: &DaemonCommand) -> Result<()> {
+        self.process = Some(command.spawn()?);
+        Ok(())
+    }
+
+    /// Kills the daemon with SIGKILL and leaves it at that.
+    ///
+    /// # Errors
+    /// It is not running.
+    pub async fn kill(&mut self) -> Result<Exit> {
+        let mut process = self.process.take().context("the daemon is not running")?;
+        Ok(process.kill9().await?)
     }
 
     /// The running daemon.
@@ -367,6 +395,17 @@ impl Rig {
         Ok(answer.json()?)
     }
 
+    /// Posts to the admin API, with the token. Whatever the answer is, it is returned.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn act(&self, path: &str, body: &serde_json::Value) -> Result<RawResponse> {
+        let bearer = format!("Bearer {}", self.token);
+        let headers = [("Authorization", bearer.as_str()), ("Content-Type", "application/json")];
+        let body = body.to_string();
+        Ok(raw::request(self.admin, "POST", path, &headers, body.as_bytes(), REQUEST_DEADLINE).await?)
+    }
+
     /// Waits until nothing is left to deliver and the metrics say so too; they are read from the
     /// journal every other second.
     ///
@@ -394,7 +433,21 @@ impl Rig {
     ///
     /// # Errors
     /// One of them does not hold; the message says which and where the evidence lies.
-    pub async fn settle(mut self, mut ledger: Ledger, evidence: &str) -> Result<Report> {
+    pub async fn settle(self, ledger: Ledger, evidence: &str) -> Result<Report> {
+        let (ledger, report) = self.account(ledger).await?;
+        if !report.is_clean() {
+            let file = std::env::temp_dir().join(format!("outrigger-{evidence}.jsonl"));
+            ledger.write_jsonl(&file)?;
+            bail!("the ledger is broken, see {}\n{report}", file.display());
+        }
+        Ok(report)
+    }
+
+    /// As [`Self::settle`], for experiments in which something must be found: says what is.
+    ///
+    /// # Errors
+    /// The daemon cannot be drained, stopped or read.
+    pub async fn account(mut self, mut ledger: Ledger) -> Result<(Ledger, Report)> {
         ledger.counters(self.drained().await?);
         let (exit, took) = self.stop().await?;
         ledger.end(EndRecord::new(DAEMON, ExpectedEnd::Code(0), exit));
@@ -406,12 +459,7 @@ impl Rig {
         self.scan(&mut ledger)?;
         let expectations = Expectations { signed: true, ..Expectations::default() };
         let report = ledger.check(&expectations);
-        if !report.is_clean() {
-            let file = std::env::temp_dir().join(format!("outrigger-{evidence}.jsonl"));
-            ledger.write_jsonl(&file)?;
-            bail!("the ledger is broken, see {}\n{report}", file.display());
-        }
-        Ok(report)
+        Ok((ledger, report))
     }
 
     /// Searches everything the daemon printed for secrets and panics.

@@ -20,6 +20,9 @@ pub struct JournalSection {
     pub dedupe_days: f64,
     /// How many appends may wait for the disk before further ones are answered 503.
     pub queue: usize,
+    /// How long a webhook waits for the disk before it is answered 503, in seconds. Below the sender's own
+    /// patience, Lago's being 30 s; what is stored all the same is known when it comes again.
+    pub wait_seconds: f64,
     /// How long what has been delivered stays.
     pub retention: RetentionSection,
 }
@@ -31,6 +34,7 @@ impl Default for JournalSection {
             max_bytes: 0,
             dedupe_days: 90.0,
             queue: 4096,
+            wait_seconds: 20.0,
             retention: RetentionSection::default(),
         }
     }
@@ -66,6 +70,9 @@ impl JournalSection {
         }
         if !(1..=1_000_000).contains(&self.queue) {
             problems.add(&format!("{prefix}.queue"), "must be between 1 and 1000000");
+        }
+        if !(0.1..=3600.0).contains(&self.wait_seconds) {
+            problems.add(&format!("{prefix}.wait_seconds"), "must be a number of seconds from 0.1 to 3600");
         }
         if self.max_bytes != 0 && self.max_bytes < 4 << 20 {
             problems.add(&format!("{prefix}.max_bytes"), "must be 0 (no limit) or at least 4194304");

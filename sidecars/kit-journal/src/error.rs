@@ -95,6 +95,9 @@ pub enum AppendError {
     /// More appends wait for the disk than the queue holds.
     #[error("too many events wait for the disk")]
     Busy,
+    /// The disk has not answered for as long as the sender may be kept waiting.
+    #[error("the disk takes too long")]
+    Late,
     /// The commit failed or the journal is being reopened.
     #[error("journal unavailable: {0}")]
     Unavailable(String),

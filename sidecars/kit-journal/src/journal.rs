@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kit::clock::SharedClock;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -73,6 +73,8 @@ pub(crate) struct Shared {
     pub(crate) readers: Mutex<Vec<Box<dyn Reader>>>,
     pub(crate) recent: Mutex<Recent>,
     reader_permits: tokio::sync::Semaphore,
+    /// How long an append may wait for the disk.
+    wait: Duration,
     tail: watch::Receiver<Seq>,
     actions: watch::Receiver<u64>,
     health: watch::Receiver<Health>,
@@ -138,6 +140,7 @@ impl Journal {
             readers: Mutex::new(Vec::new()),
             recent: Mutex::default(),
             reader_permits: tokio::sync::Semaphore::new(READERS),
+            wait: Duration::from_secs_f64(section.wait_seconds),
             tail: tail_seen,
             actions: actions_seen,
             health: health_seen,
@@ -190,7 +193,14 @@ impl Journal {
                 return Err(AppendError::Unavailable("it has stopped".to_owned()));
             }
         }
-        answered.await.unwrap_or_else(|_| Err(AppendError::Unavailable("it has stopped".to_owned())))
+        match tokio::time::timeout(self.shared.wait, answered).await {
+            Ok(answer) => answer.unwrap_or_else(|_| Err(AppendError::Unavailable("it has stopped".to_owned()))),
+            // It stays in the queue: most likely it will be stored, and is known when it comes again.
+            Err(_) => {
+                self.shared.metrics.refused_late.inc();
+                Err(AppendError::Late)
+            }
+        }
     }
 
     /// Records results of deliveries. When this returns `Ok` they are on the disk.

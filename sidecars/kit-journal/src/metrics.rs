@@ -12,6 +12,7 @@ pub(crate) struct JournalMetrics {
     group_events: Histogram,
     pub(crate) queued: Gauge,
     pub(crate) refused_busy: Counter,
+    pub(crate) refused_late: Counter,
     pub(crate) failures: Counter,
     pub(crate) purged: Counter,
     pub(crate) used_bytes: Gauge,
@@ -28,6 +29,7 @@ impl JournalMetrics {
             group_events: Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0]),
             queued: Gauge::default(),
             refused_busy: Counter::default(),
+            refused_late: Counter::default(),
             failures: Counter::default(),
             purged: Counter::default(),
             used_bytes: Gauge::default(),
@@ -46,6 +48,11 @@ impl JournalMetrics {
             "journal_refused_busy",
             "Events refused because too many waited for the disk",
             metrics.refused_busy.clone(),
+        );
+        registry.register(
+            "journal_refused_late",
+            "Events refused because the disk took too long",
+            metrics.refused_late.clone(),
         );
         registry.register("journal_failures", "Commits that failed", metrics.failures.clone());
         registry.register(

@@ -1,0 +1,127 @@
+//! Faults put into the system calls of a daemon by `strace`: an error, a lie, a delay, a kill.
+//!
+//! `strace` counts per system call *and per thread*: `when=3` is the third call of every thread. All the
+//! journal's writes come from one thread, so that a count means the same in every run.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use kit_workbench::process::{DaemonCommand, DaemonProcess};
+use kit_workbench::scratch::Scratch;
+
+/// How long it may take until every thread is traced, or none is any more.
+const ATTACH_DEADLINE: Duration = Duration::from_secs(10);
+/// What `strace` notes behind a call that it has changed.
+pub const CHANGED: &str = "(INJECTED)";
+
+/// What is done to which calls, for example `fdatasync` and `error=EIO:when=3`.
+#[derive(Clone, Debug)]
+pub struct Injection {
+    calls: String,
+    what: String,
+    watched: Option<String>,
+}
+
+impl Injection {
+    /// Does `what` to the system calls in `calls`, a list with commas.
+    pub fn new(calls: &str, what: impl Into<String>) -> Self {
+        Self { calls: calls.to_owned(), what: what.into(), watched: None }
+    }
+
+    /// Notes these calls as well, without doing anything to them.
+    #[must_use]
+    pub fn watching(mut self, calls: &str) -> Self {
+        self.watched = Some(calls.to_owned());
+        self
+    }
+
+    /// The command with this done to it from its first instruction on.
+    pub fn wrap(&self, command: DaemonCommand) -> DaemonCommand {
+        command.wrapped("strace", self.arguments("/dev/null".as_ref(), ["--"]))
+    }
+
+    /// Does it to a running daemon from now on.
+    ///
+    /// # Errors
+    /// `strace` is missing or not allowed to.
+    pub async fn attach(&self, daemon: &DaemonProcess) -> Result<Attached> {
+        let scratch = Scratch::new("outrigger-strace")?;
+        let log = scratch.file("log");
+        let pid = daemon.pid();
+        let arguments = self.arguments(&log, ["-p", &pid.to_string()]);
+        let mut process = DaemonProcess::spawn("strace", arguments, Vec::new()).context("run strace")?;
+        let tracer = process.pid();
+        let begin = Instant::now();
+        while !is_traced_by(pid, tracer)? {
+            ensure!(process.try_exit()?.is_none(), "strace ended: {}", process.stderr());
+            ensure!(begin.elapsed() < ATTACH_DEADLINE, "strace does not attach: {}", process.stderr());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(Attached { process, log, _scratch: scratch })
+    }
+
+    fn arguments<const N: usize>(&self, log: &std::path::Path, last: [&str; N]) -> Vec<OsString> {
+        let Self { calls, what, watched } = self;
+        let watched = watched.as_ref().map_or_else(String::new, |watched| format!(",{watched}"));
+        let mut arguments: Vec<OsString> = ["-f", "-qq", "-o"].map(OsString::from).to_vec();
+        arguments.push(log.into());
+        arguments.push("-e".into());
+        arguments.push(format!("trace={calls}{watched}").into());
+        arguments.push("-e".into());
+        arguments.push(format!("inject={calls}:{what}").into());
+        arguments.extend(last.map(OsString::from));
+        arguments
+    }
+}
+
+/// A `strace` at work on a running daemon. Dropping it lets the daemon go on undisturbed.
+#[derive(Debug)]
+pub struct Attached {
+    process: DaemonProcess,
+    log: PathBuf,
+    _scratch: Scratch,
+}
+
+impl Attached {
+    /// How many calls have been changed so far. `strace` notes a call once it is over.
+    ///
+    /// # Errors
+    /// Its notes cannot be read.
+    pub fn changed(&self) -> Result<usize> {
+        Ok(self.notes()?.lines().filter(|line| line.contains(CHANGED)).count())
+    }
+
+    /// The calls it has seen, one a line.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn notes(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(&self.log)?)
+    }
+
+    /// Ends the faults; returns how many calls were changed.
+    ///
+    /// # Errors
+    /// `strace` does not end.
+    pub async fn detach(mut self) -> Result<usize> {
+        self.process.term()?;
+        self.process.wait(ATTACH_DEADLINE).await?;
+        self.changed()
+    }
+}
+
+/// Whether every thread of a process is traced by this tracer and runs.
+fn is_traced_by(pid: u32, tracer: u32) -> Result<bool> {
+    let wanted = format!("TracerPid:\t{tracer}");
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end while it is looked at.
+        let Ok(status) = std::fs::read_to_string(thread?.path().join("status")) else { continue };
+        let stopped = status.lines().any(|line| line.starts_with("State:\tt"));
+        if stopped || !status.lines().any(|line| line == wanted) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
