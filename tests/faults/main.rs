@@ -8,8 +8,10 @@ mod broken;
 mod duplicates;
 mod forgeries;
 mod framing;
+mod gateway;
 mod journals;
 mod kills;
+mod network;
 mod sizes;
 
 use std::process::ExitCode;
@@ -40,6 +42,11 @@ fn main() -> ExitCode {
         experiment!("T13", sizes::compressed_bodies_are_refused_unread, 50, 1_000),
         experiment!("T14", sizes::a_large_head_is_for_tokens_only, 1, 1),
         experiment!("T14", sizes::many_large_heads_stay_within_the_budget, 50, 1_000),
+        experiment!("F16", gateway::every_answer_does_what_is_documented, 2, 50),
+        experiment!("F17", network::a_bad_answer_costs_its_own_event_a_limited_time, 1, 5),
+        experiment!("F17", network::a_connection_may_break_at_any_byte, 100, 500),
+        experiment!("F17", network::a_kept_connection_that_is_closed_costs_one_short_wait, 5, 50),
+        experiment!("F17", network::the_default_limits_end_every_attempt, 1, 1),
     ];
     outrigger_tests::experiment::main(experiments)
 }

@@ -7,5 +7,7 @@ pub mod binaries;
 pub mod captures;
 pub mod experiment;
 pub mod journal_file;
+pub mod named;
 pub mod rig;
+pub mod strict;
 pub mod tokens;
