@@ -5,6 +5,7 @@
 //! as often as a release does, `OUTRIGGER_SEED` with the choices of an earlier run.
 
 mod broken;
+mod crowds;
 mod duplicates;
 mod forgeries;
 mod framing;
@@ -47,6 +48,12 @@ fn main() -> ExitCode {
         experiment!("F17", network::a_connection_may_break_at_any_byte, 100, 500),
         experiment!("F17", network::a_kept_connection_that_is_closed_costs_one_short_wait, 5, 50),
         experiment!("F17", network::the_default_limits_end_every_attempt, 1, 1),
+        experiment!("F24", crowds::slow_senders_do_not_slow_others, 10, 60),
+        experiment!("F24", crowds::slowhttptest_does_not_slow_others, 5, 60),
+        experiment!("F25", crowds::ten_thousand_idle_connections_cost_little, 1, 3),
+        experiment!("F25", crowds::idle_connections_are_closed, 1, 3),
+        experiment!("F26", crowds::without_file_descriptors_it_waits_and_recovers, 2, 50),
+        experiment!("F26", crowds::without_threads_it_goes_on_and_recovers, 1, 20),
     ];
     outrigger_tests::experiment::main(experiments)
 }

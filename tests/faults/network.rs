@@ -255,7 +255,7 @@ async fn longest_attempt(rig: &Rig) -> Result<Duration> {
 /// F17: with the daemon's own limits: three seconds to connect, ten without a byte, thirty for
 /// everything, and no attempt of 31; good events go through meanwhile.
 pub(crate) async fn the_default_limits_end_every_attempt(trial: Trial) -> Result<Outcome> {
-    let mut rig = Rig::started(Mode::Hmac, &[]).await?;
+    let rig = Rig::started(Mode::Hmac, &[]).await?;
     rig.gateway.set_behaviour(Behaviour::by_request(|head| {
         match (named::name(head.subject.as_deref()), head.attempt) {
             (Some("silence"), 1) => Behaviour::Drop,

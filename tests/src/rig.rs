@@ -64,6 +64,7 @@ pub struct Rig {
     signer: Option<Arc<RsaSigner>>,
     secrets: Vec<(&'static str, String)>,
     environment: Vec<(String, String)>,
+    wrapper: Vec<String>,
     process: Option<DaemonProcess>,
 }
 
@@ -93,6 +94,7 @@ impl Rig {
                 ("signing secret", signing.clone()),
             ],
             environment: Vec::new(),
+            wrapper: Vec::new(),
             process: None,
             gateway,
             scratch,
@@ -156,7 +158,16 @@ impl Rig {
     /// The binary is missing.
     pub fn command(&self) -> Result<DaemonCommand> {
         let command = DaemonCommand::new(binaries::daemon(DAEMON)?);
-        Ok(command.envs(self.environment.clone()).log_file(self.scratch.file("daemon.log")))
+        let command = command.envs(self.environment.clone()).log_file(self.scratch.file("daemon.log"));
+        Ok(match self.wrapper.split_first() {
+            Some((program, arguments)) => command.wrapped(program, arguments),
+            None => command,
+        })
+    }
+
+    /// Runs the daemon inside another command from its next start on: `ip netns exec …`, `prlimit …`.
+    pub fn wrap(&mut self, command: &[&str]) {
+        self.wrapper = command.iter().map(|word| (*word).to_owned()).collect();
     }
 
     /// The daemon's variables.
