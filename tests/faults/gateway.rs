@@ -7,8 +7,9 @@ use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
 use kit_workbench::Moment;
 use kit_workbench::chaos::ChaosProxy;
-use kit_workbench::gateway::Behaviour;
+use kit_workbench::gateway::{Behaviour, Received};
 use kit_workbench::ledger::{GATEWAY, Ledger};
+use kit_workbench::load::{self, LagoWebhooks, LoadControl, LoadOptions, Pacing, Pool};
 use outrigger_tests::experiment::{Outcome, Trial};
 use outrigger_tests::named;
 use outrigger_tests::rig::{Mode, Rig};
@@ -224,4 +225,100 @@ async fn judge(rig: &Rig, id: &str, case: &Case, arrivals: &[(Moment, Option<Mom
         );
     }
     Ok(())
+}
+
+/// F22: one webhook of a hundred is poison – always refused, or always an error: it is parked by the
+/// policy, and the others are delivered as fast as without it.
+pub(crate) async fn poison_is_parked_and_holds_nobody_up(trial: Trial) -> Result<Outcome> {
+    const LENGTH: Duration = Duration::from_secs(6);
+    const PER_SECOND: f64 = 400.0;
+    /// A difference below this is the machine's, whatever the share.
+    const FLOOR: Duration = Duration::from_millis(15);
+    let (mut notes, mut parked) = (Vec::new(), 0);
+    for round in 0..trial.count {
+        trial.progress(round);
+        let calm = latencies(Poison::None, LENGTH, PER_SECOND, &trial).await?;
+        // Refused for good, and refused until the schedule is used up.
+        let poison = if round % 2 == 0 { Poison::Refused } else { Poison::Error };
+        for poison in if trial.count == 1 { vec![Poison::Refused, Poison::Error] } else { vec![poison] } {
+            let poisoned = latencies(poison, LENGTH, PER_SECOND, &trial).await?;
+            parked += poisoned.parked;
+            ensure!(poisoned.parked > 0, "{poison:?}: nothing was parked");
+            let most = calm.p99.mul_f64(1.2).max(calm.p99 + FLOOR);
+            ensure!(poisoned.p99 <= most, "{poison:?}: p99 went from {:?} to {:?}", calm.p99, poisoned.p99);
+            notes.push(format!("{poison:?} p99 {:.1?} -> {:.1?}", calm.p99, poisoned.p99));
+        }
+    }
+    Ok(Outcome::new(trial.count, format!("{parked} parked; {}", notes.pop().unwrap_or_default())))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Poison {
+    None,
+    /// 422 at once.
+    Refused,
+    /// 500 on every attempt.
+    Error,
+}
+
+struct Latencies {
+    p99: Duration,
+    parked: u64,
+}
+
+/// A run of real events with a hundredth of poison: from the daemon's answer to the gateway's.
+async fn latencies(poison: Poison, length: Duration, per_second: f64, trial: &Trial) -> Result<Latencies> {
+    const POISONED: &str = "customer.checkout_url_generated";
+    let mut rig = Rig::new(Mode::Hmac, &[]).await?;
+    rig.set("SIDECAR_GATEWAY__RETRY__SCHEDULE_SECONDS", "0.1,0.2");
+    rig.start().await?;
+    rig.gateway.set_behaviour(Behaviour::by_request(move |head| {
+        let poisoned = head.event_type.as_deref().is_some_and(|name| name.ends_with(POISONED));
+        match (poisoned, poison) {
+            (true, Poison::Refused) => Behaviour::status(422),
+            (true, Poison::Error) => Behaviour::status(500),
+            _ => Behaviour::Ok,
+        }
+    }));
+    let mut types = vec!["invoice.created".to_owned(); 99];
+    types.push(POISONED.to_owned());
+    let wanted = LagoWebhooks { types, count: 100, ..LagoWebhooks::new("default", rig.signing()) };
+    let pool = std::sync::Arc::new(Pool::lago(&wanted)?);
+    let bad = pool.get(99);
+    let (bad_body, options) = (
+        bad.sha256(),
+        LoadOptions {
+            record: true,
+            pacing: Pacing::Open { per_second },
+            duration: Some(length),
+            ..LoadOptions::new(rig.target())
+        },
+    );
+    let outcome = load::run(options, std::sync::Arc::clone(&pool), &LoadControl::new()).await?;
+    ensure!(outcome.report.ok == outcome.report.requests, "{:?}", outcome.report.errors);
+    rig.drained().await?;
+    let mut ledger = Ledger::new();
+    let mut answered = BTreeMap::new();
+    let mut set_aside = 0;
+    for sent in &outcome.sent {
+        let id = sent.event_id.clone().context("a 200 without an id")?;
+        if sent.body_sha256 != bad_body {
+            answered.insert(id, sent.answered.context("a 200 without a time")?);
+        } else if poison != Poison::None {
+            ledger.set_aside(GATEWAY, &id);
+            set_aside += 1;
+        }
+    }
+    ledger.extend_sent(outcome.sent);
+    let mut waited: Vec<Duration> = rig.gateway.with_received(|received| {
+        let of = |received: &Received| Some(received.at.since(*answered.get(received.event_id.as_ref()?)?));
+        received.iter().filter_map(of).collect()
+    });
+    waited.sort_unstable();
+    ensure!(waited.len() == answered.len(), "{} of {} good events arrived", waited.len(), answered.len());
+    let p99 = *waited.get(waited.len() * 99 / 100).context("nothing was sent")?;
+    let counters = rig.counters("poison").await?;
+    ensure!(counters.parked == set_aside, "{} of {set_aside} poisonous events are parked", counters.parked);
+    rig.settle(ledger, &format!("F22-{}", trial.seed)).await?;
+    Ok(Latencies { p99, parked: set_aside })
 }

@@ -12,8 +12,10 @@ use kit_workbench::Moment;
 use kit_workbench::chaos::{ChaosProxy, Direction, Fault};
 use kit_workbench::gateway::Behaviour;
 use kit_workbench::ledger::{Crash, Ledger};
+use outrigger_tests::dns::{Answer, NameServer};
 use outrigger_tests::experiment::{Outcome, Trial};
 use outrigger_tests::named;
+use outrigger_tests::namespace::Namespace;
 use outrigger_tests::rig::{Mode, REQUEST_DEADLINE, Rig};
 use outrigger_tests::strict::{self, Reply, StrictGateway, StrictRequest};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -380,4 +382,82 @@ pub(crate) async fn a_kept_connection_that_is_closed_costs_one_short_wait(trial:
 
 fn is_about(request: &StrictRequest, id: &str) -> bool {
     request.header("webhook-id").any(|value| value == id.as_bytes())
+}
+
+/// F18: the gateway's name is not found, cannot be looked up, or leads to another machine: events wait,
+/// every new connection asks again, and within five seconds of the repair everything is delivered.
+pub(crate) async fn a_name_that_cannot_be_found_costs_time_only(trial: Trial) -> Result<Outcome> {
+    const RECOVERED: Duration = Duration::from_secs(5);
+    const EVENTS: u64 = 5;
+    let Some(namespace) = Namespace::new()? else {
+        return Ok(Outcome::skipped("no network namespace can be made here"));
+    };
+    let mut rig = Rig::new(Mode::Hmac, &[]).await?;
+    let (old_home, new_home, nowhere) = (namespace.here(), namespace.address(5), namespace.address(77));
+    namespace.add_address(new_home)?;
+    let first = ChaosProxy::start_on(SocketAddr::from((old_home, 0)), rig.gateway.addr()).await?;
+    let port = first.addr().port();
+    let second = ChaosProxy::start_on(SocketAddr::from((new_home, port)), rig.gateway.addr()).await?;
+    let names = NameServer::start(SocketAddr::from((old_home, 53)), Answer::Addresses(vec![old_home])).await?;
+    rig.wrap(&namespace.enter());
+    rig.public = SocketAddr::from((namespace.inside(), 8081));
+    rig.admin = SocketAddr::from((namespace.inside(), 9081));
+    let (public, admin) = (rig.public.to_string(), rig.admin.to_string());
+    rig.set("SIDECAR_LISTEN__PUBLIC", &public);
+    rig.set("SIDECAR_LISTEN__ADMIN", &admin);
+    rig.set("BRAIN_GATEWAY_URL", &format!("http://gateway.test:{port}"));
+    // How soon it is found out that the gateway is back.
+    rig.set("SIDECAR_GATEWAY__CIRCUIT__PROBE_MAX_SECONDS", "1");
+    rig.start().await?;
+    let mut ledger = Ledger::new();
+    let troubles = [
+        Answer::NoSuchName,
+        Answer::Failure,
+        Answer::Silence,
+        Answer::Refused,
+        Answer::Garbage,
+        Answer::Addresses(Vec::new()),
+        Answer::Addresses(vec![nowhere]),
+    ];
+    let (mut sent, mut slowest) = (0, Duration::ZERO);
+    for round in 0..trial.count {
+        trial.progress(round);
+        let trouble = &troubles[(round + trial.offset) as usize % troubles.len()];
+        // Every round the gateway moves as well.
+        let (home, address, other) =
+            if round % 2 == 0 { (&second, new_home, &first) } else { (&first, old_home, &second) };
+        let failed = unreachable(&rig).await?;
+        let asked = names.questions();
+        names.set(trouble.clone());
+        for proxy in [&first, &second] {
+            let old = proxy.connections();
+            proxy.set_plan(move |number, _| if number <= old { Fault::Reset(0) } else { Fault::None });
+        }
+        for number in 0..EVENTS {
+            named::send(&rig, &mut ledger, &format!("event-{round}-{number}")).await?;
+        }
+        let deadline = Instant::now() + REQUEST_DEADLINE;
+        while unreachable(&rig).await? < failed + 2.0 {
+            ensure!(Instant::now() < deadline, "{trouble:?}: no attempt has failed");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        ensure!(rig.gateway.counts().unique == sent, "{trouble:?}: something was delivered");
+        ensure!(names.questions() > asked, "{trouble:?}: nobody asked for the name");
+        let (other_before, home_before) = (other.connections(), home.connections());
+        names.set(Answer::Addresses(vec![address]));
+        let repaired = Instant::now();
+        sent += EVENTS;
+        rig.gateway.wait_for_unique(sent, RECOVERED).await.with_context(|| format!("after {trouble:?}"))?;
+        slowest = slowest.max(repaired.elapsed());
+        ensure!(home.connections() > home_before, "{trouble:?}: nobody came to the new address");
+        ensure!(other.connections() == other_before, "{trouble:?}: the old address is still used");
+    }
+    let what = trial.count.min(troubles.len() as u32);
+    let said = settle_with_repeats(rig, ledger, "moved gateway", sent, &format!("F18-{}", trial.seed)).await?;
+    Ok(Outcome::new(trial.count, format!("{what} kinds, recovered within {} ms, {said}", slowest.as_millis())))
+}
+
+/// Attempts that got no answer, by the daemon's own account.
+async fn unreachable(rig: &Rig) -> Result<f64> {
+    Ok(rig.metrics().await?.sum("delivery_attempts_total", &[("outcome", "unreachable")]))
 }

@@ -308,12 +308,16 @@ impl Rig {
     /// # Errors
     /// They cannot be signed.
     pub fn pool(&self, count: usize) -> Result<Arc<Pool>> {
-        let signing = match &self.signer {
+        let webhooks = LagoWebhooks { count, ..LagoWebhooks::new("default", self.signing()) };
+        Ok(Arc::new(Pool::lago(&webhooks)?))
+    }
+
+    /// How this rig's webhooks are signed, for pools of one's own.
+    pub fn signing(&self) -> Signing {
+        match &self.signer {
             None => Signing::Hmac(Secret::from(self.hmac_key.clone())),
             Some(signer) => Signing::Jwt { signer: Arc::clone(signer), issuer: ISSUER.to_owned() },
-        };
-        let webhooks = LagoWebhooks { count, ..LagoWebhooks::new("default", signing) };
-        Ok(Arc::new(Pool::lago(&webhooks)?))
+        }
     }
 
     /// A load that never gives up and tells the ledger everything.

@@ -203,7 +203,7 @@ async fn answer(
     // hyper keeps the buffer of a large head for as long as the connection lives, and nobody counts
     // it once the request is over.
     let spent = unread || overran || large || framing.is_err() || framing == Ok(Framing::Chunked);
-    if spent || shared.stop.is_stopped() {
+    if spent || shared.stop.is_stopped() || shared.is_crowded() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     shared.metrics.answered(shared.name, response.status());
