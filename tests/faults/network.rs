@@ -362,10 +362,10 @@ pub(crate) async fn a_kept_connection_that_is_closed_costs_one_short_wait(trial:
     let raced = gateway.requests().iter().filter(|request| request.nth > 1).count();
     ensure!(raced > 0, "no request met a closing connection");
     doubling.store(true, Ordering::SeqCst);
-    let beyond = gateway.requests().len();
+    let beyond = gateway.count();
     for number in 0..trial.count {
         let id = named::send(&rig, &mut ledger, &format!("doubled-{number}")).await?;
-        gateway.wait_for(beyond + usize::try_from(number)? + 1, REQUEST_DEADLINE).await?;
+        gateway.wait_for(beyond + u64::from(number) + 1, REQUEST_DEADLINE).await?;
         events.push(id);
     }
     let counters = rig.drained().await?;
@@ -373,7 +373,8 @@ pub(crate) async fn a_kept_connection_that_is_closed_costs_one_short_wait(trial:
     ensure!(gateway.mistakes().is_empty(), "{:?}", gateway.mistakes());
     let requests = gateway.requests();
     for id in &events {
-        let answered = requests.iter().enumerate().filter(|(nth, r)| is_about(r, id) && (r.nth == 1 || *nth >= beyond));
+        let answered =
+            requests.iter().enumerate().filter(|(nth, r)| is_about(r, id) && (r.nth == 1 || *nth as u64 >= beyond));
         let times = answered.count();
         ensure!(times == 1, "event {id} was answered {times} times");
     }

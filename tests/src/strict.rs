@@ -62,6 +62,7 @@ pub struct StrictGateway {
 
 struct Seen {
     connections: AtomicU64,
+    read: AtomicU64,
     requests: Mutex<Vec<StrictRequest>>,
     mistakes: Mutex<Vec<String>>,
     decide: Box<Decide>,
@@ -77,6 +78,7 @@ impl StrictGateway {
         let address = listener.local_addr()?;
         let seen = Arc::new(Seen {
             connections: AtomicU64::new(0),
+            read: AtomicU64::new(0),
             requests: Mutex::default(),
             mistakes: Mutex::default(),
             decide: Box::new(decide),
@@ -100,17 +102,17 @@ impl StrictGateway {
         format!("http://{}", self.address)
     }
 
-    /// Where it listens.
-    pub fn addr(&self) -> SocketAddr {
-        self.address
+    /// How many requests were read without a mistake.
+    pub fn count(&self) -> u64 {
+        self.seen.read.load(Ordering::Relaxed)
     }
 
-    /// Connections taken so far.
-    pub fn connections(&self) -> u64 {
-        self.seen.connections.load(Ordering::Relaxed)
+    /// The requests since the last call, which are forgotten by it: a long run does not keep them all.
+    pub fn take_requests(&self) -> Vec<StrictRequest> {
+        std::mem::take(&mut *lock(&self.seen.requests))
     }
 
-    /// Every request that was read without a mistake.
+    /// Every request that was read without a mistake and not taken.
     pub fn requests(&self) -> Vec<StrictRequest> {
         lock(&self.seen.requests).clone()
     }
@@ -124,10 +126,10 @@ impl StrictGateway {
     ///
     /// # Errors
     /// They have not at the deadline, or one had a mistake.
-    pub async fn wait_for(&self, wanted: usize, deadline: Duration) -> Result<()> {
+    pub async fn wait_for(&self, wanted: u64, deadline: Duration) -> Result<()> {
         let begin = Instant::now();
         loop {
-            let (seen, mistakes) = (lock(&self.seen.requests).len(), self.mistakes());
+            let (seen, mistakes) = (self.count(), self.mistakes());
             ensure!(mistakes.is_empty(), "malformed requests: {mistakes:?}");
             if seen >= wanted {
                 return Ok(());
@@ -174,6 +176,7 @@ async fn talk(seen: &Seen, connection: u64, stream: &mut (impl AsyncRead + Async
         ensure!(received.is_empty(), "{} bytes after the body of {}", received.len(), request.target);
         let reply = (seen.decide)(&request);
         lock(&seen.requests).push(request);
+        seen.read.fetch_add(1, Ordering::Relaxed);
         let (bytes, close) = match reply {
             Reply::Keep(bytes) => (bytes, false),
             Reply::Close(bytes) => (bytes, true),

@@ -20,7 +20,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// Far more than what a handshake takes.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Everything that `openssl` would otherwise take from the machine's own file.
-const CONFIGURATION: &str = "[req]\ndistinguished_name=name\n[name]\n[ca]\ndefault_ca=own\n[own]\ndatabase=index\n\
+const CONFIGURATION: &str = "[req]\ndistinguished_name=name\n[name]\n[ca]\ndefault_ca=own\n[own]\ndatabase=index\nserial=serial\n\
     new_certs_dir=.\ncertificate=ca.pem\nprivate_key=ca.key\ndefault_md=sha256\npolicy=any\nunique_subject=no\n\
     [any]\ncommonName=optional\n";
 const NEW_KEY: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
@@ -63,6 +63,7 @@ impl Authority {
         let authority = Self { folder: folder.to_owned() };
         std::fs::write(folder.join("openssl.cnf"), CONFIGURATION)?;
         std::fs::write(folder.join("index"), "")?;
+        std::fs::write(folder.join("serial"), "01\n")?;
         let extensions = ["basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign"];
         authority.self_sign("ca", "Test authority", &extensions)?;
         Ok(authority)
@@ -85,9 +86,9 @@ impl Authority {
         let (key, certificate) = (format!("{file}.key"), format!("{file}.pem"));
         let asked = ["req", "-new", "-config", "openssl.cnf", "-subj", "/CN=test", "-keyout", &key, "-out", &request];
         self.openssl(&[&asked[..], &NEW_KEY].concat())?;
-        let signed = ["ca", "-batch", "-notext", "-rand_serial", "-config", "openssl.cnf", "-in", &request];
+        let signed = ["ca", "-batch", "-notext", "-config", "openssl.cnf", "-in", &request];
         let times = ["-startdate", validity.0, "-enddate", validity.1, "-extfile", &extensions, "-out", &certificate];
-        self.openssl(&[signed, times].concat())?;
+        self.openssl(&[&signed[..], &times].concat())?;
         Ok(Identity { certificate: self.folder.join(certificate), key: self.folder.join(key) })
     }
 
