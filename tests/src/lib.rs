@@ -6,9 +6,15 @@
 pub mod binaries;
 mod campaign;
 pub mod captures;
+pub mod dns;
 pub mod experiment;
 pub mod journal_file;
+pub mod named;
+pub mod namespace;
 pub mod power;
 pub mod rig;
+pub mod rig;
 pub mod strace;
+pub mod strict;
+pub mod tls;
 pub mod tokens;

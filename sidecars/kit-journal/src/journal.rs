@@ -114,7 +114,7 @@ impl Journal {
     ) -> Result<(Self, JournalTask), OpenError> {
         let engine = Box::new(SqliteEngine::open(&section.path)?);
         let path = section.path.clone();
-        let readers: OpenReader = Box::new(move || Ok(Box::new(SqliteReader::open(&path)?)));
+        let readers: OpenReader = Box::new(move || Ok(Box::new(SqliteReader::ready(&path)?)));
         Self::over(engine, readers, section, clock, registry)
     }
 
@@ -130,6 +130,9 @@ impl Journal {
         registry: &mut prometheus_client::registry::Registry,
     ) -> Result<(Self, JournalTask), OpenError> {
         let metrics = JournalMetrics::register(registry);
+        // Opened now and not when they are first needed: reading must go on when the process runs out
+        // of file descriptors. One that cannot be opened is tried again when it is needed.
+        let readers = (0..READERS).filter_map(|_| open_reader().ok()).collect();
         let (requests, received) = mpsc::channel(section.queue);
         let (tail, tail_seen) = watch::channel(engine.last_seq());
         let (actions, actions_seen) = watch::channel(0);
@@ -137,7 +140,7 @@ impl Journal {
         let shared = Arc::new(Shared {
             path: section.path.clone(),
             open_reader,
-            readers: Mutex::new(Vec::new()),
+            readers: Mutex::new(readers),
             recent: Mutex::default(),
             reader_permits: tokio::sync::Semaphore::new(READERS),
             wait: Duration::from_secs_f64(section.wait_seconds),

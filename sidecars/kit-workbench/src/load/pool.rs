@@ -94,7 +94,11 @@ impl Pool {
         self.webhooks.iter()
     }
 
-    pub(super) fn get(&self, index: usize) -> &PreparedWebhook {
+    /// One of them; the first has index 0.
+    ///
+    /// # Panics
+    /// There are not so many.
+    pub fn get(&self, index: usize) -> &PreparedWebhook {
         &self.webhooks[index]
     }
 }
