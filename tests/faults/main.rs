@@ -10,6 +10,7 @@ mod forgeries;
 mod framing;
 mod journals;
 mod kills;
+mod replays;
 mod sizes;
 
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ fn main() -> ExitCode {
         experiment!("T13", sizes::compressed_bodies_are_refused_unread, 50, 1_000),
         experiment!("T14", sizes::a_large_head_is_for_tokens_only, 1, 1),
         experiment!("T14", sizes::many_large_heads_stay_within_the_budget, 50, 1_000),
+        experiment!("T5", replays::a_captured_request_is_one_event_whatever_is_replayed, 4, 100),
+        experiment!("T18", replays::a_forged_key_does_not_shut_the_real_one_out, 100, 2_000),
     ];
     outrigger_tests::experiment::main(experiments)
 }
