@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::{EventHead, EventId};
 
+/// Longest type glob: types have 128 characters at most. A glob becomes a regular expression, and a
+/// large one fails where the library does not expect it.
+const GLOB_BYTES: usize = 512;
+
 /// State of one delivery, as the API names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -88,6 +92,9 @@ impl EventFilter {
     /// # Errors
     /// [`FilterError::Glob`].
     pub fn with_type(mut self, glob: &str) -> Result<Self, FilterError> {
+        if glob.len() > GLOB_BYTES {
+            return Err(FilterError::Glob(format!("it is longer than {GLOB_BYTES} bytes")));
+        }
         let glob = Glob::new(glob).map_err(|e| FilterError::Glob(e.kind().to_string()))?;
         self.type_glob = Some(glob.compile_matcher());
         Ok(self)
@@ -103,5 +110,20 @@ impl EventFilter {
             && self.type_glob.as_ref().is_none_or(|glob| {
                 glob.is_match(&head.event_type) || head.alias.as_ref().is_some_and(|alias| glob.is_match(alias))
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs_that_are_none_or_too_long_are_refused() {
+        let check = |glob: &str| EventFilter::default().with_type(glob).is_ok();
+        assert!(check("lago.invoice.*") && check(&"?".repeat(GLOB_BYTES)) && check(&"[é-ü]".repeat(GLOB_BYTES / 7)));
+        // A regular expression of a megabyte is more than the library's own limit.
+        for bad in ["[", "{a", "{a,{b,{c", &"A".repeat(GLOB_BYTES + 1), &"A".repeat(1 << 20)] {
+            assert!(!check(bad), "{}", bad.chars().take(20).collect::<String>());
+        }
     }
 }
