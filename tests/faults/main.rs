@@ -10,6 +10,7 @@ mod forgeries;
 mod framing;
 mod journals;
 mod kills;
+mod leaks;
 mod replays;
 mod sizes;
 
@@ -19,6 +20,11 @@ use outrigger_tests::experiment;
 use outrigger_tests::experiment::Experiment;
 
 fn main() -> ExitCode {
+    // Started by one of the experiments, to see what a panic says.
+    if let Ok(text) = std::env::var(leaks::PANIC_PROBE) {
+        leaks::panic_with(&text);
+        return ExitCode::SUCCESS;
+    }
     let experiments: &[Experiment] = &[
         experiment!("F1", kills::a_kill_under_load_loses_nothing, 100, 2_000),
         experiment!("F27", kills::a_stop_under_load_answers_what_it_took, 30, 500),
@@ -43,6 +49,8 @@ fn main() -> ExitCode {
         experiment!("T14", sizes::many_large_heads_stay_within_the_budget, 50, 1_000),
         experiment!("T5", replays::a_captured_request_is_one_event_whatever_is_replayed, 4, 100),
         experiment!("T18", replays::a_forged_key_does_not_shut_the_real_one_out, 100, 2_000),
+        experiment!("T10", leaks::no_text_from_outside_forges_or_floods_the_log, 1, 10),
+        experiment!("T11", leaks::no_secret_is_in_any_output, 1, 10),
     ];
     outrigger_tests::experiment::main(experiments)
 }

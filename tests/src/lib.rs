@@ -3,6 +3,7 @@
 //!
 //! The daemon is always a process of its own, as an operator runs it; nothing here reaches into it.
 
+pub mod api;
 pub mod binaries;
 pub mod captures;
 pub mod experiment;
