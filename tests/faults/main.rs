@@ -4,6 +4,7 @@
 //! `cargo test -p outrigger-tests --test faults -- F1` runs one of them, `OUTRIGGER_COUNTS=release`
 //! as often as a release does, `OUTRIGGER_SEED` with the choices of an earlier run.
 
+mod admin;
 mod broken;
 mod duplicates;
 mod forgeries;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         experiment!("T18", replays::a_forged_key_does_not_shut_the_real_one_out, 100, 2_000),
         experiment!("T10", leaks::no_text_from_outside_forges_or_floods_the_log, 1, 10),
         experiment!("T11", leaks::no_secret_is_in_any_output, 1, 10),
+        experiment!("T12", admin::every_admin_route_wants_the_token, 1, 10),
     ];
     outrigger_tests::experiment::main(experiments)
 }
