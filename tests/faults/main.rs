@@ -12,6 +12,7 @@ mod framing;
 mod journals;
 mod kills;
 mod leaks;
+mod payloads;
 mod replays;
 mod sizes;
 
@@ -53,6 +54,9 @@ fn main() -> ExitCode {
         experiment!("T10", leaks::no_text_from_outside_forges_or_floods_the_log, 1, 10),
         experiment!("T11", leaks::no_secret_is_in_any_output, 1, 10),
         experiment!("T12", admin::every_admin_route_wants_the_token, 1, 10),
+        experiment!("T15", payloads::every_genuine_body_is_delivered_as_it_is, 1, 20),
+        experiment!("T16", payloads::no_odd_path_or_method_is_the_intake, 1, 20),
+        experiment!("T25", payloads::no_sender_makes_the_metrics_grow, 20_000, 100_000),
     ];
     outrigger_tests::experiment::main(experiments)
 }
