@@ -4,6 +4,7 @@
 //! `cargo test -p outrigger-tests --test faults -- F1` runs one of them, `OUTRIGGER_COUNTS=release`
 //! as often as a release does, `OUTRIGGER_SEED` with the choices of an earlier run.
 
+mod admin;
 mod broken;
 mod crowds;
 mod duplicates;
@@ -16,6 +17,9 @@ mod network;
 mod operators;
 mod outgoing;
 mod power;
+mod leaks;
+mod payloads;
+mod replays;
 mod sizes;
 mod slow_disk;
 mod syscalls;
@@ -26,6 +30,11 @@ use outrigger_tests::experiment;
 use outrigger_tests::experiment::Experiment;
 
 fn main() -> ExitCode {
+    // Started by one of the experiments, to see what a panic says.
+    if let Ok(text) = std::env::var(leaks::PANIC_PROBE) {
+        leaks::panic_with(&text);
+        return ExitCode::SUCCESS;
+    }
     let experiments: &[Experiment] = &[
         experiment!("F1", kills::a_kill_under_load_loses_nothing, 100, 2_000),
         experiment!("F27", kills::a_stop_under_load_answers_what_it_took, 30, 500),
@@ -77,6 +86,14 @@ fn main() -> ExitCode {
         experiment!("T7", outgoing::destinations_come_from_the_configuration_only, 1, 1),
         experiment!("T8", outgoing::nothing_in_a_webhook_bends_the_outgoing_request, 1_000, 50_000),
         experiment!("T20", outgoing::a_gateway_that_cannot_prove_itself_gets_nothing, 1, 5),
+        experiment!("T5", replays::a_captured_request_is_one_event_whatever_is_replayed, 4, 100),
+        experiment!("T18", replays::a_forged_key_does_not_shut_the_real_one_out, 100, 2_000),
+        experiment!("T10", leaks::no_text_from_outside_forges_or_floods_the_log, 1, 10),
+        experiment!("T11", leaks::no_secret_is_in_any_output, 1, 10),
+        experiment!("T12", admin::every_admin_route_wants_the_token, 1, 10),
+        experiment!("T15", payloads::every_genuine_body_is_delivered_as_it_is, 1, 20),
+        experiment!("T16", payloads::no_odd_path_or_method_is_the_intake, 1, 20),
+        experiment!("T25", payloads::no_sender_makes_the_metrics_grow, 20_000, 100_000),
     ];
     outrigger_tests::experiment::main(experiments)
 }

@@ -3,6 +3,7 @@
 //!
 //! The daemon is always a process of its own, as an operator runs it; nothing here reaches into it.
 
+pub mod api;
 pub mod binaries;
 mod campaign;
 pub mod captures;
@@ -12,7 +13,6 @@ pub mod journal_file;
 pub mod named;
 pub mod namespace;
 pub mod power;
-pub mod rig;
 pub mod rig;
 pub mod strace;
 pub mod strict;

@@ -8,6 +8,10 @@ use wildmatch::WildMatch;
 
 use crate::event::{EventHead, EventId};
 
+/// Longest type glob: types have 128 characters at most. A glob becomes a regular expression, and a
+/// large one fails where the library does not expect it.
+const GLOB_BYTES: usize = 512;
+
 /// State of one delivery, as the API names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -57,6 +61,9 @@ pub enum FilterError {
     /// Not a glob.
     #[error("type is not a glob: only * and ? stand for other characters, {0:?} cannot be in a type")]
     Glob(char),
+    /// A glob that is too long.
+    #[error("type is longer than {GLOB_BYTES} bytes")]
+    GlobTooLong,
     /// Not a state.
     #[error("{0:?} is not a state: pending, retrying, delivered, parked or dropped")]
     State(String),
@@ -88,6 +95,9 @@ impl EventFilter {
     /// # Errors
     /// [`FilterError::Glob`].
     pub fn with_type(mut self, glob: &str) -> Result<Self, FilterError> {
+        if glob.len() > GLOB_BYTES {
+            return Err(FilterError::GlobTooLong);
+        }
         // Whoever writes a class or alternatives must not be told that nothing matches.
         if let Some(unusable) = glob.chars().find(|c| "[]{}!\\,".contains(*c)) {
             return Err(FilterError::Glob(unusable));
@@ -130,6 +140,10 @@ mod tests {
         for glob in ["lago.{a,b}", "lago.[ab]", "a,b"] {
             let error = EventFilter::default().with_type(glob).unwrap_err();
             assert!(error.to_string().contains("only * and ?"), "{error}");
+        }
+        assert!(EventFilter::default().with_type(&"?".repeat(GLOB_BYTES)).is_ok());
+        for glob in [GLOB_BYTES + 1, 1 << 20] {
+            assert!(EventFilter::default().with_type(&"A".repeat(glob)).is_err());
         }
     }
 }

@@ -82,7 +82,9 @@ impl IntakeMetrics {
             "Accepted events by what they mean for the business",
             metrics.business.clone(),
         );
+        // Alert rules on a rate need a series that begins at 0.
         for organization in organizations {
+            drop(metrics.repeated_bodies.get_or_create(&Organization { organization: organization.to_owned() }));
             for taken in Taken::ALL {
                 drop(
                     metrics
@@ -91,7 +93,6 @@ impl IntakeMetrics {
                 );
             }
         }
-        // Alert rules on a rate need a series that begins at 0.
         let statuses = [None, Some("succeeded"), Some("failed"), Some("pending"), Some("other")];
         for webhook_type in webhook_type::all() {
             for status in statuses {

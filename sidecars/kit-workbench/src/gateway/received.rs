@@ -17,7 +17,7 @@ pub enum Format {
     CloudeventsStructured,
     /// CloudEvents binary mode: attributes in `ce-` headers, the sender's bytes as body.
     CloudeventsBinary,
-    /// `{"eventType": …, "payload": …}`.
+    /// `{"eventType": …, "payload": …}`, or `payload_base64` for what is not JSON.
     Envelope,
     /// The sender's bytes and nothing else.
     Raw,
@@ -138,8 +138,9 @@ fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<&
 struct Envelope<'a> {
     #[serde(rename = "eventType")]
     event_type: String,
-    #[serde(borrow)]
-    payload: &'a RawValue,
+    #[serde(borrow, default, deserialize_with = "present")]
+    payload: Option<&'a RawValue>,
+    payload_base64: Option<String>,
 }
 
 /// Reads the event out of a request, by media type and headers alone: nothing is configured, so
@@ -168,12 +169,16 @@ pub(super) fn unpack(headers: &HeaderMap, body: &[u8]) -> Unpacked {
             ..bare(Format::CloudeventsBinary, body)
         };
     }
-    if let Ok(envelope) = serde_json::from_slice::<Envelope<'_>>(body) {
-        return Unpacked {
-            event_id: webhook_id,
-            event_type: Some(envelope.event_type),
-            ..bare(Format::Envelope, envelope.payload.get().as_bytes())
+    if let Ok(Envelope { event_type, payload, payload_base64 }) = serde_json::from_slice(body) {
+        let decoded = payload_base64.and_then(|text| STANDARD.decode(text).ok());
+        let data = match (payload, &decoded) {
+            (Some(payload), None) => Some(payload.get().as_bytes()),
+            (None, Some(decoded)) => Some(decoded.as_slice()),
+            _ => None,
         };
+        if let Some(data) = data {
+            return Unpacked { event_id: webhook_id, event_type: Some(event_type), ..bare(Format::Envelope, data) };
+        }
     }
     Unpacked { event_id: webhook_id, ..bare(Format::Raw, body) }
 }

@@ -55,6 +55,8 @@ async fn every_format_gives_back_the_senders_bytes() {
     post(&gateway, &[json, ("webhook-id", "e-4")], &envelope).await.unwrap();
     let raw = [json, ("webhook-id", "e-5"), ("X-Lago-Unique-Key", "key-1")];
     post(&gateway, &raw, BODY).await.unwrap();
+    let envelope = format!(r#"{{"eventType":"t","payload_base64":"{}"}}"#, STANDARD.encode(BODY));
+    post(&gateway, &[json, ("webhook-id", "e-6")], &envelope).await.unwrap();
 
     let received = gateway.received();
     let formats: Vec<_> = received.iter().map(|r| r.format).collect();
@@ -65,7 +67,8 @@ async fn every_format_gives_back_the_senders_bytes() {
             Format::CloudeventsStructured,
             Format::CloudeventsBinary,
             Format::Envelope,
-            Format::Raw
+            Format::Raw,
+            Format::Envelope
         ]
     );
     for (index, received) in received.iter().enumerate() {

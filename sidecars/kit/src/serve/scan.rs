@@ -80,6 +80,10 @@ impl Scanner {
         if self.after_cr || body.contains(&b'\r') {
             self.bad = Some("bare CR in the head");
         }
+        // A target has no fragment (RFC 9112 section 3.2); hyper would drop it without a word.
+        if self.first_line && part.contains(&b'#') {
+            self.bad = Some("fragment in the target");
+        }
         self.after_cr = last == b'\r';
         let room = KEPT - self.kept;
         let taken = &part[..part.len().min(room)];
@@ -236,6 +240,8 @@ mod tests {
             assert!(verdict(&head).is_err(), "{headers:?}");
         }
         assert_eq!(verdict("POST / HTTP/1.1\r\n\r\n"), Err("no Host"));
+        assert_eq!(verdict("POST /a#b HTTP/1.1\r\nHost: a\r\n\r\n"), Err("fragment in the target"));
+        assert_eq!(verdict("POST /a HTTP/1.1\r\nHost: a\r\nX: #b\r\n\r\n"), Ok(Framing::Length(0)));
     }
 
     #[test]
