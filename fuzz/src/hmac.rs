@@ -7,10 +7,10 @@ use std::sync::LazyLock;
 use kit::secret::Secret;
 use kit_lago::signature::{HmacKeys, sign_hmac};
 
+use crate::captures::HMAC_KEY;
 use crate::parts::first_line;
 
-/// The first is that of the recordings.
-const KEYS: [&str; 2] = ["0f0e0d0c-0b0a-4908-8706-050403020100", "the key before"];
+const KEYS: [&str; 2] = [HMAC_KEY, "the key before"];
 
 static VERIFIER: LazyLock<HmacKeys> =
     LazyLock::new(|| HmacKeys::new(keys().to_vec()).expect("two keys that are not empty are taken"));

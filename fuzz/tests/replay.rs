@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         say(&format!("{:<16} {word:<7} {note}, {:.1} s\n", target.name, started.elapsed().as_secs_f64()));
         if word == "ok" { passed += 1 } else { failed += 1 }
     }
+    outrigger_fuzz::remove_files();
     let word = if failed == 0 { "ok" } else { "FAILED" };
     say(&format!(
         "\ntest result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; {left_out} filtered out\n"
