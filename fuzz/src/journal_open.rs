@@ -20,11 +20,12 @@ static GOOD: LazyLock<(Vec<u8>, Vec<u8>)> = LazyLock::new(|| {
     let path = folder.path("j.db");
     let mut engine = fresh(&path);
     fill(&mut *engine);
-    // The first life ends in order, so that its records are in the main file; the second is cut off.
+    // The first life ends in order, so that its records are in the main file. The second is cut off, and
+    // appends nothing: the page with the records must not be in the log as well.
     engine.close();
     let mut engine = open(&path, SMALL).expect("a store of ours opens");
-    let appends = vec![append("lago/acme", "new", NEW)];
-    engine.commit(&mut Commit { at: THEN, appends, ..Commit::default() }).expect("it is committed");
+    let settlements = vec![Settlement { sink: SINK.to_owned(), cursor: 9, ..Settlement::default() }];
+    engine.commit(&mut Commit { at: THEN, settlements, ..Commit::default() }).expect("it is committed");
     let read = |path| std::fs::read(path).expect("the store has its files");
     (read(path.clone()), read(folder.path("j.db-wal")))
 });
@@ -75,6 +76,7 @@ fn files(data: &[u8]) -> (Vec<u8>, Vec<u8>) {
 
 fn damage(file: &mut Vec<u8>, kind: u8, arguments: &[u8]) {
     const PAGE: usize = 16 * 1024;
+    const BODY: &[u8] = b"\"filler\":\"";
     let [high, middle, low, values @ ..] = arguments else { return };
     let at = usize::from(*high) * 65_536 + usize::from(*middle) * 256 + usize::from(*low);
     let pages = file.len() / PAGE;
@@ -83,6 +85,13 @@ fn damage(file: &mut Vec<u8>, kind: u8, arguments: &[u8]) {
     }
     let at = at % file.len();
     match kind % 8 {
+        // Within a record's body, whichever page it is on.
+        3 => {
+            let bodies: Vec<usize> =
+                file.windows(BODY.len()).enumerate().filter(|(_, part)| *part == BODY).map(|(at, _)| at).collect();
+            let place = bodies.get(at % bodies.len().max(1)).copied().unwrap_or(at) + BODY.len();
+            file.iter_mut().skip(place).zip(values).for_each(|(byte, value)| *byte = *value);
+        }
         0..4 => file.iter_mut().skip(at).zip(values).for_each(|(byte, value)| *byte = *value),
         4 => file[at] ^= 1 << (values[0] % 8),
         5 => file.truncate(at),
