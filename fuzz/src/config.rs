@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use kit::config::{PREFIX, Source, read};
 use lago_webhook_processor::config::{Config, well_known};
 
+use crate::parts::fold;
 use crate::scratch::Scratch;
 
 /// What a secret holds in the corpus.
@@ -47,8 +48,11 @@ pub fn target(data: &[u8]) {
     }
     let shown = format!("{config:?}");
     assert!(!(secret && shown.contains(CANARY)), "the configuration prints a secret");
-    let (again, same) = read::<Config>(&source);
-    assert_eq!((format!("{again:?}"), same), (shown, lines), "reading has no memory");
+    // Reading is slow work, so that not every input is read twice.
+    if fold(data) % 8 == 0 {
+        let (again, same) = read::<Config>(&source);
+        assert_eq!((format!("{again:?}"), same), (shown, lines), "reading has no memory");
+    }
 }
 
 /// The canary stands only where a secret does: in the value of a variable for one, or nowhere.
