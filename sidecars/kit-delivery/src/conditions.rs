@@ -67,7 +67,8 @@ pub(crate) fn first_unmet(conditions: &[Condition], body: &[u8]) -> Option<Strin
                 Some(value) => format!("it is {}", value.to_string().chars().take(80).collect::<String>()),
             },
         };
-        format!("expected {} {wanted}, but {found}", condition.pointer)
+        // JSON escapes only some of them, and this text goes to logs and terminals.
+        format!("expected {} {wanted}, but {found}", condition.pointer).replace(char::is_control, " ")
     })
 }
 
@@ -100,6 +101,12 @@ mod tests {
         check(r#"{"status":"processed","executions":[{"result":{"status":"error"}}]}"#, false);
         check("not json", false);
         check("", false);
+    }
+
+    #[test]
+    fn what_is_told_about_a_value_holds_no_control_characters() {
+        let told = first_unmet(&[equals("/status", json!("ok"))], "{\"status\":\"\u{9b}\u{7f}\"}".as_bytes());
+        assert_eq!(told.as_deref(), Some("expected /status to be \"ok\", but it is \"  \""));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! dispatcher moves events between them, the journal and the sink. The admin API over events and
 //! deliveries lives here too, because every daemon has the same.
 
+pub mod answer;
 pub mod api;
 mod circuit;
 mod conditions;

@@ -11,6 +11,8 @@ use crate::error::JournalError;
 use crate::event::{Dedupe, EventHead, EventId, Seq, StoredEvent};
 use crate::filter::{DeliveryState, EventFilter};
 
+pub use crate::sqlite::{DedupeBounds, open, open_reader};
+
 /// Everything that one durable commit holds.
 #[derive(Debug, Default)]
 pub struct Commit {

@@ -41,22 +41,26 @@ struct Run {
     filter: Bloom,
 }
 
-/// The bounds, smaller in tests.
+/// What the deduplication may hold in memory. The defaults are right for a daemon; tests take less,
+/// to get over the bounds with few keys.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
-    pub(super) recent_keys: usize,
-    pub(super) run_keys: usize,
-    pub(super) filter_bytes: usize,
+pub struct DedupeBounds {
+    /// Keys in memory; what is beyond moves to disk.
+    pub recent_keys: usize,
+    /// Keys that move to disk together.
+    pub run_keys: usize,
+    /// Bytes of all filters over what has moved.
+    pub filter_bytes: usize,
 }
 
-impl Default for Bounds {
+impl Default for DedupeBounds {
     fn default() -> Self {
         Self { recent_keys: RECENT_KEYS, run_keys: RUN_KEYS, filter_bytes: FILTER_BYTES }
     }
 }
 
 pub(super) struct DedupeIndex {
-    bounds: Bounds,
+    bounds: DedupeBounds,
     recent: HashTable<Recent>,
     runs: Vec<Run>,
     /// Keys of the commit being built; they join `recent` when it succeeds.
@@ -65,7 +69,7 @@ pub(super) struct DedupeIndex {
 }
 
 impl DedupeIndex {
-    pub(super) fn load(conn: &Connection, bounds: Bounds) -> Result<Self, JournalError> {
+    pub(super) fn load(conn: &Connection, bounds: DedupeBounds) -> Result<Self, JournalError> {
         let mut index = Self {
             bounds,
             recent: HashTable::new(),
@@ -137,7 +141,7 @@ impl DedupeIndex {
         Some((*first, entries))
     }
 
-    pub(super) fn bounds(&self) -> Bounds {
+    pub(super) fn bounds(&self) -> DedupeBounds {
         self.bounds
     }
 

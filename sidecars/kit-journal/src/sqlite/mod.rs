@@ -17,17 +17,35 @@ use rusqlite::{Connection, OpenFlags, params};
 
 pub(crate) use reader::SqliteReader;
 
-use crate::engine::{Append, Commit, Committed, Engine, Verdict};
+use crate::engine::{Append, Commit, Committed, Engine, Reader, Verdict};
 use crate::error::{JournalError, OpenError};
 use crate::event::{Dedupe, KeyHash, Seq};
 use crate::lock::JournalLock;
-use dedupe::{Bounds, DedupeIndex};
+pub use dedupe::DedupeBounds;
+use dedupe::DedupeIndex;
 use settle::Sinks;
 
 /// Page cache of the write connection.
 const WRITE_CACHE_KIB: i64 = 16_384;
 /// Pages in the write-ahead log (16 MiB of 16 KiB pages) that make a commit copy them back.
 const CHECKPOINT_PAGES: i64 = 1_000;
+
+/// Opens or creates the store at `path` without a writing thread: every commit is the caller's. For
+/// tools and tests that look at a store by itself; daemons use [`Journal`](crate::Journal).
+///
+/// # Errors
+/// As [`Journal::open`](crate::Journal::open).
+pub fn open(path: &Path, memory: DedupeBounds) -> Result<Box<dyn Engine>, OpenError> {
+    SqliteEngine::open_bounded(path, memory).map(|engine| Box::new(engine) as Box<dyn Engine>)
+}
+
+/// Opens a store for reading, beside its writer or without one.
+///
+/// # Errors
+/// It is not there, or cannot be read.
+pub fn open_reader(path: &Path) -> Result<Box<dyn Reader>, JournalError> {
+    SqliteReader::open(path).map(|reader| Box::new(reader) as Box<dyn Reader>)
+}
 
 /// The engine's writing side.
 pub(crate) struct SqliteEngine {
@@ -47,10 +65,10 @@ pub(crate) struct SqliteEngine {
 impl SqliteEngine {
     /// Opens or creates the journal at `path`; takes its lock first.
     pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
-        Self::open_bounded(path, Bounds::default())
+        Self::open_bounded(path, DedupeBounds::default())
     }
 
-    fn open_bounded(path: &Path, bounds: Bounds) -> Result<Self, OpenError> {
+    fn open_bounded(path: &Path, bounds: DedupeBounds) -> Result<Self, OpenError> {
         let lock = JournalLock::take(path)?;
         schema::check_header(path)?;
         let store = |source: JournalError| OpenError::Store { path: path.to_owned(), source };

@@ -8,7 +8,7 @@ mod budget;
 mod connection;
 mod io;
 mod metrics;
-mod scan;
+pub mod scan;
 #[cfg(test)]
 mod tests;
 

@@ -11,7 +11,7 @@ const KEPT: usize = 40;
 
 /// What follows the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Framing {
+pub enum Framing {
     /// A body of this many bytes.
     Length(u64),
     /// A chunked body.
@@ -19,10 +19,12 @@ pub(super) enum Framing {
 }
 
 /// Why a head is refused.
-pub(super) type Reason = &'static str;
+pub type Reason = &'static str;
 
+/// Watches one request's head go by, in whatever pieces it comes. The verdict depends on the bytes
+/// alone and never on where they were cut.
 #[derive(Debug)]
-pub(super) struct Scanner {
+pub struct Scanner {
     line: [u8; KEPT],
     kept: usize,
     /// Bytes of the current line, and whether the last one was a CR.
@@ -38,8 +40,15 @@ pub(super) struct Scanner {
     beyond: u64,
 }
 
+impl Default for Scanner {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Scanner {
-    pub(super) fn new() -> Self {
+    /// A scanner that has seen nothing yet.
+    pub fn new() -> Self {
         Self {
             line: [0; KEPT],
             kept: 0,
@@ -56,7 +65,7 @@ impl Scanner {
     }
 
     /// Takes the next bytes of the connection.
-    pub(super) fn feed(&mut self, mut bytes: &[u8]) {
+    pub fn feed(&mut self, mut bytes: &[u8]) {
         while !self.done && !bytes.is_empty() {
             let end = bytes.iter().position(|b| *b == b'\n');
             let part = &bytes[..end.unwrap_or(bytes.len())];
@@ -148,8 +157,12 @@ impl Scanner {
         }
     }
 
-    /// What follows the head that has been read, or why it is refused.
-    pub(super) fn verdict(&self, needs_host: bool) -> Result<Framing, Reason> {
+    /// What follows the head that has been read, or why it is refused. `needs_host`: the request says
+    /// HTTP/1.1, which demands exactly one `Host`.
+    ///
+    /// # Errors
+    /// A few words for the log; the answer to the sender is the same for all.
+    pub fn verdict(&self, needs_host: bool) -> Result<Framing, Reason> {
         if let Some(reason) = self.bad {
             return Err(reason);
         }
@@ -168,12 +181,17 @@ impl Scanner {
     }
 
     /// Refuses whatever comes next on this connection.
-    pub(super) fn out_of_step(&mut self) {
+    pub fn out_of_step(&mut self) {
         self.bad = Some("request out of step");
     }
 
+    /// Bytes that have come after the head.
+    pub fn beyond(&self) -> u64 {
+        self.beyond
+    }
+
     /// More has come than this request: the next one would begin unseen.
-    pub(super) fn overran(&self) -> bool {
+    pub fn overran(&self) -> bool {
         self.chunked || self.beyond > self.content_length.unwrap_or(0)
     }
 }

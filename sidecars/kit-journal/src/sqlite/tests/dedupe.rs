@@ -54,7 +54,7 @@ fn only_duplicates_cost_no_sync() {
 /// folded down, and still every key is known and no other is.
 #[test]
 fn keys_beyond_the_memory_are_found_on_disk_also_after_a_restart() {
-    let bounds = Bounds { recent_keys: 100, run_keys: 40, filter_bytes: 600 };
+    let bounds = DedupeBounds { recent_keys: 100, run_keys: 40, filter_bytes: 600 };
     let mut bench = Bench::bounded(bounds);
     for batch in 0..100 {
         let appends = (0..100).map(|n| append(&format!("{batch}-{n}"), "{}")).collect();
@@ -85,7 +85,7 @@ fn keys_beyond_the_memory_are_found_on_disk_also_after_a_restart() {
 
 #[test]
 fn keys_are_forgotten_after_the_window_and_not_before() {
-    for bounds in [Bounds::default(), Bounds { recent_keys: 10, run_keys: 5, filter_bytes: 1024 }] {
+    for bounds in [DedupeBounds::default(), DedupeBounds { recent_keys: 10, run_keys: 5, filter_bytes: 1024 }] {
         let mut bench = Bench::bounded(bounds);
         bench.append((0..20).map(|n| append(&format!("old-{n}"), "{}")).collect());
         bench.now += 90 * 86_400_000;

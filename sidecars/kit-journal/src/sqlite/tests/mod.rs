@@ -8,7 +8,7 @@ mod files;
 use kit::clock::Timestamp;
 use tempfile::TempDir;
 
-use super::dedupe::Bounds;
+use super::dedupe::DedupeBounds;
 use super::*;
 use crate::engine::{Action, Attempt, Commit, ExceptionRow, ExceptionState, Purge, Reader, Settlement};
 use crate::event::{BodyDigest, EventHead, EventId};
@@ -19,16 +19,16 @@ const SINK: &str = "gateway";
 struct Bench {
     directory: TempDir,
     engine: Option<SqliteEngine>,
-    bounds: Bounds,
+    bounds: DedupeBounds,
     now: i64,
 }
 
 impl Bench {
     fn new() -> Self {
-        Self::bounded(Bounds::default())
+        Self::bounded(DedupeBounds::default())
     }
 
-    fn bounded(bounds: Bounds) -> Self {
+    fn bounded(bounds: DedupeBounds) -> Self {
         let directory = TempDir::new().unwrap();
         let engine = SqliteEngine::open_bounded(&directory.path().join("j.db"), bounds).unwrap();
         let mut bench = Self { directory, engine: Some(engine), bounds, now: 1_700_000_000_000 };
