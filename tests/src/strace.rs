@@ -11,8 +11,10 @@ use anyhow::{Context, Result, ensure};
 use kit_workbench::process::{DaemonCommand, DaemonProcess};
 use kit_workbench::scratch::Scratch;
 
-/// How long it may take until every thread is traced, or none is any more.
+/// How long it may take until every thread is traced.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(10);
+/// How long `strace` may take to end when it is asked to.
+const DETACH_DEADLINE: Duration = Duration::from_secs(5);
 /// What `strace` notes behind a call that it has changed.
 pub const CHANGED: &str = "(INJECTED)";
 
@@ -107,7 +109,10 @@ impl Attached {
     /// `strace` does not end.
     pub async fn detach(mut self) -> Result<usize> {
         self.process.term()?;
-        self.process.wait(ATTACH_DEADLINE).await?;
+        if self.process.wait(DETACH_DEADLINE).await.is_err() {
+            // It may wait for a thread that is being killed. The kernel lets go of the others.
+            self.process.kill9().await?;
+        }
         self.changed()
     }
 }
