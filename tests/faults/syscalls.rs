@@ -50,15 +50,12 @@ pub(crate) async fn a_kill_at_any_call_under_load_loses_nothing(mut trial: Trial
                 async move { load::run(options, pool, &LoadControl::new()).await }
             });
             // Either the script comes to its end, or the daemon to its own.
-            let killed = loop {
-                if rig.process()?.try_exit()?.is_some() {
-                    break true;
-                }
-                if sending.is_finished() {
-                    break false;
-                }
+            while rig.process()?.try_exit()?.is_none() && !sending.is_finished() {
                 tokio::time::sleep(Duration::from_millis(2)).await;
-            };
+            }
+            strace.detach().await?;
+            // It may also have been killed just after the last answer. What answers now is not being killed.
+            let killed = rig.metrics().await.is_err();
             if killed {
                 ledger.end(EndRecord::new(DAEMON, ExpectedEnd::Signal(9), rig.kill().await?));
                 rig.start().await.with_context(|| format!("killed at {call} {at}"))?;
@@ -66,7 +63,6 @@ pub(crate) async fn a_kill_at_any_call_under_load_loses_nothing(mut trial: Trial
                 ledger.crash(Crash { what, from, until: Moment::now(), in_flight: UNSETTLED });
             }
             ledger.extend_sent(sending.await??.sent);
-            strace.detach().await?;
             if !killed {
                 break;
             }
@@ -160,7 +156,7 @@ async fn a_failed_call_is_refused(mut trial: Trial, calls: &str, points: u64) ->
         let at = 1 + (first + u64::from(round) * points / u64::from(trial.count.min(40))) % points;
         // Now and then the disk fails a little longer, so that reopening fails as well.
         let until = if round % 3 == 2 { at + trial.random.u64(1..=4) } else { at };
-        let failures = rig.metrics().await?.sum("journal_failures_total", &[]);
+        let before = rig.metrics().await?;
         let failing = Injection::new(calls, format!("error=EIO:when={at}..{until}")).watching("openat");
         let strace = failing.attach(rig.process()?).await?;
         let mut affected = 0;
@@ -189,18 +185,23 @@ async fn a_failed_call_is_refused(mut trial: Trial, calls: &str, points: u64) ->
         }
         let notes = strace.notes()?;
         let changed = strace.detach().await?;
-        let failed = rig.metrics().await?.sum("journal_failures_total", &[]) - failures;
+        let after = rig.metrics().await?;
+        let grown = |name: &str| after.sum(name, &[]) - before.sum(name, &[]);
         ensure!(changed > 0, "round {round}: there is no {calls} number {at}\n{notes}");
-        // The one whose commit failed; if the disk goes on failing after that, perhaps others.
+        ensure!(grown("journal_failures_total") >= 1.0, "round {round}: a {calls} failed and no commit did");
+        // The one whose commit failed; nobody where the journal wrote on its own account, to tidy up. If the
+        // disk goes on failing after that, perhaps others.
         let lasting = until > at;
+        let committed = grown("journal_group_events_sum");
         ensure!(
-            affected == 1 || (lasting && affected > 0),
-            "round {round}: {affected} of {SCRIPT} requests were refused when {calls} {at} to {until} failed\n{notes}"
+            (affected <= 1 || lasting) && as_float(SCRIPT - affected) <= committed,
+            "round {round}: {affected} of {SCRIPT} requests were refused and {committed} committed when {calls} {at} to \
+             {until} failed\n{notes}"
         );
         ensure!(is_reopened(&notes), "round {round}: the failed store is still in use\n{notes}");
-        ensure!(failed >= 1.0, "round {round}: a {calls} failed and no commit did");
         ensure!(rig.process()?.try_exit()?.is_none(), "round {round}: the daemon ended");
     }
+    ensure!(refused > 0, "nobody was ever refused");
     pause(&rig, false).await?;
     let report = rig.settle(ledger, &format!("F5-{calls}-{}", trial.seed)).await?;
     Ok(Outcome::new(
@@ -249,18 +250,17 @@ pub(crate) async fn no_member_of_a_failed_group_is_accepted(trial: Trial) -> Res
             failed += u64::from(!request.is_accepted());
             ledger.sent(request);
         }
-        ensure!(strace.detach().await? == 1, "round {round}: no second sync");
+        // They may all fit into the first.
+        strace.detach().await?;
         let committed = rig.metrics().await?.sum("journal_group_events_sum", &[]) - before;
-        ensure!(failed > 0, "round {round}: a sync failed and everybody was accepted");
-        #[expect(clippy::cast_precision_loss, reason = "at most 32")]
-        let as_counted = accepted as f64;
-        ensure!(as_counted <= committed, "round {round}: {accepted} accepted, {committed} committed");
+        ensure!(as_float(accepted) <= committed, "round {round}: {accepted} accepted, {committed} committed");
         refused += failed;
         largest = largest.max(failed);
         for (key, body) in &webhooks {
             ledger.sent(until_accepted(&rig, key, body).await?);
         }
     }
+    ensure!(refused > 0, "nobody was ever refused");
     pause(&rig, false).await?;
     let report = rig.settle(ledger, &format!("F5-groups-{}", trial.seed)).await?;
     Ok(Outcome::new(
@@ -328,6 +328,11 @@ pub(crate) async fn post(rig: &Rig, key: &str, body: &str) -> Result<(SentReques
     let answer = rig.post(key, body).await?;
     request.finish(answer.status, &answer.body);
     Ok((request, answer))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a count of requests")]
+fn as_float(count: u64) -> f64 {
+    count as f64
 }
 
 /// Posts it until it is accepted.

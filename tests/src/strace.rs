@@ -11,8 +11,10 @@ use anyhow::{Context, Result, ensure};
 use kit_workbench::process::{DaemonCommand, DaemonProcess};
 use kit_workbench::scratch::Scratch;
 
-/// How long it may take until every thread is traced, or none is any more.
+/// How long it may take until every thread is traced.
 const ATTACH_DEADLINE: Duration = Duration::from_secs(10);
+/// How long `strace` may take to end when it is asked to.
+const DETACH_DEADLINE: Duration = Duration::from_secs(5);
 /// What `strace` notes behind a call that it has changed.
 pub const CHANGED: &str = "(INJECTED)";
 
@@ -55,7 +57,11 @@ impl Injection {
         let tracer = process.pid();
         let begin = Instant::now();
         while !is_traced_by(pid, tracer)? {
-            ensure!(process.try_exit()?.is_none(), "strace ended: {}", process.stderr());
+            if process.try_exit()?.is_some() {
+                // With the daemon, if the fault is a kill and came at once.
+                ensure!(is_gone(pid), "strace ended: {}", process.stderr());
+                break;
+            }
             ensure!(begin.elapsed() < ATTACH_DEADLINE, "strace does not attach: {}", process.stderr());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -107,15 +113,25 @@ impl Attached {
     /// `strace` does not end.
     pub async fn detach(mut self) -> Result<usize> {
         self.process.term()?;
-        self.process.wait(ATTACH_DEADLINE).await?;
+        if self.process.wait(DETACH_DEADLINE).await.is_err() {
+            // It may wait for a thread that is being killed. The kernel lets go of the others.
+            self.process.kill9().await?;
+        }
         self.changed()
     }
+}
+
+/// Whether a process has ended, waited for or not.
+fn is_gone(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status.is_empty() || status.lines().any(|line| line.starts_with("State:\tZ"))
 }
 
 /// Whether every thread of a process is traced by this tracer and runs.
 fn is_traced_by(pid: u32, tracer: u32) -> Result<bool> {
     let wanted = format!("TracerPid:\t{tracer}");
-    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Ok(false) };
+    for thread in threads {
         // A thread may end while it is looked at.
         let Ok(status) = std::fs::read_to_string(thread?.path().join("status")) else { continue };
         let stopped = status.lines().any(|line| line.starts_with("State:\tt"));
