@@ -50,9 +50,9 @@ pub fn target(data: &[u8]) {
 
 type Object = BTreeMap<String, Box<RawValue>>;
 
-/// One level of an object: what nobody looks at may be nested at will.
+/// One level of an object: what nobody looks at may be nested at will, and need not be UTF-8.
 fn object(text: &[u8]) -> Object {
-    serde_json::from_slice(text).unwrap_or_default()
+    serde_json::from_str(&String::from_utf8_lossy(text)).unwrap_or_default()
 }
 
 /// What Lago signs is accepted, whatever the body is.
