@@ -9,6 +9,7 @@ use std::time::Instant;
 use kit::clock::SharedClock;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::age::Age;
 use crate::config::JournalSection;
 use crate::engine::{Action, ActionOutcome, Append, Engine as _, Reader, Settlement};
 use crate::error::{AppendError, JournalError, OpenError};
@@ -105,6 +106,9 @@ impl Journal {
         registry: &mut prometheus_client::registry::Registry,
     ) -> Result<(Self, JournalTask), OpenError> {
         let engine = SqliteEngine::open(&section.path)?;
+        let store = |source| OpenError::Store { path: section.path.clone(), source };
+        let (stored, newest_key) = engine.remembered(Age::NAME).map_err(store)?;
+        let age = Age::restore(stored.as_deref(), newest_key, clock.now());
         let metrics = JournalMetrics::register(registry);
         let (requests, received) = mpsc::channel(section.queue);
         let (tail, tail_seen) = watch::channel(engine.last_seq());
@@ -124,6 +128,7 @@ impl Journal {
             engine: Box::new(engine),
             section: section.clone(),
             clock,
+            age,
             requests: received,
             tail,
             actions,
