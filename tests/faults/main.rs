@@ -6,6 +6,7 @@
 
 mod admin;
 mod broken;
+mod clock;
 mod crowds;
 mod duplicates;
 mod forgeries;
@@ -93,6 +94,7 @@ fn main() -> ExitCode {
         experiment!("T12", admin::every_admin_route_wants_the_token, 1, 10),
         experiment!("T15", payloads::every_genuine_body_is_delivered_as_it_is, 1, 20),
         experiment!("T16", payloads::no_odd_path_or_method_is_the_intake, 1, 20),
+        experiment!("F11", clock::no_jump_of_the_clock_loses_or_forgets_anything, 6, 500),
         experiment!("T25", payloads::no_sender_makes_the_metrics_grow, 20_000, 100_000),
     ];
     outrigger_tests::experiment::main(experiments)

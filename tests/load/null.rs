@@ -103,6 +103,10 @@ impl Engine for Handle {
         self.memory().last
     }
 
+    fn remembered(&self, _: &str) -> Result<(Option<Vec<u8>>, Option<Timestamp>), JournalError> {
+        Ok((None, None))
+    }
+
     fn dedupe_memory(&self) -> (u64, u64) {
         (0, 0)
     }

@@ -16,7 +16,8 @@ pub struct JournalSection {
     /// Largest size in bytes of what the journal holds; above it webhooks are answered 503 until
     /// deliveries and the retention make room. 0 means no limit but the disk's.
     pub max_bytes: u64,
-    /// How long a deduplication key is remembered, in days.
+    /// How long a deduplication key is remembered, in days that the journal was open; at least as long
+    /// as `retention.days`.
     pub dedupe_days: f64,
     /// How many appends may wait for the disk before further ones are answered 503.
     pub queue: usize,
@@ -44,8 +45,8 @@ impl Default for JournalSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetentionSection {
-    /// Days that a delivered body and its attempts stay readable and replayable. Audit records stay as
-    /// long as deduplication keys do.
+    /// Days that a delivered body and its attempts stay readable and replayable, counted while the
+    /// journal is open. Audit records stay as long as deduplication keys do.
     pub days: f64,
     /// Bytes of journal above which the oldest delivered bodies go earlier.
     pub max_bytes: u64,

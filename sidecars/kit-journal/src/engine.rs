@@ -18,6 +18,8 @@ pub use crate::sqlite::{DedupeBounds, open, open_reader};
 pub struct Commit {
     /// When the commit is made; the receipt time of its events.
     pub at: Timestamp,
+    /// The same in the journal's own time, by which what it holds grows old.
+    pub age: Timestamp,
     /// Events to append, in order.
     pub appends: Vec<Append>,
     /// Results of deliveries.
@@ -234,12 +236,14 @@ pub struct AuditRecord {
 /// One step of removing what is no longer needed; bounded, so that it never holds up a commit.
 #[derive(Clone, Copy, Debug)]
 pub struct Purge {
-    /// Delivered events received before this go.
+    /// Delivered events accepted before this, in the journal's own time, go, and so do attempts.
     pub delivered_before: Timestamp,
     /// Delivered events go oldest first while the journal holds more bytes than this.
     pub max_bytes: u64,
-    /// Deduplication keys first seen before this go.
+    /// Deduplication keys first seen before this, in the journal's own time, go.
     pub keys_before: Timestamp,
+    /// Audit records made before this, by the wall clock, go.
+    pub audit_before: Timestamp,
     /// At most this many rows.
     pub limit: u32,
 }
@@ -362,6 +366,12 @@ pub trait Engine: Send {
 
     /// The last position.
     fn last_seq(&self) -> Seq;
+
+    /// A remembered value, and when the newest deduplication key was first seen.
+    ///
+    /// # Errors
+    /// Unreadable.
+    fn remembered(&self, name: &str) -> Result<(Option<Vec<u8>>, Option<Timestamp>), JournalError>;
 
     /// Bytes of memory held for deduplication, and how many keys are remembered.
     fn dedupe_memory(&self) -> (u64, u64);

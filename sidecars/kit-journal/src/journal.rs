@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use kit::clock::SharedClock;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::age::Age;
 use crate::config::JournalSection;
 use crate::engine::{Action, ActionOutcome, Append, Engine, Reader, Settlement};
 use crate::error::{AppendError, JournalError, OpenError};
@@ -129,6 +130,9 @@ impl Journal {
         clock: SharedClock,
         registry: &mut prometheus_client::registry::Registry,
     ) -> Result<(Self, JournalTask), OpenError> {
+        let store = |source| OpenError::Store { path: section.path.clone(), source };
+        let (stored, newest_key) = engine.remembered(Age::NAME).map_err(store)?;
+        let age = Age::restore(stored.as_deref(), newest_key, clock.now());
         let metrics = JournalMetrics::register(registry);
         // Opened now and not when they are first needed: reading must go on when the process runs out
         // of file descriptors. One that cannot be opened is tried again when it is needed.
@@ -154,6 +158,7 @@ impl Journal {
             engine,
             section: section.clone(),
             clock,
+            age,
             requests: received,
             tail,
             actions,

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use kit::clock::SharedClock;
 use tokio::sync::{mpsc, watch};
 
-use crate::config::JournalSection;
+use crate::age::Age;
+use crate::config::{JournalSection, RetentionSection};
 use crate::engine::{ActionOutcome, Commit, Engine, Purge, Verdict};
 use crate::error::{AppendError, JournalError};
 use crate::event::{Seq, StoredEvent};
@@ -37,6 +38,7 @@ pub(crate) struct Writer {
     pub(crate) engine: Box<dyn Engine>,
     pub(crate) section: JournalSection,
     pub(crate) clock: SharedClock,
+    pub(crate) age: Age,
     pub(crate) requests: mpsc::Receiver<Request>,
     pub(crate) tail: watch::Sender<Seq>,
     pub(crate) actions: watch::Sender<u64>,
@@ -90,7 +92,7 @@ impl Writer {
 
     /// Gathers what is queued, commits it and answers; true when asked to close.
     fn take_group(&mut self, first: Option<Request>) -> bool {
-        let mut commit = Commit { at: self.clock.now(), ..Commit::default() };
+        let mut commit = Commit { at: self.clock.now(), age: self.age.now(), ..Commit::default() };
         let mut waiting = Waiting::default();
         let (mut bytes, mut requests, mut closing) = (0, 0, false);
         let mut next = first;
@@ -150,10 +152,12 @@ impl Writer {
         let appends = commit.appends.len();
         let purging = commit.purge.is_some();
         // A small settlement may still fit where no webhook does.
+        let age = commit.values.iter().any(|(name, _)| name == Age::NAME).then_some(commit.age);
         let shows_room = appends > 0 || commit.values.iter().any(|(name, _)| name == PROBE.0);
         match self.engine.commit(&mut commit) {
             Ok(committed) => {
                 let took = started.elapsed();
+                age.into_iter().for_each(|age| self.age.saved(age));
                 if committed.synced {
                     self.shared.metrics.committed(took, appends);
                     if shows_room {
@@ -274,12 +278,17 @@ impl Writer {
         }
         let failing = *self.health.borrow() != Health::Writable;
         self.next_purge = Instant::now() + if failing { PURGE_WHILE_FAILING } else { PURGE_EVERY };
+        let RetentionSection { days, max_bytes } = self.section.retention;
+        let (delivered, keys) = (days_in_millis(days), days_in_millis(self.section.dedupe_days));
         commit.purge = Some(Purge {
-            delivered_before: commit.at.plus_millis(-days_in_millis(self.section.retention.days)),
-            max_bytes: self.section.retention.max_bytes,
-            keys_before: commit.at.plus_millis(-days_in_millis(self.section.dedupe_days)),
+            delivered_before: commit.age.plus_millis(-delivered),
+            max_bytes,
+            // Keys tell how old events are: they stay at least as long.
+            keys_before: commit.age.plus_millis(-keys.max(delivered)),
+            audit_before: commit.age.min(commit.at).plus_millis(-keys),
             limit: PURGE_ROWS,
         });
+        commit.values.extend(self.age.due(commit.age, commit.at).map(|value| (Age::NAME.to_owned(), value)));
     }
 
     fn observe(&self) {

@@ -14,6 +14,7 @@ use kit_journal::{Journal, JournalError};
 use serde::Serialize;
 
 use crate::config::{GatewaySection, Order};
+use crate::judge::LONGEST_FREE_WAIT;
 use crate::metrics::DeliveryMetrics;
 use crate::outcome::Sink;
 use work::Work;
@@ -35,6 +36,20 @@ pub struct DispatcherSettings {
     pub circuit_failures: u32,
     /// First and longest distance of probes.
     pub probe: (Duration, Duration),
+}
+
+impl DispatcherSettings {
+    /// The longest that anything is put off. A stored time further away was written before the wall
+    /// clock was turned back.
+    pub(crate) fn longest_wait(&self) -> Duration {
+        self.schedule.longest().max(self.retry_after_max).max(LONGEST_FREE_WAIT)
+    }
+
+    /// The same for a delivery with so many attempts that used up its schedule. Waits that cost it
+    /// nothing begin anew with every start.
+    pub(crate) fn longest_wait_after(&self, attempts: u32) -> Duration {
+        self.schedule.delay_for(attempts, 1.0).unwrap_or_default().max(self.retry_after_max)
+    }
 }
 
 impl From<&GatewaySection> for DispatcherSettings {

@@ -21,6 +21,8 @@ use crate::window::{Decision, Limits, Start, Window};
 const UNSETTLED: usize = 1024;
 /// Replays taken up at a time.
 const REPLAYS: u32 = 64;
+/// How long the wall clock is believed when it says that no replay is due.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Between two attempts to settle when the journal refuses.
 const SETTLE_AGAIN: Duration = Duration::from_millis(500);
 /// How often the gauges are read from the journal while there is something to deliver …
@@ -146,8 +148,7 @@ impl<S: Sink> Work<S> {
             Ok((sink, rows, ahead)) => {
                 self.paused = sink.paused;
                 self.rows_ahead = sink.ahead > 0;
-                let settings = &self.shell.settings;
-                let longest = settings.schedule.longest().max(settings.retry_after_max).max(judge::LONGEST_FREE_WAIT);
+                let longest = |attempts| self.shell.settings.longest_wait_after(attempts);
                 self.window.sync_rows(&rows, self.shell.clock.now(), Instant::now(), longest);
                 self.window.leave_to_rows(&ahead);
                 self.next_replay = Some(Instant::now());
@@ -206,14 +207,19 @@ impl<S: Sink> Work<S> {
     async fn load_replays(&mut self) {
         let name = self.name.clone();
         let now = self.shell.clock.now();
-        let read = self.shell.journal.read(move |reader| reader.replays(&name, now, REPLAYS));
+        let longest = self.shell.settings.longest_wait();
+        let read = self.shell.journal.read(move |reader| match reader.replays(&name, now, REPLAYS)? {
+            // Nothing is put off for so long: the clock was turned back since.
+            (due, Some(next)) if due.is_empty() && next.since(now) > longest => reader.replays(&name, next, REPLAYS),
+            found => Ok(found),
+        });
         match read.await {
             Ok((rows, next)) => {
                 let full = rows.len() >= REPLAYS as usize;
                 self.window.add_replays(&rows);
                 self.next_replay = match next {
                     _ if full => Some(Instant::now() + Duration::from_millis(20)),
-                    Some(due) => Some(Instant::now() + due.since(now).max(Duration::from_millis(5))),
+                    Some(due) => Some(Instant::now() + due.since(now).clamp(Duration::from_millis(5), LOOK_AGAIN)),
                     None => None,
                 };
             }

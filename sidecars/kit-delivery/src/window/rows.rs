@@ -13,9 +13,15 @@ impl Window {
     /// Takes up rows that the journal holds: at start, and after an operator's action.
     ///
     /// Rows that are not held there any more and are not on their way there are dropped from memory;
-    /// known ones may have become due earlier. `longest` bounds a stored time that a jump of the
-    /// clock has put far away.
-    pub(crate) fn sync_rows(&mut self, rows: &[ExceptionRow], clock: Timestamp, now: Instant, longest: Duration) {
+    /// known ones may have become due earlier. `longest`, by attempts made, bounds a stored time that
+    /// a jump of the clock has put far away.
+    pub(crate) fn sync_rows(
+        &mut self,
+        rows: &[ExceptionRow],
+        clock: Timestamp,
+        now: Instant,
+        longest: impl Fn(u32) -> Duration,
+    ) {
         let listed: BTreeSet<Seq> = rows.iter().map(|row| row.seq).collect();
         let gone: Vec<Seq> = self
             .items
@@ -33,7 +39,7 @@ impl Window {
         }
         for row in rows {
             let not_before = row.next_at.and_then(|due| {
-                let wait = due.since(clock).min(longest);
+                let wait = due.since(clock).min(longest(row.attempts));
                 (!wait.is_zero()).then(|| now + wait)
             });
             match self.items.get_mut(&row.seq) {

@@ -13,7 +13,8 @@ mod tests;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OpenFlags, params};
+use kit::clock::Timestamp;
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 
 pub(crate) use reader::SqliteReader;
 
@@ -103,10 +104,10 @@ impl SqliteEngine {
         if let Some((first, entries)) = self.dedupe.staged_entries() {
             self.conn
                 .prepare_cached("INSERT INTO keys (first_seq, at, entries) VALUES (?, ?, ?)")?
-                .execute(params![first, commit.at.as_millis(), entries])?;
+                .execute(params![first, commit.age.as_millis(), entries])?;
         }
         for settlement in &commit.settlements {
-            self.sinks.settle(&self.conn, settlement, commit.at)?;
+            self.sinks.settle(&self.conn, settlement, commit.age)?;
         }
         for action in &commit.actions {
             committed.actions.push(self.sinks.act(&self.conn, action, committed.last_seq)?);
@@ -144,12 +145,7 @@ impl SqliteEngine {
         Ok(committed)
     }
 
-    fn append(
-        &mut self,
-        append: &mut Append,
-        at: kit::clock::Timestamp,
-        last: &mut Seq,
-    ) -> Result<Verdict, JournalError> {
+    fn append(&mut self, append: &mut Append, at: Timestamp, last: &mut Seq) -> Result<Verdict, JournalError> {
         let key = KeyHash::of(&append.head.source, &append.head.key);
         let known = self.dedupe.lookup(&self.conn, key)?;
         let id = append.head.id;
@@ -223,6 +219,17 @@ impl Engine for SqliteEngine {
         self.last_seq
     }
 
+    fn remembered(&self, name: &str) -> Result<(Option<Vec<u8>>, Option<Timestamp>), JournalError> {
+        let value =
+            self.conn.query_row("SELECT value FROM meta WHERE name = ?", [name], |row| row.get(0)).optional()?;
+        let newest: Option<i64> = self.conn.query_row(
+            "SELECT ifnull((SELECT at FROM keys ORDER BY first_seq DESC LIMIT 1), (SELECT max(newest_at) FROM key_runs))",
+            [],
+            |row| row.get(0),
+        )?;
+        Ok((value, newest.map(Timestamp::from_millis)))
+    }
+
     fn dedupe_memory(&self) -> (u64, u64) {
         self.dedupe.memory()
     }
@@ -266,11 +273,8 @@ fn connect(path: &Path) -> Result<Connection, JournalError> {
 /// The last position ever given: events may have been purged, but then their keys, or the cursors
 /// that passed them, remain.
 fn last_seq(conn: &Connection) -> Result<Seq, JournalError> {
-    let from_keys: Option<(Seq, i64)> = rusqlite::OptionalExtension::optional(conn.query_row(
-        "SELECT first_seq, length(entries) FROM keys ORDER BY first_seq DESC LIMIT 1",
-        [],
-        |row| Ok((row.get(0)?, row.get(1)?)),
-    ))?;
+    let newest = "SELECT first_seq, length(entries) FROM keys ORDER BY first_seq DESC LIMIT 1";
+    let from_keys: Option<(Seq, i64)> = conn.query_row(newest, [], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
     let from_keys = from_keys.map_or(0, |(first, bytes)| first - 1 + bytes / dedupe::ENTRY as i64);
     let others: Seq = conn.query_row(
         "SELECT max(

@@ -99,7 +99,12 @@ impl Sinks {
         Ok(true)
     }
 
-    pub(super) fn settle(&self, conn: &Connection, settlement: &Settlement, at: Timestamp) -> Result<(), JournalError> {
+    pub(super) fn settle(
+        &self,
+        conn: &Connection,
+        settlement: &Settlement,
+        age: Timestamp,
+    ) -> Result<(), JournalError> {
         let sink = self.id(&settlement.sink)?;
         let old: Seq =
             conn.prepare_cached("SELECT cursor FROM sinks WHERE id = ?")?.query_row([sink], |row| row.get(0))?;
@@ -132,7 +137,7 @@ impl Sinks {
                 deltas.delivered += 1;
             }
         }
-        record_attempts(conn, sink, at, &settlement.attempts)?;
+        record_attempts(conn, sink, age, &settlement.attempts)?;
         deltas.apply(conn, sink, Some(new))
     }
 }
@@ -182,7 +187,7 @@ pub(super) type PackedAttempt<'a> = (
     Option<std::borrow::Cow<'a, str>>,
 );
 
-fn record_attempts(conn: &Connection, sink: i64, at: Timestamp, attempts: &[Attempt]) -> Result<(), JournalError> {
+fn record_attempts(conn: &Connection, sink: i64, age: Timestamp, attempts: &[Attempt]) -> Result<(), JournalError> {
     let (Some(min), Some(max)) = (attempts.iter().map(|a| a.seq).min(), attempts.iter().map(|a| a.seq).max()) else {
         return Ok(());
     };
@@ -203,6 +208,6 @@ fn record_attempts(conn: &Connection, sink: i64, at: Timestamp, attempts: &[Atte
     let entries = serde_json::to_string(&packed)
         .map_err(|_| JournalError::Damaged { seq: min, what: "attempt cannot be written as JSON" })?;
     conn.prepare_cached("INSERT INTO attempts (sink, at, min_seq, max_seq, entries) VALUES (?, ?, ?, ?, ?)")?
-        .execute(params![sink, at.as_millis(), min, max, entries])?;
+        .execute(params![sink, age.as_millis(), min, max, entries])?;
     Ok(())
 }

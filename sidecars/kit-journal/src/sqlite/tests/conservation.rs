@@ -98,6 +98,43 @@ fn an_unknown_sink_in_an_action_fails_nobody_elses_commit() {
 }
 
 #[test]
+fn delivered_events_go_by_the_journals_time_whatever_the_wall_clock_said() {
+    for bounds in [DedupeBounds::default(), DedupeBounds { recent_keys: 10, run_keys: 5, filter_bytes: 1024 }] {
+        let mut bench = Bench::bounded(bounds);
+        let begin = bench.now;
+        for n in 0..30_i64 {
+            let age = Timestamp::from_millis(begin + n * 1000);
+            let at = Timestamp::from_millis(if n % 2 == 0 { 0 } else { i64::MAX / 2 });
+            let appends = vec![append(&n.to_string(), "{}")];
+            bench.engine().commit(&mut Commit { at, age, appends, ..Commit::default() }).unwrap();
+            bench.engine().idle().unwrap();
+        }
+        bench.settle(Settlement { cursor: 30, ..Settlement::default() });
+        let mut oldest = |before: i64, keys_before: i64| {
+            let plan = Purge {
+                delivered_before: Timestamp::from_millis(before),
+                max_bytes: u64::MAX,
+                keys_before: Timestamp::from_millis(keys_before),
+                audit_before: Timestamp::from_millis(0),
+                limit: 512,
+            };
+            bench.purge(plan);
+            bench.reader().statistics().unwrap().oldest_seq
+        };
+
+        assert_eq!(oldest(begin, 0), Some(1));
+        assert_eq!(oldest(begin + 24_500, 0), Some(26), "{bounds:?}");
+        assert_eq!(oldest(begin + 24_000, 0), Some(26), "nothing comes back");
+        // Their keys are gone: then they are older than any that is left.
+        for _ in 0..10 {
+            oldest(begin, begin + 27_500);
+        }
+        assert!(oldest(begin, 0).is_none_or(|seq| seq > 26), "{bounds:?}");
+        assert_eq!(oldest(begin + 30_000, 0), None);
+    }
+}
+
+#[test]
 fn what_is_not_delivered_is_never_purged() {
     let mut bench = Bench::new();
     bench.append((0..6).map(|n| append(&n.to_string(), "{}")).collect());
@@ -110,6 +147,7 @@ fn what_is_not_delivered_is_never_purged() {
         delivered_before: Timestamp::from_millis(i64::MAX),
         max_bytes: 0,
         keys_before: Timestamp::from_millis(0),
+        audit_before: Timestamp::from_millis(0),
         limit: 512,
     };
     assert_eq!(bench.purge(plan).events, 2);

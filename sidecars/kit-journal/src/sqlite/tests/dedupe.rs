@@ -95,6 +95,7 @@ fn keys_are_forgotten_after_the_window_and_not_before() {
             delivered_before: Timestamp::from_millis(0),
             max_bytes: u64::MAX,
             keys_before: Timestamp::from_millis(keys_before),
+            audit_before: Timestamp::from_millis(0),
             limit: 512,
         };
 

@@ -50,7 +50,8 @@ impl Bench {
     }
 
     fn commit(&mut self, commit: Commit) -> Committed {
-        let mut commit = Commit { at: Timestamp::from_millis(self.now), ..commit };
+        let now = Timestamp::from_millis(self.now);
+        let mut commit = Commit { at: now, age: now, ..commit };
         self.engine().commit(&mut commit).unwrap()
     }
 
