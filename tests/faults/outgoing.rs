@@ -15,7 +15,7 @@ use outrigger_tests::experiment::{Outcome, Trial};
 use outrigger_tests::named;
 use outrigger_tests::rig::{Mode, REQUEST_DEADLINE, Rig};
 use outrigger_tests::strict::{self, Reply, StrictGateway, StrictRequest};
-use outrigger_tests::tls::{Authority, Identity, TlsFront, Validity};
+use outrigger_tests::tls::{Authority, TlsFront, Validity};
 use serde_json::json;
 
 /// Every shape of request.
