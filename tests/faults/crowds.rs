@@ -279,6 +279,13 @@ fn cpu_seconds(pid: u32) -> Result<f64> {
     Ok((user + system) / TICKS)
 }
 
+/// The soft limit of open files of a running process.
+fn files_allowed(pid: u32) -> Result<usize> {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).context("no limit of files")?;
+    Ok(line.split_whitespace().next().context("no soft limit")?.parse()?)
+}
+
 /// Sets the soft limit of open files of a running process.
 async fn limit_files(pid: u32, soft: usize) -> Result<()> {
     let done = tokio::process::Command::new("prlimit")
@@ -350,6 +357,7 @@ pub(crate) async fn without_file_descriptors_it_waits_and_recovers(trial: Trial)
         post_on(&rig, &mut kept, &mut ledger, "before").await?;
         rig.gateway.wait_for_unique(1, REQUEST_DEADLINE).await?;
         let pid = rig.process()?.pid();
+        let allowed = files_allowed(pid)?;
         if !from_the_start {
             let open = rig.process()?.open_fds()?;
             limit_files(pid, open + 2).await?;
@@ -372,7 +380,7 @@ pub(crate) async fn without_file_descriptors_it_waits_and_recovers(trial: Trial)
             ensure!(said.contains("cannot be accepted"), "nothing was said about it");
             let lines = said.lines().filter(|line| line.contains("cannot be accepted")).count();
             ensure!(lines <= 4, "it was said {lines} times");
-            limit_files(pid, 20_000).await?;
+            limit_files(pid, allowed).await?;
         }
         drop(crowd);
         let over = Instant::now();
