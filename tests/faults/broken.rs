@@ -118,6 +118,7 @@ fn table(rig: &Rig) -> Result<Vec<Case>> {
         wrong("SIDECAR_JOURNAL__PATH", &format!("{text}/journal.db")),
         wrong("SIDECAR_JOURNAL__PATH", &text),
         wrong("SIDECAR_JOURNAL__QUEUE", "0"),
+        wrong("SIDECAR_JOURNAL__WAIT_SECONDS", "0"),
         wrong("SIDECAR_JOURNAL__MAX_BYTES", "5"),
         wrong("SIDECAR_JOURNAL__DEDUPE_DAYS", "0"),
         wrong("SIDECAR_JOURNAL__RETENTION__DAYS", "-1"),

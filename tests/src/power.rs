@@ -16,6 +16,8 @@ use kit_workbench::scratch::Scratch;
 
 /// A process that was killed may hold the mount a moment longer.
 const UNMOUNT_DEADLINE: Duration = Duration::from_secs(10);
+/// Whoever made a mount namespace of their own beside us is done with it by then.
+const RELEASE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Which filesystem is put on the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,13 +160,30 @@ impl Disk {
     fn unmount(&self) -> Result<()> {
         self.disarm();
         let begin = Instant::now();
-        loop {
-            match run(Command::new("umount").arg(&self.folder)) {
-                Ok(()) => return Ok(()),
-                Err(error) if begin.elapsed() > UNMOUNT_DEADLINE => return Err(error),
-                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        while let Err(error) = run(Command::new("umount").arg(&self.folder)) {
+            if begin.elapsed() > UNMOUNT_DEADLINE {
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // A mount namespace that was made meanwhile has a mount of its own of the same filesystem, and the next
+        // mount would be of that one: still shut down, or still in use.
+        while self.is_attached()? {
+            ensure!(begin.elapsed() < RELEASE_DEADLINE, "another mount namespace holds the filesystem");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Whether a loop device has the image. It lets go by itself when the last mount is gone.
+    fn is_attached(&self) -> Result<bool> {
+        for device in std::fs::read_dir("/sys/block")? {
+            let backing = std::fs::read_to_string(device?.path().join("loop/backing_file")).unwrap_or_default();
+            if Path::new(backing.trim_end()) == self.image {
+                return Ok(true);
             }
         }
+        Ok(false)
     }
 }
 
