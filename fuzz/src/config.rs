@@ -49,7 +49,7 @@ pub fn target(data: &[u8]) {
     let shown = format!("{config:?}");
     assert!(!(secret && shown.contains(CANARY)), "the configuration prints a secret");
     // Reading is slow work, so that not every input is read twice.
-    if fold(data) % 8 == 0 {
+    if fold(data).is_multiple_of(8) {
         let (again, same) = read::<Config>(&source);
         assert_eq!((format!("{again:?}"), same), (shown, lines), "reading has no memory");
     }
