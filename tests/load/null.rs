@@ -11,8 +11,8 @@ use kit::lifecycle::Shell;
 use kit::run::{Daemon, StartError};
 use kit::telemetry::Metrics;
 use kit_journal::engine::{
-    ActionOutcome, Attempt, AuditRecord, Commit, Committed, Engine, ExceptionRow, Found, Page, Reader, SinkRow,
-    Statistics, Verdict,
+    ActionOutcome, Attempt, AuditRecord, Commit, Committed, Engine, ExceptionRow, ExceptionState, Found, Page, Reader,
+    SinkRow, Statistics, Verdict,
 };
 use kit_journal::{EventFilter, EventId, Journal, JournalError, Seq, StoredEvent};
 use lago_webhook_processor::LagoWebhookProcessor;
@@ -150,6 +150,10 @@ impl Reader for Handle {
     }
 
     fn rows_between(&mut self, _: &str, _: Seq, _: Seq) -> Result<Vec<Seq>, JournalError> {
+        Ok(Vec::new())
+    }
+
+    fn not_in_state(&mut self, _: &str, _: &[Seq], _: ExceptionState) -> Result<Vec<Seq>, JournalError> {
         Ok(Vec::new())
     }
 

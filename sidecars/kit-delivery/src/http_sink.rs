@@ -1,7 +1,7 @@
 //! The HTTP sink: one request an event, judged by status and body.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -163,10 +163,11 @@ impl HttpSink {
 
     async fn attempt_with_token(&self, event: &StoredEvent, traceparent: Option<String>) -> Outcome {
         let traceparent = traceparent.or_else(|| event.head.traceparent.clone());
+        let begun = Instant::now();
         let outcome = self.attempt_once(event, traceparent.as_deref()).await;
         // An access token may have been withdrawn before its time: once with a new one.
         if let (Some(oauth), Some(401)) = (&self.oauth, outcome.status) {
-            oauth.forget().await;
+            oauth.forget(begun).await;
             return self.attempt_once(event, traceparent.as_deref()).await;
         }
         outcome

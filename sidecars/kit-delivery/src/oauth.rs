@@ -18,18 +18,28 @@ const RENEW_BEFORE: Duration = Duration::from_secs(60);
 /// Life of a token whose answer does not say.
 const DEFAULT_LIFE: Duration = Duration::from_secs(300);
 const ANSWER_BYTES: usize = 64 * 1024;
+/// A fetch that failed is not tried again for this long: those who waited for it share its end, instead of
+/// waiting one after the other.
+const FAILED_FOR: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) struct TokenSource {
     client: reqwest::Client,
     section: OauthSection,
     secret: Secret,
-    held: Mutex<Option<Held>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: Option<Held>,
+    failed: Option<(Instant, String)>,
 }
 
 #[derive(Debug)]
 struct Held {
     header: HeaderValue,
+    fetched_at: Instant,
     renew_at: Instant,
 }
 
@@ -50,24 +60,38 @@ impl TokenSource {
         )
         .map_err(|e| e.to_string())?
         .ok_or("a client secret must be set when oauth.token_url is")?;
-        Ok(Self { client, section: section.clone(), secret, held: Mutex::new(None) })
+        Ok(Self { client, section: section.clone(), secret, state: Mutex::default() })
     }
 
     /// The `Authorization` header.
     pub(crate) async fn token(&self) -> Result<HeaderValue, String> {
-        let mut held = self.held.lock().await;
-        if let Some(held) = held.as_ref().filter(|held| held.renew_at > Instant::now()) {
+        let mut state = self.state.lock().await;
+        if let Some(held) = state.held.as_ref().filter(|held| held.renew_at > Instant::now()) {
             return Ok(held.header.clone());
         }
-        let fresh = self.fetch().await?;
-        let header = fresh.header.clone();
-        *held = Some(fresh);
-        Ok(header)
+        if let Some((at, error)) = state.failed.as_ref().filter(|(at, _)| at.elapsed() < FAILED_FOR) {
+            tracing::debug!(ago = ?at.elapsed(), "the token endpoint is not asked again yet");
+            return Err(error.clone());
+        }
+        match self.fetch().await {
+            Ok(fresh) => {
+                let header = fresh.header.clone();
+                *state = State { held: Some(fresh), failed: None };
+                Ok(header)
+            }
+            Err(error) => {
+                state.failed = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
     }
 
-    /// The held token was refused.
-    pub(crate) async fn forget(&self) {
-        *self.held.lock().await = None;
+    /// A token that was held at `then` was refused. One that somebody has fetched since stays.
+    pub(crate) async fn forget(&self, then: Instant) {
+        let mut state = self.state.lock().await;
+        if state.held.as_ref().is_some_and(|held| held.fetched_at <= then) {
+            state.held = None;
+        }
     }
 
     async fn fetch(&self) -> Result<Held, String> {
@@ -117,6 +141,6 @@ impl TokenSource {
             .unwrap_or(DEFAULT_LIFE)
             .min(Duration::from_secs(86_400));
         let renew_at = Instant::now() + life.saturating_sub(RENEW_BEFORE.min(life / 10));
-        Ok(Held { header, renew_at })
+        Ok(Held { header, fetched_at: Instant::now(), renew_at })
     }
 }

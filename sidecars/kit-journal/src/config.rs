@@ -59,6 +59,15 @@ impl Default for RetentionSection {
 }
 
 impl JournalSection {
+    /// Above this many bytes delivered events go early: in time for new ones where the journal has a
+    /// maximum.
+    pub(crate) fn bytes_to_keep(&self) -> u64 {
+        match self.max_bytes {
+            0 => self.retention.max_bytes,
+            maximum => self.retention.max_bytes.min(maximum / 5 * 4),
+        }
+    }
+
     /// Checks the values; `prefix` is the section's path in the configuration.
     pub fn validate(&self, prefix: &str, problems: &mut Problems) {
         if self.path.as_os_str().is_empty() || self.path.file_name().is_none() {

@@ -427,6 +427,12 @@ pub trait Reader: Send {
     /// Unreadable.
     fn rows_between(&mut self, sink: &str, after: Seq, to: Seq) -> Result<Vec<Seq>, JournalError>;
 
+    /// Those of `seqs` whose row at this sink is not in `state`, or is not there.
+    ///
+    /// # Errors
+    /// Unreadable.
+    fn not_in_state(&mut self, sink: &str, seqs: &[Seq], state: ExceptionState) -> Result<Vec<Seq>, JournalError>;
+
     /// Replaying rows due at `now` in order of due time, and the time the next one is due.
     ///
     /// # Errors

@@ -74,6 +74,8 @@ pub(crate) struct Shared {
     pub(crate) readers: Mutex<Vec<Box<dyn Reader>>>,
     pub(crate) recent: Mutex<Recent>,
     reader_permits: tokio::sync::Semaphore,
+    /// One less: whatever people look for, a reader is left for deliveries.
+    browsing_permits: tokio::sync::Semaphore,
     /// How long an append may wait for the disk.
     wait: Duration,
     tail: watch::Receiver<Seq>,
@@ -147,6 +149,7 @@ impl Journal {
             readers: Mutex::new(readers),
             recent: Mutex::default(),
             reader_permits: tokio::sync::Semaphore::new(READERS),
+            browsing_permits: tokio::sync::Semaphore::new(READERS - 1),
             wait: Duration::from_secs_f64(section.wait_seconds),
             tail: tail_seen,
             actions: actions_seen,
@@ -243,6 +246,18 @@ impl Journal {
 
     async fn send(&self, request: Request) -> Result<(), JournalError> {
         self.requests.send(request).await.map_err(|_| stopped())
+    }
+
+    /// As [`Journal::read`], for what may take long and can wait: searches and lists for people.
+    ///
+    /// # Errors
+    /// As [`Journal::read`].
+    pub async fn browse<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&mut dyn Reader) -> Result<T, JournalError> + Send + 'static,
+    ) -> Result<T, JournalError> {
+        let _permit = self.shared.browsing_permits.acquire().await.map_err(|_| stopped())?;
+        self.read(read).await
     }
 
     /// Reads from the journal on a blocking thread.

@@ -12,7 +12,7 @@ use kit::clock::SharedClock;
 use tokio::sync::{mpsc, watch};
 
 use crate::age::Age;
-use crate::config::{JournalSection, RetentionSection};
+use crate::config::JournalSection;
 use crate::engine::{ActionOutcome, Commit, Engine, Purge, Verdict};
 use crate::error::{AppendError, JournalError};
 use crate::event::{Seq, StoredEvent};
@@ -278,11 +278,11 @@ impl Writer {
         }
         let failing = *self.health.borrow() != Health::Writable;
         self.next_purge = Instant::now() + if failing { PURGE_WHILE_FAILING } else { PURGE_EVERY };
-        let RetentionSection { days, max_bytes } = self.section.retention;
+        let days = self.section.retention.days;
         let (delivered, keys) = (days_in_millis(days), days_in_millis(self.section.dedupe_days));
         commit.purge = Some(Purge {
             delivered_before: commit.age.plus_millis(-delivered),
-            max_bytes,
+            max_bytes: self.section.bytes_to_keep(),
             // Keys tell how old events are: they stay at least as long.
             keys_before: commit.age.plus_millis(-keys.max(delivered)),
             audit_before: commit.age.min(commit.at).plus_millis(-keys),

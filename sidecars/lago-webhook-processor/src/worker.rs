@@ -33,6 +33,8 @@ pub(crate) struct KeyWorker {
     refresh: Duration,
     overlap: Duration,
     remembered: Remembered,
+    /// The journal has not taken what is remembered yet.
+    unstored: bool,
 }
 
 /// How the worker behaves.
@@ -68,6 +70,7 @@ impl KeyWorker {
             refresh: settings.refresh,
             overlap: settings.overlap,
             remembered: Remembered::from_stored(stored.as_deref()),
+            unstored: false,
         };
         worker.publish();
         Ok(worker)
@@ -103,7 +106,11 @@ impl KeyWorker {
             }
             if next_fetch.is_some() {
                 fetched_at = Some(Instant::now());
-                if self.fetch().await || !self.keyring.current().is_empty() {
+                let known = tokio::select! {
+                    () = stop.stopped() => return Ok(()),
+                    known = self.fetch() => known,
+                };
+                if known || !self.keyring.current().is_empty() {
                     next_fetch = None;
                     wait = FIRST_WAIT;
                 } else {
@@ -111,7 +118,22 @@ impl KeyWorker {
                     wait = (wait * 2).min(LONGEST_WAIT);
                 }
             }
+            self.store().await;
             self.publish();
+        }
+    }
+
+    /// Has the key on disk, so that a restart while Lago is away has one.
+    async fn store(&mut self) {
+        if !self.unstored {
+            return;
+        }
+        match self.journal.put_value(Remembered::NAME, self.remembered.to_stored()).await {
+            Ok(()) => self.unstored = false,
+            Err(error) => {
+                let error = kit::error::chain(&error);
+                tracing::warn!(error = %error, "Lago's public key cannot be remembered yet: {error}");
+            }
         }
     }
 
@@ -126,13 +148,12 @@ impl KeyWorker {
             }
         };
         match self.remembered.take(&pem, self.clock.now()) {
-            Ok(false) => true,
-            Ok(true) => {
-                tracing::info!("Lago's public key fetched, it is a new one");
-                if let Err(error) = self.journal.put_value(Remembered::NAME, self.remembered.to_stored()).await {
-                    let error = kit::error::chain(&error);
-                    tracing::warn!(error = %error, "Lago's public key cannot be remembered: {error}");
+            Ok(new) => {
+                if new {
+                    tracing::info!("Lago's public key fetched, it is a new one");
                 }
+                self.unstored |= new;
+                self.store().await;
                 true
             }
             Err(error) => {

@@ -151,7 +151,7 @@ async fn read_page(
 ) -> Result<kit_journal::engine::Page, ApiError> {
     // Ids come in one page: looking them up again for a second one would cost as much as the first.
     let limit = if filter.ids.is_empty() { PAGE } else { u32::MAX };
-    Ok(state.journal.read(move |reader| reader.search(&filter, before, limit, EXAMINE)).await?)
+    Ok(state.journal.browse(move |reader| reader.search(&filter, before, limit, EXAMINE)).await?)
 }
 
 fn is_empty(select: &Selection) -> bool {

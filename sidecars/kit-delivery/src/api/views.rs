@@ -25,7 +25,7 @@ pub(super) async fn list_events(
     Query(query): Query<ListQuery>,
 ) -> Result<Json<EventPage>, ApiError> {
     let (limit, cursor, filter) = (query.limit()?, query.cursor()?, query.filter()?);
-    let page = state.journal.read(move |reader| reader.search(&filter, cursor, limit, EXAMINE)).await?;
+    let page = state.journal.browse(move |reader| reader.search(&filter, cursor, limit, EXAMINE)).await?;
     Ok(Json(EventPage {
         events: page.found.into_iter().map(EventView::from).collect(),
         next_cursor: page.next.map(|seq| seq.to_string()),
@@ -61,7 +61,7 @@ type Attempts = Vec<(String, kit_journal::engine::Attempt)>;
 
 async fn find(state: &ApiState, id: &str) -> Result<(Found, Attempts), ApiError> {
     let id = event_id(id)?;
-    let found = state.journal.read(move |reader| {
+    let found = state.journal.browse(move |reader| {
         let Some(seq) = reader.find(id)? else { return Ok(None) };
         let Some(found) = reader.found(seq)? else { return Ok(None) };
         Ok(Some((found, reader.attempts(seq)?)))
@@ -78,7 +78,7 @@ pub(super) async fn list_deliveries(
 ) -> Result<Json<DeliveryPage>, ApiError> {
     let (limit, cursor, filter) = (query.limit()?, query.cursor()?, query.filter()?);
     let (sink, wanted) = (filter.sink.clone(), filter.state);
-    let page = state.journal.read(move |reader| reader.search(&filter, cursor, limit, EXAMINE)).await?;
+    let page = state.journal.browse(move |reader| reader.search(&filter, cursor, limit, EXAMINE)).await?;
     let mut deliveries = Vec::new();
     for found in page.found {
         let event = EventView::from(found);
@@ -116,7 +116,7 @@ pub(super) async fn statistics(State(state): State<ApiState>) -> Result<Json<Sta
 }
 
 async fn read_statistics(state: &ApiState) -> Result<StatisticsView, ApiError> {
-    let totals = state.journal.read(|reader| reader.statistics()).await?;
+    let totals = state.journal.browse(|reader| reader.statistics()).await?;
     let last_seq = i64::try_from(totals.accepted).unwrap_or(i64::MAX);
     let status = |name: &str| -> Option<SinkStatus> {
         state.sinks.get(name).map(|status| status.lock().unwrap_or_else(PoisonError::into_inner).clone())
@@ -142,7 +142,7 @@ pub(super) async fn audit(
 ) -> Result<Json<AuditPage>, ApiError> {
     let query = query.into_list();
     let (limit, cursor) = (query.limit()?, query.cursor()?);
-    let records = state.journal.read(move |reader| reader.audit(cursor, limit)).await?;
+    let records = state.journal.browse(move |reader| reader.audit(cursor, limit)).await?;
     let next_cursor = (records.len() == limit as usize).then(|| records.last().map(|(id, _)| id.to_string())).flatten();
     Ok(Json(AuditPage { records: records.into_iter().map(|(_, record)| record.into()).collect(), next_cursor }))
 }

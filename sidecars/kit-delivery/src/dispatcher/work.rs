@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use kit::lifecycle::StopToken;
-use kit_journal::engine::{Attempt, Settlement, SinkRow};
+use kit_journal::engine::{Attempt, ExceptionState, Settlement, SinkRow};
 use kit_journal::{Journal, JournalError, Seq, StoredEvent};
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 
 use super::Dispatcher;
+use super::settling::{SETTLE_AGAIN, Settling, settled};
 use crate::circuit::{Circuit, Permit};
 use crate::judge::{self, Circumstances};
 use crate::metrics::SinkGauges;
@@ -23,41 +24,31 @@ const UNSETTLED: usize = 1024;
 const REPLAYS: u32 = 64;
 /// How long the wall clock is believed when it says that no replay is due.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
-/// Between two attempts to settle when the journal refuses.
-const SETTLE_AGAIN: Duration = Duration::from_millis(500);
 /// How often the gauges are read from the journal while there is something to deliver …
 const OBSERVE_EVERY: Duration = Duration::from_secs(2);
 /// … and while there is nothing.
 const OBSERVE_IDLE: Duration = Duration::from_secs(60);
-/// How long deliveries in flight may take to finish when the daemon stops.
-const FINISH_WITHIN: Duration = Duration::from_secs(4);
 
 /// One delivery that has ended.
-struct Finished {
+pub(super) struct Finished {
     seq: Seq,
     outcome: Outcome,
     attempt: Option<Attempt>,
     circuit_closed: bool,
 }
 
-struct Settling {
-    /// Kept until the journal has it.
-    settlement: Settlement,
-    task: JoinHandle<Result<(), JournalError>>,
-}
-
 /// The dispatcher at work.
 pub(super) struct Work<S> {
-    shell: Dispatcher<S>,
-    name: String,
-    window: Window,
+    pub(super) shell: Dispatcher<S>,
+    pub(super) name: String,
+    pub(super) window: Window,
     circuit: Circuit,
     limiter: Option<DefaultDirectRateLimiter>,
     paused: bool,
-    in_flight: JoinSet<Finished>,
-    settling: Option<Settling>,
+    pub(super) in_flight: JoinSet<Finished>,
+    pub(super) settling: Option<Settling>,
     /// A settlement that the journal refused, and when to offer it again.
-    settle_again: Option<(Instant, Settlement)>,
+    pub(super) settle_again: Option<(Instant, Settlement)>,
     successes: u64,
     next_replay: Option<Instant>,
     next_observation: Instant,
@@ -138,19 +129,22 @@ impl<S: Sink> Work<S> {
         }
         let name = self.name.clone();
         let (after, limit) = (self.window.cursor(), self.window.loaded_to());
+        let taken_up = self.window.taken_up_replays();
         let read = self.shell.journal.read(move |reader| {
             let sink = reader.sink(&name)?;
             let rows = reader.blocked(&name, 60_000)?;
             let ahead = if limit > after { reader.rows_between(&name, after, limit)? } else { Vec::new() };
-            Ok((sink, rows, ahead))
+            let withdrawn = reader.not_in_state(&name, &taken_up, ExceptionState::Replaying)?;
+            Ok((sink, rows, ahead, withdrawn))
         });
         match read.await {
-            Ok((sink, rows, ahead)) => {
+            Ok((sink, rows, ahead, withdrawn)) => {
                 self.paused = sink.paused;
                 self.rows_ahead = sink.ahead > 0;
                 let longest = |attempts| self.shell.settings.longest_wait_after(attempts);
                 self.window.sync_rows(&rows, self.shell.clock.now(), Instant::now(), longest);
                 self.window.leave_to_rows(&ahead);
+                self.window.withdraw(&withdrawn);
                 self.next_replay = Some(Instant::now());
                 self.sync_due = false;
             }
@@ -243,7 +237,7 @@ impl<S: Sink> Work<S> {
         while !self.paused
             && !self.sync_due
             && self.in_flight.len() < self.shell.settings.concurrency
-            && self.window.unsettled() < UNSETTLED
+            && self.unsettled() < UNSETTLED
             && self.settle_again.is_none()
         {
             let now = Instant::now();
@@ -294,7 +288,7 @@ impl<S: Sink> Work<S> {
         });
     }
 
-    fn finished(&mut self, finished: Result<Finished, tokio::task::JoinError>) {
+    pub(super) fn finished(&mut self, finished: Result<Finished, tokio::task::JoinError>) {
         let finished = match finished {
             Ok(finished) => finished,
             Err(error) => {
@@ -350,40 +344,6 @@ impl<S: Sink> Work<S> {
             tracing::info!(sink = %self.name, "{} takes events again", self.name);
             self.window.sink_is_back();
         }
-    }
-
-    fn settle(&mut self) {
-        if self.settling.is_some() {
-            return;
-        }
-        let settlement = match self.settle_again.take() {
-            Some((due, settlement)) if due > Instant::now() => {
-                self.settle_again = Some((due, settlement));
-                return;
-            }
-            Some((_, settlement)) => settlement,
-            None => match self.window.settlement(&self.name) {
-                Some(settlement) => settlement,
-                None => return,
-            },
-        };
-        let journal = self.shell.journal.clone();
-        let sent = settlement.clone();
-        let task = tokio::spawn(async move { journal.settle(vec![sent]).await });
-        self.settling = Some(Settling { settlement, task });
-    }
-
-    fn settled(&mut self, result: Result<(), JournalError>) {
-        if let (Err(error), Some(settling)) = (result, self.settling.take()) {
-            self.refused(settling.settlement, &error);
-        }
-    }
-
-    /// Keeps what the journal refused; offering the same again is safe.
-    fn refused(&mut self, settlement: Settlement, error: &JournalError) {
-        let error = kit::error::chain(error);
-        tracing::warn!(sink = %self.name, error = %error, "results cannot be recorded, deliveries wait: {error}");
-        self.settle_again = Some((Instant::now() + SETTLE_AGAIN, settlement));
     }
 
     async fn observe(&mut self) {
@@ -464,26 +424,6 @@ impl<S: Sink> Work<S> {
         // Never a busy loop, whatever the arithmetic above says.
         wake.max(now + Duration::from_millis(1))
     }
-
-    /// Lets deliveries in flight finish and settles what has been done.
-    async fn drain(&mut self) {
-        let deadline = tokio::time::Instant::now() + FINISH_WITHIN;
-        while let Ok(Some(finished)) = tokio::time::timeout_at(deadline, self.in_flight.join_next()).await {
-            self.finished(finished);
-        }
-        self.in_flight.abort_all();
-        self.window.let_go(self.shell.clock.now());
-        if let Some(settling) = self.settling.take() {
-            let _ = settling.task.await;
-        }
-        let left = self.settle_again.take().map(|(_, settlement)| settlement);
-        for settlement in left.into_iter().chain(self.window.settlement(&self.name)) {
-            if let Err(error) = self.shell.journal.settle(vec![settlement]).await {
-                let error = kit::error::chain(&error);
-                tracing::warn!(sink = %self.name, error = %error, "last results cannot be recorded, the sink will see these events again: {error}");
-            }
-        }
-    }
 }
 
 /// The event of a row, or the outcome that parks a row whose event cannot be read.
@@ -496,15 +436,5 @@ async fn read_event(journal: &Journal, seq: Seq) -> Result<Arc<StoredEvent>, Out
             Err(Outcome::failed(Failure::Unsendable, format!("record is damaged: {what}")))
         }
         Err(error) => Err(Outcome::failed(Failure::Unreachable, kit::error::chain(&error))),
-    }
-}
-
-async fn settled(settling: &mut Option<Settling>) -> Result<(), JournalError> {
-    match settling {
-        Some(settling) => match (&mut settling.task).await {
-            Ok(result) => result,
-            Err(_) => Err(JournalError::Unavailable("settling was cut off".to_owned())),
-        },
-        None => std::future::pending().await,
     }
 }

@@ -375,8 +375,10 @@ impl Window {
             next_at: None,
             reason: reason.to_owned(),
         });
+        // A replay's row is in the journal, also where the cursor has not come by yet.
+        let in_journal = seq <= self.cursor || matches!(item.source, Source::Replay);
         self.remove(seq);
-        if seq > self.cursor {
+        if !in_journal {
             let nth = usize::try_from(seq - self.cursor - 1).unwrap_or(usize::MAX);
             self.rows_ahead.remove(&seq);
             if let Some(slot) = self.slots.get_mut(nth) {

@@ -94,13 +94,32 @@ impl Window {
         }
     }
 
-    /// Loaded positions that an operator dropped or asked for again meanwhile.
+    /// Replays that are taken up and not under way.
+    pub(crate) fn taken_up_replays(&self) -> Vec<Seq> {
+        let waiting = |item: &Item| matches!(item.source, Source::Replay) && !item.in_flight;
+        self.items.iter().filter(|(_, item)| waiting(item)).map(|(seq, _)| *seq).collect()
+    }
+
+    /// An operator does not want these replays any more.
+    pub(crate) fn withdraw(&mut self, seqs: &[Seq]) {
+        for seq in seqs {
+            if self.items.get(seq).is_some_and(|item| matches!(item.source, Source::Replay) && !item.in_flight) {
+                self.remove(*seq);
+            }
+        }
+    }
+
+    /// Positions ahead of the cursor that an operator dropped or asked for again meanwhile: loaded ones,
+    /// and ones that were tried and wait for another time.
     pub(crate) fn leave_to_rows(&mut self, seqs: &[Seq]) {
         for seq in seqs {
-            let loaded =
-                self.items.get(seq).is_some_and(|item| matches!(item.source, Source::Loaded(_)) && !item.in_flight);
-            if loaded {
+            let ours = self
+                .items
+                .get(seq)
+                .is_some_and(|item| matches!(item.source, Source::Loaded(_) | Source::Row) && !item.in_flight);
+            if ours {
                 self.remove(*seq);
+                self.rows_ahead.remove(seq);
                 let nth = usize::try_from(seq - self.cursor - 1).unwrap_or(usize::MAX);
                 if let Some(slot) = self.slots.get_mut(nth) {
                     *slot = Slot::Done;

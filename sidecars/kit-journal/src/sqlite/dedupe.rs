@@ -96,8 +96,9 @@ impl DedupeIndex {
                 count: usize::try_from(count).unwrap_or(0),
                 filter: Bloom::from_bytes(row.get(3)?),
             });
+            // They are stored at full size, and all of them at that size may be more than there is memory.
+            index.fit_filters();
         }
-        index.fit_filters();
         Ok(index)
     }
 

@@ -48,15 +48,27 @@ impl Progress {
             }
             self.floor = *seq;
         }
-        let before = plan.delivered_before.as_millis();
-        conn.prepare_cached(
-            "DELETE FROM attempts WHERE id IN (SELECT id FROM attempts WHERE at < ? ORDER BY id LIMIT ?)",
-        )?
-        .execute(params![before, plan.limit])?;
-        conn.prepare_cached("DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE at < ? ORDER BY id LIMIT ?)")?
-            .execute(params![plan.audit_before.as_millis(), plan.limit])?;
+        remove_older(conn, "attempts", plan.delivered_before, plan.limit)?;
+        remove_older(conn, "audit", plan.audit_before, plan.limit)?;
         Ok(removed)
     }
+}
+
+/// Removes the oldest rows of a table in order of `id`, up to the first that is young enough to stay: what
+/// stays is not looked at.
+fn remove_older(conn: &Connection, table: &str, before: Timestamp, limit: u32) -> Result<(), JournalError> {
+    let mut oldest = conn.prepare_cached(&format!("SELECT id, at FROM {table} ORDER BY id LIMIT ?"))?;
+    let mut rows = oldest.query([limit])?;
+    let mut last: Option<i64> = None;
+    while let Some(row) = rows.next()?
+        && row.get::<_, i64>(1)? < before.as_millis()
+    {
+        last = Some(row.get(0)?);
+    }
+    if let Some(last) = last {
+        conn.prepare_cached(&format!("DELETE FROM {table} WHERE id <= ?"))?.execute([last])?;
+    }
+    Ok(())
 }
 
 /// The last position accepted before `before` in the journal's own time. Receipt times would tell the

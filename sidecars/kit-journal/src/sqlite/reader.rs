@@ -249,6 +249,17 @@ impl Reader for SqliteReader {
         rows.collect::<Result<_, _>>().map_err(Into::into)
     }
 
+    fn not_in_state(&mut self, sink: &str, seqs: &[Seq], state: ExceptionState) -> Result<Vec<Seq>, JournalError> {
+        let sink = self.sink_id(sink)?;
+        let mut others = Vec::new();
+        for seq in seqs {
+            if row_state(&self.conn, sink, *seq)? != Some(state) {
+                others.push(*seq);
+            }
+        }
+        Ok(others)
+    }
+
     fn replays(
         &mut self,
         sink: &str,

@@ -134,7 +134,12 @@ impl Sinks {
             if let Some(previous) = row_state(conn, sink, *seq)?.filter(|state| state.is_open()) {
                 remove_row(conn, sink, *seq)?;
                 deltas.count(previous, -1);
-                deltas.delivered += 1;
+                if *seq <= new {
+                    deltas.delivered += 1;
+                } else {
+                    // The cursor counts it when it comes by.
+                    deltas.ahead -= 1;
+                }
             }
         }
         record_attempts(conn, sink, age, &settlement.attempts)?;

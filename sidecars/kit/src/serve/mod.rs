@@ -196,7 +196,9 @@ impl Server {
         // there would always be one more.
         tokio::time::sleep(Duration::from_millis(10)).await;
         for _ in 0..BACKLOG {
-            let Some(Ok((stream, peer))) = listener.accept().now_or_never() else { break };
+            // Unconstrained: a task that has used up its share of a turn is told that nobody is there.
+            let accepted = tokio::task::coop::unconstrained(listener.accept()).now_or_never();
+            let Some(Ok((stream, peer))) = accepted else { break };
             shared.admit(stream, peer, &app, &connections);
         }
         drop(listener);

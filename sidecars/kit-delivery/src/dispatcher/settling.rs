@@ -1,0 +1,119 @@
+//! Bringing results to the journal: one settlement at a time and in order, because each says how far the
+//! cursor is and leaves out what the one before has said.
+
+use std::time::{Duration, Instant};
+
+use kit_journal::JournalError;
+use kit_journal::engine::Settlement;
+use tokio::task::JoinHandle;
+
+use super::work::Work;
+use crate::outcome::Sink;
+
+/// Between two attempts to settle when the journal refuses.
+pub(super) const SETTLE_AGAIN: Duration = Duration::from_millis(500);
+/// How long deliveries in flight may take to finish when the daemon stops …
+const FINISH_WITHIN: Duration = Duration::from_secs(4);
+/// … and how long the journal is asked again to take their results.
+const RECORD_WITHIN: Duration = Duration::from_secs(2);
+const RECORD_AGAIN: Duration = Duration::from_millis(100);
+
+/// A settlement on its way.
+pub(super) struct Settling {
+    /// Kept until the journal has it.
+    settlement: Settlement,
+    /// Results that it carries.
+    results: usize,
+    task: JoinHandle<Result<(), JournalError>>,
+}
+
+impl<S: Sink> Work<S> {
+    /// Deliveries whose results are not on the disk.
+    pub(super) fn unsettled(&self) -> usize {
+        self.window.unsettled() + self.settling.as_ref().map_or(0, |settling| settling.results)
+    }
+
+    pub(super) fn settle(&mut self) {
+        if self.settling.is_some() {
+            return;
+        }
+        let settlement = match self.settle_again.take() {
+            Some((due, settlement)) if due > Instant::now() => {
+                self.settle_again = Some((due, settlement));
+                return;
+            }
+            Some((_, settlement)) => settlement,
+            None => match self.window.settlement(&self.name) {
+                Some(settlement) => settlement,
+                None => return,
+            },
+        };
+        let results = settlement.attempts.len();
+        let journal = self.shell.journal.clone();
+        let sent = settlement.clone();
+        let task = tokio::spawn(async move { journal.settle(vec![sent]).await });
+        self.settling = Some(Settling { settlement, results, task });
+    }
+
+    pub(super) fn settled(&mut self, result: Result<(), JournalError>) {
+        if let (Err(error), Some(settling)) = (result, self.settling.take()) {
+            self.refused(settling.settlement, &error);
+        }
+    }
+
+    /// Keeps what the journal refused; offering the same again is safe.
+    pub(super) fn refused(&mut self, settlement: Settlement, error: &JournalError) {
+        let error = kit::error::chain(error);
+        tracing::warn!(sink = %self.name, error = %error, "results cannot be recorded, deliveries wait: {error}");
+        self.settle_again = Some((Instant::now() + SETTLE_AGAIN, settlement));
+    }
+
+    /// Lets deliveries in flight finish and settles what has been done.
+    pub(super) async fn drain(&mut self) {
+        let deadline = tokio::time::Instant::now() + FINISH_WITHIN;
+        while let Ok(Some(finished)) = tokio::time::timeout_at(deadline, self.in_flight.join_next()).await {
+            self.finished(finished);
+        }
+        self.in_flight.abort_all();
+        self.window.let_go(self.shell.clock.now());
+        let mut left = Vec::new();
+        if let Some(settling) = self.settling.take()
+            && !matches!(settling.task.await, Ok(Ok(())))
+        {
+            left.push(settling.settlement);
+        }
+        left.extend(self.settle_again.take().map(|(_, settlement)| settlement));
+        left.extend(self.window.settlement(&self.name));
+        let until = tokio::time::Instant::now() + RECORD_WITHIN;
+        for settlement in left {
+            // A later one without an earlier one would count what that left open as delivered.
+            if let Err(error) = self.record(settlement, until).await {
+                let error = kit::error::chain(&error);
+                tracing::warn!(error = %error, "last results cannot be recorded, the sink will see these events again: {error}");
+                break;
+            }
+        }
+    }
+
+    /// Offers a settlement until it is taken or the time is over. The same one twice changes nothing.
+    async fn record(&self, settlement: Settlement, until: tokio::time::Instant) -> Result<(), JournalError> {
+        loop {
+            let result = self.shell.journal.settle(vec![settlement.clone()]).await;
+            if result.is_ok() || tokio::time::Instant::now() + RECORD_AGAIN > until {
+                return result;
+            }
+            tokio::time::sleep(RECORD_AGAIN).await;
+        }
+    }
+}
+
+/// The end of the settlement on its way; never, where there is none.
+pub(super) async fn settled(settling: &mut Option<Settling>) -> Result<(), JournalError> {
+    match settling {
+        Some(settling) => match (&mut settling.task).await {
+            Ok(result) => result,
+            Err(_) => Err(JournalError::Unavailable("settling was cut off".to_owned())),
+        },
+        None => std::future::pending().await,
+    }
+}
