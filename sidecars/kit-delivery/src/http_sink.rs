@@ -1,7 +1,7 @@
 //! The HTTP sink: one request an event, judged by status and body.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -163,17 +163,32 @@ impl HttpSink {
 
     async fn attempt_with_token(&self, event: &StoredEvent, traceparent: Option<String>) -> Outcome {
         let traceparent = traceparent.or_else(|| event.head.traceparent.clone());
-        let begun = Instant::now();
-        let outcome = self.attempt_once(event, traceparent.as_deref()).await;
-        // An access token may have been withdrawn before its time: once with a new one.
-        if let (Some(oauth), Some(401)) = (&self.oauth, outcome.status) {
-            oauth.forget(begun).await;
-            return self.attempt_once(event, traceparent.as_deref()).await;
+        let Some(oauth) = &self.oauth else {
+            return self.attempt_once(event, traceparent.as_deref(), None).await;
+        };
+        let no_token = |error| Outcome::failed(Failure::Unreachable, format!("no access token: {error}"));
+        let token = match oauth.token().await {
+            Ok(token) => token,
+            Err(error) => return no_token(error),
+        };
+        let outcome = self.attempt_once(event, traceparent.as_deref(), Some(&token)).await;
+        if outcome.status != Some(401) {
+            return outcome;
         }
-        outcome
+        // It may have been withdrawn before its time: once with a new one.
+        oauth.forget(&token).await;
+        match oauth.token().await {
+            Ok(token) => self.attempt_once(event, traceparent.as_deref(), Some(&token)).await,
+            Err(error) => no_token(error),
+        }
     }
 
-    async fn attempt_once(&self, event: &StoredEvent, traceparent: Option<&str>) -> Outcome {
+    async fn attempt_once(
+        &self,
+        event: &StoredEvent,
+        traceparent: Option<&str>,
+        token: Option<&HeaderValue>,
+    ) -> Outcome {
         let rendered = render(event, self.format);
         let id = event.head.id.to_string();
         let timestamp = self.clock.now().as_millis() / 1000;
@@ -194,13 +209,8 @@ impl HttpSink {
                 headers.insert(HeaderName::from_static(name), value);
             }
         }
-        if let Some(oauth) = &self.oauth {
-            match oauth.token().await {
-                Ok(token) => {
-                    headers.insert(http::header::AUTHORIZATION, token);
-                }
-                Err(error) => return Outcome::failed(Failure::Unreachable, format!("no access token: {error}")),
-            }
+        if let Some(token) = token {
+            headers.insert(http::header::AUTHORIZATION, token.clone());
         }
         let request = self.client.post(self.url_for(event)).headers(headers).body(rendered.body);
         match request.send().await {

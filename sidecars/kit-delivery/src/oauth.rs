@@ -39,7 +39,6 @@ struct State {
 #[derive(Debug)]
 struct Held {
     header: HeaderValue,
-    fetched_at: Instant,
     renew_at: Instant,
 }
 
@@ -86,10 +85,10 @@ impl TokenSource {
         }
     }
 
-    /// A token that was held at `then` was refused. One that somebody has fetched since stays.
-    pub(crate) async fn forget(&self, then: Instant) {
+    /// This token was refused. Another one that somebody has fetched since stays.
+    pub(crate) async fn forget(&self, refused: &HeaderValue) {
         let mut state = self.state.lock().await;
-        if state.held.as_ref().is_some_and(|held| held.fetched_at <= then) {
+        if state.held.as_ref().is_some_and(|held| held.header == *refused) {
             state.held = None;
         }
     }
@@ -141,6 +140,6 @@ impl TokenSource {
             .unwrap_or(DEFAULT_LIFE)
             .min(Duration::from_secs(86_400));
         let renew_at = Instant::now() + life.saturating_sub(RENEW_BEFORE.min(life / 10));
-        Ok(Held { header, fetched_at: Instant::now(), renew_at })
+        Ok(Held { header, renew_at })
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use kit::clock::SystemClock;
 use kit::lifecycle::StopToken;
 use kit_delivery::{DeliveryMetrics, Dispatcher, DispatcherSettings, GatewaySection, HttpSink};
-use kit_journal::engine::{Attempt, SinkRow};
+use kit_journal::engine::{Attempt, DedupeBounds, Engine, SinkRow};
 use kit_journal::{Dedupe, DeliveryState, EventHead, EventId, Journal, JournalSection, JournalTask, NewEvent, Seq};
 use kit_workbench::gateway::{Behaviour, Gateway, GatewayOptions, Received, ReceivedHead};
 use prometheus_client::registry::Registry;
@@ -27,6 +27,28 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) async fn new(behaviour: Behaviour, change: impl FnOnce(&mut GatewaySection)) -> Self {
+        let directory = TempDir::new().unwrap();
+        let opened = open(&directory);
+        Self::on(directory, opened, behaviour, change).await
+    }
+
+    /// With an engine that stands between the journal and its store.
+    pub(crate) async fn over(behaviour: Behaviour, wrap: impl FnOnce(Box<dyn Engine>) -> Box<dyn Engine>) -> Self {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("j.db");
+        let engine = wrap(kit_journal::engine::open(&path, DedupeBounds::default()).unwrap());
+        let section = JournalSection { path: path.clone(), ..JournalSection::default() };
+        let readers = Box::new(move || kit_journal::engine::open_reader(&path));
+        let opened = Journal::over(engine, readers, &section, Arc::new(SystemClock), &mut Registry::default()).unwrap();
+        Self::on(directory, opened, behaviour, |_| {}).await
+    }
+
+    async fn on(
+        directory: TempDir,
+        (journal, task): (Journal, JournalTask),
+        behaviour: Behaviour,
+        change: impl FnOnce(&mut GatewaySection),
+    ) -> Self {
         let gateway =
             Gateway::start(GatewayOptions { behaviour, keep_bodies: true, ..GatewayOptions::default() }).await.unwrap();
         let mut section = GatewaySection { url: Some(gateway.url()), ..GatewaySection::default() };
@@ -36,8 +58,6 @@ impl Bench {
         // High, so that tests of single events do not meet it; those about outages lower it.
         section.circuit.failures = 1000;
         change(&mut section);
-        let directory = TempDir::new().unwrap();
-        let (journal, task) = open(&directory);
         let mut bench = Self { directory, gateway, section, journal, task: Some(task), running: None, appended: 0 };
         bench.start();
         let deadline = Instant::now() + DEADLINE;

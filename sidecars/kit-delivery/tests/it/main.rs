@@ -6,3 +6,4 @@ mod bench;
 mod operators;
 mod order;
 mod outages;
+mod refusals;

@@ -119,3 +119,67 @@ async fn the_rate_is_kept() {
     bench.all_settled().await;
     assert!(started.elapsed() >= Duration::from_millis(550), "{:?}", started.elapsed());
 }
+
+/// A replay that waits in memory behind a pause is dropped there too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_that_is_dropped_again_is_not_sent() {
+    let mut bench = Bench::new(Behaviour::status(400), |_| {}).await;
+    for n in 0..10 {
+        bench.append(&format!("a/{n}")).await;
+    }
+    bench.wait("parking", |row| row.parked == 10).await;
+    bench.gateway.set_behaviour(Behaviour::Ok);
+    bench.journal.act(vec![pause(true)]).await.unwrap();
+    bench.journal.act(vec![replay((1..=10).collect())]).await.unwrap();
+    bench.wait("asking for them again", |row| row.open == 10).await;
+    // The replays are taken up meanwhile; if they were not, the test would hold all the same.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    bench.journal.act(vec![give_up((1..=10).collect())]).await.unwrap();
+    bench.journal.act(vec![pause(false)]).await.unwrap();
+    let seq = bench.append("b/1").await;
+    bench.wait("the next delivery", |row| row.delivered == 1).await;
+    assert_eq!(bench.taken(), [seq], "nothing that was dropped is sent");
+    assert_eq!(bench.sink().await.dropped, 10);
+}
+
+/// An event that waits for another attempt, behind a stuck one, is dropped: it is not sent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_ahead_of_the_cursor_that_is_dropped_is_not_sent() {
+    let behaviour = Behaviour::by_request(|head| match () {
+        () if subject_is(head, "a/stuck") => Behaviour::Ok.after(Duration::from_secs(3)),
+        () if subject_is(head, "a/failing") => Behaviour::status(500),
+        () => Behaviour::Ok,
+    });
+    let mut bench = Bench::new(behaviour, |section| section.retry.schedule_seconds = vec![1.0; 20]).await;
+    bench.append("a/stuck").await;
+    let failing = bench.append("a/failing").await;
+    bench.gateway.wait_for(2, DEADLINE).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    bench.journal.act(vec![give_up(vec![failing])]).await.unwrap();
+    let row = bench.all_settled().await;
+    assert_eq!((row.delivered, row.dropped), (1, 1));
+    assert_eq!(bench.gateway.received().len(), 2, "the dropped one was tried once, before");
+}
+
+/// Dropped, then asked for again, while the cursor is held up before it: delivered once, and counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_ahead_of_the_cursor_is_delivered_once_and_counted() {
+    let behaviour = Behaviour::by_request(|head| {
+        if subject_is(head, "a/stuck") { Behaviour::Ok.after(Duration::from_secs(2)) } else { Behaviour::Ok }
+    });
+    let mut bench = Bench::new(behaviour, |_| {}).await;
+    bench.append("a/stuck").await;
+    bench.gateway.wait_for(1, DEADLINE).await.unwrap();
+    bench.journal.act(vec![pause(true)]).await.unwrap();
+    let seq = bench.append("b/1").await;
+    bench.journal.act(vec![give_up(vec![seq])]).await.unwrap();
+    bench.journal.act(vec![replay(vec![seq])]).await.unwrap();
+    bench.journal.act(vec![pause(false)]).await.unwrap();
+    let row = bench.all_settled().await;
+    assert_eq!((row.delivered, row.dropped, row.open), (2, 0, 0));
+    bench.crash().await;
+    bench.append("c/1").await;
+    let row = bench.all_settled().await;
+    assert_eq!(row.delivered, 3);
+    assert_eq!(bench.taken().len(), 3, "each was sent once");
+}
