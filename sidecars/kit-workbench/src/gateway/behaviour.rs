@@ -35,6 +35,9 @@ pub enum Behaviour {
     Drip(Duration, Box<Behaviour>),
     /// Answers as told, but resets the connection after this many bytes of the body.
     Cut(usize, Box<Behaviour>),
+    /// Sends these bytes in place of an answer and closes: what no HTTP library would send. Whether
+    /// they amount to taking the event over is for the caller to say.
+    Wire(Vec<u8>, bool),
     /// Resets the connection without an answer.
     Reset,
     /// Never answers; the connection stays open until the client gives up.
@@ -88,6 +91,7 @@ impl fmt::Debug for Behaviour {
             Self::Slow(pause, inner) => write!(f, "Slow({pause:?}, {inner:?})"),
             Self::Drip(pause, inner) => write!(f, "Drip({pause:?}, {inner:?})"),
             Self::Cut(bytes, inner) => write!(f, "Cut({bytes}, {inner:?})"),
+            Self::Wire(bytes, taken) => write!(f, "Wire({} bytes, {taken})", bytes.len()),
             Self::Reset => f.write_str("Reset"),
             Self::Drop => f.write_str("Drop"),
             Self::Script(steps) => f.debug_tuple("Script").field(steps).finish(),
@@ -136,6 +140,10 @@ pub(super) enum End {
         taken: bool,
         pace: Pace,
     },
+    Wire {
+        bytes: Vec<u8>,
+        taken: bool,
+    },
     Reset,
     Silence,
 }
@@ -173,6 +181,9 @@ impl Plan {
                 // A script inside another behaviour has no place to keep its progress: its first
                 // step stands for it.
                 Behaviour::Script(steps) => steps.into_iter().next().unwrap_or_default(),
+                Behaviour::Wire(bytes, taken) => {
+                    return Self { pause, end: End::Wire { bytes, taken } };
+                }
                 Behaviour::Reset => {
                     return Self { pause, end: End::Reset };
                 }

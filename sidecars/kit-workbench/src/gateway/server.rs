@@ -3,7 +3,7 @@
 
 use std::convert::Infallible;
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -60,9 +61,10 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream) {
         return;
     }
     let reset = CancellationToken::new();
+    let wire = Arc::new(Mutex::new(None));
     let service = service_fn(|request| {
-        let (shared, reset) = (Arc::clone(&shared), reset.clone());
-        async move { Ok::<_, Infallible>(answer(shared, reset, request).await) }
+        let (shared, breaks) = (Arc::clone(&shared), Break { reset: reset.clone(), wire: Arc::clone(&wire) });
+        async move { Ok::<_, Infallible>(answer(shared, breaks, request).await) }
     });
     // Room for the head of a raw delivery that keeps Lago's JWT header.
     let mut connection =
@@ -74,7 +76,15 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream) {
             }
         }
         () = reset.cancelled() => {
-            let stream = connection.into_parts().io.into_inner();
+            let mut stream = connection.into_parts().io.into_inner();
+            let bytes = wire.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(bytes) = bytes {
+                // The client may have had enough of it before the end.
+                if stream.write_all(&bytes).await.is_err() || stream.shutdown().await.is_err() {
+                    tracing::debug!("connection is gone before the end of the gateway's bytes");
+                }
+                return;
+            }
             // With no time to linger, closing sends RST and discards what is unsent.
             if let Err(error) = stream.set_zero_linger() {
                 tracing::debug!(%error, "connection is gone before its reset");
@@ -83,7 +93,15 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream) {
     }
 }
 
-async fn answer(shared: Arc<Shared>, reset: CancellationToken, request: Request<Incoming>) -> Response<Body> {
+/// How a handler ends its connection by other means than an answer.
+#[derive(Clone)]
+struct Break {
+    reset: CancellationToken,
+    /// Bytes to send first; without them the connection is reset.
+    wire: Arc<Mutex<Option<Vec<u8>>>>,
+}
+
+async fn answer(shared: Arc<Shared>, breaks: Break, request: Request<Incoming>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let body = match Limited::new(body, shared.options.body_limit_bytes).collect().await {
         Ok(body) => body.to_bytes(),
@@ -99,7 +117,7 @@ async fn answer(shared: Arc<Shared>, reset: CancellationToken, request: Request<
     }
     match plan.end {
         End::Answer { status, headers, body, taken, pace } => {
-            let response = match build(status, &headers, body, pace, reset) {
+            let response = match build(status, &headers, body, pace, breaks.reset) {
                 Ok(response) => response,
                 Err(error) => {
                     let why = format!("the gateway's behaviour is not HTTP: {error}");
@@ -109,9 +127,16 @@ async fn answer(shared: Arc<Shared>, reset: CancellationToken, request: Request<
             shared.record_answer(&head, response.status().as_u16(), taken);
             response
         }
+        End::Wire { bytes, taken } => {
+            let status = std::str::from_utf8(bytes.get(9..12).unwrap_or_default()).unwrap_or_default();
+            shared.record_answer(&head, status.parse().unwrap_or(0), taken);
+            *breaks.wire.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
+            breaks.reset.cancel();
+            std::future::pending().await
+        }
         End::Reset => {
             shared.tell(head.number);
-            reset.cancel();
+            breaks.reset.cancel();
             std::future::pending().await
         }
         End::Silence => {

@@ -403,3 +403,16 @@ async fn a_head_with_a_large_token_is_taken() {
     assert_eq!(answer.unwrap().status, 200);
     assert_eq!(gateway.received()[0].header("x-lago-signature").map(str::len), Some(1 << 20));
 }
+
+#[tokio::test]
+async fn bytes_of_choice_stand_in_place_of_an_answer() {
+    let answer = b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 299 Odd\r\nContent-Length: 2\r\n\r\nok".to_vec();
+    let gateway = gateway(Behaviour::Wire(answer, true)).await;
+    let read = post_event(&gateway, "e-1").await.unwrap();
+    assert_eq!((read.interim.as_slice(), read.status, read.text().as_str()), (&[103][..], 299, "ok"));
+    assert_eq!(gateway.counts().unique, 1);
+
+    gateway.set_behaviour(Behaviour::Wire(b"SSH-2.0-x\r\n\r\n".to_vec(), false));
+    assert!(matches!(post_event(&gateway, "e-2").await, Err(RawError::Malformed { .. })));
+    assert_eq!(gateway.counts().unique, 1);
+}

@@ -89,7 +89,11 @@ impl Pool {
         self.webhooks.is_empty()
     }
 
-    pub(super) fn get(&self, index: usize) -> &PreparedWebhook {
+    /// One of them; the first has index 0.
+    ///
+    /// # Panics
+    /// There are not so many.
+    pub fn get(&self, index: usize) -> &PreparedWebhook {
         &self.webhooks[index]
     }
 }
