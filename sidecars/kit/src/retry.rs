@@ -36,16 +36,26 @@ impl Schedule {
 /// Reads `Retry-After`: seconds, or a date against `now`. Capped at `cap`; what is neither, or lies
 /// in the past, asks for nothing.
 ///
-/// Source: RFC 9110 section 10.2.3.
+/// Source: RFC 9110 sections 5.6.7 and 10.2.3.
 pub fn parse_retry_after(value: &[u8], now: Timestamp, cap: Duration) -> Option<Duration> {
     let text = std::str::from_utf8(value).ok()?.trim();
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         // More digits than fit are a very long time.
         return Some(text.parse().map_or(cap, Duration::from_secs).min(cap));
     }
-    let at = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    let at = parse_http_date(text)?;
     let wait = Timestamp::from_millis(at.as_millisecond()).since(now);
     (!wait.is_zero()).then(|| wait.min(cap))
+}
+
+/// A date in any of the three forms that a recipient must read.
+fn parse_http_date(text: &str) -> Option<jiff::Timestamp> {
+    let preferred = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok();
+    preferred.or_else(|| {
+        let obsolete = ["%A, %d-%b-%y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"].into_iter();
+        let local = obsolete.filter_map(|form| jiff::civil::DateTime::strptime(form, text).ok()).next()?;
+        local.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
+    })
 }
 
 #[cfg(test)]
@@ -79,7 +89,13 @@ mod tests {
         check("Sat, 21 Nov 2026 04:01:30 GMT", Some(90));
         check("Sun, 21 Nov 2032 04:01:30 GMT", Some(3600));
         check("Fri, 20 Nov 2026 04:00:00 GMT", None);
-        for garbage in ["", "-5", "1.5", "soon", "0x10", "\u{7f}", "Sat, 99 Nov 2026 04:01:30 GMT"] {
+        check("Saturday, 21-Nov-26 04:01:30 GMT", Some(90));
+        check("Sat Nov 21 04:01:30 2026", Some(90));
+        check("Sun Nov  1 04:01:30 2026", None);
+        check("Sunday, 06-Nov-94 08:49:37 GMT", None);
+        for garbage in
+            ["", "-5", "1.5", "soon", "0x10", "\u{7f}", "Sat, 99 Nov 2026 04:01:30 GMT", "Sat Nov 21 04:01:30"]
+        {
             check(garbage, None);
         }
         assert_eq!(parse_retry_after(b"\xff\xff", now, cap), None);
