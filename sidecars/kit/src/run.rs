@@ -16,6 +16,10 @@ use crate::config::{self, ListenSection, LogSection, Problems, Section, Source, 
 use crate::lifecycle::{Shell, Signals, exit};
 use crate::telemetry::{self, Metrics, complain};
 
+/// Threads for blocking work are kept for as long as anybody may run this. When the machine lets no
+/// further thread start, the work waits for one that is there: if none were kept, for ever.
+const KEEP_THREADS: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 /// A daemon of the house.
 pub trait Daemon: 'static {
     /// Its name: of the binary, in logs and metrics.
@@ -143,7 +147,11 @@ fn run<D: Daemon>(config: D::Config) -> ExitCode {
     raise_open_files();
     crate::trace::init(D::NAME, D::VERSION);
     // As many workers as a small host has cores: more only cost memory.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_keep_alive(KEEP_THREADS)
+        .enable_all()
+        .build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
