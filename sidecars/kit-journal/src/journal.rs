@@ -106,13 +106,16 @@ impl Journal {
     ) -> Result<(Self, JournalTask), OpenError> {
         let engine = SqliteEngine::open(&section.path)?;
         let metrics = JournalMetrics::register(registry);
+        // Opened now and not when they are first needed: reading must go on when the process runs out
+        // of file descriptors. One that cannot be opened is tried again when it is needed.
+        let readers = (0..READERS).filter_map(|_| SqliteReader::ready(&section.path).ok()).collect();
         let (requests, received) = mpsc::channel(section.queue);
         let (tail, tail_seen) = watch::channel(engine.last_seq());
         let (actions, actions_seen) = watch::channel(0);
         let (health, health_seen) = watch::channel(Health::Writable);
         let shared = Arc::new(Shared {
             path: section.path.clone(),
-            readers: Mutex::new(Vec::new()),
+            readers: Mutex::new(readers),
             reader_permits: tokio::sync::Semaphore::new(READERS),
             tail: tail_seen,
             actions: actions_seen,

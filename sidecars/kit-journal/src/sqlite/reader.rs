@@ -30,6 +30,14 @@ impl SqliteReader {
         Ok(Self { conn })
     }
 
+    /// As [`Self::open`], with every file open that reading takes: SQLite opens the write-ahead log when
+    /// it is first read.
+    pub(crate) fn ready(path: &Path) -> Result<Self, JournalError> {
+        let reader = Self::open(path)?;
+        reader.conn.query_row("SELECT count(*) FROM sinks", [], |_| Ok(()))?;
+        Ok(reader)
+    }
+
     fn sink_id(&self, name: &str) -> Result<i64, JournalError> {
         self.conn
             .prepare_cached("SELECT id FROM sinks WHERE name = ?")?
