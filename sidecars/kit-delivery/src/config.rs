@@ -22,8 +22,8 @@ pub struct GatewaySection {
     /// Base URL of the gateway, for example `http://brain-gateway:8000`. A path in it is kept.
     pub url: Option<String>,
     /// Path template appended to the URL; `{source}`, `{type}` and `{tenant}` are replaced, each
-    /// percent-encoded (`-` for an event without tenant). Empty means `/webhooks/events`, or nothing
-    /// where the URL has a path already.
+    /// percent-encoded, a value of one or two dots twice (`-` for an event without tenant). Empty
+    /// means `/webhooks/events`, or nothing where the URL has a path already.
     pub path: String,
     /// Shape of the request: `cloudevents-structured`, `cloudevents-binary`, `envelope` or `raw`.
     pub format: Format,

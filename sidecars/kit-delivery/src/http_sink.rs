@@ -136,7 +136,6 @@ impl HttpSink {
     /// Where an event goes.
     pub fn url_for(&self, event: &StoredEvent) -> String {
         let head = &event.head;
-        let encode = |text: &str| utf8_percent_encode(text, SEGMENT).to_string();
         let template = self.templates.get(&head.source).unwrap_or(&self.template);
         let path = template
             .replace("{source}", &encode(&head.source))
@@ -274,6 +273,17 @@ impl Sink for HttpSink {
     }
 }
 
+/// A value as one segment of a path. A segment of one or two dots would be taken out of the path, and
+/// the one before it too, also where the dots are percent-encoded (URL standard, section 4.4): those two
+/// values are encoded twice.
+fn encode(text: &str) -> String {
+    match text {
+        "." => "%252E".to_owned(),
+        ".." => "%252E%252E".to_owned(),
+        text => utf8_percent_encode(text, SEGMENT).to_string(),
+    }
+}
+
 /// Base without trailing slash, and the template to append.
 fn split(url: &Url, path: &str) -> (String, String) {
     let has_path = !matches!(url.path(), "" | "/");
@@ -348,6 +358,17 @@ mod tests {
             sink.url_for(&event),
             "http://127.0.0.1:9/api/lago.invoice.created/..%2F..%2Fadmin%3Fx%3D1%23/lago%2Facme"
         );
+    }
+
+    #[test]
+    fn a_tenant_of_dots_does_not_take_the_path_away() {
+        let sink = sink(|s| s.path = "/in/{tenant}/end".to_owned());
+        for (tenant, segment) in [(".", "%252E"), ("..", "%252E%252E"), ("...", "..."), ("%2e%2E", "%252e%252E")] {
+            let mut event = event(b"{}", true);
+            event.head.tenant = Some(tenant.to_owned());
+            let url = Url::parse(&sink.url_for(&event)).unwrap();
+            assert_eq!(url.path(), format!("/in/{segment}/end"), "{tenant}");
+        }
     }
 
     #[test]
