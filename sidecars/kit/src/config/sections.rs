@@ -16,7 +16,8 @@ pub struct ListenSection {
     pub public: String,
     /// Address and port of the admin listener: health, metrics, admin API. Keep it off public networks.
     pub admin: String,
-    /// Connections at the same time; further ones are accepted and closed.
+    /// Connections at the same time; further ones are accepted and closed. While more than half of
+    /// them are open, each is closed after its answer.
     pub max_connections: usize,
     /// Connections at the same time from one address; 0 means no limit of its own.
     pub max_connections_per_peer: usize,

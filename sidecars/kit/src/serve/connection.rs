@@ -17,7 +17,7 @@ use futures_util::FutureExt as _;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 use tower::ServiceExt as _;
 
@@ -35,6 +35,26 @@ const LINGER_BYTES: usize = 32 << 20;
 
 pub(super) async fn drive(shared: &Arc<Shared>, stream: TcpStream, peer: SocketAddr, app: Router) {
     let watched = Watched::new();
+    // hyper reserves 8 KiB before it first looks at the stream, so that it is not asked to look before
+    // there is something to see: whoever connects and says nothing costs next to nothing.
+    let mut spoken = false;
+    let gracefully = watch(shared, &watched, |cx| {
+        // A look at the first byte: a new stream counts as readable until somebody has tried.
+        stream.poll_peek(cx, &mut ReadBuf::new(&mut [0])).map(|_| {
+            spoken = true;
+            true
+        })
+    })
+    .await;
+    if spoken {
+        // Boxed: its state is large as well.
+        Box::pin(converse(shared, stream, watched, peer, app)).await;
+    } else {
+        close(stream, !gracefully && !shared.cut_all.is_cancelled()).await;
+    }
+}
+
+async fn converse(shared: &Arc<Shared>, stream: TcpStream, watched: Watched, peer: SocketAddr, app: Router) {
     let guarded = Guarded::new(stream, watched.clone(), Arc::clone(shared));
     let rules = Arc::new(BodyRules::new(&shared.limits, shared.cut_bodies.clone()));
     let service = {
@@ -49,23 +69,8 @@ pub(super) async fn drive(shared: &Arc<Shared>, stream: TcpStream, peer: SocketA
     http.half_close(true).header_read_timeout(None).max_buf_size(shared.limits.head_bytes);
     let mut connection = http.serve_connection(TokioIo::new(guarded), service);
 
-    let mut timer = pin!(tokio::time::sleep_until(next_deadline(shared, &watched, None).0.into()));
-    let mut stopped = pin!(shared.stop.stopped());
-    let mut stopped_at = None;
-    let mut cut = pin!(shared.cut_all.cancelled());
-    let gracefully = poll_fn(|cx| {
-        if let Poll::Ready(result) = connection.poll_without_shutdown(cx) {
-            return Poll::Ready(result.is_ok());
-        }
-        if stopped_at.is_none() && stopped.as_mut().poll(cx).is_ready() {
-            stopped_at = Some(Instant::now());
-        }
-        if cut.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(false);
-        }
-        poll_deadline(shared, &watched, stopped_at, timer.as_mut(), cx)
-    })
-    .await;
+    let gracefully =
+        watch(shared, &watched, |cx| connection.poll_without_shutdown(cx).map(|result| result.is_ok())).await;
 
     let stream = connection.into_parts().io.into_inner().into_stream();
     let linger = {
@@ -75,6 +80,28 @@ pub(super) async fn drive(shared: &Arc<Shared>, stream: TcpStream, peer: SocketA
         state.linger || !gracefully
     };
     close(stream, linger && !shared.cut_all.is_cancelled()).await;
+}
+
+/// Goes on with `progress` until it is ready, a deadline has passed or everything is cut off; says
+/// whether that is an end in order.
+async fn watch(shared: &Shared, watched: &Watched, mut progress: impl FnMut(&mut Context<'_>) -> Poll<bool>) -> bool {
+    let mut timer = pin!(tokio::time::sleep_until(next_deadline(shared, watched, None).0.into()));
+    let mut stopped = pin!(shared.stop.stopped());
+    let mut stopped_at = None;
+    let mut cut = pin!(shared.cut_all.cancelled());
+    poll_fn(|cx| {
+        if let Poll::Ready(in_order) = progress(cx) {
+            return Poll::Ready(in_order);
+        }
+        if stopped_at.is_none() && stopped.as_mut().poll(cx).is_ready() {
+            stopped_at = Some(Instant::now());
+        }
+        if cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(false);
+        }
+        poll_deadline(shared, watched, stopped_at, timer.as_mut(), cx)
+    })
+    .await
 }
 
 /// What a connection waits for at most until its deadline.
@@ -203,7 +230,7 @@ async fn answer(
     // hyper keeps the buffer of a large head for as long as the connection lives, and nobody counts
     // it once the request is over.
     let spent = unread || overran || large || framing.is_err() || framing == Ok(Framing::Chunked);
-    if spent || shared.stop.is_stopped() {
+    if spent || shared.stop.is_stopped() || shared.is_crowded() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     shared.metrics.answered(shared.name, response.status());

@@ -15,6 +15,7 @@ mod tests;
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ use budget::Budget;
 
 /// Connections that may wait to be accepted; the kernel cuts this down to `net.core.somaxconn`.
 const BACKLOG: u32 = 4096;
+/// Fewer connections than this are no crowd, however small the limit.
+const CROWD: usize = 64;
 
 /// Who sent a request; an extension of every request.
 #[derive(Clone, Copy, Debug)]
@@ -104,6 +107,7 @@ struct Shared {
     limits: Limits,
     budget: Budget,
     peers: Mutex<HashMap<IpAddr, usize>>,
+    open: AtomicUsize,
     metrics: ServeMetrics,
     stop: StopToken,
     /// Bodies that are unfinished now are given up.
@@ -147,6 +151,7 @@ impl Server {
             limits,
             budget,
             peers: Mutex::new(HashMap::new()),
+            open: AtomicUsize::new(0),
             metrics,
             stop,
             cut_bodies: CancellationToken::new(),
@@ -214,6 +219,12 @@ impl Server {
 }
 
 impl Shared {
+    /// More than half of the places are taken. A connection that has brought a request keeps hyper's
+    /// buffers, 12 KiB of them, for as long as it lives, so that a crowd is not invited to stay.
+    fn is_crowded(&self) -> bool {
+        self.open.load(Ordering::Relaxed) > (self.limits.connections / 2).max(CROWD)
+    }
+
     fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, app: &Router, connections: &TaskTracker) {
         self.metrics.accepted(self.name);
         let Some(place) = Place::take(self, peer.ip(), connections.len()) else {
@@ -253,6 +264,7 @@ impl Place {
             }
             *held += 1;
         }
+        shared.open.fetch_add(1, Ordering::Relaxed);
         shared.metrics.opened(shared.name, 1);
         Some(Self { shared: Arc::clone(shared), peer: counted })
     }
@@ -260,6 +272,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.shared.open.fetch_sub(1, Ordering::Relaxed);
         self.shared.metrics.opened(self.shared.name, -1);
         if let Some(peer) = self.peer {
             let mut peers = self.shared.peers.lock().unwrap_or_else(PoisonError::into_inner);

@@ -191,3 +191,31 @@ async fn a_connection_is_not_kept_with_the_buffer_of_a_large_head() {
         assert_eq!(!answer.contains("connection: close"), kept, "{length}: {answer}");
     }
 }
+
+#[tokio::test]
+async fn a_crowd_is_answered_and_not_invited_to_stay() {
+    let mut small = limits();
+    small.connections = 2 * CROWD + 10;
+    let (running, metrics) = start_counted(small).await;
+    let mut few = Vec::new();
+    for _ in 0..CROWD {
+        let mut stream = connect(&running).await;
+        stream.write_all(b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        assert!(!read_answer(&mut stream).await.contains("connection: close"));
+        few.push(stream);
+    }
+    for _ in 0..10 {
+        few.push(connect(&running).await);
+    }
+    until("the crowd is there", || figure(&metrics, "http_connections_open{listener=\"public\"}") == 74).await;
+
+    let mut late = connect(&running).await;
+    late.write_all(b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    assert!(read_answer(&mut late).await.contains("connection: close"));
+
+    few.clear();
+    until("the crowd has gone", || figure(&metrics, "http_connections_open{listener=\"public\"}") <= 1).await;
+    let mut after = connect(&running).await;
+    after.write_all(b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    assert!(!read_answer(&mut after).await.contains("connection: close"));
+}
