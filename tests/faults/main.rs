@@ -5,11 +5,15 @@
 //! as often as a release does, `OUTRIGGER_SEED` with the choices of an earlier run.
 
 mod broken;
+mod crowds;
 mod duplicates;
 mod forgeries;
 mod framing;
+mod gateway;
 mod journals;
 mod kills;
+mod network;
+mod outgoing;
 mod sizes;
 
 use std::process::ExitCode;
@@ -40,6 +44,22 @@ fn main() -> ExitCode {
         experiment!("T13", sizes::compressed_bodies_are_refused_unread, 50, 1_000),
         experiment!("T14", sizes::a_large_head_is_for_tokens_only, 1, 1),
         experiment!("T14", sizes::many_large_heads_stay_within_the_budget, 50, 1_000),
+        experiment!("F16", gateway::every_answer_does_what_is_documented, 2, 50),
+        experiment!("F17", network::a_bad_answer_costs_its_own_event_a_limited_time, 1, 5),
+        experiment!("F17", network::a_connection_may_break_at_any_byte, 100, 500),
+        experiment!("F17", network::a_kept_connection_that_is_closed_costs_one_short_wait, 5, 50),
+        experiment!("F17", network::the_default_limits_end_every_attempt, 1, 1),
+        experiment!("F18", network::a_name_that_cannot_be_found_costs_time_only, 7, 100),
+        experiment!("F22", gateway::poison_is_parked_and_holds_nobody_up, 2, 100),
+        experiment!("F24", crowds::slow_senders_do_not_slow_others, 10, 60),
+        experiment!("F24", crowds::slowhttptest_does_not_slow_others, 5, 60),
+        experiment!("F25", crowds::ten_thousand_idle_connections_cost_little, 1, 3),
+        experiment!("F25", crowds::idle_connections_are_closed, 1, 3),
+        experiment!("F26", crowds::without_file_descriptors_it_waits_and_recovers, 2, 50),
+        experiment!("F26", crowds::without_threads_it_goes_on_and_recovers, 1, 20),
+        experiment!("T7", outgoing::destinations_come_from_the_configuration_only, 1, 1),
+        experiment!("T8", outgoing::nothing_in_a_webhook_bends_the_outgoing_request, 1_000, 50_000),
+        experiment!("T20", outgoing::a_gateway_that_cannot_prove_itself_gets_nothing, 1, 5),
     ];
     outrigger_tests::experiment::main(experiments)
 }

@@ -5,7 +5,12 @@
 
 pub mod binaries;
 pub mod captures;
+pub mod dns;
 pub mod experiment;
 pub mod journal_file;
+pub mod named;
+pub mod namespace;
 pub mod rig;
+pub mod strict;
+pub mod tls;
 pub mod tokens;

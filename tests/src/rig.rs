@@ -64,6 +64,7 @@ pub struct Rig {
     signer: Option<Arc<RsaSigner>>,
     secrets: Vec<(&'static str, String)>,
     environment: Vec<(String, String)>,
+    wrapper: Vec<String>,
     process: Option<DaemonProcess>,
 }
 
@@ -93,6 +94,7 @@ impl Rig {
                 ("signing secret", signing.clone()),
             ],
             environment: Vec::new(),
+            wrapper: Vec::new(),
             process: None,
             gateway,
             scratch,
@@ -156,7 +158,16 @@ impl Rig {
     /// The binary is missing.
     pub fn command(&self) -> Result<DaemonCommand> {
         let command = DaemonCommand::new(binaries::daemon(DAEMON)?);
-        Ok(command.envs(self.environment.clone()).log_file(self.scratch.file("daemon.log")))
+        let command = command.envs(self.environment.clone()).log_file(self.scratch.file("daemon.log"));
+        Ok(match self.wrapper.split_first() {
+            Some((program, arguments)) => command.wrapped(program, arguments),
+            None => command,
+        })
+    }
+
+    /// Runs the daemon inside another command from its next start on: `ip netns exec …`, `prlimit …`.
+    pub fn wrap(&mut self, command: &[&str]) {
+        self.wrapper = command.iter().map(|word| (*word).to_owned()).collect();
     }
 
     /// The daemon's variables.
@@ -297,12 +308,16 @@ impl Rig {
     /// # Errors
     /// They cannot be signed.
     pub fn pool(&self, count: usize) -> Result<Arc<Pool>> {
-        let signing = match &self.signer {
+        let webhooks = LagoWebhooks { count, ..LagoWebhooks::new("default", self.signing()) };
+        Ok(Arc::new(Pool::lago(&webhooks)?))
+    }
+
+    /// How this rig's webhooks are signed, for pools of one's own.
+    pub fn signing(&self) -> Signing {
+        match &self.signer {
             None => Signing::Hmac(Secret::from(self.hmac_key.clone())),
             Some(signer) => Signing::Jwt { signer: Arc::clone(signer), issuer: ISSUER.to_owned() },
-        };
-        let webhooks = LagoWebhooks { count, ..LagoWebhooks::new("default", signing) };
-        Ok(Arc::new(Pool::lago(&webhooks)?))
+        }
     }
 
     /// A load that never gives up and tells the ledger everything.
