@@ -434,10 +434,14 @@ pub(crate) async fn a_name_that_cannot_be_found_costs_time_only(trial: Trial) ->
             let old = proxy.connections();
             proxy.set_plan(move |number, _| if number <= old { Fault::Reset(0) } else { Fault::None });
         }
+        let deadline = Instant::now() + REQUEST_DEADLINE;
+        while first.open() + second.open() > 0 {
+            ensure!(Instant::now() < deadline, "kept connections are not broken");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         for number in 0..EVENTS {
             named::send(&rig, &mut ledger, &format!("event-{round}-{number}")).await?;
         }
-        let deadline = Instant::now() + REQUEST_DEADLINE;
         while unreachable(&rig).await? < failed + 2.0 {
             ensure!(Instant::now() < deadline, "{trouble:?}: no attempt has failed");
             tokio::time::sleep(Duration::from_millis(100)).await;

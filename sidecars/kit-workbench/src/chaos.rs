@@ -66,6 +66,7 @@ struct Link {
     target: SocketAddr,
     plan: watch::Sender<Plan>,
     connections: AtomicU64,
+    open: AtomicU64,
     broken: AtomicU64,
     up: AtomicU64,
     down: AtomicU64,
@@ -92,6 +93,7 @@ impl ChaosProxy {
             target,
             plan: watch::Sender::new(nothing),
             connections: AtomicU64::new(0),
+            open: AtomicU64::new(0),
             broken: AtomicU64::new(0),
             up: AtomicU64::new(0),
             down: AtomicU64::new(0),
@@ -130,6 +132,11 @@ impl ChaosProxy {
     /// Connections taken so far: the number of the last one.
     pub fn connections(&self) -> u64 {
         self.link.connections.load(Ordering::Relaxed)
+    }
+
+    /// Connections that are open.
+    pub fn open(&self) -> u64 {
+        self.link.open.load(Ordering::SeqCst)
     }
 
     /// Connections that the proxy has reset.
@@ -173,7 +180,12 @@ async fn accept(link: Arc<Link>, listener: TcpListener, stop: CancellationToken)
         match accepted {
             Ok((client, _)) => {
                 let number = link.connections.fetch_add(1, Ordering::Relaxed) + 1;
-                connections.spawn(connection(Arc::clone(&link), number, client));
+                link.open.fetch_add(1, Ordering::SeqCst);
+                let link = Arc::clone(&link);
+                connections.spawn(async move {
+                    connection(&link, number, client).await;
+                    link.open.fetch_sub(1, Ordering::SeqCst);
+                });
             }
             Err(error) => {
                 tracing::warn!(%error, "the chaos proxy cannot accept");
@@ -185,7 +197,7 @@ async fn accept(link: Arc<Link>, listener: TcpListener, stop: CancellationToken)
     connections.shutdown().await;
 }
 
-async fn connection(link: Arc<Link>, number: u64, mut client: TcpStream) {
+async fn connection(link: &Link, number: u64, mut client: TcpStream) {
     let Ok(mut server) = TcpStream::connect(link.target).await else {
         reset(&client);
         return;
@@ -195,8 +207,8 @@ async fn connection(link: Arc<Link>, number: u64, mut client: TcpStream) {
     let result = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
-        let up = pump(&link, number, Direction::Up, from_client, to_server);
-        let down = pump(&link, number, Direction::Down, from_server, to_client);
+        let up = pump(link, number, Direction::Up, from_client, to_server);
+        let down = pump(link, number, Direction::Down, from_server, to_client);
         tokio::try_join!(up, down)
     };
     if let Err(end) = result {
@@ -418,5 +430,8 @@ mod tests {
         proxy.set_plan(|number, _| if number == 1 { Fault::Reset(0) } else { Fault::None });
         talk(&proxy).await.unwrap_err();
         assert_eq!(talk(&proxy).await.unwrap(), b"0123456789bye");
+        while proxy.open() > 0 {
+            tokio::task::yield_now().await;
+        }
     }
 }
