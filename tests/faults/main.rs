@@ -9,6 +9,7 @@ mod broken;
 mod clock;
 mod crowds;
 mod duplicates;
+mod floods;
 mod forgeries;
 mod framing;
 mod gateway;
@@ -23,7 +24,10 @@ mod power;
 mod replays;
 mod sizes;
 mod slow_disk;
+mod soak;
+mod sources;
 mod syscalls;
+mod timing;
 
 use std::process::ExitCode;
 
@@ -95,6 +99,11 @@ fn main() -> ExitCode {
         experiment!("T15", payloads::every_genuine_body_is_delivered_as_it_is, 1, 20),
         experiment!("T16", payloads::no_odd_path_or_method_is_the_intake, 1, 20),
         experiment!("F11", clock::no_jump_of_the_clock_loses_or_forgets_anything, 6, 500),
+        experiment!("T17", floods::a_flood_of_forgeries_costs_the_good_ones_little, 3, 60),
+        experiment!("T6", timing::no_comparison_tells_how_much_was_right, 30_000, 1_000_000),
+        experiment!("F33", soak::hours_of_faults_leave_nothing_behind, 36, 14_400),
+        experiment!("T23", sources::no_crate_of_ours_is_unsafe, 1, 1),
+        experiment!("T24", payloads::nothing_from_outside_makes_a_panic, 4_800, 100_000),
         experiment!("T25", payloads::no_sender_makes_the_metrics_grow, 20_000, 100_000),
     ];
     outrigger_tests::experiment::main(experiments)

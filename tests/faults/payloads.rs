@@ -10,6 +10,7 @@ use kit_lago::signature::sign_hmac;
 use kit_workbench::Digest;
 use kit_workbench::ledger::{Ledger, SentRequest};
 use kit_workbench::raw::{self, RawConnection, RawError};
+use outrigger_tests::api::ask_with_token;
 use outrigger_tests::experiment::{Outcome, Trial};
 use outrigger_tests::rig::{Mode, REQUEST_DEADLINE, Rig};
 
@@ -451,4 +452,141 @@ async fn send_random(rig: &Rig, mut random: fastrand::Rng, count: u32) -> Result
         }
     }
     Ok(u64::from(count))
+}
+
+/// Bytes that hostile requests are made of, beside random ones.
+const PIECES: [&str; 24] = [
+    "POST ",
+    "GET ",
+    "/webhooks/lago",
+    "/webhooks/lago/x",
+    "/api/v1/events",
+    "/api/v1/deliveries?type=",
+    " HTTP/1.1\r\n",
+    " HTTP/1.0\r\n",
+    "\r\n",
+    "\r\n\r\n",
+    "Host: a\r\n",
+    "Content-Length: 10\r\n",
+    "Content-Length: 18446744073709551616\r\n",
+    "Transfer-Encoding: chunked\r\n",
+    "ffffffffffffffff\r\n",
+    "0\r\n\r\n",
+    "X-Lago-Signature: ",
+    "eyJhbGciOiJSUzI1NiJ9.e30.AA",
+    "X-Lago-Unique-Key: k\r\n",
+    "Authorization: Bearer ",
+    "Expect: 100-continue\r\n",
+    "Connection: upgrade\r\n",
+    "{\"webhook_type\":",
+    "%00",
+];
+
+/// Questions to the admin API that an operator's mistakes could make.
+const QUESTIONS: [&str; 22] = [
+    "/api/v1/events?limit=0",
+    "/api/v1/events?limit=-1",
+    "/api/v1/events?limit=99999999999999999999",
+    "/api/v1/events?cursor=-9223372036854775808",
+    "/api/v1/events?cursor=9223372036854775807",
+    "/api/v1/events?cursor=x",
+    "/api/v1/events?type=[",
+    "/api/v1/events?type={a,{b,{c",
+    "/api/v1/events?type=**/**/**/**/**/**",
+    "/api/v1/events?type=%ff%fe",
+    "/api/v1/events?since=9999-12-31T23:59:59Z",
+    "/api/v1/events?since=-009999-01-01T00:00:00Z",
+    "/api/v1/events?until=0000-01-01T00:00:00Z",
+    "/api/v1/events?state=",
+    "/api/v1/events?sink=&state=parked",
+    "/api/v1/events?a=b",
+    "/api/v1/events/x",
+    "/api/v1/events/00000000-0000-0000-0000-000000000000",
+    "/api/v1/deliveries?limit=500&cursor=0",
+    "/api/v1/audit?cursor=9223372036854775807&limit=500",
+    "/api/v1/audit?cursor=-1",
+    "/api/v1/sinks",
+];
+
+/// Writes of the same kind.
+const WRITES: [&str; 16] = [
+    "",
+    "{",
+    "null",
+    "[]",
+    "{}",
+    r#"{"select":{}}"#,
+    r#"{"select":null}"#,
+    r#"{"select":{"ids":[]}}"#,
+    r#"{"select":{"ids":["x"]}}"#,
+    r#"{"select":{"state":"parked"},"rate_per_second":1e-308}"#,
+    r#"{"select":{"state":"parked"},"rate_per_second":1e308}"#,
+    r#"{"select":{"state":"delivered"},"rate_per_second":1e-300}"#,
+    r#"{"select":{"state":"parked"},"rate_per_second":-1}"#,
+    r#"{"select":{"state":"parked"},"rate_per_second":null}"#,
+    r#"{"select":{"state":"parked","sink":"x"},"reason":"x"}"#,
+    r#"{"select":{"since":"9999-12-31T23:59:59.999999999Z"},"dry_run":true,"reason":"x"}"#,
+];
+
+/// T24: random and hostile bytes to both listeners, and every mistake an operator could make with the
+/// API: no handler panics, the daemon lives, answers a webhook afterwards and ends with 0.
+pub(crate) async fn nothing_from_outside_makes_a_panic(mut trial: Trial) -> Result<Outcome> {
+    let mut rig =
+        Rig::started(Mode::Jwt, &[("SIDECAR_LISTEN__HEAD_TIMEOUT_SECONDS", "1"), ("LOG_LEVEL", "debug")]).await?;
+    for nth in 0..3 {
+        let answer = rig.post(&format!("k-{nth}"), &fee(&format!(r#""n":{nth}"#))).await?;
+        ensure!(answer.status == 200, "{}", answer.status);
+    }
+    let right = rig.sign("{}")?;
+    let mut asked = 0_u64;
+    for _ in 0..trial.count / 32 {
+        let requests: Vec<(bool, Vec<u8>)> = (0..32)
+            .map(|_| {
+                let mut bytes = Vec::new();
+                for _ in 0..trial.random.usize(1..12) {
+                    match trial.random.u8(..8) {
+                        0 => bytes.extend((0..trial.random.usize(..40)).map(|_| trial.random.u8(..))),
+                        1 => bytes.extend_from_slice(right.as_bytes()),
+                        2 => bytes.extend(std::iter::repeat_n(b'A', trial.random.usize(..20_000))),
+                        _ => bytes.extend_from_slice(PIECES[trial.random.usize(..PIECES.len())].as_bytes()),
+                    }
+                }
+                (trial.random.bool(), bytes)
+            })
+            .collect();
+        let addresses = [rig.public, rig.admin];
+        let sending = requests.iter().map(|(admin, bytes)| async move {
+            let mut connection = RawConnection::open(addresses[usize::from(*admin)]).await?;
+            // Whatever is answered, or nothing: what counts is that the daemon lives.
+            let _ = connection.send(bytes).await;
+            let _ = connection.half_close().await;
+            let _ = connection.wait_closed(std::time::Duration::from_secs(10)).await;
+            Ok::<(), RawError>(())
+        });
+        try_join_all(sending).await.context("the daemon takes no connections")?;
+        asked += 32;
+    }
+    for question in QUESTIONS {
+        let answer = ask_with_token(&rig, "GET", question, None).await?;
+        ensure!(answer.status < 500, "{question}: {} {}", answer.status, answer.text());
+        asked += 1;
+    }
+    for path in ["/api/v1/deliveries/replay", "/api/v1/deliveries/drop", "/api/v1/sinks/x/pause"] {
+        for body in WRITES {
+            let answer = ask_with_token(&rig, "POST", path, Some(body)).await?;
+            ensure!(answer.status < 500, "{path} {body}: {} {}", answer.status, answer.text());
+            asked += 1;
+        }
+    }
+    let panics = rig.metrics().await?.sum("http_panics_total", &[]);
+    ensure!(panics == 0.0, "{panics} handlers panicked");
+    let answer = rig.post("afterwards", &fee(r#""n":4"#)).await?;
+    ensure!(answer.status == 200, "afterwards a webhook is answered {}", answer.status);
+    let (exit, _) = rig.stop().await?;
+    ensure!(exit.code == Some(0), "{exit}");
+    let log = std::fs::read_to_string(rig.scratch.file("daemon.log"))?;
+    if let Some(line) = log.lines().find(|line| line.contains("panic")) {
+        bail!("{line}");
+    }
+    Ok(Outcome::new(asked, "0 panics, exit 0"))
 }

@@ -285,13 +285,14 @@ pub(crate) async fn a_forged_key_does_not_shut_the_real_one_out(mut trial: Trial
     let metrics = rig.metrics().await?;
     ensure!(stored(&rig).await? == 0, "a forged request was stored");
     ensure!(metrics.sum("journal_dedupe_keys", &[]) == keys_known, "a forged key is remembered");
-    if trial.random.bool() {
-        rig.restart(&mut ledger).await?;
-        connection = RawConnection::open(rig.public).await?;
-    }
 
     let mut ids: BTreeMap<String, &'static str> = BTreeMap::new();
-    for (key, body) in &future {
+    for (nth, (key, body)) in future.iter().enumerate() {
+        // Half of them meet the process that saw the forgeries, half the one after it.
+        if nth == future.len() / 2 {
+            rig.restart(&mut ledger).await?;
+            connection = RawConnection::open(rig.public).await?;
+        }
         let (right, others) = (rig.sign(body)?, sign_hmac(&Secret::from(acme.clone()), body.as_bytes()));
         for (organization, path, signature) in
             [("default", "/webhooks/lago", &right), ("acme", "/webhooks/lago/acme", &others)]
