@@ -218,8 +218,7 @@ impl<S: Sink> Work<S> {
         while !self.paused
             && !self.sync_due
             && self.in_flight.len() < self.shell.settings.concurrency
-            && self.window.unsettled() < UNSETTLED
-            && self.settle_again.is_none()
+            && self.window.unsettled() + self.offered() < UNSETTLED
         {
             let now = Instant::now();
             let permit = self.circuit.permit(now);
@@ -348,6 +347,14 @@ impl<S: Sink> Work<S> {
         self.settling = Some(Settling { settlement, task });
     }
 
+    /// Results that the journal was given and has not confirmed, be it slow or without room. Deliveries go on
+    /// meanwhile: what the journal holds already can be read, whatever it can write.
+    fn offered(&self) -> usize {
+        let offered = self.settling.as_ref().map(|settling| &settling.settlement);
+        let refused = self.settle_again.as_ref().map(|(_, settlement)| settlement);
+        offered.or(refused).map_or(0, |settlement| settlement.attempts.len())
+    }
+
     fn settled(&mut self, result: Result<(), JournalError>) {
         if let (Err(error), Some(settling)) = (result, self.settling.take()) {
             self.refused(settling.settlement, &error);
@@ -357,7 +364,7 @@ impl<S: Sink> Work<S> {
     /// Keeps what the journal refused; offering the same again is safe.
     fn refused(&mut self, settlement: Settlement, error: &JournalError) {
         let error = kit::error::chain(error);
-        tracing::warn!(sink = %self.name, error = %error, "results cannot be recorded, deliveries wait: {error}");
+        tracing::warn!(sink = %self.name, error = %error, "results cannot be recorded yet: {error}");
         self.settle_again = Some((Instant::now() + SETTLE_AGAIN, settlement));
     }
 
