@@ -8,6 +8,7 @@ mod broken;
 mod duplicates;
 mod forgeries;
 mod framing;
+mod full;
 mod journals;
 mod kills;
 mod operators;
@@ -57,6 +58,10 @@ fn main() -> ExitCode {
         experiment!("F31", operators::operators_may_act_while_the_daemon_is_killed, 15, 300),
         experiment!("F31", operators::operators_may_act_while_the_power_is_cut, 15, 300),
         experiment!("F6", power::a_disk_that_lies_is_noticed, 2, 20),
+        experiment!("F7", full::a_full_disk_refuses_and_recovers_without_a_restart, 8, 120),
+        experiment!("F7", full::a_file_size_limit_refuses_and_recovers_without_a_restart, 6, 60),
+        experiment!("F7", full::writes_without_room_are_refused_and_the_journal_recovers, 6, 120),
+        experiment!("F7", full::a_start_without_room_says_so_and_leaves_nothing_broken, 20, 60),
     ];
     outrigger_tests::experiment::main(experiments)
 }

@@ -7,6 +7,8 @@ pub mod binaries;
 pub mod captures;
 pub mod experiment;
 pub mod journal_file;
+pub mod limits;
+pub mod picture;
 pub mod power;
 pub mod rig;
 pub mod strace;
