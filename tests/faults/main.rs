@@ -12,6 +12,7 @@ mod duplicates;
 mod floods;
 mod forgeries;
 mod framing;
+mod full;
 mod gateway;
 mod journals;
 mod kills;
@@ -105,6 +106,10 @@ fn main() -> ExitCode {
         experiment!("T23", sources::no_crate_of_ours_is_unsafe, 1, 1),
         experiment!("T24", payloads::nothing_from_outside_makes_a_panic, 4_800, 100_000),
         experiment!("T25", payloads::no_sender_makes_the_metrics_grow, 20_000, 100_000),
+        experiment!("F7", full::a_full_disk_refuses_and_recovers_without_a_restart, 8, 120),
+        experiment!("F7", full::a_file_size_limit_refuses_and_recovers_without_a_restart, 6, 60),
+        experiment!("F7", full::writes_without_room_are_refused_and_the_journal_recovers, 6, 120),
+        experiment!("F7", full::a_start_without_room_says_so_and_leaves_nothing_broken, 20, 60),
     ];
     outrigger_tests::experiment::main(experiments)
 }

@@ -162,6 +162,7 @@ fn run<D: Daemon>(config: D::Config) -> ExitCode {
     let drain = Duration::try_from_secs_f64(config.stop().drain_seconds).unwrap_or(Duration::from_secs(8));
     let code = runtime.block_on(async move {
         let signals = Signals::receive();
+        outlive_file_limits();
         let metrics = Arc::new(Metrics::new(D::NAME, D::VERSION));
         let mut shell = Shell::new();
         match D::start(config, metrics, &mut shell).await {
@@ -191,6 +192,15 @@ fn raise_open_files() {
     let raised = Rlimit { current: limits.maximum, maximum: limits.maximum };
     if limits.current != limits.maximum && setrlimit(Resource::Nofile, raised).is_err() {
         tracing::warn!(limit = ?limits.current, "the limit of open files cannot be raised");
+    }
+}
+
+/// A write beyond the limit of file sizes is to fail like one on a full disk. Without a handler the kernel ends
+/// the process instead. Needs a runtime, which keeps the handler.
+fn outlive_file_limits() {
+    let beyond = tokio::signal::unix::SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+    if tokio::signal::unix::signal(beyond).is_err() {
+        tracing::warn!("a limit of file sizes will end the process");
     }
 }
 

@@ -22,15 +22,16 @@ const RECORD_AGAIN: Duration = Duration::from_millis(100);
 pub(super) struct Settling {
     /// Kept until the journal has it.
     settlement: Settlement,
-    /// Results that it carries.
-    results: usize,
     task: JoinHandle<Result<(), JournalError>>,
 }
 
 impl<S: Sink> Work<S> {
-    /// Deliveries whose results are not on the disk.
+    /// Deliveries whose results are not on the disk: not offered yet, on their way, or refused. Up to a bound
+    /// of them deliveries go on whatever the journal can write: what it holds already can be read.
     pub(super) fn unsettled(&self) -> usize {
-        self.window.unsettled() + self.settling.as_ref().map_or(0, |settling| settling.results)
+        let offered = self.settling.as_ref().map(|settling| &settling.settlement);
+        let refused = self.settle_again.as_ref().map(|(_, settlement)| settlement);
+        self.window.unsettled() + offered.or(refused).map_or(0, |settlement| settlement.attempts.len())
     }
 
     pub(super) fn settle(&mut self) {
@@ -48,11 +49,10 @@ impl<S: Sink> Work<S> {
                 None => return,
             },
         };
-        let results = settlement.attempts.len();
         let journal = self.shell.journal.clone();
         let sent = settlement.clone();
         let task = tokio::spawn(async move { journal.settle(vec![sent]).await });
-        self.settling = Some(Settling { settlement, results, task });
+        self.settling = Some(Settling { settlement, task });
     }
 
     pub(super) fn settled(&mut self, result: Result<(), JournalError>) {
@@ -64,7 +64,7 @@ impl<S: Sink> Work<S> {
     /// Keeps what the journal refused; offering the same again is safe.
     pub(super) fn refused(&mut self, settlement: Settlement, error: &JournalError) {
         let error = kit::error::chain(error);
-        tracing::warn!(sink = %self.name, error = %error, "results cannot be recorded, deliveries wait: {error}");
+        tracing::warn!(sink = %self.name, error = %error, "results cannot be recorded yet: {error}");
         self.settle_again = Some((Instant::now() + SETTLE_AGAIN, settlement));
     }
 

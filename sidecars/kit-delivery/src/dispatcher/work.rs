@@ -238,7 +238,6 @@ impl<S: Sink> Work<S> {
             && !self.sync_due
             && self.in_flight.len() < self.shell.settings.concurrency
             && self.unsettled() < UNSETTLED
-            && self.settle_again.is_none()
         {
             let now = Instant::now();
             let permit = self.circuit.permit(now);

@@ -1,0 +1,189 @@
+//! Little room: file systems and groups of processes that are smaller than what is put into them. Each goes
+//! with its value, also when an experiment fails.
+//!
+//! Needs root; the makers say so where the machine refuses them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use kit_workbench::process::DaemonCommand;
+use kit_workbench::scratch::Scratch;
+
+/// The filler grows in steps of a page of memory, the smallest a `tmpfs` gives.
+const PAGE: u64 = 4096;
+/// Where the memory limits of control groups, version 1, are.
+const MEMORY_GROUPS: &str = "/sys/fs/cgroup/memory";
+
+/// A mounted file system in memory with room for so many bytes. Dropping it unmounts it.
+#[derive(Debug)]
+pub struct SmallDisk {
+    folder: PathBuf,
+    // Last: the folder is removed after it is unmounted.
+    _scratch: Scratch,
+}
+
+impl SmallDisk {
+    /// Makes and mounts one.
+    ///
+    /// # Errors
+    /// The machine refuses.
+    pub fn create(bytes: u64) -> Result<Self> {
+        let scratch = Scratch::new("outrigger-small")?;
+        let folder = scratch.file("mounted");
+        std::fs::create_dir(&folder)?;
+        let disk = Self { folder, _scratch: scratch };
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", &size(bytes), "tmpfs"]).arg(&disk.folder))?;
+        Ok(disk)
+    }
+
+    /// The folder it is mounted on.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Gives it room for so many bytes, less or more than before.
+    ///
+    /// # Errors
+    /// More than that is in use.
+    pub fn resize(&self, bytes: u64) -> Result<()> {
+        run(Command::new("mount").args(["-o", &format!("remount,{}", size(bytes))]).arg(&self.folder))
+    }
+
+    /// Takes all the room but so many bytes, in a file of its own.
+    ///
+    /// # Errors
+    /// The file cannot be written for another reason than that the disk is full.
+    pub fn fill(&self, leave: u64) -> Result<()> {
+        let mut filler = std::fs::OpenOptions::new().create(true).append(true).open(self.filler())?;
+        loop {
+            match std::io::Write::write(&mut filler, &[1; PAGE as usize]) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::StorageFull => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let length = filler.metadata()?.len();
+        filler.set_len(length.saturating_sub(leave) / PAGE * PAGE)?;
+        Ok(())
+    }
+
+    /// Gives the room back.
+    ///
+    /// # Errors
+    /// There was no filler.
+    pub fn free(&self) -> Result<()> {
+        Ok(std::fs::remove_file(self.filler())?)
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.folder.join("filler")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily, where someone still has a file open.
+        let _ = Command::new("umount").arg("-l").arg(&self.folder).stderr(Stdio::null()).status();
+    }
+}
+
+fn size(bytes: u64) -> String {
+    format!("size={}k", bytes / 1024)
+}
+
+/// A command whose files may not grow beyond so many bytes.
+pub fn with_file_limit(command: DaemonCommand, bytes: u64) -> DaemonCommand {
+    // The soft limit only: it is raised again while the daemon runs.
+    command.wrapped("prlimit", [format!("--fsize={bytes}:unlimited"), "--".to_owned()])
+}
+
+/// Changes the limit of a running process.
+///
+/// # Errors
+/// The process is gone, or the machine refuses.
+pub fn set_file_limit(pid: u32, bytes: Option<u64>) -> Result<()> {
+    let limit = bytes.map_or_else(|| "unlimited".to_owned(), |bytes| bytes.to_string());
+    run(Command::new("prlimit").args(["--pid", &pid.to_string(), &format!("--fsize={limit}:unlimited")]))
+}
+
+/// A control group with a limit of memory. Whoever is in it and takes more is killed. Dropping it removes it.
+#[derive(Debug)]
+pub struct MemoryGroup {
+    folder: PathBuf,
+}
+
+impl MemoryGroup {
+    /// Makes one for so many bytes.
+    ///
+    /// # Errors
+    /// The machine has no control groups of version 1 with memory, or refuses.
+    pub fn create(bytes: u64) -> Result<Self> {
+        let folder = Path::new(MEMORY_GROUPS).join(format!("outrigger-{}", uuid::Uuid::new_v4()));
+        std::fs::create_dir(&folder).context("make a control group for memory")?;
+        let group = Self { folder };
+        group.resize(bytes)?;
+        Ok(group)
+    }
+
+    /// Changes the limit.
+    ///
+    /// # Errors
+    /// More is in use and cannot be given back.
+    pub fn resize(&self, bytes: u64) -> Result<()> {
+        std::fs::write(self.folder.join("memory.limit_in_bytes"), bytes.to_string()).context("limit the memory")
+    }
+
+    /// The command, started inside the group: every page counts from the first one on.
+    pub fn wrap(&self, command: DaemonCommand) -> DaemonCommand {
+        let enter = format!("echo $$ > '{}' && exec \"$@\"", self.folder.join("cgroup.procs").display());
+        command.wrapped("/bin/sh", ["-c".to_owned(), enter, "sh".to_owned()])
+    }
+
+    /// How many processes in it were killed for taking too much.
+    ///
+    /// # Errors
+    /// The group does not say.
+    pub fn kills(&self) -> Result<u64> {
+        self.value("memory.oom_control", "oom_kill ")
+    }
+
+    /// Memory of its processes in bytes, without the file cache, which the kernel takes back by itself.
+    ///
+    /// # Errors
+    /// The group does not say.
+    pub fn used_bytes(&self) -> Result<u64> {
+        self.value("memory.stat", "rss ")
+    }
+
+    fn value(&self, file: &str, name: &str) -> Result<u64> {
+        let text = std::fs::read_to_string(self.folder.join(file))?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name));
+        Ok(value.with_context(|| format!("{file} has no {name}"))?.trim().parse()?)
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        // A process that was killed is in it a moment longer.
+        for _ in 0..200 {
+            match std::fs::remove_dir(&self.folder) {
+                Ok(()) => return,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("run {program}"))?;
+    if !output.status.success() {
+        bail!("{program} ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    ensure!(output.stderr.is_empty(), "{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
