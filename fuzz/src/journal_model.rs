@@ -109,7 +109,7 @@ impl Bench {
     }
 
     fn commit(&mut self, commit: Commit) -> Committed {
-        let mut commit = Commit { at: self.now, ..commit };
+        let mut commit = Commit { at: self.now, age: self.now, ..commit };
         self.engine.as_mut().expect("it is open").commit(&mut commit).expect("a good store commits")
     }
 
@@ -285,10 +285,13 @@ impl Bench {
 
     fn purge(&mut self, next: &mut impl FnMut() -> u8) {
         let choice = next();
+        let delivered_before = self.now.plus_millis(-i64::from(choice & 15) * HOUR);
         let plan = Purge {
-            delivered_before: self.now.plus_millis(-i64::from(choice & 15) * HOUR),
+            delivered_before,
             max_bytes: if choice & 16 == 0 { u64::MAX } else { 0 },
-            keys_before: self.now.plus_millis(-i64::from(next()) * HOUR / 4),
+            // Keys tell how old events are, and so stay at least as long.
+            keys_before: self.now.plus_millis(-i64::from(next()) * HOUR / 4).min(delivered_before),
+            audit_before: delivered_before,
             limit: 1 + u32::from(next()) % 8,
         };
         self.forgotten_before = self.forgotten_before.max(plan.keys_before);

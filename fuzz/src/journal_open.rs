@@ -163,7 +163,13 @@ fn change(engine: &mut dyn Engine) {
     {
         return;
     }
-    let purge = kit_journal::engine::Purge { delivered_before: at, max_bytes: 0, keys_before: THEN, limit: 4 };
+    let purge = kit_journal::engine::Purge {
+        delivered_before: at,
+        max_bytes: 0,
+        keys_before: THEN,
+        audit_before: THEN,
+        limit: 4,
+    };
     if engine.commit(&mut Commit { at, purge: Some(purge), ..Commit::default() }).is_ok() {
         let _ = engine.idle();
     }
