@@ -13,6 +13,7 @@ mod journals;
 mod kills;
 mod operators;
 mod power;
+mod rot;
 mod sizes;
 mod slow_disk;
 mod syscalls;
@@ -62,6 +63,11 @@ fn main() -> ExitCode {
         experiment!("F7", full::a_file_size_limit_refuses_and_recovers_without_a_restart, 6, 60),
         experiment!("F7", full::writes_without_room_are_refused_and_the_journal_recovers, 6, 120),
         experiment!("F7", full::a_start_without_room_says_so_and_leaves_nothing_broken, 20, 60),
+        experiment!("F10", rot::a_flipped_bit_is_never_served, 3_500, 20_000_000),
+        experiment!("F10", rot::a_truncated_file_is_never_served, 700, 2_000_000),
+        experiment!("F10", rot::a_blank_page_is_never_served, 800, 20_000),
+        experiment!("F10", rot::a_swapped_file_is_never_served, 1, 1),
+        experiment!("F10", rot::a_rotten_journal_never_reaches_the_gateway, 10, 200),
     ];
     outrigger_tests::experiment::main(experiments)
 }
