@@ -9,6 +9,7 @@ mod duplicates;
 mod forgeries;
 mod framing;
 mod full;
+mod images;
 mod journals;
 mod kills;
 mod operators;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         experiment!("F10", rot::a_blank_page_is_never_served, 800, 20_000),
         experiment!("F10", rot::a_swapped_file_is_never_served, 1, 1),
         experiment!("F10", rot::a_rotten_journal_never_reaches_the_gateway, 10, 200),
+        experiment!("F4", images::every_crash_image_opens_and_holds_what_was_acknowledged, 2_000, 100_000),
     ];
     outrigger_tests::experiment::main(experiments)
 }

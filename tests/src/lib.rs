@@ -6,6 +6,7 @@
 pub mod binaries;
 pub mod captures;
 pub mod experiment;
+pub mod images;
 pub mod journal_file;
 pub mod limits;
 pub mod picture;
