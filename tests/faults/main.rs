@@ -5,6 +5,7 @@
 //! as often as a release does, `OUTRIGGER_SEED` with the choices of an earlier run.
 
 mod broken;
+mod dead_disk;
 mod duplicates;
 mod forgeries;
 mod framing;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         experiment!("F10", rot::a_swapped_file_is_never_served, 1, 1),
         experiment!("F10", rot::a_rotten_journal_never_reaches_the_gateway, 10, 200),
         experiment!("F4", images::every_crash_image_opens_and_holds_what_was_acknowledged, 2_000, 100_000),
+        experiment!("F8", dead_disk::a_dead_disk_is_answered_503_and_survived, 6, 100),
     ];
     outrigger_tests::experiment::main(experiments)
 }
