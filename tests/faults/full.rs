@@ -153,12 +153,12 @@ pub(crate) async fn a_start_without_room_says_so_and_leaves_nothing_broken(trial
 /// One outage of a running daemon and the account of it.
 pub(crate) struct Outage {
     pub(crate) rig: Rig,
-    ledger: Ledger,
+    pub(crate) ledger: Ledger,
     /// Webhooks that were sent so far.
     sent: u64,
     /// Those that were refused and come again.
-    again: Vec<(String, String)>,
-    refusals: u64,
+    pub(crate) again: Vec<(String, String)>,
+    pub(crate) refusals: u64,
 }
 
 impl Outage {
@@ -175,7 +175,7 @@ impl Outage {
     }
 
     /// Sends a webhook of some size; whether it was accepted. What is refused must be refused in form.
-    async fn send(&mut self) -> Result<bool> {
+    pub(crate) async fn send(&mut self) -> Result<bool> {
         let (key, body) = webhook(&format!("{}-{}", self.sent, "x".repeat(BODY_BYTES)));
         let key = key.get(..20).unwrap_or(&key).to_owned();
         self.sent += 1;

@@ -8,12 +8,14 @@ mod admin;
 mod broken;
 mod clock;
 mod crowds;
+mod dead_disk;
 mod duplicates;
 mod floods;
 mod forgeries;
 mod framing;
 mod full;
 mod gateway;
+mod images;
 mod journals;
 mod kills;
 mod leaks;
@@ -23,6 +25,7 @@ mod outgoing;
 mod payloads;
 mod power;
 mod replays;
+mod rot;
 mod sizes;
 mod slow_disk;
 mod soak;
@@ -110,6 +113,13 @@ fn main() -> ExitCode {
         experiment!("F7", full::a_file_size_limit_refuses_and_recovers_without_a_restart, 6, 60),
         experiment!("F7", full::writes_without_room_are_refused_and_the_journal_recovers, 6, 120),
         experiment!("F7", full::a_start_without_room_says_so_and_leaves_nothing_broken, 20, 60),
+        experiment!("F10", rot::a_flipped_bit_is_never_served, 3_500, 20_000_000),
+        experiment!("F10", rot::a_truncated_file_is_never_served, 700, 2_000_000),
+        experiment!("F10", rot::a_blank_page_is_never_served, 800, 20_000),
+        experiment!("F10", rot::a_swapped_file_is_never_served, 1, 1),
+        experiment!("F10", rot::a_rotten_journal_never_reaches_the_gateway, 10, 200),
+        experiment!("F4", images::every_crash_image_opens_and_holds_what_was_acknowledged, 2_000, 100_000),
+        experiment!("F8", dead_disk::a_dead_disk_is_answered_503_and_survived, 6, 100),
     ];
     outrigger_tests::experiment::main(experiments)
 }

@@ -109,6 +109,25 @@ pub fn set_file_limit(pid: u32, bytes: Option<u64>) -> Result<()> {
     run(Command::new("prlimit").args(["--pid", &pid.to_string(), &format!("--fsize={limit}:unlimited")]))
 }
 
+/// Lets an ext4 find an error in itself, upon which it turns read-only whoever has files open: the usual way in
+/// which disks end. Only mounting it anew makes it writable again.
+///
+/// # Errors
+/// The folder is no ext4 of its own, or the kernel has no such switch.
+pub fn turn_read_only(folder: &Path) -> Result<()> {
+    run(Command::new("mount").args(["-o", "remount,errors=remount-ro"]).arg(folder))?;
+    let found = Command::new("findmnt").args(["-no", "SOURCE"]).arg(folder).output().context("run findmnt")?;
+    let device = String::from_utf8(found.stdout)?;
+    let device = device.trim().strip_prefix("/dev/").context("no device is mounted there")?;
+    std::fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "an experiment")?;
+    let written = std::fs::write(folder.join("after the error"), "");
+    ensure!(
+        written.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::ReadOnlyFilesystem),
+        "not read-only: {written:?}"
+    );
+    Ok(())
+}
+
 /// A control group with a limit of memory. Whoever is in it and takes more is killed. Dropping it removes it.
 #[derive(Debug)]
 pub struct MemoryGroup {

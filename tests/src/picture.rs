@@ -55,6 +55,8 @@ pub struct Picture {
     /// The same, as deliveries read them: in order, from the beginning.
     #[serde(skip)]
     pub delivered: BTreeMap<Seq, Seen>,
+    /// Positions of events that are not found by their id: their keys are not known any more.
+    pub unknown: Vec<Seq>,
     /// Each event's state at the gateway.
     pub states: BTreeMap<Seq, State>,
     /// The rows of the sinks.
@@ -132,12 +134,19 @@ fn picture(reader: &mut dyn Reader, expected: u64) -> Picture {
         match reader.found(seq) {
             Ok(Some(found)) => {
                 picture.events.insert(seq, Seen::of(&found.event));
+                match reader.find(found.event.head.id) {
+                    Ok(Some(known)) if known == seq => {}
+                    Ok(_) => picture.unknown.push(seq),
+                    Err(error) => complaints.push(format!("key of {seq}: {}", kit::error::chain(&error))),
+                }
                 if let Some(delivery) = found.deliveries.get(GATEWAY) {
                     let row = delivery.row.as_ref().map(row_of);
                     picture.states.insert(seq, State { state: delivery.state.as_str(), row });
                 }
             }
-            Ok(None) if seq <= expected => complaints.push(format!("record {seq} is missing")),
+            Ok(None) if u64::try_from(seq).is_ok_and(|seq| seq <= picture.accepted) => {
+                complaints.push(format!("record {seq} is missing"))
+            }
             Ok(None) => {}
             Err(error) => complaints.push(format!("{seq}: {}", kit::error::chain(&error))),
         }

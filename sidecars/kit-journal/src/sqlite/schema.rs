@@ -75,6 +75,9 @@ pub(super) fn check_header(path: &Path) -> Result<(), OpenError> {
         return Ok(());
     }
     if file.read_exact(&mut header).is_err() || !header.starts_with(b"SQLite format 3\0") {
+        if is_creation_cut_off(path) {
+            return Ok(());
+        }
         return Err(OpenError::Foreign { path: path.to_owned() });
     }
     let word = |at: usize| i64::from(u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]));
@@ -82,6 +85,20 @@ pub(super) fn check_header(path: &Path) -> Result<(), OpenError> {
     // the schema, has no entries (bytes 103 and 104).
     let empty = header[103] == 0 && header[104] == 0;
     judge(path, word(68), word(60), empty)
+}
+
+/// Whether the very first transaction, which makes the file, was cut off by a power cut: any part of its first
+/// page may be there then, and beside it a rollback journal that says that the file was empty before. SQLite
+/// empties it again.
+///
+/// The layout is of the SQLite file format, section 3: eight bytes that mark a journal, and the size of the
+/// database before in pages as the fifth word.
+fn is_creation_cut_off(path: &Path) -> bool {
+    let mut journal = path.as_os_str().to_owned();
+    journal.push("-journal");
+    let mut header = [0_u8; 20];
+    let read = File::open(Path::new(&journal)).and_then(|mut file| file.read_exact(&mut header));
+    read.is_ok() && header.starts_with(&[0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7]) && header[16..] == [0; 4]
 }
 
 fn judge(path: &Path, application: i64, version: i64, empty: bool) -> Result<(), OpenError> {

@@ -87,6 +87,33 @@ fn an_unfinished_first_start_is_taken_up() {
     }
 }
 
+/// What a power cut in the first transaction can leave behind: a page that is not all there, beside the journal
+/// that undoes it.
+#[test]
+fn a_first_page_that_was_cut_off_is_undone() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("torn.db");
+    let mut journal = vec![0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+    // No records, a nonce, no pages before, sectors of 512 bytes, pages of 16 KiB.
+    for word in [0_u32, 7, 0, 512, 16_384] {
+        journal.extend(word.to_be_bytes());
+    }
+    journal.resize(512, 0);
+    for first_page in [vec![0; 16_384], vec![0x5a; 512]] {
+        std::fs::write(&path, &first_page).unwrap();
+        std::fs::write(directory.path().join("torn.db-journal"), &journal).unwrap();
+        let engine = SqliteEngine::open(&path).unwrap();
+        assert_eq!(engine.last_seq(), 0);
+        drop(engine);
+    }
+    // The same page with nothing beside it is no file of ours.
+    std::fs::write(&path, vec![0; 16_384]).unwrap();
+    for leftover in ["torn.db-wal", "torn.db-shm"] {
+        let _ = std::fs::remove_file(directory.path().join(leftover));
+    }
+    assert!(matches!(SqliteEngine::open(&path).err().unwrap(), OpenError::Foreign { .. }));
+}
+
 #[test]
 fn a_second_process_is_told_and_an_absent_directory_is_named() {
     let bench = Bench::new();

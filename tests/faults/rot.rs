@@ -1,0 +1,597 @@
+//! Files that change by themselves: flipped bits, missing ends, blank pages, files of another journal. Every
+//! record has a checksum over all of it; nothing may be served that does not match.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail, ensure};
+use kit::clock::{Clock as _, SystemClock, Timestamp};
+use kit_journal::engine::{Action, Attempt, AuditRecord, ExceptionRow, ExceptionState, Settlement};
+use kit_journal::{BodyDigest, Dedupe, EventHead, EventId, Journal, NewEvent, Seq};
+use kit_workbench::Digest;
+use kit_workbench::ledger::GATEWAY;
+use kit_workbench::process::ProcessError;
+use outrigger_tests::experiment::{Outcome, Trial};
+use outrigger_tests::picture::{MemoryFolder, Picture, Viewer};
+use outrigger_tests::rig::{Mode, REQUEST_DEADLINE, Rig, START_DEADLINE};
+
+const DATABASE: &str = "journal.db";
+const LOG: &str = "journal.db-wal";
+/// Events in the small store; the last ones are not delivered.
+const EVENTS: u64 = 12;
+/// Those that are in the main file when the store is killed; the others are in its log.
+const IN_MAIN: u64 = 9;
+/// Commits that [`settle`] makes, one a call.
+const SETTLING: u32 = 4;
+/// What a disk loses at once.
+const SECTOR: usize = 512;
+/// A page of the store.
+const PAGE: usize = 16_384;
+/// Cases are worked through with this stride, so that a few of them are spread over the whole. A prime, so
+/// that every case has its turn.
+const STRIDE: u64 = 1_000_003;
+
+/// F10: of a small store every bit in turn is flipped, in the main file and in its log.
+pub(crate) async fn a_flipped_bit_is_never_served(trial: Trial) -> Result<Outcome> {
+    in_memory(
+        trial,
+        |stores| {
+            let bits = |file: &[u8]| file.len() as u64 * 8;
+            (bits(&stores.closed.database), bits(&stores.killed.log))
+        },
+        |stores, case| match case {
+            Case::First(bit) => {
+                let mut files = stores.closed.clone();
+                flip(&mut files.database, bit)?;
+                Ok(files)
+            }
+            Case::Second(bit) => {
+                let mut files = stores.killed.clone();
+                flip(&mut files.log, bit)?;
+                Ok(files)
+            }
+        },
+    )
+    .await
+}
+
+/// F10: the main file and the log end anywhere.
+pub(crate) async fn a_truncated_file_is_never_served(trial: Trial) -> Result<Outcome> {
+    in_memory(
+        trial,
+        |stores| (stores.closed.database.len() as u64, stores.killed.log.len() as u64),
+        |stores, case| {
+            Ok(match case {
+                Case::First(length) => {
+                    let mut files = stores.closed.clone();
+                    files.database.truncate(usize::try_from(length)?);
+                    files
+                }
+                Case::Second(length) => {
+                    let mut files = stores.killed.clone();
+                    files.log.truncate(usize::try_from(length)?);
+                    files
+                }
+            })
+        },
+    )
+    .await
+}
+
+/// F10: a sector, a page of memory or a page of the store is blank, in the main file and in the log.
+pub(crate) async fn a_blank_page_is_never_served(trial: Trial) -> Result<Outcome> {
+    let blanks = |length: usize| [SECTOR, 4_096, PAGE].map(|size| length.div_ceil(size));
+    in_memory(
+        trial,
+        move |stores| {
+            let all = |file: &[u8]| blanks(file.len()).iter().sum::<usize>() as u64;
+            (all(&stores.closed.database), all(&stores.killed.log))
+        },
+        move |stores, case| {
+            let blank = |file: &mut Vec<u8>, case: u64| -> Result<()> {
+                let (mut number, sizes) = (usize::try_from(case)?, [SECTOR, 4_096, PAGE]);
+                for (size, many) in sizes.into_iter().zip(blanks(file.len())) {
+                    if number < many {
+                        let end = file.len().min((number + 1) * size);
+                        file.get_mut(number * size..end).context("no such page")?.fill(0);
+                        return Ok(());
+                    }
+                    number -= many;
+                }
+                bail!("no such page")
+            };
+            let mut files = if matches!(case, Case::First(_)) { stores.closed.clone() } else { stores.killed.clone() };
+            match case {
+                Case::First(case) => blank(&mut files.database, case)?,
+                Case::Second(case) => blank(&mut files.log, case)?,
+            }
+            Ok(files)
+        },
+    )
+    .await
+}
+
+/// F10: files of another journal, of another time or of nothing at all beside the right ones.
+pub(crate) async fn a_swapped_file_is_never_served(_: Trial) -> Result<Outcome> {
+    tokio::task::spawn_blocking(|| {
+        let stores = Stores::make()?;
+        let other = Stores::made_with("other")?;
+        let garbage: Vec<u8> = (0..200_000_u32).map(|n| n.to_le_bytes()[0] ^ 0x5a).collect();
+        let (closed, killed) = (&stores.closed, &stores.killed);
+        let cases: Vec<(&str, Vec<u8>, Vec<u8>)> = vec![
+            ("the log of a killed journal beside its closed self", closed.database.clone(), killed.log.clone()),
+            ("the log is missing", killed.database.clone(), Vec::new()),
+            ("the log of another journal", closed.database.clone(), other.killed.log.clone()),
+            ("another journal's main file", other.closed.database.clone(), killed.log.clone()),
+            ("another killed journal's main file", other.killed.database.clone(), killed.log.clone()),
+            ("the log is the main file", closed.database.clone(), closed.database.clone()),
+            ("the main file is the log", killed.log.clone(), closed.database.clone()),
+            ("the main file is empty", Vec::new(), killed.log.clone()),
+            ("both are empty", Vec::new(), Vec::new()),
+            ("the log is noise", closed.database.clone(), garbage.clone()),
+            ("the main file is noise", garbage.clone(), killed.log.clone()),
+            ("the log begins twice", closed.database.clone(), [killed.log.as_slice(), &killed.log].concat()),
+        ];
+        let viewer = Viewer::new()?;
+        let folder = MemoryFolder::new()?;
+        let mut tally = Tally::default();
+        let expected: BTreeSet<Digest> = [&stores, &other].iter().flat_map(|stores| stores.bodies()).collect();
+        for (what, database, log) in &cases {
+            folder.put([(DATABASE, database.as_slice()), (LOG, log)])?;
+            match viewer.look(&folder.file(DATABASE), EVENTS) {
+                Err(_) => tally.refused += 1,
+                Ok(picture) => {
+                    // With another journal's file there may be its events: whole ones.
+                    for seen in picture.events.values().chain(picture.delivered.values()) {
+                        ensure!(expected.contains(&seen.body_sha256), "{what}: a body of nobody is served");
+                        check_identity(&seen.head, seen.body_sha256).context(*what)?;
+                    }
+                    tally.add(&picture, &stores);
+                }
+            }
+        }
+        Ok(Outcome::new(cases.len(), format!("0 wrong bodies; {tally}")))
+    })
+    .await?
+}
+
+/// F10: a daemon with a rotten journal starts and delivers what is whole, parks the rest with a reason, or
+/// ends with one line. What comes to the gateway is what was once sent.
+pub(crate) async fn a_rotten_journal_never_reaches_the_gateway(mut trial: Trial) -> Result<Outcome> {
+    let stores = tokio::task::spawn_blocking(Stores::make).await??;
+    let bodies: BTreeSet<Digest> = stores.bodies().collect();
+    let (mut refused, mut delivered, mut parked) = (0, 0, 0);
+    for round in 0..trial.count {
+        trial.progress(round);
+        let mut rig = Rig::new(Mode::Hmac, &[]).await?;
+        let mut files = stores.closed.clone();
+        // Into the bodies themselves every other time: elsewhere most of the file is empty.
+        if round % 2 == 0 {
+            let body = stores.undelivered_body()?;
+            let at = files.database.windows(body.len()).position(|window| window == body.as_bytes());
+            let at = at.context("the body is not in one piece")? + trial.random.usize(0..body.len());
+            flip(&mut files.database, at as u64 * 8 + trial.random.u64(0..8))?;
+        } else {
+            for _ in 0..4 {
+                let bits = files.database.len() as u64 * 8;
+                flip(&mut files.database, trial.random.u64(0..bits))?;
+            }
+        }
+        std::fs::write(rig.journal_path(), &files.database)?;
+        let command = rig.command()?;
+        rig.spawn(&command)?;
+        let admin = rig.admin;
+        match rig.process()?.wait_ready(admin, START_DEADLINE).await {
+            Ok(_) => {
+                if round % 2 == 0 {
+                    // One of three is damaged.
+                    rig.gateway.wait_for_unique(2, REQUEST_DEADLINE).await?;
+                    let row = until_parked(&rig).await?;
+                    ensure!(row.contains("damaged"), "parked with the reason {row}");
+                    parked += 1;
+                } else {
+                    let settled = rig.post("after", r#"{"webhook_type":"fee.created"}"#).await?;
+                    ensure!(matches!(settled.status, 200 | 503), "{} {}", settled.status, settled.text());
+                }
+                let (exit, _) = rig.stop().await?;
+                ensure!(exit.code == Some(0), "{exit} after a stop");
+            }
+            Err(ProcessError::Ended { exit, .. }) => {
+                let said = rig.process()?.stderr();
+                ensure!(matches!(exit.code, Some(1 | 76 | 78)), "{exit}: {said}");
+                ensure!(said.lines().count() == 1, "not one line: {said}");
+                refused += 1;
+            }
+            Err(error) => return Err(error).context("start with a rotten journal"),
+        }
+        let after = Digest::of(br#"{"webhook_type":"fee.created"}"#);
+        for received in rig.gateway.received() {
+            ensure!(
+                bodies.contains(&received.data_sha256) || received.data_sha256 == after,
+                "round {round}: the gateway got a body that nobody sent: {received:?}"
+            );
+            delivered += 1;
+        }
+        let mut ledger = kit_workbench::ledger::Ledger::new();
+        rig.scan(&mut ledger)?;
+        let report = ledger.check(&kit_workbench::ledger::Expectations { sinks: Vec::new(), ..Default::default() });
+        ensure!(report.is_clean(), "round {round}: {report}");
+    }
+    Ok(Outcome::new(trial.count, format!("{delivered} delivered whole, {parked} parked as damaged, {refused} refused")))
+}
+
+/// The reason of the one dead letter that is new.
+async fn until_parked(rig: &Rig) -> Result<String> {
+    let begin = std::time::Instant::now();
+    loop {
+        let statistics = rig.api("/api/v1/statistics").await?;
+        let found = rig.api("/api/v1/sinks").await?;
+        if statistics["sinks"][0]["parked"].as_u64() == Some(2) {
+            let log = std::fs::read_to_string(rig.scratch.file("daemon.log"))?;
+            return Ok(log.lines().filter(|line| line.contains("cannot be delivered")).collect());
+        }
+        ensure!(begin.elapsed() < REQUEST_DEADLINE, "nothing is parked: {statistics} {found}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+/// A case of the first kind, in the closed store's main file, or of the second, in the killed one's log.
+#[derive(Clone, Copy, Debug)]
+enum Case {
+    First(u64),
+    Second(u64),
+}
+
+/// The files of one journal.
+#[derive(Clone)]
+struct Files {
+    database: Vec<u8>,
+    log: Vec<u8>,
+}
+
+/// One small journal, as it was closed and as a kill left it, and what it shows.
+struct Stores {
+    closed: Files,
+    killed: Files,
+    picture: Picture,
+    /// What it showed after each of the commits that are in the log.
+    history: Vec<Picture>,
+}
+
+impl Stores {
+    fn make() -> Result<Self> {
+        Self::made_with("rot")
+    }
+
+    fn made_with(name: &str) -> Result<Self> {
+        let (viewer, folder) = (Viewer::new()?, MemoryFolder::new()?);
+        let path = folder.file(DATABASE);
+        // What is in the main file at the kill is not in the log any more.
+        viewer.with_journal(&path, |journal| viewer.wait(fill(journal, name, 1..=IN_MAIN)))??;
+        let mut moments = vec![Files::read(&folder)?];
+        viewer.with_journal(&path, |journal| {
+            for number in IN_MAIN + 1..=EVENTS {
+                viewer.wait(fill(journal, name, number..=number))?;
+                moments.push(Files::read(&folder)?);
+            }
+            for step in 0..SETTLING {
+                viewer.wait(settle(journal, step))?;
+                moments.push(Files::read(&folder)?);
+            }
+            Ok::<_, anyhow::Error>(())
+        })??;
+        let closed = Files::read(&folder)?;
+        let killed = moments.last().context("there are moments")?.clone();
+        ensure!(closed.log.is_empty() && !killed.log.is_empty(), "the log is not where it should be");
+        let picture = viewer.look(&path, EVENTS)?;
+        ensure!(picture.complaints.is_empty(), "{:?}", picture.complaints);
+        ensure!(
+            picture.events.len() as u64 == EVENTS && picture.delivered.len() as u64 == EVENTS - 4,
+            "{:?}",
+            picture.states
+        );
+        let mut history = Vec::new();
+        for moment in &moments {
+            moment.put(&folder)?;
+            history.push(viewer.look(&path, EVENTS)?);
+        }
+        ensure!(history.last() == Some(&picture), "a journal shows something else after a kill");
+        Ok(Self { closed, killed, picture, history })
+    }
+
+    fn bodies(&self) -> impl Iterator<Item = Digest> {
+        self.picture.events.values().map(|seen| seen.body_sha256)
+    }
+
+    /// A body that the gateway has not got yet.
+    fn undelivered_body(&self) -> Result<String> {
+        let body = body_of("rot", EVENTS - 1);
+        ensure!(self.bodies().any(|digest| digest == Digest::of(body.as_bytes())), "no such body");
+        Ok(body)
+    }
+}
+
+impl Files {
+    /// Makes these the folder's only files.
+    fn put(&self, folder: &MemoryFolder) -> Result<()> {
+        let log = Some((LOG, self.log.as_slice())).filter(|(_, log)| !log.is_empty());
+        folder.put(std::iter::once((DATABASE, self.database.as_slice())).chain(log))
+    }
+
+    fn read(folder: &MemoryFolder) -> Result<Self> {
+        let log = std::fs::read(folder.file(LOG)).unwrap_or_default();
+        Ok(Self { database: std::fs::read(folder.file(DATABASE))?, log })
+    }
+}
+
+fn body_of(name: &str, number: u64) -> String {
+    // One is larger than a page of the store.
+    let size = if number == 3 { 20_000 } else { 200 + usize::try_from(number).unwrap_or(0) * 37 };
+    format!(r#"{{"journal":"{name}","number":{number},"text":"{}"}}"#, "amount ".repeat(size / 7))
+}
+
+async fn fill(journal: &Journal, name: &str, numbers: std::ops::RangeInclusive<u64>) -> Result<()> {
+    journal.act(vec![Action::Register { sink: GATEWAY.to_owned() }]).await?;
+    for number in numbers {
+        let body = body_of(name, number);
+        let (source, key) = ("lago/default", format!("{name}-{number}"));
+        let digest = BodyDigest::of(body.as_bytes());
+        let head = EventHead {
+            id: EventId::derive(source, &key, Some(&digest)),
+            source: source.to_owned(),
+            event_type: "lago.invoice.created".to_owned(),
+            subject: format!("invoice/{number}"),
+            key,
+            tenant: Some("tenant".to_owned()),
+            unattributed: false,
+            time: None,
+            alias: None,
+            conflict: false,
+            json: true,
+            traceparent: None,
+            tracestate: None,
+            headers: vec![("content-type".to_owned(), "application/json".to_owned())],
+        };
+        journal.append(NewEvent { head, body: body.into_bytes(), dedupe: Dedupe::KeyAndBody }).await?;
+    }
+    Ok(())
+}
+
+/// Some are delivered, one is a dead letter, one dropped, one being retried, the last three are pending.
+async fn settle(journal: &Journal, step: u32) -> Result<()> {
+    let cursor = Seq::try_from(EVENTS)? - 3;
+    let now = SystemClock.now();
+    let row = |seq, state, next_at| ExceptionRow {
+        seq,
+        state,
+        lane: 7,
+        attempts: 3,
+        first_at: Some(now),
+        next_at,
+        reason: "answered 500".to_owned(),
+    };
+    let later = Timestamp::from_millis(4_000_000_000_000);
+    let attempt = Attempt {
+        seq: 2,
+        at: now,
+        ms: 4,
+        status: Some(500),
+        outcome: "server_error".to_owned(),
+        error: Some("answered 500".to_owned()),
+        response: None,
+    };
+    let settlement = Settlement {
+        sink: GATEWAY.to_owned(),
+        cursor,
+        set: vec![row(2, ExceptionState::Parked, None), row(4, ExceptionState::Retrying, Some(later))],
+        attempts: vec![attempt],
+        ..Settlement::default()
+    };
+    let drop = Action::Drop { sink: GATEWAY.to_owned(), seqs: vec![2], reason: "not wanted".to_owned() };
+    let replay = Action::Replay { sink: GATEWAY.to_owned(), seqs: vec![5], from: later, spacing_ms: 0.0 };
+    let detail = serde_json::json!({"ids": 1});
+    let (at, actor) = (now, "127.0.0.1".to_owned());
+    let audit = Action::Audit(AuditRecord { at, actor, action: "deliveries.drop".to_owned(), detail });
+    // Again, so that there is one dead letter.
+    let parked = Settlement {
+        sink: GATEWAY.to_owned(),
+        cursor,
+        set: vec![row(8, ExceptionState::Parked, None)],
+        ..Settlement::default()
+    };
+    match step {
+        0 => journal.settle(vec![settlement]).await?,
+        1 => {
+            journal.act(vec![drop, replay, audit]).await?;
+        }
+        2 => journal.settle(vec![parked]).await?,
+        _ => journal.put_value("lago.public_key", b"a key that is remembered".to_vec()).await?,
+    }
+    Ok(())
+}
+
+fn flip(file: &mut [u8], bit: u64) -> Result<()> {
+    let byte = usize::try_from(bit / 8)?;
+    *file.get_mut(byte).with_context(|| format!("the file has no byte {byte}"))? ^= 1 << (bit % 8);
+    Ok(())
+}
+
+/// The id says what the body must be.
+fn check_identity(head: &EventHead, body_sha256: Digest) -> Result<()> {
+    let derived = EventId::derive(&head.source, &head.key, Some(&BodyDigest(body_sha256.0)));
+    ensure!(derived == head.id, "{} is not the id of what is served with it", head.id);
+    Ok(())
+}
+
+/// Works through a list of cases on every core: each is made, opened, read, and compared with what was once
+/// stored.
+async fn in_memory(
+    trial: Trial,
+    sizes: impl Fn(&Stores) -> (u64, u64) + Send + 'static,
+    make: impl Fn(&Stores, Case) -> Result<Files> + Send + Sync + 'static,
+) -> Result<Outcome> {
+    tokio::task::spawn_blocking(move || {
+        let stores = Stores::make()?;
+        let (first, second) = sizes(&stores);
+        let all = first + second;
+        let from = u64::from(trial.offset).min(all);
+        let count = u64::from(trial.count).min(all - from);
+        let panics = PanicCounter::start();
+        let (next, total) = (AtomicU64::new(0), Mutex::new((Tally::default(), Tally::default())));
+        let work = || -> Result<()> {
+            let (viewer, folder) = (Viewer::new()?, MemoryFolder::new()?);
+            let (mut main, mut log) = (Tally::default(), Tally::default());
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= count {
+                    break;
+                }
+                trial.progress(u32::try_from(number).unwrap_or(u32::MAX));
+                let place = u128::from(from + number) * u128::from(STRIDE) % u128::from(all);
+                let place = u64::try_from(place)?;
+                let case = if place < first { Case::First(place) } else { Case::Second(place - first) };
+                let files = make(&stores, case)?;
+                let tally = if place < first { &mut main } else { &mut log };
+                look(&viewer, &folder, &files, &stores, tally).with_context(|| format!("{case:?}"))?;
+            }
+            let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
+            total.0.merge(&main);
+            total.1.merge(&log);
+            Ok(())
+        };
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+            workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| anyhow::anyhow!("a look panicked"))?)
+        })?;
+        let panicked = panics.count();
+        ensure!(panicked == 0, "{panicked} panics");
+        let (main, log) = total.into_inner().unwrap_or_else(PoisonError::into_inner);
+        // What is in the log has checksums of SQLite's own, over everything that was written before.
+        ensure!(log.untold == 0, "a damaged log shows something that never was: {log}");
+        let share = if count == all { "all of them".to_owned() } else { format!("of {all}") };
+        Ok(Outcome::new(count, format!("{share}, 0 wrong bodies, 0 panics; main file: {main}; log: {log}")))
+    })
+    .await?
+}
+
+/// Opens one damaged journal; fails when anything is served that is not what was stored.
+fn look(viewer: &Viewer, folder: &MemoryFolder, files: &Files, stores: &Stores, tally: &mut Tally) -> Result<()> {
+    files.put(folder)?;
+    match viewer.look(&folder.file(DATABASE), EVENTS) {
+        Ok(picture) => {
+            for (what, served) in [("shown", &picture.events), ("delivered", &picture.delivered)] {
+                for (seq, seen) in served {
+                    let stored = stores.picture.events.get(seq);
+                    ensure!(stored == Some(seen), "event {seq} is {what} as {seen:?}, and was {stored:?}");
+                }
+            }
+            tally.add(&picture, stores);
+        }
+        Err(_) => tally.refused += 1,
+    }
+    Ok(())
+}
+
+/// What became of damaged journals.
+#[derive(Debug, Default)]
+struct Tally {
+    /// Not opened.
+    refused: u64,
+    /// Opened, and something is said to be damaged or missing.
+    told: u64,
+    /// Nothing is different: the damage is where nothing lies.
+    same: u64,
+    /// The last commits are not there, and everything before them is: the log ends where it is damaged.
+    cut: u64,
+    /// Something is different and nothing was said: counters and states have no checksum of their own.
+    untold: u64,
+    /// What that was, and how often.
+    kinds: BTreeMap<&'static str, u64>,
+}
+
+impl Tally {
+    fn add(&mut self, picture: &Picture, stores: &Stores) {
+        let (whole, history) = (&stores.picture, &stores.history);
+        if !picture.complaints.is_empty() {
+            self.told += 1;
+            return;
+        }
+        let mut different = Vec::new();
+        let mut compare = |name, same: bool| {
+            if !same {
+                different.push(name);
+            }
+        };
+        compare("events", picture.events == whole.events);
+        compare("deliveries", picture.delivered == whole.delivered);
+        compare("states", picture.states == whole.states);
+        compare("sinks", (picture.accepted, &picture.sinks) == (whole.accepted, &whole.sinks));
+        compare("attempts", picture.attempts == whole.attempts);
+        compare("audit", picture.audit == whole.audit);
+        compare("keys", picture.unknown == whole.unknown);
+        compare("values", picture.values == whole.values);
+        if different.is_empty() {
+            self.same += 1;
+            return;
+        }
+        if history.contains(picture) {
+            self.cut += 1;
+            return;
+        }
+        self.untold += 1;
+        for name in different {
+            *self.kinds.entry(name).or_default() += 1;
+        }
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.refused += other.refused;
+        self.told += other.told;
+        self.same += other.same;
+        self.cut += other.cut;
+        self.untold += other.untold;
+        for (name, count) in &other.kinds {
+            *self.kinds.entry(name).or_default() += count;
+        }
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { refused, told, same, cut, untold, kinds } = self;
+        write!(f, "{refused} refused, {told} told, {same} without effect, ")?;
+        write!(f, "{cut} without the last commits, {untold} untold {kinds:?}")
+    }
+}
+
+/// Counts the panics of all threads while it lives, and lets the usual report be printed.
+struct PanicCounter {
+    count: Arc<AtomicU64>,
+}
+
+impl PanicCounter {
+    fn start() -> Self {
+        let count = Arc::new(AtomicU64::new(0));
+        let (counting, usual) = (Arc::clone(&count), std::panic::take_hook());
+        std::panic::set_hook(Box::new(move |panic| {
+            counting.fetch_add(1, Ordering::Relaxed);
+            usual(panic);
+        }));
+        Self { count }
+    }
+
+    fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for PanicCounter {
+    fn drop(&mut self) {
+        // The usual one; a thread that is panicking must not touch it.
+        if !std::thread::panicking() {
+            drop(std::panic::take_hook());
+        }
+    }
+}
