@@ -20,6 +20,7 @@ mod outgoing;
 mod payloads;
 mod power;
 mod replays;
+mod rot;
 mod sizes;
 mod slow_disk;
 mod syscalls;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         experiment!("F31", operators::operators_may_act_while_the_daemon_is_killed, 15, 300),
         experiment!("F31", operators::operators_may_act_while_the_power_is_cut, 15, 300),
         experiment!("F6", power::a_disk_that_lies_is_noticed, 2, 20),
+        experiment!("F10", rot::a_damaged_journal_never_serves_wrong_bytes, 5_000, 2_000_000),
         experiment!("F16", gateway::every_answer_does_what_is_documented, 2, 50),
         experiment!("F17", network::a_bad_answer_costs_its_own_event_a_limited_time, 1, 5),
         experiment!("F17", network::a_connection_may_break_at_any_byte, 100, 500),
