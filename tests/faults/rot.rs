@@ -37,14 +37,17 @@ static PANICS: AtomicU64 = AtomicU64::new(0);
 
 /// F10: one bit flipped, the file cut at an offset, a sector or a page zeroed, another journal's side files in
 /// its folder: the journal is refused, or says what is damaged, or serves exactly what was stored.
+///
+/// One thing is counted only: a write-ahead log does not say whose it is, so that SQLite takes another
+/// journal's whole log for this one's. Each record is then still one that somebody stored, byte for byte.
 pub(crate) async fn a_damaged_journal_never_serves_wrong_bytes(mut trial: Trial) -> Result<Outcome> {
     count_panics();
     let folder = Folder::new()?;
     let specimen = Specimen::make(&folder.0.join("made"), "a")?;
     let strangers = Strangers::make(&folder.0, &specimen)?;
-    let cases = Cases { bytes: &specimen.bytes, foreign: strangers.0.iter().map(|(name, _)| *name).collect() };
+    let cases = Cases { bytes: &specimen.bytes, foreign: strangers.cases.iter().map(|(name, _)| *name).collect() };
     let whole = std::env::var_os(CAMPAIGN_VARIABLE).is_some() || trial.count as usize >= cases.total();
-    let (mut refused, mut reported, mut unharmed) = (0_u64, 0_u64, 0_u64);
+    let (mut refused, mut reported, mut unharmed, mut mistaken) = (0_u64, 0_u64, 0_u64, 0_u64);
     let mut violations = Violations::default();
     for round in 0..trial.count {
         if round % 100 == 0 {
@@ -57,18 +60,23 @@ pub(crate) async fn a_damaged_journal_never_serves_wrong_bytes(mut trial: Trial)
         };
         let place = folder.0.join("case");
         damage.apply(&specimen, &strangers, &place)?;
-        let examined = tokio::time::timeout(CASE_DEADLINE, examine(&place, &specimen)).await;
+        let examined =
+            tokio::time::timeout(CASE_DEADLINE, examine(&place, &specimen, &strangers, damage.is_a_log())).await;
         match examined.context("it hangs").flatten() {
             Ok(Verdict::Refused) => refused += 1,
             Ok(Verdict::Reported) => reported += 1,
             Ok(Verdict::Unharmed) => unharmed += 1,
+            Ok(Verdict::Mistaken) => mistaken += 1,
             Err(error) => violations.add(&damage, &error),
         }
     }
     violations.none()?;
     Ok(Outcome::new(
         trial.count,
-        format!("{refused} refused, {reported} reported, {unharmed} unharmed; 0 wrong bodies, 0 panics"),
+        format!(
+            "{refused} refused, {reported} reported, {unharmed} unharmed, 0 wrong bodies, 0 panics; \
+             {mistaken} times another journal's log was taken for its own"
+        ),
     ))
 }
 
@@ -263,7 +271,10 @@ fn new_event(name: &str, number: Seq) -> NewEvent {
 type SideFile = (&'static str, Vec<u8>);
 
 /// Side files that belong to another journal, or to no journal.
-struct Strangers(Vec<(&'static str, Vec<SideFile>)>);
+struct Strangers {
+    cases: Vec<(&'static str, Vec<SideFile>)>,
+    events: Vec<StoredEvent>,
+}
 
 impl Strangers {
     fn make(folder: &Path, specimen: &Specimen) -> Result<Self> {
@@ -272,7 +283,9 @@ impl Strangers {
         std::fs::create_dir_all(&path)?;
         let engine = fill(&path.join("journal.db"), "b")?;
         let (wal, index) = (std::fs::read(path.join("journal.db-wal"))?, std::fs::read(path.join("journal.db-shm"))?);
-        drop(engine);
+        let mut reader = engine::open_reader(&path.join("journal.db"))?;
+        let events: Result<Vec<_>, JournalError> = (1..=EVENTS).map(|seq| reader.event(seq)).collect();
+        drop((reader, engine));
         let noise: Vec<u8> = (0..40_000_u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
         let mut cases = vec![
             ("another's log", vec![("-wal", wal.clone())]),
@@ -289,7 +302,7 @@ impl Strangers {
             let part = wal.get(..header + frames * frame).context("the log is shorter than its frames")?;
             cases.push(("a part of another's log", vec![("-wal", part.to_vec())]));
         }
-        Ok(Self(cases))
+        Ok(Self { cases, events: events?.into_iter().flatten().collect() })
     }
 }
 
@@ -303,6 +316,11 @@ enum Damage {
 }
 
 impl Damage {
+    /// Whether SQLite cannot know that this log is not the journal's own.
+    fn is_a_log(&self) -> bool {
+        matches!(self, Self::Foreign(name, _) if name.contains("another's log"))
+    }
+
     fn apply(&self, specimen: &Specimen, strangers: &Strangers, place: &Path) -> Result<()> {
         let _ = std::fs::remove_dir_all(place);
         std::fs::create_dir(place)?;
@@ -316,7 +334,7 @@ impl Damage {
             Self::Cut(at) => bytes.truncate(*at),
             Self::Zeroed(at, size) => bytes[*at..*at + *size].fill(0),
             Self::Foreign(_, number) => {
-                for (suffix, content) in &strangers.0[*number].1 {
+                for (suffix, content) in &strangers.cases[*number].1 {
                     std::fs::write(place.join(format!("journal.db{suffix}")), content)?;
                 }
             }
@@ -393,17 +411,23 @@ enum Verdict {
     Reported,
     /// It is as it was, as far as anybody can see.
     Unharmed,
+    /// It goes on from another journal's log.
+    Mistaken,
 }
 
 /// Opens the journal in `place` as a daemon does, reads it in every way there is and writes to it.
-async fn examine(place: &Path, specimen: &Specimen) -> Result<Verdict> {
+async fn examine(place: &Path, specimen: &Specimen, strangers: &Strangers, mistakable: bool) -> Result<Verdict> {
     let panics = PANICS.load(Ordering::Relaxed);
     let section = JournalSection { path: place.join("journal.db"), ..JournalSection::default() };
     let clock = Arc::new(ManualClock::new(Timestamp::from_millis(BEGIN + 100_000)));
     let open = move || Journal::open(&section, clock, &mut prometheus_client::registry::Registry::default());
     let opened = tokio::task::spawn_blocking(open).await.context("opening panics")?;
     let Ok((journal, task)) = opened else { return Ok(Verdict::Refused) };
-    let result = examine_open(&journal, specimen).await;
+    let result = if mistakable {
+        examine_mistaken(&journal, specimen, strangers).await
+    } else {
+        examine_open(&journal, specimen).await
+    };
     drop(journal);
     tokio::task::spawn_blocking(|| task.close()).await.context("closing panics")?;
     ensure!(PANICS.load(Ordering::Relaxed) == panics, "something panics");
@@ -444,6 +468,25 @@ async fn examine_open(journal: &Journal, specimen: &Specimen) -> Result<Verdict>
     let Some(seen) = Seen::read(journal, &ids).await? else { return Ok(Verdict::Reported) };
     seen.is_right(specimen, EVENTS + 2)?;
     Ok(if complaints + seen.complaints.len() == 0 { Verdict::Unharmed } else { Verdict::Reported })
+}
+
+/// Everything that is served is a record of one of the two, whole.
+async fn examine_mistaken(journal: &Journal, specimen: &Specimen, strangers: &Strangers) -> Result<Verdict> {
+    let ids: Vec<EventId> = specimen.events.iter().map(|event| event.head.id).collect();
+    let Some(seen) = Seen::read(journal, &ids).await? else { return Ok(Verdict::Reported) };
+    let mut theirs = 0;
+    for event in &seen.served {
+        let is = |stored: &&StoredEvent| stored.seq == event.seq && stored.head == event.head;
+        let ours = specimen.events.iter().find(is);
+        let stored = ours.or_else(|| strangers.events.iter().find(is)).context("a record that nobody stored")?;
+        ensure!(stored.body == event.body && stored.at == event.at, "event {} is served changed", event.seq);
+        theirs += u64::from(ours.is_none());
+    }
+    Ok(match (theirs, seen.complaints.len()) {
+        (0, 0) => Verdict::Unharmed,
+        (0, _) => Verdict::Reported,
+        _ => Verdict::Mistaken,
+    })
 }
 
 /// What every way of reading shows.
