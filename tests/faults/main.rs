@@ -12,6 +12,7 @@ mod forgeries;
 mod framing;
 mod gateway;
 mod golden;
+mod images;
 mod journals;
 mod kills;
 mod leaks;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         experiment!("F31", operators::operators_may_act_while_the_daemon_is_killed, 15, 300),
         experiment!("F31", operators::operators_may_act_while_the_power_is_cut, 15, 300),
         experiment!("F6", power::a_disk_that_lies_is_noticed, 2, 20),
+        experiment!("F4", images::torn_and_reordered_writes_leave_a_whole_journal, 2_000, 100_000),
         experiment!("F10", rot::a_damaged_journal_never_serves_wrong_bytes, 5_000, 2_000_000),
         experiment!("F29", golden::a_journal_of_every_version_is_read_and_delivered, 1, 1),
         experiment!("F29", golden::a_kill_while_an_older_journal_is_opened_costs_nothing, 50, 50),
