@@ -15,6 +15,7 @@ mod forgeries;
 mod framing;
 mod full;
 mod gateway;
+mod golden;
 mod images;
 mod journals;
 mod kills;
@@ -43,6 +44,9 @@ fn main() -> ExitCode {
     if let Ok(text) = std::env::var(leaks::PANIC_PROBE) {
         leaks::panic_with(&text);
         return ExitCode::SUCCESS;
+    }
+    if let Ok(name) = std::env::var(golden::MAKE_VARIABLE) {
+        return golden::make(&name);
     }
     let experiments: &[Experiment] = &[
         experiment!("F1", kills::a_kill_under_load_loses_nothing, 100, 2_000),
@@ -79,6 +83,8 @@ fn main() -> ExitCode {
         experiment!("F31", operators::operators_may_act_while_the_daemon_is_killed, 15, 300),
         experiment!("F31", operators::operators_may_act_while_the_power_is_cut, 15, 300),
         experiment!("F6", power::a_disk_that_lies_is_noticed, 2, 20),
+        experiment!("F29", golden::a_journal_of_every_version_is_read_and_delivered, 1, 1),
+        experiment!("F29", golden::a_kill_while_an_older_journal_is_opened_costs_nothing, 50, 50),
         experiment!("F16", gateway::every_answer_does_what_is_documented, 2, 50),
         experiment!("F17", network::a_bad_answer_costs_its_own_event_a_limited_time, 1, 5),
         experiment!("F17", network::a_connection_may_break_at_any_byte, 100, 500),

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use kit::clock::SystemClock;
-use kit_journal::engine::Statistics;
+use kit::clock::{Clock as _, SystemClock};
+use kit_journal::engine::{self, Commit, DedupeBounds, Statistics};
 use kit_journal::{Journal, JournalSection};
 use kit_workbench::ledger::Counters;
 
@@ -40,6 +40,22 @@ pub async fn read(path: &Path) -> Result<Contents> {
     drop(journal);
     tokio::task::spawn_blocking(|| task.close()).await?;
     contents
+}
+
+/// Makes a journal that no daemon holds remember a value.
+///
+/// # Errors
+/// It cannot be opened or written.
+pub async fn remember(path: &Path, name: &'static str, value: &'static [u8]) -> Result<()> {
+    let path = path.to_owned();
+    let write = move || -> Result<()> {
+        let mut engine = engine::open(&path, DedupeBounds::default())?;
+        let values = vec![(name.to_owned(), value.to_vec())];
+        engine.commit(&mut Commit { at: SystemClock.now(), values, ..Commit::default() })?;
+        engine.close();
+        Ok(())
+    };
+    tokio::task::spawn_blocking(write).await?
 }
 
 /// What SQLite itself says about the file, read from a copy: recovery is left to the daemon. A journal that

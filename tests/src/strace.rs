@@ -4,7 +4,7 @@
 //! journal's writes come from one thread, so that a count means the same in every run.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -49,26 +49,10 @@ impl Injection {
     /// # Errors
     /// `strace` is missing or not allowed to.
     pub async fn attach(&self, daemon: &DaemonProcess) -> Result<Attached> {
-        let scratch = Scratch::new("outrigger-strace")?;
-        let log = scratch.file("log");
-        let pid = daemon.pid();
-        let arguments = self.arguments(&log, ["-p", &pid.to_string()]);
-        let mut process = DaemonProcess::spawn("strace", arguments, Vec::new()).context("run strace")?;
-        let tracer = process.pid();
-        let begin = Instant::now();
-        while !is_traced_by(pid, tracer)? {
-            if process.try_exit()?.is_some() {
-                // With the daemon, if the fault is a kill and came at once.
-                ensure!(is_gone(pid), "strace ended: {}", process.stderr());
-                break;
-            }
-            ensure!(begin.elapsed() < ATTACH_DEADLINE, "strace does not attach: {}", process.stderr());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        Ok(Attached { process, log, _scratch: scratch })
+        attach(daemon, |log, pid| self.arguments(log, ["-p", pid])).await
     }
 
-    fn arguments<const N: usize>(&self, log: &std::path::Path, last: [&str; N]) -> Vec<OsString> {
+    fn arguments<const N: usize>(&self, log: &Path, last: [&str; N]) -> Vec<OsString> {
         let Self { calls, what, watched } = self;
         let watched = watched.as_ref().map_or_else(String::new, |watched| format!(",{watched}"));
         let mut arguments: Vec<OsString> = ["-f", "-qq", "-o"].map(OsString::from).to_vec();
@@ -80,6 +64,41 @@ impl Injection {
         arguments.extend(last.map(OsString::from));
         arguments
     }
+}
+
+/// Notes these calls of a running daemon from now on, without doing anything to them.
+///
+/// # Errors
+/// `strace` is missing or not allowed to.
+pub async fn watch(daemon: &DaemonProcess, calls: &str, options: &[&str]) -> Result<Attached> {
+    let arguments = |log: &Path, pid: &str| {
+        let mut arguments: Vec<OsString> = ["-f", "-qq", "-o"].map(OsString::from).to_vec();
+        arguments.push(log.into());
+        arguments.extend(options.iter().map(OsString::from));
+        arguments.extend(["-e", &format!("trace={calls}"), "-p", pid].map(OsString::from));
+        arguments
+    };
+    attach(daemon, arguments).await
+}
+
+async fn attach(daemon: &DaemonProcess, arguments: impl Fn(&Path, &str) -> Vec<OsString>) -> Result<Attached> {
+    let scratch = Scratch::new("outrigger-strace")?;
+    let log = scratch.file("log");
+    let pid = daemon.pid();
+    let arguments = arguments(&log, &pid.to_string());
+    let mut process = DaemonProcess::spawn("strace", arguments, Vec::new()).context("run strace")?;
+    let tracer = process.pid();
+    let begin = Instant::now();
+    while !is_traced_by(pid, tracer)? {
+        if process.try_exit()?.is_some() {
+            // With the daemon, if the fault is a kill and came at once.
+            ensure!(is_gone(pid), "strace ended: {}", process.stderr());
+            break;
+        }
+        ensure!(begin.elapsed() < ATTACH_DEADLINE, "strace does not attach: {}", process.stderr());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(Attached { process, log, _scratch: scratch })
 }
 
 /// A `strace` at work on a running daemon. Dropping it lets the daemon go on undisturbed.
@@ -112,12 +131,26 @@ impl Attached {
     /// # Errors
     /// `strace` does not end.
     pub async fn detach(mut self) -> Result<usize> {
+        self.let_go().await?;
+        self.changed()
+    }
+
+    /// Ends it; returns the calls it has seen.
+    ///
+    /// # Errors
+    /// `strace` does not end.
+    pub async fn end(mut self) -> Result<String> {
+        self.let_go().await?;
+        self.notes()
+    }
+
+    async fn let_go(&mut self) -> Result<()> {
         self.process.term()?;
         if self.process.wait(DETACH_DEADLINE).await.is_err() {
             // It may wait for a thread that is being killed. The kernel lets go of the others.
             self.process.kill9().await?;
         }
-        self.changed()
+        Ok(())
     }
 }
 

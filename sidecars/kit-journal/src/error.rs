@@ -62,6 +62,10 @@ pub enum JournalError {
         /// Which check failed.
         what: &'static str,
     },
+    /// Cursors, counters and rows contradict each other: the file has been damaged, and whatever it said
+    /// would be a guess.
+    #[error("journal is damaged: {0}")]
+    Inconsistent(String),
     /// The journal has stopped or is being reopened after a failure.
     #[error("journal unavailable: {0}")]
     Unavailable(String),

@@ -7,6 +7,7 @@ mod reader;
 mod records;
 mod schema;
 mod settle;
+mod soundness;
 #[cfg(test)]
 mod tests;
 
@@ -79,6 +80,7 @@ impl SqliteEngine {
         let dedupe = DedupeIndex::load(&conn, bounds).map_err(store)?;
         let sinks = Sinks::load(&conn).map_err(store)?;
         let last_seq = last_seq(&conn).map_err(store)?;
+        soundness::check(&conn, last_seq).map_err(store)?;
         Ok(Self {
             path: path.to_owned(),
             conn,

@@ -193,3 +193,30 @@ fn searches_page_through_everything_once() {
     let none = EventFilter::default().with_type("lago.customer.*").unwrap();
     assert!(walk(none, 500, 1000).is_empty());
 }
+
+/// Cursors, counters and rows have no checksum of their own: they vouch for each other.
+#[test]
+fn a_journal_whose_accounts_disagree_is_refused() {
+    for damage in [
+        "UPDATE sinks SET cursor = cursor + 1",
+        "UPDATE sinks SET start = start + 1",
+        "UPDATE sinks SET delivered = delivered + 1, parked = parked - 1",
+        "UPDATE exceptions SET state = 5",
+        "DELETE FROM exceptions",
+        "UPDATE keys SET first_seq = first_seq + 4096",
+        "DELETE FROM events WHERE seq = 4",
+    ] {
+        let mut bench = Bench::new();
+        bench.append((0..4).map(|n| append(&n.to_string(), "{}")).collect());
+        bench.settle(Settlement { cursor: 2, set: vec![row(1, ExceptionState::Parked)], ..Settlement::default() });
+        bench.restart();
+        bench.engine().conn.execute(damage, []).unwrap();
+        let path = bench.path();
+        drop(bench.engine.take());
+        let error = SqliteEngine::open(&path).err();
+        assert!(
+            matches!(error, Some(OpenError::Store { source: JournalError::Inconsistent(_), .. })),
+            "{damage}: {error:?}"
+        );
+    }
+}
