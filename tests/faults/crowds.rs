@@ -12,6 +12,7 @@ use kit_workbench::ledger::Ledger;
 use kit_workbench::load::{self, LoadControl, LoadOptions, LoadReport, Pacing};
 use kit_workbench::raw::{self, RawConnection};
 use outrigger_tests::experiment::{Outcome, Trial};
+use outrigger_tests::limits::cpu_seconds;
 use outrigger_tests::named;
 use outrigger_tests::rig::{Mode, REQUEST_DEADLINE, Rig};
 use tokio::task::JoinSet;
@@ -265,18 +266,6 @@ pub(crate) async fn idle_connections_are_closed(trial: Trial) -> Result<Outcome>
         ensure!(took <= opened + idle_limit + Duration::from_secs(2), "still open after {took:?}");
     }
     Ok(Outcome::new(trial.count as usize * MANY * 2, "all closed in time, none reset"))
-}
-
-/// The processor time a process has used, in seconds.
-fn cpu_seconds(pid: u32) -> Result<f64> {
-    /// `sysconf(_SC_CLK_TCK)` on every Linux that this runs on.
-    const TICKS: f64 = 100.0;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name of the process may hold blanks; what follows its bracket does not.
-    let (_, rest) = stat.rsplit_once(") ").context("an unknown form of /proc/PID/stat")?;
-    let field = |nth: usize| rest.split(' ').nth(nth).and_then(|text| text.parse::<f64>().ok());
-    let (user, system) = (field(11).context("no user time")?, field(12).context("no system time")?);
-    Ok((user + system) / TICKS)
 }
 
 /// Sets the soft limit of open files of a running process.

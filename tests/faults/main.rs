@@ -10,6 +10,7 @@ mod crowds;
 mod duplicates;
 mod forgeries;
 mod framing;
+mod full;
 mod gateway;
 mod journals;
 mod kills;
@@ -19,6 +20,7 @@ mod operators;
 mod outgoing;
 mod payloads;
 mod power;
+mod readonly;
 mod replays;
 mod sizes;
 mod slow_disk;
@@ -70,6 +72,12 @@ fn main() -> ExitCode {
         experiment!("F31", operators::operators_may_act_while_the_daemon_is_killed, 15, 300),
         experiment!("F31", operators::operators_may_act_while_the_power_is_cut, 15, 300),
         experiment!("F6", power::a_disk_that_lies_is_noticed, 2, 20),
+        experiment!("F7", full::a_full_volume_in_memory_is_refused_until_there_is_room, 8, 120),
+        experiment!("F7", full::a_full_ext4_is_refused_until_there_is_room, 4, 60),
+        experiment!("F7", full::a_largest_file_is_refused_until_it_is_raised, 4, 60),
+        experiment!("F7", full::a_write_without_room_is_refused_until_there_is_some, 4, 60),
+        experiment!("F8", readonly::a_failed_filesystem_is_refused_until_it_is_mounted_anew, 3, 100),
+        experiment!("F8", readonly::a_filesystem_that_is_writable_again_needs_no_restart, 3, 100),
         experiment!("F16", gateway::every_answer_does_what_is_documented, 2, 50),
         experiment!("F17", network::a_bad_answer_costs_its_own_event_a_limited_time, 1, 5),
         experiment!("F17", network::a_connection_may_break_at_any_byte, 100, 500),

@@ -10,6 +10,7 @@ pub mod captures;
 pub mod dns;
 pub mod experiment;
 pub mod journal_file;
+pub mod limits;
 pub mod named;
 pub mod namespace;
 pub mod power;
