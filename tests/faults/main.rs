@@ -15,6 +15,7 @@ mod gateway;
 mod journals;
 mod kills;
 mod leaks;
+mod memory;
 mod network;
 mod operators;
 mod outgoing;
@@ -78,6 +79,9 @@ fn main() -> ExitCode {
         experiment!("F7", full::a_write_without_room_is_refused_until_there_is_some, 4, 60),
         experiment!("F8", readonly::a_failed_filesystem_is_refused_until_it_is_mounted_anew, 3, 100),
         experiment!("F8", readonly::a_filesystem_that_is_writable_again_needs_no_restart, 3, 100),
+        experiment!("F27", kills::a_hanging_disk_does_not_hold_up_a_stop, 1, 20),
+        experiment!("F28", memory::a_crowd_with_large_bodies_does_not_exhaust_the_memory, 1, 10),
+        experiment!("F28", memory::a_kill_for_lack_of_memory_loses_nothing, 2, 100),
         experiment!("F16", gateway::every_answer_does_what_is_documented, 2, 50),
         experiment!("F17", network::a_bad_answer_costs_its_own_event_a_limited_time, 1, 5),
         experiment!("F17", network::a_connection_may_break_at_any_byte, 100, 500),
