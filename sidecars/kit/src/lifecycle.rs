@@ -64,11 +64,11 @@ impl StopToken {
 
 /// Of the time to stop, how much the tasks have to end by themselves. Above the share that listeners give
 /// to their connections.
-const FOR_TASKS: f64 = 0.9;
+const FOR_TASKS: f64 = 0.88;
 /// … until when those that were cut off must have let go …
-const FOR_LETTING_GO: f64 = 0.94;
+const FOR_LETTING_GO: f64 = 0.91;
 /// … and until when everything must be closed. The rest is for the runtime to end.
-const FOR_CLOSING: f64 = 0.97;
+const FOR_CLOSING: f64 = 0.94;
 
 /// How a task ended.
 type Ended = Result<(task::Id, Result<(), String>), task::JoinError>;
