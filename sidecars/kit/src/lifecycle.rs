@@ -301,7 +301,9 @@ mod tests {
     async fn a_closing_that_hangs_is_left_behind() {
         let mut shell = Shell::new();
         let (held, hold) = std::sync::mpsc::channel::<()>();
-        shell.at_end(move || drop(hold.recv()));
+        shell.at_end(move || {
+            let _ = hold.recv();
+        });
         shell.stop_token().stop();
         let begin = std::time::Instant::now();
         let code = shell.run(Duration::from_millis(500), Signals::receive()).await;
