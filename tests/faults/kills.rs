@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use kit_workbench::Moment;
-use kit_workbench::ledger::{Crash, EndRecord, ExpectedEnd, Ledger};
+use kit_workbench::ledger::{Crash, EndRecord, ExpectedEnd, Ledger, SentRequest};
 use kit_workbench::load::{self, LoadControl};
 use kit_workbench::raw::RawConnection;
+use kit_workbench::{Digest, Moment};
 use outrigger_tests::experiment::{Outcome, Trial};
 use outrigger_tests::rig::{DAEMON, Mode, REQUEST_DEADLINE, Rig, STOP_LIMIT, UNSETTLED};
+use outrigger_tests::strace::Injection;
+
+use crate::syscalls::{SYNCS, start_traceable, until_accepted, webhook};
 
 /// Ready again within this time, whatever the backlog: Lago's first retry comes after three seconds.
 const READY_LIMIT: Duration = Duration::from_secs(2);
@@ -133,6 +136,59 @@ pub(crate) async fn a_second_signal_ends_at_once_and_an_unfinished_body_does_not
         }
     }
     Ok(Outcome::new(trial.count, "503 for the unfinished body, then exit 130"))
+}
+
+/// F27: stopped while the disk does not answer: it ends in time all the same, says by its exit code that
+/// something was cut off, and what it had accepted is there at the next start.
+pub(crate) async fn a_hanging_disk_does_not_hold_up_a_stop(trial: Trial) -> Result<Outcome> {
+    let mut rig = Rig::new(Mode::Hmac, &[]).await?;
+    if let Err(error) = start_traceable(&mut rig).await {
+        return Outcome::skipped_if_refused(error);
+    }
+    let mut ledger = Ledger::new();
+    let mut slowest = Duration::ZERO;
+    for round in 0..trial.count {
+        trial.progress(round);
+        let (key, body) = webhook(&format!("{round}-before"));
+        ledger.sent(until_accepted(&rig, &key, &body).await?);
+        let from = Moment::now();
+        let strace = Injection::new(SYNCS, "delay_exit=30000000").attach(rig.process()?).await?;
+        let (key, body) = webhook(&format!("{round}-hanging"));
+        let mut under_way = RawConnection::open(rig.public).await?;
+        let signature = rig.sign(&body)?;
+        let request = format!(
+            "POST /webhooks/lago HTTP/1.1\r\nHost: a\r\nX-Lago-Unique-Key: {key}\r\nX-Lago-Signature: {signature}\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        under_way.send(request.as_bytes()).await?;
+        // Of unknown outcome.
+        ledger.sent(SentRequest::begin("default", key.as_str(), "", Digest::of(body.as_bytes())));
+        let process = rig.process()?;
+        process.term()?;
+        let begin = Instant::now();
+        // The tracer holds the ended process back for as long as it delays its call.
+        while !has_ended(process.pid())? {
+            ensure!(begin.elapsed() <= STOP_LIMIT, "round {round}: not ended {STOP_LIMIT:?} after SIGTERM");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        slowest = slowest.max(begin.elapsed());
+        strace.detach().await?;
+        let exit = rig.process()?.wait(REQUEST_DEADLINE).await?;
+        ensure!(exit.code == Some(124), "round {round}: {exit} though the disk hangs");
+        ledger.end(EndRecord::new(DAEMON, ExpectedEnd::Code(124), exit));
+        rig.start().await?;
+        ledger.crash(Crash { what: "hanging disk".to_owned(), from, until: Moment::now(), in_flight: UNSETTLED });
+        ledger.sent(until_accepted(&rig, &key, &body).await?);
+    }
+    rig.settle(ledger, &format!("F27-hanging-{}", trial.seed)).await?;
+    Ok(Outcome::new(trial.count, format!("exit 124 within {} ms, 0 lost", slowest.as_millis())))
+}
+
+/// Whether a process has come to its end, waited for or not.
+fn has_ended(pid: u32) -> Result<bool> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    Ok(status.lines().any(|line| line.starts_with("State:\tZ")))
 }
 
 /// Waits until the daemon holds one open connection whose bytes it has read.

@@ -20,6 +20,7 @@ mod images;
 mod journals;
 mod kills;
 mod leaks;
+mod memory;
 mod network;
 mod operators;
 mod outgoing;
@@ -85,6 +86,9 @@ fn main() -> ExitCode {
         experiment!("F6", power::a_disk_that_lies_is_noticed, 2, 20),
         experiment!("F29", golden::a_journal_of_every_version_is_read_and_delivered, 1, 1),
         experiment!("F29", golden::a_kill_while_an_older_journal_is_opened_costs_nothing, 50, 50),
+        experiment!("F27", kills::a_hanging_disk_does_not_hold_up_a_stop, 1, 20),
+        experiment!("F28", memory::a_crowd_with_large_bodies_does_not_exhaust_the_memory, 1, 10),
+        experiment!("F28", memory::a_kill_for_lack_of_memory_loses_nothing, 2, 100),
         experiment!("F16", gateway::every_answer_does_what_is_documented, 2, 50),
         experiment!("F17", network::a_bad_answer_costs_its_own_event_a_limited_time, 1, 5),
         experiment!("F17", network::a_connection_may_break_at_any_byte, 100, 500),

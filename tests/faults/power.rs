@@ -137,11 +137,11 @@ impl Sending {
 pub(crate) struct PoweredRig<'a> {
     pub(crate) rig: Rig,
     pub(crate) ledger: Ledger,
-    disk: &'a Disk,
+    pub(crate) disk: &'a Disk,
     /// From just before each cut until the next start.
-    blind: Vec<(Moment, Moment)>,
+    pub(crate) blind: Vec<(Moment, Moment)>,
     /// A cut whose effects are not over: deliveries may be repeated until the daemon is ready again.
-    unsettled: Option<Moment>,
+    pub(crate) unsettled: Option<Moment>,
 }
 
 impl<'a> PoweredRig<'a> {
@@ -190,7 +190,8 @@ impl<'a> PoweredRig<'a> {
         Ok(exit)
     }
 
-    fn restore(&mut self) -> Result<()> {
+    /// Unmounts, checks and mounts the filesystem; nobody has a file open on it.
+    pub(crate) fn restore(&mut self) -> Result<()> {
         tokio::task::block_in_place(|| {
             self.disk.restore()?;
             journal_file::check_store(&self.rig.journal_path(), self.rig.scratch.path())

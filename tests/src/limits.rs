@@ -13,8 +13,6 @@ use kit_workbench::scratch::Scratch;
 
 /// The filler grows in steps of a page of memory, the smallest a `tmpfs` gives.
 const PAGE: u64 = 4096;
-/// Where the memory limits of control groups, version 1, are.
-const MEMORY_GROUPS: &str = "/sys/fs/cgroup/memory";
 
 /// A mounted file system in memory with room for so many bytes. Dropping it unmounts it.
 #[derive(Debug)]
@@ -128,71 +126,64 @@ pub fn turn_read_only(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A control group with a limit of memory. Whoever is in it and takes more is killed. Dropping it removes it.
+/// A control group that limits memory (version 1); removed when dropped.
 #[derive(Debug)]
-pub struct MemoryGroup {
+pub struct MemoryLimit {
     folder: PathBuf,
 }
 
-impl MemoryGroup {
-    /// Makes one for so many bytes.
+impl MemoryLimit {
+    /// A group with this limit and nobody in it.
     ///
     /// # Errors
-    /// The machine has no control groups of version 1 with memory, or refuses.
+    /// The machine has no such groups, or refuses.
     pub fn create(bytes: u64) -> Result<Self> {
-        let folder = Path::new(MEMORY_GROUPS).join(format!("outrigger-{}", uuid::Uuid::new_v4()));
-        std::fs::create_dir(&folder).context("make a control group for memory")?;
+        let parent = Path::new("/sys/fs/cgroup/memory");
+        let folder = parent.join(format!("outrigger-test-{}", uuid::Uuid::new_v4()));
+        std::fs::create_dir(&folder).with_context(|| format!("make a control group in {}", parent.display()))?;
         let group = Self { folder };
-        group.resize(bytes)?;
+        group.set(bytes)?;
         Ok(group)
     }
 
     /// Changes the limit.
     ///
     /// # Errors
-    /// More is in use and cannot be given back.
-    pub fn resize(&self, bytes: u64) -> Result<()> {
-        std::fs::write(self.folder.join("memory.limit_in_bytes"), bytes.to_string()).context("limit the memory")
+    /// The machine refuses, or more than that is in use and cannot be taken away.
+    pub fn set(&self, bytes: u64) -> Result<()> {
+        let text = bytes.to_string();
+        std::fs::write(self.folder.join("memory.limit_in_bytes"), &text).context("limit the memory")
     }
 
-    /// The command, started inside the group: every page counts from the first one on.
-    pub fn wrap(&self, command: DaemonCommand) -> DaemonCommand {
-        let enter = format!("echo $$ > '{}' && exec \"$@\"", self.folder.join("cgroup.procs").display());
-        command.wrapped("/bin/sh", ["-c".to_owned(), enter, "sh".to_owned()])
+    /// The command that starts another one inside the group, with room for its words behind.
+    pub fn wrapper(&self) -> Vec<String> {
+        let procs = self.folder.join("cgroup.procs");
+        let script = format!("echo $$ > {} && exec \"$@\"", procs.display());
+        ["sh", "-c", &script, "sh"].map(str::to_owned).to_vec()
     }
 
-    /// How many processes in it were killed for taking too much.
+    /// The most that was in use so far, in bytes.
     ///
     /// # Errors
-    /// The group does not say.
-    pub fn kills(&self) -> Result<u64> {
-        self.value("memory.oom_control", "oom_kill ")
+    /// The group cannot say.
+    pub fn most(&self) -> Result<u64> {
+        self.figure("memory.max_usage_in_bytes")
     }
 
-    /// Memory of its processes in bytes, without the file cache, which the kernel takes back by itself.
-    ///
-    /// # Errors
-    /// The group does not say.
-    pub fn used_bytes(&self) -> Result<u64> {
-        self.value("memory.stat", "rss ")
-    }
-
-    fn value(&self, file: &str, name: &str) -> Result<u64> {
-        let text = std::fs::read_to_string(self.folder.join(file))?;
-        let value = text.lines().find_map(|line| line.strip_prefix(name));
-        Ok(value.with_context(|| format!("{file} has no {name}"))?.trim().parse()?)
+    fn figure(&self, name: &str) -> Result<u64> {
+        let text = std::fs::read_to_string(self.folder.join(name)).with_context(|| format!("read {name}"))?;
+        text.trim().parse().with_context(|| format!("an unknown form of {name}"))
     }
 }
 
-impl Drop for MemoryGroup {
+impl Drop for MemoryLimit {
     fn drop(&mut self) {
-        // A process that was killed is in it a moment longer.
-        for _ in 0..200 {
-            match std::fs::remove_dir(&self.folder) {
-                Ok(()) => return,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
-                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        // The process in it has been killed or has ended; its last thread may take a moment.
+        for _ in 0..100 {
+            if std::fs::remove_dir(&self.folder).is_ok() {
+                return;
             }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }

@@ -110,6 +110,24 @@ impl Disk {
         Ok(())
     }
 
+    /// The kernel gives the filesystem up and makes it read-only, as after damage that it has found. ext4 only;
+    /// [`Self::restore`] ends it.
+    ///
+    /// # Errors
+    /// The tool failed.
+    pub fn abort(&self) -> Result<()> {
+        self.disarm();
+        run(Command::new("mount").args(["-o", "remount,abort"]).arg(&self.folder))?;
+        // It notices at its next change, and that one still fails or not.
+        let _ = std::fs::write(self.folder.join("the last one"), "");
+        let begin = Instant::now();
+        while std::fs::write(self.folder.join("after the abort"), "").is_ok() {
+            ensure!(begin.elapsed() < UNMOUNT_DEADLINE, "the filesystem takes files after it was given up");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
     /// Power is back: the filesystem recovers by itself, its checker finds nothing wrong, and it is mounted
     /// as before. Whoever had files open must be dead.
     ///

@@ -23,6 +23,9 @@ pub mod exit {
     pub const JOURNAL_NEWER: u8 = 76;
     /// The configuration is wrong (`EX_CONFIG`).
     pub const CONFIG: u8 = 78;
+    /// Stopped as asked, but work was cut off or the store not closed when the time was over, as `timeout`
+    /// says it. What was answered 2xx is on the disk all the same.
+    pub const CUT_OFF: u8 = 124;
     /// A second signal cut the drain short.
     pub const SECOND_SIGNAL: u8 = 130;
 }
@@ -59,8 +62,13 @@ impl StopToken {
     }
 }
 
-/// How long tasks that are cut off may take to let go.
-const CUT_OFF_WITHIN: Duration = Duration::from_millis(500);
+/// Of the time to stop, how much the tasks have to end by themselves. Above the share that listeners give
+/// to their connections.
+const FOR_TASKS: f64 = 0.88;
+/// … until when those that were cut off must have let go …
+const FOR_LETTING_GO: f64 = 0.91;
+/// … and until when everything must be closed. The rest is for the runtime to end.
+const FOR_CLOSING: f64 = 0.94;
 
 /// How a task ended.
 type Ended = Result<(task::Id, Result<(), String>), task::JoinError>;
@@ -122,7 +130,10 @@ impl Shell {
         self.closing.push(Box::new(work));
     }
 
-    /// Runs until a signal or a failing task, then drains for at most `drain`. Returns the exit code.
+    /// Runs until a signal or a failing task, then drains and closes within `drain`. Returns the exit code.
+    ///
+    /// What has not ended by then is left behind, on whatever thread it hangs: a disk that does not answer
+    /// must not keep the process until its supervisor kills it.
     ///
     /// `signals` are those of the whole process, received from before the start: one that comes while
     /// the daemon starts stops it in order as well.
@@ -133,10 +144,12 @@ impl Shell {
             ended = self.tasks.join_next_with_id() => self.judge(ended),
         }
         self.stop.stop();
-        let deadline = tokio::time::Instant::now() + drain;
+        let begin = tokio::time::Instant::now();
+        let until = |share: f64| begin + drain.mul_f64(share);
+        let mut cut_off = false;
         tokio::spawn(exit_on_signal(signals));
         loop {
-            match tokio::time::timeout_at(deadline, self.tasks.join_next_with_id()).await {
+            match tokio::time::timeout_at(until(FOR_TASKS), self.tasks.join_next_with_id()).await {
                 Ok(None) => break,
                 Ok(ended) => self.judge(ended),
                 Err(_) => {
@@ -144,17 +157,27 @@ impl Shell {
                     left.sort_unstable();
                     tracing::warn!(tasks = left.join(", "), "drain time is over, cut off: {}", left.join(", "));
                     // A task that computes without pause cannot be cut off; it must not hold up the rest.
-                    let _ = tokio::time::timeout(CUT_OFF_WITHIN, self.tasks.shutdown()).await;
+                    let _ = tokio::time::timeout_at(until(FOR_LETTING_GO), self.tasks.shutdown()).await;
+                    cut_off = true;
                     break;
                 }
             }
         }
         let closing = std::mem::take(&mut self.closing);
         let closed = tokio::task::spawn_blocking(move || closing.into_iter().rev().for_each(|work| work()));
-        if closed.await.is_err() {
-            self.failed = true;
+        match tokio::time::timeout_at(until(FOR_CLOSING), closed).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => self.failed = true,
+            Err(_) => {
+                tracing::warn!("drain time is over before everything is closed; what was accepted is on the disk");
+                cut_off = true;
+            }
         }
-        if self.failed { exit::DIED } else { exit::DRAINED }
+        match (self.failed, cut_off) {
+            (true, _) => exit::DIED,
+            (false, true) => exit::CUT_OFF,
+            (false, false) => exit::DRAINED,
+        }
     }
 
     /// Notes how a task ended; `None` when there are none.
@@ -260,8 +283,24 @@ mod tests {
         });
         shell.at_end(move || noted.store(seen.load(Ordering::Acquire), Ordering::Release));
         shell.stop_token().stop();
-        shell.run(Duration::from_millis(20), Signals::receive()).await;
+        let code = shell.run(Duration::from_secs(1), Signals::receive()).await;
+        assert_eq!(code, exit::CUT_OFF);
         assert!(!at_closing.load(Ordering::Acquire), "the task was still there when the store was closed");
+    }
+
+    #[tokio::test]
+    async fn a_closing_that_hangs_is_left_behind() {
+        let mut shell = Shell::new();
+        let (held, hold) = std::sync::mpsc::channel::<()>();
+        shell.at_end(move || {
+            let _ = hold.recv();
+        });
+        shell.stop_token().stop();
+        let begin = std::time::Instant::now();
+        let code = shell.run(Duration::from_millis(500), Signals::receive()).await;
+        assert_eq!(code, exit::CUT_OFF);
+        assert!(begin.elapsed() < Duration::from_secs(5), "it was waited for");
+        drop(held);
     }
 
     #[tokio::test]
