@@ -129,7 +129,7 @@ macro_rules! experiment {
 /// Runs the experiments that the arguments choose (by id or by a part of the name; all without one),
 /// one after the other, and prints what became of them.
 ///
-/// With [`CAMPAIGN_VARIABLE`] they are a campaign instead, see [`crate::campaign`].
+/// With [`CAMPAIGN_VARIABLE`] they are a campaign instead, see `campaign.rs`.
 pub fn main(experiments: &[Experiment]) -> ExitCode {
     // Options of the standard harness mean nothing here; whoever passes them means all tests.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
