@@ -21,6 +21,10 @@ const TOO_LITTLE: u64 = 24 * MIB;
 const PLENTY: u64 = 512 * MIB;
 /// How large the bodies are.
 const BODY_BYTES: usize = 1 << 20;
+/// Of the journal nothing is to be purged before it has been looked at.
+const KEEP_ALL: (&str, &str) = ("SIDECAR_JOURNAL__RETENTION__MAX_BYTES", "1099511627776");
+/// Kills that one journal goes through: it grows by hundreds of megabytes until each.
+const KILLS_PER_JOURNAL: u32 = 1;
 /// How long the load goes on where nobody is to be killed.
 const LOAD: Duration = Duration::from_secs(6);
 /// How long it may take until the kernel has to kill.
@@ -39,7 +43,7 @@ pub(crate) async fn a_crowd_with_large_bodies_does_not_exhaust_the_memory(trial:
             Ok(group) => group,
             Err(error) => return Outcome::skipped_if_refused(error),
         };
-        let mut rig = Rig::new(Mode::Hmac, &[]).await?;
+        let mut rig = Rig::new(Mode::Hmac, &[KEEP_ALL]).await?;
         rig.wrap(&group.wrapper().iter().map(String::as_str).collect::<Vec<_>>());
         rig.start().await?;
         let mut crowd = Vec::new();
@@ -86,57 +90,70 @@ pub(crate) async fn a_crowd_with_large_bodies_does_not_exhaust_the_memory(trial:
 
 /// F28: with too little memory the kernel kills the daemon under load, and nothing accepted is lost.
 pub(crate) async fn a_kill_for_lack_of_memory_loses_nothing(mut trial: Trial) -> Result<Outcome> {
-    let group = match MemoryLimit::create(PLENTY) {
-        Ok(group) => group,
-        Err(error) => return Outcome::skipped_if_refused(error),
-    };
-    let mut rig = Rig::new(Mode::Hmac, &[]).await?;
-    rig.wrap(&group.wrapper().iter().map(String::as_str).collect::<Vec<_>>());
-    let mut ledger = Ledger::new();
-    rig.start().await?;
-    let mut slowest = Duration::ZERO;
-    for round in 0..trial.count {
-        trial.progress(round);
-        let control = LoadControl::new();
-        let sending = sending(&rig, &control)?;
-        let begin = Instant::now();
-        while control.ok() < 4 {
-            ensure!(begin.elapsed() < KILLED_WITHIN, "round {round}: nothing is accepted");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        tokio::time::sleep(trial.millis(0, 200)).await;
-        let from = Moment::now();
-        let (begin, mut limit) = (Instant::now(), TOO_LITTLE);
-        let exit = loop {
-            // Refused for as long as more is in use than can be taken away; a little more then.
-            if group.set(limit).is_err() {
-                limit += MIB;
-            }
-            if let Some(exit) = rig.process()?.try_exit()? {
-                break exit;
-            }
-            ensure!(begin.elapsed() < KILLED_WITHIN, "round {round}: alive with {} MiB", limit / MIB);
-            tokio::time::sleep(Duration::from_millis(5)).await;
+    let (mut accepted, mut redelivered, mut slowest, mut done) = (0, 0, Duration::ZERO, 0);
+    while done < trial.count {
+        let group = match MemoryLimit::create(PLENTY) {
+            Ok(group) => group,
+            Err(error) => return Outcome::skipped_if_refused(error),
         };
-        ensure!(exit.signal == Some(9), "round {round}: {exit} for lack of memory");
-        ledger.end(EndRecord::new(DAEMON, ExpectedEnd::Signal(9), exit));
-        group.set(PLENTY)?;
-        slowest = slowest.max(rig.start().await.with_context(|| format!("round {round}"))?);
-        let what = "killed for lack of memory".to_owned();
-        ledger.crash(Crash { what, from, until: Moment::now(), in_flight: UNSETTLED });
-        control.stop();
-        ledger.extend_sent(sending.await??.sent);
+        let mut rig = Rig::new(Mode::Hmac, &[KEEP_ALL]).await?;
+        rig.wrap(&group.wrapper().iter().map(String::as_str).collect::<Vec<_>>());
+        rig.start().await?;
+        let mut ledger = Ledger::new();
+        let last = trial.count.min(done + KILLS_PER_JOURNAL);
+        for kill in done..last {
+            trial.progress(kill);
+            let moment = trial.millis(0, 200);
+            let ready = kill_once(&mut rig, &group, &mut ledger, moment).await;
+            slowest = slowest.max(ready.with_context(|| format!("kill {}", kill + 1))?);
+        }
+        done = last;
+        let report = rig.settle(ledger, &format!("F28-killed-{}", trial.seed)).await?;
+        accepted += report.accepted;
+        redelivered += report.redelivered;
     }
-    let report = rig.settle(ledger, &format!("F28-killed-{}", trial.seed)).await?;
     Ok(Outcome::new(
         trial.count,
         format!(
-            "{} accepted, 0 lost, {} delivered again, ready again after {} ms at most",
-            report.accepted,
-            report.redelivered,
+            "{accepted} accepted, 0 lost, {redelivered} delivered again, ready again after {} ms at most",
             slowest.as_millis()
         ),
     ))
+}
+
+/// Takes the memory away under load until the kernel kills, and starts again with plenty; returns how long that
+/// took to be ready.
+async fn kill_once(rig: &mut Rig, group: &MemoryLimit, ledger: &mut Ledger, moment: Duration) -> Result<Duration> {
+    let control = LoadControl::new();
+    let sending = sending(rig, &control)?;
+    let begin = Instant::now();
+    while control.ok() < 4 {
+        ensure!(begin.elapsed() < KILLED_WITHIN, "nothing is accepted");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(moment).await;
+    let from = Moment::now();
+    let (begin, mut limit) = (Instant::now(), TOO_LITTLE);
+    let exit = loop {
+        // Refused for as long as more is in use than can be taken away; a little more then.
+        if group.set(limit).is_err() {
+            limit += MIB;
+        }
+        if let Some(exit) = rig.process()?.try_exit()? {
+            break exit;
+        }
+        ensure!(begin.elapsed() < KILLED_WITHIN, "alive with {} MiB", limit / MIB);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    ensure!(exit.signal == Some(9), "{exit} for lack of memory");
+    ledger.end(EndRecord::new(DAEMON, ExpectedEnd::Signal(9), exit));
+    group.set(PLENTY)?;
+    let ready = rig.start().await?;
+    let what = "killed for lack of memory".to_owned();
+    ledger.crash(Crash { what, from, until: Moment::now(), in_flight: UNSETTLED });
+    control.stop();
+    ledger.extend_sent(sending.await??.sent);
+    Ok(ready)
 }
 
 /// Large webhooks on many connections, until the control stops it.
