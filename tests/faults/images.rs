@@ -21,7 +21,7 @@ const IMAGES: u32 = 500;
 /// Images of a disk that lies, of which some must show a loss.
 const LIES: u64 = 60;
 /// Requests after which the log is certainly copied back: each commit writes some pages, and a thousand are enough.
-const LONG: usize = 200;
+const LONG: usize = 400;
 /// Requests at once.
 const SENDERS: usize = 4;
 
@@ -42,7 +42,6 @@ pub(crate) async fn every_crash_image_opens_and_holds_what_was_acknowledged(mut 
         let mut history = record(&mut trial, recordings % 4 == 3).await.context("record")?;
         let seed = trial.random.u64(..);
         let (lost, seen) = tokio::task::spawn_blocking(move || -> Result<_> {
-            history.check_recording()?;
             history.read_end()?;
             // The proof that a loss would be noticed.
             let lost = history.count_lost(LIES, seed)?;
@@ -124,17 +123,25 @@ async fn record(trial: &mut Trial, large: bool) -> Result<History> {
         }
         wait_until_written(&log).await?;
         history.recording.add(&log, &rig.journal_path())?;
+        history.files = files(&rig)?;
+        history.check_recording().with_context(|| format!("life {}", session + 1))?;
         ensure!(!long || history.copied_back(), "the log was never copied back while webhooks came");
     }
+    Ok(history)
+}
+
+/// The journal's files as they are.
+fn files(rig: &Rig) -> Result<BTreeMap<String, Vec<u8>>> {
+    let mut files = BTreeMap::new();
     for suffix in ["", "-wal", "-journal"] {
         let name = format!("journal.db{suffix}");
         match std::fs::read(rig.scratch.file(&format!("state/{name}"))) {
-            Ok(bytes) => drop(history.files.insert(name, bytes)),
+            Ok(bytes) => drop(files.insert(name, bytes)),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(history)
+    Ok(files)
 }
 
 /// Mostly small, sometimes over several pages.
@@ -197,7 +204,6 @@ impl History {
         for (name, bytes) in &self.files {
             ensure!(visible.get(name.as_str()) == Some(bytes), "{name} is not what was recorded");
         }
-        ensure!(self.acknowledged.len() as u64 >= 6, "{} events", self.acknowledged.len());
         Ok(())
     }
 
@@ -205,6 +211,7 @@ impl History {
     fn read_end(&mut self) -> Result<()> {
         let folder = MemoryFolder::new()?;
         folder.put(self.files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())))?;
+        ensure!(self.acknowledged.len() as u64 >= 6, "{} events", self.acknowledged.len());
         self.end = Viewer::new()?.look(&folder.file("journal.db"), self.acknowledged.len() as u64)?;
         ensure!(self.end.complaints.is_empty(), "{:?}", self.end.complaints);
         let known: BTreeMap<String, Seq> =

@@ -57,12 +57,16 @@ impl Recording {
     ///
     /// # Errors
     /// The log is not understood, or something was done that the model does not know.
+    ///
+    /// A write that a kill cut off may have been done all the same, or a part of it: the files have to be as
+    /// the daemon left them.
     pub fn add(&mut self, log: &Path, journal: &Path) -> Result<()> {
         let folder = journal.parent().context("the journal has no folder")?.to_str().context("folder is not text")?;
         let name = journal.file_name().and_then(|name| name.to_str()).context("the journal has no name")?;
         let names = ["", "-wal", "-journal"].map(|suffix| Arc::from(format!("{name}{suffix}")));
         let text = std::fs::read_to_string(log)?;
         let mut begun: HashMap<&str, (u64, &str)> = HashMap::new();
+        let mut ends: Vec<(u64, String)> = Vec::new();
         for line in text.lines() {
             let (thread, rest) = line.split_once(' ').context("a line without a thread")?;
             let (time, call) = rest.trim_start().split_once(' ').context("a line without a time")?;
@@ -81,8 +85,18 @@ impl Recording {
                 }
                 None => (time, call),
             };
+            if let Some(call) = call.strip_suffix(" = ?") {
+                let call = call.trim_end().strip_suffix(')').unwrap_or(call);
+                ends.push((time, call.strip_suffix(" <unfinished ...>").unwrap_or(call).to_owned()));
+                continue;
+            }
             let step = step(call, folder, &names).with_context(|| call.chars().take(200).collect::<String>())?;
             self.steps.extend(step.map(|step| (time, step)));
+        }
+        ends.extend(begun.into_values().map(|(time, call)| (time, call.to_owned())));
+        for (time, call) in &ends {
+            let step = cut_off(call, folder, journal, &names)?;
+            self.steps.extend(step.map(|step| (*time, step)));
         }
         Ok(())
     }
@@ -136,6 +150,22 @@ fn step(call: &str, folder: &str, names: &[Arc<str>; 3]) -> Result<Option<Step>>
         "fsync" | "fdatasync" => Some(Step::Sync(file)),
         other => bail!("{other} on {file}"),
     })
+}
+
+/// What a write has done whose end the daemon did not live to see: as much of it as is in the file. What was
+/// there before cannot be told from it, and need not be.
+fn cut_off(call: &str, folder: &str, journal: &Path, names: &[Arc<str>; 3]) -> Result<Option<Step>> {
+    if !call.starts_with("pwrite64(") {
+        return Ok(None);
+    }
+    let length = call.rsplit(", ").nth(1).context("a write without a length")?;
+    let Some(Step::Write(file, at, bytes)) = step(&format!("{call}) = {length}"), folder, names)? else {
+        return Ok(None);
+    };
+    let present = std::fs::read(journal.with_file_name(&*file)).unwrap_or_default();
+    let present = present.get(place(at)..).unwrap_or_default();
+    let done = present.iter().zip(&*bytes).take_while(|(present, written)| present == written).count();
+    Ok(bytes.get(..done).filter(|done| !done.is_empty()).map(|done| Step::Write(file, at, done.into())))
 }
 
 /// `\x2f\x74` to bytes.
@@ -425,6 +455,22 @@ mod tests {
         let there = (0..100).filter(|_| disk.cut(&mut random).contains_key("a")).count();
         assert!((20..80).contains(&there), "{there}");
         assert!(disk.visible().is_empty());
+    }
+
+    #[test]
+    fn a_write_that_was_cut_off_counts_as_far_as_it_went() {
+        let hex = |text: &str| text.bytes().fold(String::new(), |all, byte| format!("{all}\\x{byte:02x}"));
+        let scratch = kit_workbench::scratch::Scratch::new("images-cut-off").unwrap();
+        let journal = scratch.write("j.db", "..abX").unwrap();
+        let path = hex(journal.to_str().unwrap());
+        for end in [" <unfinished ...>", " <unfinished ...>) = ?", ")      = ?"] {
+            let log = format!("7 1.000001 pwrite64(3<{path}>, \"{}\", 3, 2{end}\n", hex("abc"));
+            let log = scratch.write("log", log).unwrap();
+            let mut recording = Recording::default();
+            recording.add(&log, &journal).unwrap();
+            let [(_, Step::Write(_, at, bytes))] = &recording.steps[..] else { panic!("{end}: {recording:?}") };
+            assert_eq!((*at, &**bytes), (2, b"ab".as_slice()));
+        }
     }
 
     #[test]

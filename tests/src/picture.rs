@@ -159,7 +159,10 @@ fn picture(reader: &mut dyn Reader, expected: u64) -> Picture {
             Err(error) => complaints.push(format!("attempts of {seq}: {}", kit::error::chain(&error))),
         }
     }
-    deliver(reader, last, &mut picture, &mut complaints);
+    // The first sink begins with the first event, also where it was made known later.
+    if picture.sinks.iter().any(|sink| sink.name == GATEWAY) {
+        deliver(reader, last, &mut picture, &mut complaints);
+    }
     match reader.audit(None, 1_000) {
         Ok(audit) => picture.audit = audit.into_iter().map(|(_, record)| record).collect(),
         Err(error) => complaints.push(format!("audit: {}", kit::error::chain(&error))),
