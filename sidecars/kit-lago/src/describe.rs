@@ -1,18 +1,19 @@
 //! From a verified body to what the envelope needs: type, subject, tenant, time. Pure, total, and
 //! blind to everything else: the body itself is stored and forwarded byte for byte.
 //!
-//! Only the envelope's fields are looked at, as borrowed slices; nothing is parsed into a tree, so
-//! depth, huge numbers and megabytes of fees cost a scan and no more. `serde_json` skips what it
-//! ignores without recursion, so nesting cannot exhaust the stack either.
+//! Only the envelope's fields are looked at, in one pass where `object_type` stands before the payload,
+//! as Lago writes it; nothing is parsed into a tree, so depth, huge numbers and megabytes of fees cost a
+//! scan and no more. `serde_json` skips what it ignores without recursion, so nesting cannot exhaust the
+//! stack either.
 
 use std::borrow::Cow;
 use std::fmt;
 
-use kit::clock::Timestamp;
 use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use crate::payload::{Payload, PayloadSeed};
 use crate::webhook_type::{BusinessEvent, business_event, catalogue_alias};
 
 /// Longest `webhook_type` or `object_type` that is taken over, in characters.
@@ -27,10 +28,6 @@ pub const UNKNOWN_TYPE: &str = "lago.unknown";
 const MAX_CANDIDATES: usize = 16;
 /// A string of [`MAX_ID_BYTES`] has at most this many bytes in JSON, if every byte is escaped.
 const MAX_ID_JSON_BYTES: usize = MAX_ID_BYTES * 6 + 2;
-/// Tenant ids of the reference platform that mean "nobody in particular": such events are forwarded
-/// and flagged, never billed.
-const UNATTRIBUTED_TENANTS: [&str; 4] = ["default", "default_tenant", "global", "system"];
-
 /// What the envelope of a webhook says.
 ///
 /// Every text is bounded and free of control characters; all but [`Description::source`] and the
@@ -77,12 +74,12 @@ pub struct Description {
 /// Source: getlago/lago-api `app/services/webhooks/base_service.rb` and `app/serializers/v1/`.
 pub fn describe(body: &[u8], organisation: &str, unique_key: &str) -> Description {
     let mut description = Description {
-        source: format!("lago/{organisation}"),
-        event_type: UNKNOWN_TYPE.to_owned(),
+        source: ["lago/", organisation].concat(),
+        event_type: String::new(),
         type_alias: None,
         webhook_type: None,
         object_type: None,
-        subject: generic_subject(unique_key),
+        subject: String::new(),
         tenant: None,
         tenant_unattributed: false,
         time: None,
@@ -92,21 +89,35 @@ pub fn describe(body: &[u8], organisation: &str, unique_key: &str) -> Descriptio
         business: None,
     };
     // RFC 8259 wants UTF-8, and serde_json does not look into strings that it skips.
-    let Ok(text) = std::str::from_utf8(body) else {
-        return description;
-    };
-    match serde_json::from_str::<Envelope<'_>>(text) {
-        Ok(envelope) => {
-            description.is_json = true;
-            envelope.fill(&mut description);
+    if let Ok(text) = std::str::from_utf8(body) {
+        // What stands in the payload's place may be nothing that can be read on the way: a number beyond
+        // all bounds, say. Then the payload stays unread.
+        match parse(text, true).or_else(|_| parse(text, false)) {
+            Ok(envelope) => {
+                description.is_json = true;
+                envelope.fill(&mut description);
+            }
+            Err(_) => description.is_json = serde_json::from_str::<IgnoredAny>(text).is_ok(),
         }
-        Err(_) => description.is_json = serde_json::from_str::<IgnoredAny>(text).is_ok(),
+    }
+    if description.event_type.is_empty() {
+        UNKNOWN_TYPE.clone_into(&mut description.event_type);
+    }
+    if description.subject.is_empty() {
+        description.subject = generic_subject(unique_key);
     }
     description
 }
 
+fn parse(text: &str, with_payload: bool) -> serde_json::Result<Envelope<'_>> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let envelope = EnvelopeSeed { with_payload }.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(envelope)
+}
+
 fn generic_subject(unique_key: &str) -> String {
-    if is_usable_id(unique_key) { format!("webhook/{unique_key}") } else { "webhook".to_owned() }
+    if is_usable_id(unique_key) { ["webhook/", unique_key].concat() } else { "webhook".to_owned() }
 }
 
 /// The outer object, its values still raw.
@@ -115,11 +126,18 @@ struct Envelope<'a> {
     object_type: Field<'a>,
     organization_id: Field<'a>,
     /// Possible payloads, in order.
-    candidates: Vec<(Cow<'a, str>, &'a RawValue)>,
+    candidates: Vec<(Cow<'a, str>, Candidate<'a>)>,
     /// `object_type` as soon as it is known.
     payload_key: Option<String>,
     /// Something was not kept that might be the payload, or a second one.
     overflowed: bool,
+}
+
+/// A value that may be the payload.
+enum Candidate<'a> {
+    /// It came before `object_type`, or is not to be looked into.
+    Unread(&'a RawValue),
+    Read(Option<Box<Payload<'a>>>),
 }
 
 /// A key that may occur once.
@@ -151,23 +169,24 @@ impl<'a> Field<'a> {
 }
 
 impl<'a> Envelope<'a> {
-    fn fill(&self, description: &mut Description) {
+    fn fill(mut self, description: &mut Description) {
         self.fill_organization(description);
         if self.webhook_type.is_repeated() || self.object_type.is_repeated() {
             return;
         }
         let webhook_type = self.webhook_type.once().and_then(type_name);
         if let Some(name) = &webhook_type {
-            description.event_type = format!("lago.{name}");
-            description.type_alias = catalogue_alias(name).map(|alias| format!("lago.{alias}"));
+            description.event_type = ["lago.", name].concat();
+            description.type_alias = catalogue_alias(name).map(|alias| ["lago.", alias].concat());
             description.business = business_event(name, None);
         }
         if let Some(object_type) = &self.payload_key
-            && let Some(payload) = self.payload(object_type)
+            && !self.overflowed
+            && let Some(payload) = payload(std::mem::take(&mut self.candidates), object_type)
         {
             payload.fill(webhook_type.as_deref(), object_type, description);
         }
-        description.object_type.clone_from(&self.payload_key);
+        description.object_type = self.payload_key;
         description.webhook_type = webhook_type;
     }
 
@@ -176,24 +195,11 @@ impl<'a> Envelope<'a> {
             Field::Absent => {}
             Field::Once(value) if value.get() == "null" => {}
             Field::Once(value) => {
-                description.organization_id = id(value);
+                description.organization_id = id(value).map(Cow::into_owned);
                 description.organization_ambiguous = description.organization_id.is_none();
             }
             Field::Repeated => description.organization_ambiguous = true,
         }
-    }
-
-    /// The object under the key that `object_type` names, if there is exactly one and none of the
-    /// fields that are read from it is there twice.
-    fn payload(&self, object_type: &str) -> Option<Payload<'a>> {
-        if self.overflowed {
-            return None;
-        }
-        let mut named = self.candidates.iter().filter(|(key, _)| key == object_type);
-        let (Some((_, value)), None) = (named.next(), named.next()) else {
-            return None;
-        };
-        serde_json::from_str(value.get()).ok()
     }
 
     fn add_object_type(&mut self, value: &'a RawValue) {
@@ -201,30 +207,49 @@ impl<'a> Envelope<'a> {
         self.payload_key = self.object_type.once().and_then(type_name);
     }
 
-    fn keep(&mut self, key: Cow<'a, str>, value: &'a RawValue) {
+    /// Whether a value under this key could be the payload, as far as is known yet. Two are enough to know
+    /// that there is more than one.
+    fn may_be_payload(&mut self, key: &str) -> bool {
         let limit = match &self.payload_key {
-            Some(payload_key) if key != payload_key.as_str() => return,
-            // Two are enough to know that there is more than one.
+            Some(payload_key) if key != payload_key => return false,
             Some(_) => MAX_CANDIDATES + 2,
             None => MAX_CANDIDATES,
         };
-        if self.candidates.len() < limit {
-            self.candidates.push((key, value));
-        } else {
-            self.overflowed = true;
+        let fits = self.candidates.len() < limit;
+        self.overflowed |= !fits;
+        fits
+    }
+}
+
+/// The object under the key that `object_type` names, if there is exactly one and none of the fields that
+/// are read from it is there twice.
+fn payload<'a>(candidates: Vec<(Cow<'a, str>, Candidate<'a>)>, object_type: &str) -> Option<Box<Payload<'a>>> {
+    let mut named = candidates.into_iter().filter(|(key, _)| key == object_type);
+    let (Some((_, value)), None) = (named.next(), named.next()) else {
+        return None;
+    };
+    match value {
+        Candidate::Read(payload) => payload,
+        Candidate::Unread(raw) => {
+            PayloadSeed.deserialize(&mut serde_json::Deserializer::from_str(raw.get())).ok().flatten().map(Box::new)
         }
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Envelope<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(EnvelopeVisitor)
+struct EnvelopeSeed {
+    /// Reads the payload on the way.
+    with_payload: bool,
+}
+
+impl<'de> DeserializeSeed<'de> for EnvelopeSeed {
+    type Value = Envelope<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
     }
 }
 
-struct EnvelopeVisitor;
-
-impl<'de> Visitor<'de> for EnvelopeVisitor {
+impl<'de> Visitor<'de> for EnvelopeSeed {
     type Value = Envelope<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -241,110 +266,22 @@ impl<'de> Visitor<'de> for EnvelopeVisitor {
             overflowed: false,
         };
         while let Some(Text(key)) = map.next_key::<Text<'de>>()? {
-            let value: &'de RawValue = map.next_value()?;
             match key.as_ref() {
-                "webhook_type" => envelope.webhook_type.add(value),
-                "object_type" => envelope.add_object_type(value),
-                "organization_id" => envelope.organization_id.add(value),
-                _ => envelope.keep(key, value),
+                "webhook_type" => envelope.webhook_type.add(map.next_value()?),
+                "object_type" => envelope.add_object_type(map.next_value()?),
+                "organization_id" => envelope.organization_id.add(map.next_value()?),
+                _ if !envelope.may_be_payload(&key) => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+                _ if self.with_payload && envelope.payload_key.is_some() => {
+                    let payload = map.next_value_seed(PayloadSeed)?;
+                    envelope.candidates.push((key, Candidate::Read(payload.map(Box::new))));
+                }
+                _ => envelope.candidates.push((key, Candidate::Unread(map.next_value()?))),
             }
         }
         Ok(envelope)
     }
-}
-
-/// The fields of a payload that the envelope is made from. Deriving refuses a field that occurs
-/// twice, and then nothing of the payload is used.
-#[derive(Deserialize)]
-struct Payload<'a> {
-    #[serde(borrow)]
-    lago_id: Option<&'a RawValue>,
-    #[serde(borrow)]
-    external_id: Option<&'a RawValue>,
-    #[serde(borrow)]
-    external_customer_id: Option<&'a RawValue>,
-    #[serde(borrow)]
-    customer: Option<&'a RawValue>,
-    #[serde(borrow)]
-    wallet: Option<&'a RawValue>,
-    #[serde(borrow)]
-    payment_status: Option<&'a RawValue>,
-    #[serde(borrow)]
-    triggered_at: Option<&'a RawValue>,
-    #[serde(borrow)]
-    terminated_at: Option<&'a RawValue>,
-    #[serde(borrow)]
-    canceled_at: Option<&'a RawValue>,
-    #[serde(borrow)]
-    trial_ended_at: Option<&'a RawValue>,
-    #[serde(borrow)]
-    voided_at: Option<&'a RawValue>,
-    #[serde(borrow)]
-    updated_at: Option<&'a RawValue>,
-    #[serde(borrow)]
-    created_at: Option<&'a RawValue>,
-}
-
-/// The customer inside an object, or the wallet inside a transaction.
-#[derive(Deserialize)]
-struct Owner<'a> {
-    #[serde(borrow)]
-    external_id: Option<&'a RawValue>,
-    #[serde(borrow)]
-    external_customer_id: Option<&'a RawValue>,
-}
-
-impl Payload<'_> {
-    fn fill(&self, webhook_type: Option<&str>, object_type: &str, description: &mut Description) {
-        if let Some(id) = self.external_id.and_then(id).or_else(|| self.lago_id.and_then(id)) {
-            description.subject = format!("{object_type}/{id}");
-        }
-        description.tenant = self.tenant(object_type);
-        description.tenant_unattributed =
-            description.tenant.as_deref().is_some_and(|tenant| UNATTRIBUTED_TENANTS.contains(&tenant));
-        if let Some(name) = webhook_type {
-            description.time = self.time(name);
-            let status = self.payment_status.and_then(id);
-            description.business = business_event(name, status.as_deref());
-        }
-    }
-
-    /// The external id of the customer this is about.
-    fn tenant(&self, object_type: &str) -> Option<String> {
-        if let Some(tenant) = self.external_customer_id.and_then(id) {
-            return Some(tenant);
-        }
-        if let Some(tenant) = owner(self.customer).and_then(|owner| owner.external_id.and_then(id)) {
-            return Some(tenant);
-        }
-        if object_type == "customer" {
-            return self.external_id.and_then(id);
-        }
-        // Later releases put the wallet, with its owner, into a wallet transaction.
-        owner(self.wallet).and_then(|owner| owner.external_customer_id.and_then(id))
-    }
-
-    /// The time the event happened, only for types whose object says so without doubt. Lago
-    /// serialises an object when it sends, and creation times can be months older than the event (a
-    /// draft that is finalised, a customer that is upserted, a backdated subscription).
-    fn time(&self, webhook_type: &str) -> Option<String> {
-        let field = match webhook_type {
-            "alert.triggered" => self.triggered_at,
-            "subscription.terminated" | "wallet.terminated" => self.terminated_at,
-            "subscription.canceled" => self.canceled_at,
-            "subscription.trial_ended" => self.trial_ended_at,
-            "invoice.voided" => self.voided_at,
-            "customer.updated" => self.updated_at,
-            "payment_request.created" => self.created_at,
-            _ => None,
-        };
-        let time: Timestamp = field.and_then(id)?.parse().ok()?;
-        Some(time.to_string())
-    }
-}
-
-fn owner(raw: Option<&RawValue>) -> Option<Owner<'_>> {
-    serde_json::from_str(raw?.get()).ok()
 }
 
 /// A JSON string, borrowed where it has no escapes.
@@ -352,26 +289,30 @@ fn owner(raw: Option<&RawValue>) -> Option<Owner<'_>> {
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// The string in a raw value, if it is one that can be an identifier.
-fn id(raw: &RawValue) -> Option<String> {
+pub(crate) fn id(raw: &RawValue) -> Option<Cow<'_, str>> {
     if raw.get().len() > MAX_ID_JSON_BYTES {
         return None;
     }
     let Text(text) = serde_json::from_str(raw.get()).ok()?;
-    is_usable_id(&text).then(|| text.into_owned())
+    is_usable_id(&text).then_some(text)
 }
 
 /// The string in a raw value, if it is one that can be a type.
 fn type_name(raw: &RawValue) -> Option<String> {
-    id(raw).filter(|text| {
-        text.len() <= MAX_TYPE_CHARS && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
-    })
+    let text = id(raw)?;
+    let is_type =
+        text.len() <= MAX_TYPE_CHARS && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+    is_type.then(|| text.into_owned())
 }
 
 /// Not empty, not too long, and nothing that CloudEvents bars from its strings.
 ///
 /// Source: cloudevents/spec `cloudevents/spec.md`, "Type system", String.
 fn is_usable_id(text: &str) -> bool {
-    !text.is_empty() && text.len() <= MAX_ID_BYTES && !text.chars().any(|c| c.is_control() || is_noncharacter(c))
+    let is_plain = |text: &str| text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    !text.is_empty()
+        && text.len() <= MAX_ID_BYTES
+        && (is_plain(text) || !text.chars().any(|c| c.is_control() || is_noncharacter(c)))
 }
 
 fn is_noncharacter(c: char) -> bool {

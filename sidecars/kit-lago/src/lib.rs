@@ -25,6 +25,7 @@
 //! head of 2026-08-21. `signature` knows no clock and `describe` no I/O.
 
 pub mod describe;
+mod payload;
 pub mod public_key;
 pub mod sample;
 pub mod sender;
