@@ -351,7 +351,7 @@ async fn fill(journal: &Journal, name: &str, numbers: std::ops::RangeInclusive<u
             json: true,
             traceparent: None,
             tracestate: None,
-            headers: vec![("content-type".to_owned(), "application/json".to_owned())],
+            headers: vec![("content-type".into(), "application/json".to_owned())],
         };
         journal.append(NewEvent { head, body: body.into_bytes(), dedupe: Dedupe::KeyAndBody }).await?;
     }

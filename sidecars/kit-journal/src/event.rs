@@ -1,6 +1,7 @@
 //! What the journal stores: an event's head (what the envelope needs), its body byte for byte, and
 //! the identity that follows from both. No meaning of any sender's fields lives here.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -56,6 +57,16 @@ impl EventId {
         &self.0
     }
 
+    /// Room for [`EventId::text`].
+    pub fn buffer() -> [u8; 36] {
+        [0; uuid::fmt::Hyphenated::LENGTH]
+    }
+
+    /// The UUID as text.
+    pub fn text<'a>(&self, buffer: &'a mut [u8; 36]) -> &'a str {
+        uuid::Uuid::from_bytes(self.0).hyphenated().encode_lower(buffer)
+    }
+
     /// An id from its sixteen stored bytes.
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
@@ -64,7 +75,7 @@ impl EventId {
 
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        uuid::Uuid::from_bytes(self.0).hyphenated().fmt(f)
+        f.write_str(self.text(&mut EventId::buffer()))
     }
 }
 
@@ -84,7 +95,7 @@ impl FromStr for EventId {
 
 impl Serialize for EventId {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.serialize_str(self.text(&mut Self::buffer()))
     }
 }
 
@@ -180,7 +191,7 @@ pub struct EventHead {
     pub tracestate: Option<String>,
     /// The sender's headers that the `raw` format passes on, in order, lower-case names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub headers: Vec<(String, String)>,
+    pub headers: Vec<(Cow<'static, str>, String)>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]

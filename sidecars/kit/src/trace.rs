@@ -95,6 +95,13 @@ impl Span {
         }
     }
 
+    /// As [`Span::set`], for a value that costs something to make.
+    pub fn set_with<T: Into<opentelemetry::Value>>(&mut self, name: &'static str, value: impl FnOnce() -> T) {
+        if self.0.is_some() {
+            self.set(name, value());
+        }
+    }
+
     /// Marks the span as failed.
     pub fn fail(&mut self, reason: &str) {
         if let Some(span) = &mut self.0 {

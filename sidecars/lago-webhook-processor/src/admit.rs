@@ -1,12 +1,15 @@
 //! From a verified webhook to an event for the journal: decisions over values, without I/O.
 
+use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
 
-use axum::http::{HeaderMap, HeaderName, header};
+use axum::http::HeaderMap;
 use kit_journal::{BodyDigest, Dedupe, EventHead, EventId, NewEvent};
 use kit_lago::Description;
 use kit_lago::signature::{ALGORITHM_HEADER, SIGNATURE_HEADER, UNIQUE_KEY_HEADER};
 
+/// The sender's headers that the `raw` format passes on.
+const ORIGINAL: [&str; 4] = ["content-type", SIGNATURE_HEADER, ALGORITHM_HEADER, UNIQUE_KEY_HEADER];
 /// Longest unique key that is taken over; Lago's are UUIDs.
 const KEY_BYTES: usize = 200;
 const TRACESTATE_BYTES: usize = 512;
@@ -69,21 +72,16 @@ pub(crate) fn event(
 
 /// The sender's headers that the `raw` format passes on. A JWT repeats the whole body, so that it is
 /// kept only where somebody wants it.
-fn original_headers(headers: &HeaderMap, keep_signature: bool) -> Vec<(String, String)> {
-    let wanted = [
-        header::CONTENT_TYPE,
-        HeaderName::from_static(SIGNATURE_HEADER),
-        HeaderName::from_static(ALGORITHM_HEADER),
-        HeaderName::from_static(UNIQUE_KEY_HEADER),
-    ];
-    wanted
-        .into_iter()
-        .filter(|name| keep_signature || name != SIGNATURE_HEADER)
-        .filter_map(|name| {
-            let value = headers.get(&name)?.to_str().ok()?.to_owned();
-            Some((name.as_str().to_owned(), value))
-        })
-        .collect()
+fn original_headers(headers: &HeaderMap, keep_signature: bool) -> Vec<(Cow<'static, str>, String)> {
+    let mut kept = Vec::with_capacity(ORIGINAL.len());
+    for name in ORIGINAL {
+        if (keep_signature || name != SIGNATURE_HEADER)
+            && let Some(value) = headers.get(name).and_then(|value| value.to_str().ok())
+        {
+            kept.push((Cow::Borrowed(name), value.to_owned()));
+        }
+    }
+    kept
 }
 
 /// The sender's trace context, where it is one.

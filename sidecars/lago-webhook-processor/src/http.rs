@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use kit::serve::{BodyRules, read_body};
 use kit::trace::{Kind, Span};
-use kit_journal::{Appended, BodyDigest, Journal};
+use kit_journal::{Appended, BodyDigest, EventId, Journal};
 use kit_lago::signature::{Algorithm, Rejected, SIGNATURE_HEADER};
 use tokio::sync::Semaphore;
 
@@ -75,7 +75,7 @@ async fn receive(intake: &Intake, name: Option<&str>, request: Request<Body>) ->
     let mut span = Span::begin("lago.webhook", Kind::Server, admit::traceparent(&parts.headers));
     match take(intake, name, &parts.headers, body, parts.extensions.get(), &span).await {
         Ok(appended) => {
-            span.set("event.id", appended.id.to_string());
+            span.set_with("event.id", || appended.id.to_string());
             accepted(appended)
         }
         Err(refusal) => {
@@ -242,8 +242,10 @@ async fn verify(intake: &Intake, organization: &Organization, headers: &HeaderMa
 
 fn accepted(appended: Appended) -> Response {
     let Appended { id, duplicate, .. } = appended;
-    let body = format!(r#"{{"id":"{id}","duplicate":{duplicate}}}"#);
-    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+    let mut buffer = EventId::buffer();
+    let duplicate = if duplicate { "true" } else { "false" };
+    let body = [r#"{"id":""#, id.text(&mut buffer), r#"","duplicate":"#, duplicate, "}"].concat();
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
 }
 
 fn answer(status: StatusCode, body: &'static str) -> Response {

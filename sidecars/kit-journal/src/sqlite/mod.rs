@@ -27,8 +27,9 @@ pub use dedupe::DedupeBounds;
 use dedupe::DedupeIndex;
 use settle::Sinks;
 
-/// Page cache of the write connection.
-const WRITE_CACHE_KIB: i64 = 16_384;
+/// Page cache of the write connection. Appending needs the last pages only; what does not fit, a large group of
+/// events say, is written to the log before its commit.
+const WRITE_CACHE_KIB: i64 = 4_096;
 /// Pages in the write-ahead log (16 MiB of 16 KiB pages) that make a commit copy them back.
 const CHECKPOINT_PAGES: i64 = 1_000;
 
