@@ -358,6 +358,9 @@ pub trait Engine: Send {
     /// The store is still failing; call again later.
     fn reopen(&mut self) -> Result<(), JournalError>;
 
+    /// Work that a commit leaves behind and nobody's answer has to wait for; called when they have been sent.
+    fn answered(&mut self) {}
+
     /// Work that makes later commits cheaper and can be done when nobody waits.
     ///
     /// # Errors

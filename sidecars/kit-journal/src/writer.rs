@@ -184,6 +184,7 @@ impl Writer {
                     grown
                 });
                 waiting.answer(&committed.verdicts, &committed.actions);
+                self.engine.answered();
                 if self.requests.is_empty()
                     && let Err(error) = self.engine.idle()
                 {

@@ -1,6 +1,7 @@
 //! The embedded engine: SQLite with a write-ahead log and `synchronous=FULL`, one write connection.
 
 mod actions;
+mod checkpoint;
 mod dedupe;
 mod purge;
 mod reader;
@@ -23,6 +24,7 @@ use crate::engine::{Append, Commit, Committed, Engine, Reader, Verdict};
 use crate::error::{JournalError, OpenError};
 use crate::event::{Dedupe, KeyHash, Seq};
 use crate::lock::JournalLock;
+use checkpoint::Checkpointer;
 pub use dedupe::DedupeBounds;
 use dedupe::DedupeIndex;
 use settle::Sinks;
@@ -30,8 +32,6 @@ use settle::Sinks;
 /// Page cache of the write connection. Appending needs the last pages only; what does not fit, a large group of
 /// events say, is written to the log before its commit.
 const WRITE_CACHE_KIB: i64 = 4_096;
-/// Pages in the write-ahead log (16 MiB of 16 KiB pages) that make a commit copy them back.
-const CHECKPOINT_PAGES: i64 = 1_000;
 
 /// Opens or creates the store at `path` without a writing thread: every commit is the caller's. For
 /// tools and tests that look at a store by itself; daemons use [`Journal`](crate::Journal).
@@ -53,6 +53,8 @@ pub fn open_reader(path: &Path) -> Result<Box<dyn Reader>, JournalError> {
 /// The engine's writing side.
 pub(crate) struct SqliteEngine {
     path: PathBuf,
+    /// Before the connection: it ends first, so that the connection is the last one and copies the rest.
+    checkpointer: Option<Checkpointer>,
     conn: Connection,
     dedupe: DedupeIndex,
     sinks: Sinks,
@@ -75,15 +77,17 @@ impl SqliteEngine {
         let lock = JournalLock::take(path)?;
         schema::check_header(path)?;
         let store = |source: JournalError| OpenError::Store { path: path.to_owned(), source };
-        let conn = connect(path).map_err(store)?;
+        let mut conn = connect(path).map_err(store)?;
         schema::migrate(path, &conn)?;
         sync_directory(path)?;
         let dedupe = DedupeIndex::load(&conn, bounds).map_err(store)?;
         let sinks = Sinks::load(&conn).map_err(store)?;
         let last_seq = last_seq(&conn).map_err(store)?;
         soundness::check(&conn, last_seq).map_err(store)?;
+        let checkpointer = Some(Checkpointer::start(path, &mut conn).map_err(store)?);
         Ok(Self {
             path: path.to_owned(),
+            checkpointer,
             conn,
             dedupe,
             sinks,
@@ -181,6 +185,8 @@ impl Engine for SqliteEngine {
     }
 
     fn reopen(&mut self) -> Result<(), JournalError> {
+        // Its connection is as old as the failed one.
+        self.checkpointer = None;
         // The old connection is dropped by the assignment only after the new one exists: the lock
         // file keeps other processes out, and SQLite's own locks are per process.
         self.conn = connect(&self.path)?;
@@ -202,8 +208,15 @@ impl Engine for SqliteEngine {
             self.last_seq = on_disk;
         }
         self.purge = purge::Progress::default();
+        self.checkpointer = Some(Checkpointer::start(&self.path, &mut self.conn)?);
         self.suspect = false;
         Ok(())
+    }
+
+    fn answered(&mut self) {
+        if let Some(checkpointer) = &mut self.checkpointer {
+            checkpointer.after_commit(&self.conn);
+        }
     }
 
     fn idle(&mut self) -> Result<(), JournalError> {
@@ -241,7 +254,8 @@ impl Engine for SqliteEngine {
         used_bytes(&self.conn)
     }
 
-    fn close(self: Box<Self>) {
+    fn close(mut self: Box<Self>) {
+        self.checkpointer = None;
         // Closing the last connection checkpoints; after a failure there is nothing left to save.
         if let Err((_, error)) = self.conn.close() {
             tracing::warn!(error = %error, "journal did not close cleanly: {error}");
@@ -259,7 +273,7 @@ fn connect(path: &Path) -> Result<Connection, JournalError> {
         "PRAGMA page_size = 16384;
          PRAGMA journal_mode = WAL;
          PRAGMA synchronous = FULL;
-         PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};
+         PRAGMA wal_autocheckpoint = 0;
          PRAGMA journal_size_limit = 67108864;
          PRAGMA cache_size = -{WRITE_CACHE_KIB};
          PRAGMA temp_store = MEMORY;
