@@ -17,6 +17,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+// As the daemons: what is compared must not differ in this.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 #[derive(Parser)]
 #[command(name = "load", about = "Measures the webhook processor beside other receivers.")]
 struct Arguments {
