@@ -10,6 +10,9 @@ use tokio::task::JoinHandle;
 use super::work::Work;
 use crate::outcome::Sink;
 
+/// After a settlement the next one waits this long: under load hundreds of results share the pages that a
+/// settlement writes, and a single one is recorded at once.
+const SETTLE_EVERY: Duration = Duration::from_millis(10);
 /// Between two attempts to settle when the journal refuses.
 pub(super) const SETTLE_AGAIN: Duration = Duration::from_millis(500);
 /// How long deliveries in flight may take to finish when the daemon stops …
@@ -51,7 +54,11 @@ impl<S: Sink> Work<S> {
         };
         let journal = self.shell.journal.clone();
         let sent = settlement.clone();
-        let task = tokio::spawn(async move { journal.settle(vec![sent]).await });
+        let task = tokio::spawn(async move {
+            journal.settle(vec![sent]).await?;
+            tokio::time::sleep(SETTLE_EVERY).await;
+            Ok(())
+        });
         self.settling = Some(Settling { settlement, task });
     }
 

@@ -17,22 +17,24 @@ use rusqlite::{Connection, OpenFlags};
 
 use crate::error::JournalError;
 
-/// Pages in the log, 4 MiB of 16 KiB pages, from which it is copied back.
-const FULL: i64 = 250;
+/// Pages in the log, 8 MiB of 16 KiB pages, from which it is copied back.
+const FULL: i64 = 500;
 /// So few pages the writing thread copies itself.
 const FEW: i64 = 100;
 /// Between two passes while the log does not get shorter: somebody reads what is in it, or the disk fails.
 const STEP: i64 = 100;
 /// From here on commits wait for the copy: the disk does not keep up.
-const LIMIT: i64 = 16 * FULL;
+const LIMIT: i64 = 8 * FULL;
 
 /// The thread, and what the writing thread knows of it.
 pub(super) struct Checkpointer {
     passes: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
-    /// No pass before the log has so many pages.
+    /// No pass before the log has so many pages, unless the last one has come further.
     next: i64,
+    /// Pages of the log that are copied, as far as is known.
+    copied: i64,
 }
 
 #[derive(Default)]
@@ -61,7 +63,7 @@ impl Checkpointer {
             .name("journal-copy".to_owned())
             .spawn(move || run(&path, conn, &asked, &own))
             .map_err(|error| JournalError::Unavailable(format!("no thread to copy the log: {error}")))?;
-        Ok(Self { passes: Some(passes), thread: Some(thread), shared, next: FULL })
+        Ok(Self { passes: Some(passes), thread: Some(thread), shared, next: FULL, copied: 0 })
     }
 
     /// Looks after a commit whether the log is to be copied.
@@ -69,22 +71,26 @@ impl Checkpointer {
         let pages = self.shared.pages.load(Ordering::Relaxed);
         if pages < FULL {
             // It has begun anew.
-            self.next = FULL;
+            (self.next, self.copied) = (FULL, 0);
             return;
         }
         if self.shared.busy.load(Ordering::Acquire) {
             return;
         }
-        let copied = self.shared.copied.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let left = pages - copied.unwrap_or(0);
-        if left <= FEW || pages >= LIMIT {
+        let copied = self.shared.copied.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or(0);
+        let on_its_way = copied > self.copied;
+        self.copied = self.copied.max(copied);
+        let nearly_done = on_its_way && pages - copied <= FEW;
+        if !on_its_way && pages < self.next {
+            return;
+        }
+        self.next = pages + STEP;
+        if nearly_done || pages >= LIMIT {
             // Whether it succeeds shows in the next commit, which begins the log anew or finds it longer.
             if let Err(error) = pass(writer) {
                 tracing::debug!(error = %error, "the journal's log was not copied: {error}");
             }
-            self.next = pages + STEP;
-        } else if pages >= self.next || copied.is_some_and(|copied| copied > 0) {
-            self.next = pages + STEP;
+        } else {
             self.ask();
         }
     }
