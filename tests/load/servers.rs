@@ -135,7 +135,7 @@ impl Stage {
         } else {
             Signing::Hmac(Secret::from(self.hmac_key.clone()))
         };
-        Ok(Pool::lago(&LagoWebhooks { count: WEBHOOKS, ..LagoWebhooks::new("default", signing) })?)
+        Ok(Pool::lago(&LagoWebhooks { count: WEBHOOKS, fees: 0, ..LagoWebhooks::new("default", signing) })?)
     }
 
     /// The webhooks as `hook.lua` reads them.
