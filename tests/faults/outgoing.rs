@@ -161,7 +161,9 @@ pub(crate) async fn nothing_in_a_webhook_bends_the_outgoing_request(mut trial: T
     for number in 0..trial.count {
         trial.progress(number);
         let rig = &rigs[number as usize % rigs.len()];
-        let request = hostile_request(rig, &mut trial.random)?;
+        // An empty body still has its length said: some servers want one of every POST (411).
+        let body = if (number as usize) < rigs.len() { String::new() } else { any_body(&mut trial.random) };
+        let request = hostile_request(rig, &body, &mut trial.random)?;
         let answer = raw::exchange(rig.public, &request, REQUEST_DEADLINE).await;
         let answer = answer.with_context(|| String::from_utf8_lossy(&request).into_owned())?;
         match answer.status {
@@ -195,15 +197,14 @@ pub(crate) async fn nothing_in_a_webhook_bends_the_outgoing_request(mut trial: T
     Ok(Outcome::new(trial.count, format!("{accepted} accepted, {refused} refused at the door, all requests right")))
 }
 
-fn hostile_request(rig: &Rig, random: &mut fastrand::Rng) -> Result<Vec<u8>> {
-    let body = any_body(random);
+fn hostile_request(rig: &Rig, body: &str, random: &mut fastrand::Rng) -> Result<Vec<u8>> {
     let mut request = b"POST /webhooks/lago HTTP/1.1\r\nHost: daemon\r\nConnection: close\r\n".to_vec();
     let mut header = |name: &str, value: &[u8]| {
         request.extend_from_slice(format!("{name}: ").as_bytes());
         request.extend_from_slice(value);
         request.extend_from_slice(b"\r\n");
     };
-    header("X-Lago-Signature", rig.sign(&body)?.as_bytes());
+    header("X-Lago-Signature", rig.sign(body)?.as_bytes());
     header("Content-Length", body.len().to_string().as_bytes());
     header("X-Lago-Unique-Key", &any_value(random));
     for name in [

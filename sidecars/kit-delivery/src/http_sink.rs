@@ -212,6 +212,8 @@ impl HttpSink {
         if let Some(token) = token {
             headers.insert(http::header::AUTHORIZATION, token.clone());
         }
+        // hyper says no length of an empty body, and some servers answer a POST without one 411.
+        headers.insert(http::header::CONTENT_LENGTH, HeaderValue::from(rendered.body.len()));
         let request = self.client.post(self.url_for(event)).headers(headers).body(rendered.body);
         match request.send().await {
             Ok(response) => self.judge(response).await,

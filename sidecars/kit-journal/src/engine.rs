@@ -1,6 +1,5 @@
-//! What a store must do to be a journal: one commit that takes appends, settlements and everything
-//! else at once, and readers that never block it. The embedded engine is SQLite; another one must
-//! pass the same tests.
+//! What a store must do to be a journal: one commit that takes appends, settlements and everything else at once,
+//! and readers that never block it. The embedded engine is SQLite; another one must pass the same tests.
 
 use std::collections::BTreeMap;
 
@@ -351,8 +350,7 @@ pub trait Engine: Send {
     /// After an error [`Engine::reopen`] must succeed before the next commit.
     fn commit(&mut self, commit: &mut Commit) -> Result<Committed, JournalError>;
 
-    /// Comes back after a failed commit: finds out what the disk really holds and makes sure that
-    /// it is on the disk.
+    /// Comes back after a failed commit: what the disk really holds is found out and made sure of.
     ///
     /// # Errors
     /// The store is still failing; call again later.
@@ -370,10 +368,7 @@ pub trait Engine: Send {
     /// The last position.
     fn last_seq(&self) -> Seq;
 
-    /// A remembered value, and when the newest deduplication key was first seen.
-    ///
-    /// # Errors
-    /// Unreadable.
+    /// A remembered value, and when the newest deduplication key was first seen. Fails where they are unreadable.
     fn remembered(&self, name: &str) -> Result<(Option<Vec<u8>>, Option<Timestamp>), JournalError>;
 
     /// Bytes of memory held for deduplication, and how many keys are remembered.
@@ -391,13 +386,13 @@ pub trait Engine: Send {
 
 /// The reading side of a store. Many may exist; none blocks the writer.
 pub trait Reader: Send {
-    /// Events after `after`, in order, at most `limit` and at most about `max_bytes` of bodies (but
-    /// always one). Positions that have a row of their own already – dropped or asked for again ahead
-    /// of the cursor – come back in the second list.
+    /// Events after `after`, in order, at most `limit` and at most about `max_bytes` of bodies (but always one).
+    /// Positions that have a row of their own already – dropped or asked for again ahead of the cursor – come
+    /// back in the second list.
     ///
     /// # Errors
-    /// A damaged record is an error of its own position: the batch ends before it, and a batch that
-    /// would begin with it is [`JournalError::Damaged`].
+    /// A damaged record is an error of its own position: the batch ends before it, and one that would begin with
+    /// it is [`JournalError::Damaged`].
     fn events_after(
         &mut self,
         sink: &str,

@@ -94,7 +94,6 @@ impl Pool {
                 organization_id: wanted.organization_id.clone(),
                 seq: number as u64,
                 fees: wanted.fees,
-                ..Shape::default()
             };
             let body = sized(webhook_type, shape, wanted.body_bytes);
             let headers = wanted.signing.headers(&body)?;
