@@ -194,6 +194,19 @@ pub struct EventHead {
     pub headers: Vec<(Cow<'static, str>, String)>,
 }
 
+impl EventHead {
+    /// What an ordinary head takes as JSON, roughly.
+    const JSON_BYTES: usize = 768;
+
+    /// As it is stored.
+    pub(crate) fn to_json(&self) -> String {
+        let mut json = Vec::with_capacity(Self::JSON_BYTES);
+        // Texts and flags only: nothing in it can fail to be written, and JSON is UTF-8.
+        let written = serde_json::to_writer(&mut json, self).is_ok();
+        String::from_utf8(json).ok().filter(|_| written).unwrap_or_default()
+    }
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
 fn is_false(value: &bool) -> bool {
     !value

@@ -192,7 +192,7 @@ impl Journal {
     /// # Errors
     /// As [`Journal::append`].
     pub async fn append_digested(&self, event: NewEvent, digest: BodyDigest) -> Result<Appended, AppendError> {
-        let append = Append { head: event.head, body: event.body, digest, dedupe: event.dedupe };
+        let append = Append::new(event, digest);
         let (answer, answered) = oneshot::channel();
         match self.requests.try_send(Request::Append(Box::new(append), answer)) {
             Ok(()) => {}

@@ -6,6 +6,7 @@
 //! Nothing in this crate speaks a network protocol or knows what an event is about.
 
 mod age;
+mod commit;
 pub mod config;
 pub mod engine;
 mod error;

@@ -173,17 +173,17 @@ impl Writer {
                         self.next_purge = Instant::now();
                     }
                 }
-                // Before the tail: who takes events from memory must know that rows may have changed.
+                // First of all: who settles or takes events from memory must know that rows may have changed.
                 if !committed.actions.is_empty() {
                     self.actions.send_modify(|n| *n += 1);
                 }
+                waiting.answer(&committed.verdicts, &committed.actions);
                 self.remember(commit, &committed.verdicts);
                 self.tail.send_if_modified(|tail| {
                     let grown = committed.last_seq > *tail;
                     *tail = committed.last_seq;
                     grown
                 });
-                waiting.answer(&committed.verdicts, &committed.actions);
                 self.engine.answered();
                 if self.requests.is_empty()
                     && let Err(error) = self.engine.idle()

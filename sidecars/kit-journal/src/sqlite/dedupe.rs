@@ -1,7 +1,7 @@
 //! What has been accepted before, within bounded memory whatever the count and the window.
 //!
 //! Recent keys are 16 bytes each in a hash table (fingerprint and position) and confirmed on disk
-//! when they match. Once the table is full its oldest part moves to a *run*: immutable sorted blocks
+//! when they match; the newest have no row there yet (see `saving`). Once the table is full its oldest part moves to a *run*: immutable sorted blocks
 //! in the file behind a Bloom filter. Filters share a fixed budget: when it is used up the oldest
 //! ones are folded to half their size, which costs some look-ups on disk and never a wrong answer.
 //!
@@ -13,6 +13,7 @@ use hashbrown::HashTable;
 use kit::clock::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::saving::{Key, Unsaved};
 use crate::error::JournalError;
 use crate::event::{EventId, KeyHash, Seq};
 
@@ -63,8 +64,9 @@ pub(super) struct DedupeIndex {
     bounds: DedupeBounds,
     recent: HashTable<Recent>,
     runs: Vec<Run>,
+    unsaved: Unsaved,
     /// Keys of the commit being built; they join `recent` when it succeeds.
-    staged: Vec<(KeyHash, EventId, Seq)>,
+    staged: Vec<Key>,
     staged_by_key: HashMap<KeyHash, Vec<(EventId, Seq)>>,
 }
 
@@ -74,6 +76,7 @@ impl DedupeIndex {
             bounds,
             recent: HashTable::new(),
             runs: Vec::new(),
+            unsaved: Unsaved::load(conn)?,
             staged: Vec::new(),
             staged_by_key: HashMap::new(),
         };
@@ -83,8 +86,11 @@ impl DedupeIndex {
             let first: Seq = row.get(0)?;
             let entries = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
             for (seq, (key, _)) in (first..).zip(parse_entries(entries)) {
-                index.remember(key, seq);
+                remember(&mut index.recent, key, seq);
             }
+        }
+        for (key, _, seq) in index.unsaved.iter() {
+            remember(&mut index.recent, *key, *seq);
         }
         let mut runs = conn.prepare("SELECT run, newest_at, count, filter FROM key_runs ORDER BY run")?;
         let mut runs = runs.query([])?;
@@ -113,7 +119,7 @@ impl DedupeIndex {
         let fingerprint = key.fingerprint();
         for recent in self.recent.iter_hash(fingerprint) {
             if recent.fingerprint == fingerprint
-                && let Some((stored, id)) = entry_at(conn, recent.seq)?
+                && let Some((stored, id)) = self.entry_at(conn, recent.seq)?
                 && stored == key
             {
                 known.push((id, recent.seq));
@@ -126,20 +132,26 @@ impl DedupeIndex {
         Ok(known)
     }
 
+    fn entry_at(&self, conn: &Connection, seq: Seq) -> Result<Option<(KeyHash, EventId)>, JournalError> {
+        match self.unsaved.at(seq) {
+            Some(entry) => Ok(Some(entry)),
+            None => saved_entry_at(conn, seq),
+        }
+    }
+
     pub(super) fn stage(&mut self, key: KeyHash, id: EventId, seq: Seq) {
         self.staged.push((key, id, seq));
         self.staged_by_key.entry(key).or_default().push((id, seq));
     }
 
-    /// The first position and the `keys.entries` value of what is staged.
-    pub(super) fn staged_entries(&self) -> Option<(Seq, Vec<u8>)> {
-        let (_, _, first) = self.staged.first()?;
-        let mut entries = Vec::with_capacity(self.staged.len() * ENTRY);
-        for (key, id, _) in &self.staged {
-            entries.extend_from_slice(&key.0);
-            entries.extend_from_slice(id.as_bytes());
-        }
-        Some((*first, entries))
+    /// Whether rows should be written for the keys that have none.
+    pub(super) fn wants_saving(&self) -> bool {
+        self.unsaved.fill_a_row(self.staged.len()) || self.wants_run(true)
+    }
+
+    /// Writes rows for all keys that have none, staged ones too. Inside the caller's transaction.
+    pub(super) fn save(&mut self, conn: &Connection, at: Timestamp) -> Result<(), JournalError> {
+        self.unsaved.save(conn, &self.staged, at)
     }
 
     pub(super) fn bounds(&self) -> DedupeBounds {
@@ -149,19 +161,16 @@ impl DedupeIndex {
     pub(super) fn commit_staged(&mut self) {
         let staged = std::mem::take(&mut self.staged);
         self.staged_by_key.clear();
-        for (key, _, seq) in staged {
-            self.remember(key, seq);
+        for (key, _, seq) in &staged {
+            remember(&mut self.recent, *key, *seq);
         }
+        self.unsaved.committed(&staged);
     }
 
     pub(super) fn discard_staged(&mut self) {
         self.staged.clear();
         self.staged_by_key.clear();
-    }
-
-    fn remember(&mut self, key: KeyHash, seq: Seq) {
-        let fingerprint = key.fingerprint();
-        self.recent.insert_unique(fingerprint, Recent { fingerprint, seq }, |recent| recent.fingerprint);
+        self.unsaved.discarded();
     }
 
     /// Whether the oldest keys should move to disk: `pressing` when it cannot wait for a quiet moment.
@@ -173,7 +182,7 @@ impl DedupeIndex {
     /// Moves the oldest keys to a run. Inside the caller's transaction; returns what
     /// [`DedupeIndex::adopt_run`] takes once that has committed.
     pub(super) fn write_run(&self, conn: &Connection) -> Result<Option<NewRun>, JournalError> {
-        let mut keys: Vec<(KeyHash, EventId, Seq)> = Vec::with_capacity(self.bounds.run_keys);
+        let mut keys: Vec<Key> = Vec::with_capacity(self.bounds.run_keys);
         let mut newest_at = i64::MIN;
         {
             let mut rows = conn.prepare("SELECT first_seq, at, entries FROM keys ORDER BY first_seq")?;
@@ -321,7 +330,12 @@ pub(super) fn parse_block(entries: &[u8]) -> impl Iterator<Item = (KeyHash, Even
     })
 }
 
-fn entry_at(conn: &Connection, seq: Seq) -> Result<Option<(KeyHash, EventId)>, JournalError> {
+fn remember(recent: &mut HashTable<Recent>, key: KeyHash, seq: Seq) {
+    let fingerprint = key.fingerprint();
+    recent.insert_unique(fingerprint, Recent { fingerprint, seq }, |recent| recent.fingerprint);
+}
+
+fn saved_entry_at(conn: &Connection, seq: Seq) -> Result<Option<(KeyHash, EventId)>, JournalError> {
     let mut query = conn
         .prepare_cached("SELECT first_seq, entries FROM keys WHERE first_seq <= ? ORDER BY first_seq DESC LIMIT 1")?;
     let found = query

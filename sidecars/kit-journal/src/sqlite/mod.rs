@@ -6,6 +6,7 @@ mod dedupe;
 mod purge;
 mod reader;
 mod records;
+mod saving;
 mod schema;
 mod settle;
 mod soundness;
@@ -59,9 +60,11 @@ pub(crate) struct SqliteEngine {
     dedupe: DedupeIndex,
     sinks: Sinks,
     last_seq: Seq,
+    /// The journal's time at the last commit.
+    age: Timestamp,
     purge: purge::Progress,
-    /// A commit whose outcome the disk has to tell: its first and last position.
-    unknown: Option<(Seq, Seq)>,
+    /// The outcome of the last commit is for the disk to tell.
+    doubtful: bool,
     /// The failure was not just a full disk: what is visible may not be durable.
     suspect: bool,
     _lock: JournalLock,
@@ -92,8 +95,9 @@ impl SqliteEngine {
             dedupe,
             sinks,
             last_seq,
+            age: Timestamp::default(),
             purge: purge::Progress::default(),
-            unknown: None,
+            doubtful: false,
             suspect: false,
             _lock: lock,
         })
@@ -102,16 +106,14 @@ impl SqliteEngine {
     fn try_commit(&mut self, commit: &mut Commit) -> Result<Committed, JournalError> {
         self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         let before = self.conn.total_changes();
-        let first = self.last_seq + 1;
         let mut committed = Committed { last_seq: self.last_seq, ..Committed::default() };
         for append in &mut commit.appends {
             let verdict = self.append(append, commit.at, &mut committed.last_seq)?;
             committed.verdicts.push(verdict);
         }
-        if let Some((first, entries)) = self.dedupe.staged_entries() {
-            self.conn
-                .prepare_cached("INSERT INTO keys (first_seq, at, entries) VALUES (?, ?, ?)")?
-                .execute(params![first, commit.age.as_millis(), entries])?;
+        // A step of purging may remove events, which are all that tells a key without a row.
+        if commit.purge.is_some() || self.dedupe.wants_saving() {
+            self.dedupe.save(&self.conn, commit.age)?;
         }
         for settlement in &commit.settlements {
             self.sinks.settle(&self.conn, settlement, commit.age)?;
@@ -139,9 +141,9 @@ impl SqliteEngine {
             self.conn.prepare_cached("ROLLBACK")?.execute([])?;
             return Ok(committed);
         }
-        self.unknown = Some((first, committed.last_seq));
+        self.doubtful = true;
         self.conn.prepare_cached("COMMIT")?.execute([])?;
-        self.unknown = None;
+        self.doubtful = false;
         committed.synced = true;
         self.last_seq = committed.last_seq;
         self.dedupe.commit_staged();
@@ -163,7 +165,10 @@ impl SqliteEngine {
         if let Some(&(id, seq)) = same {
             return Ok(Verdict { id, seq, duplicate: true, conflict: false });
         }
-        append.head.conflict = !known.is_empty();
+        if !known.is_empty() {
+            append.head.conflict = true;
+            append.json = append.head.to_json();
+        }
         let seq = *last + 1;
         records::insert(&self.conn, seq, at, append)?;
         self.dedupe.stage(key, id, seq);
@@ -174,12 +179,11 @@ impl SqliteEngine {
 
 impl Engine for SqliteEngine {
     fn commit(&mut self, commit: &mut Commit) -> Result<Committed, JournalError> {
+        self.age = commit.age;
         let result = self.try_commit(commit);
         if let Err(error) = &result {
             self.suspect |= !error.is_full();
-            if self.unknown.is_none() {
-                self.dedupe.discard_staged();
-            }
+            self.dedupe.discard_staged();
         }
         result
     }
@@ -193,23 +197,16 @@ impl Engine for SqliteEngine {
         if self.suspect {
             schema::checkpoint(&self.conn)?;
         }
-        let on_disk = last_seq(&self.conn)?;
-        match self.unknown.take() {
-            Some((first, last)) if last >= first && on_disk >= last => {
-                self.dedupe.commit_staged();
-                self.last_seq = on_disk;
-            }
-            _ => self.dedupe.discard_staged(),
-        }
-        // What else the doubtful commit may have held – sinks, runs, expired keys – is read back.
+        // What a doubtful commit may have held – events, rows of keys, runs, sinks – is read back.
         self.sinks = Sinks::load(&self.conn)?;
-        if self.suspect {
+        if self.suspect || self.doubtful {
             self.dedupe = DedupeIndex::load(&self.conn, self.dedupe.bounds())?;
-            self.last_seq = on_disk;
+            self.last_seq = last_seq(&self.conn)?;
         }
+        self.dedupe.discard_staged();
         self.purge = purge::Progress::default();
         self.checkpointer = Some(Checkpointer::start(&self.path, &mut self.conn)?);
-        self.suspect = false;
+        (self.suspect, self.doubtful) = (false, false);
         Ok(())
     }
 
@@ -222,8 +219,10 @@ impl Engine for SqliteEngine {
     fn idle(&mut self) -> Result<(), JournalError> {
         if self.dedupe.wants_run(false) {
             self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+            self.dedupe.save(&self.conn, self.age).inspect_err(|_| self.suspect = true)?;
             let run = self.dedupe.write_run(&self.conn).inspect_err(|_| self.suspect = true)?;
             self.conn.prepare_cached("COMMIT")?.execute([]).inspect_err(|_| self.suspect = true)?;
+            self.dedupe.commit_staged();
             if let Some(run) = run {
                 self.dedupe.adopt_run(run);
             }

@@ -8,6 +8,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 
 use super::dedupe::{ENTRY, parse_block};
 use super::records::{self, COLUMNS};
+use super::saving;
 use super::settle::{PackedAttempt, row_state, state_code, state_of};
 use crate::engine::{
     Attempt, AuditRecord, ExceptionRow, ExceptionState, Found, FoundDelivery, Page, Reader, SinkRow, Statistics,
@@ -144,6 +145,9 @@ impl SqliteReader {
     }
 
     fn position(&self, id: EventId) -> Result<Option<Seq>, JournalError> {
+        if let Some(seq) = saving::position(&self.conn, id)? {
+            return Ok(Some(seq));
+        }
         let mut query = self.conn.prepare_cached("SELECT first_seq, entries FROM keys ORDER BY first_seq DESC")?;
         let mut rows = query.query([])?;
         while let Some(row) = rows.next()? {

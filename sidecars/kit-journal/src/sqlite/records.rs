@@ -12,13 +12,11 @@ use crate::event::{BodyDigest, EventHead, Seq, StoredEvent};
 pub(super) const COLUMNS: &str = "events.seq, events.at, events.head, events.sum, events.body";
 
 pub(super) fn insert(conn: &Connection, seq: Seq, at: Timestamp, append: &Append) -> Result<(), JournalError> {
-    let head = serde_json::to_string(&append.head)
-        .map_err(|_| JournalError::Damaged { seq, what: "head cannot be written as JSON" })?;
-    let sum = checksum(seq, at, head.as_bytes(), &append.digest);
+    let sum = checksum(seq, at, append.json.as_bytes(), &append.digest);
     conn.prepare_cached("INSERT INTO events (seq, at, head, sum, body) VALUES (?, ?, ?, ?, ?)")?.execute(params![
         seq,
         at.as_millis(),
-        head,
+        append.json,
         sum.as_slice(),
         append.body
     ])?;

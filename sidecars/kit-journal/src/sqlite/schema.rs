@@ -17,7 +17,7 @@ const APPLICATION_ID: i64 = 0x4f55_5452;
 /// The newest schema version; `MIGRATIONS[n]` leads from version n to n + 1.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
 
-const MIGRATIONS: [&str; 1] = [
+const MIGRATIONS: [&str; 2] = [
     // `sum` is SHA-256 over seq, at, head and SHA-256(body): a record is served only if it matches.
     // `keys.entries` holds 32 bytes an event – key hash, event id – for consecutive positions from
     // `first_seq`. `key_blocks` holds older keys sorted, 40 bytes each, 256 a block.
@@ -55,6 +55,14 @@ const MIGRATIONS: [&str; 1] = [
     CREATE TABLE audit (
         id INTEGER PRIMARY KEY, at INTEGER NOT NULL, actor TEXT NOT NULL, action TEXT NOT NULL, detail TEXT NOT NULL
     );
+    ",
+    // From here on the newest events may have no row in `keys`: see `saving`. Before, all had, or had had.
+    "
+    INSERT INTO meta (name, value) SELECT 'keys.through', max(
+        ifnull((SELECT first_seq - 1 + length(entries) / 32 FROM keys ORDER BY first_seq DESC LIMIT 1), 0),
+        ifnull((SELECT max(last_seq) FROM key_runs), 0),
+        ifnull((SELECT max(seq) FROM events), 0),
+        ifnull((SELECT max(cursor) FROM sinks), 0));
     ",
 ];
 

@@ -6,6 +6,7 @@
 
 use rusqlite::{Connection, params};
 
+use super::saving;
 use crate::error::JournalError;
 use crate::event::Seq;
 
@@ -49,6 +50,7 @@ pub(super) fn check(conn: &Connection, last_seq: Seq) -> Result<(), JournalError
         }
         settled = settled.min(cursor);
     }
+    saving::check(conn, last_seq)?;
     // What a sink has still to deliver is never purged.
     let last_event: Option<Seq> = conn.query_row("SELECT max(seq) FROM events", [], |row| row.get(0))?;
     if settled < last_seq && last_event != Some(last_seq) {

@@ -106,7 +106,8 @@ fn delivered_events_go_by_the_journals_time_whatever_the_wall_clock_said() {
             let age = Timestamp::from_millis(begin + n * 1000);
             let at = Timestamp::from_millis(if n % 2 == 0 { 0 } else { i64::MAX / 2 });
             let appends = vec![append(&n.to_string(), "{}")];
-            bench.engine().commit(&mut Commit { at, age, appends, ..Commit::default() }).unwrap();
+            let purge = Some(nothing_to_purge());
+            bench.engine().commit(&mut Commit { at, age, appends, purge, ..Commit::default() }).unwrap();
             bench.engine().idle().unwrap();
         }
         bench.settle(Settlement { cursor: 30, ..Settlement::default() });

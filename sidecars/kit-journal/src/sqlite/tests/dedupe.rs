@@ -88,6 +88,8 @@ fn keys_are_forgotten_after_the_window_and_not_before() {
     for bounds in [DedupeBounds::default(), DedupeBounds { recent_keys: 10, run_keys: 5, filter_bytes: 1024 }] {
         let mut bench = Bench::bounded(bounds);
         bench.append((0..20).map(|n| append(&format!("old-{n}"), "{}")).collect());
+        // A daemon purges every few seconds; a key is as old as its row.
+        bench.save_keys();
         bench.now += 90 * 86_400_000;
         bench.append(vec![append("young", "{}")]);
         bench.engine().idle().unwrap();
@@ -110,4 +112,76 @@ fn keys_are_forgotten_after_the_window_and_not_before() {
         assert!(bench.append(vec![append("young", "{}")])[0].duplicate);
         assert!(!bench.append(vec![append("old-3", "{}")])[0].duplicate);
     }
+}
+
+/// The newest keys have no row of their own: their events tell them.
+#[test]
+fn a_key_is_known_before_it_has_a_row_and_after() {
+    let mut bench = Bench::new();
+    let ids: Vec<_> = (0..3).map(|n| bench.append(vec![append(&n.to_string(), "{}")])[0].id).collect();
+    assert_eq!(bench.rows_of_keys(), (0, 0));
+    for saved in [false, true] {
+        for restarted in [false, true] {
+            if restarted {
+                bench.restart();
+            }
+            for (n, id) in ids.iter().enumerate() {
+                let again = bench.append(vec![append(&n.to_string(), "{}")]);
+                assert!(again[0].duplicate && again[0].id == *id, "saved: {saved}, restarted: {restarted}");
+                assert_eq!(bench.reader().find(*id).unwrap(), Some(again[0].seq));
+            }
+            assert_eq!(bench.engine().dedupe_memory().1, 3);
+            assert_eq!(bench.engine().last_seq(), 3);
+        }
+        bench.save_keys();
+        assert_eq!(bench.rows_of_keys(), (1, 3));
+    }
+}
+
+#[test]
+fn rows_are_written_for_some_hundred_keys_at_once() {
+    let mut bench = Bench::new();
+    for n in 0..2_000 {
+        bench.append(vec![append(&n.to_string(), "{}")]);
+    }
+    assert_eq!(bench.rows_of_keys(), (4, 1_920));
+    bench.append((2_000..3_000).map(|n| append(&n.to_string(), "{}")).collect());
+    assert_eq!(bench.rows_of_keys(), (7, 3_000), "a group that is larger than a row takes several");
+    bench.restart();
+    assert_eq!(bench.engine().dedupe_memory().1, 3_000);
+}
+
+/// A commit that fails leaves the keys without rows as they were.
+#[test]
+fn rows_of_a_failed_commit_are_written_again() {
+    let mut bench = Bench::new();
+    bench.append(vec![append("a", "{}")]);
+    let refuse = "CREATE TRIGGER t BEFORE INSERT ON keys BEGIN SELECT raise(ABORT, 'no'); END";
+    bench.engine().conn.execute_batch(refuse).unwrap();
+    let mut commit = Commit { appends: vec![append("b", "{}")], purge: Some(nothing_to_purge()), ..Commit::default() };
+    assert!(bench.engine().commit(&mut commit).is_err());
+    bench.engine().conn.execute_batch("ROLLBACK; DROP TRIGGER t").unwrap();
+    bench.engine().reopen().unwrap();
+
+    assert!(!bench.append(vec![append("b", "{}")])[0].duplicate);
+    bench.save_keys();
+    assert_eq!(bench.rows_of_keys(), (1, 2));
+    for key in ["a", "b"] {
+        assert!(bench.append(vec![append(key, "{}")])[0].duplicate, "{key}");
+    }
+}
+
+/// What a damaged head said nobody knows; that its key is forgotten must not cost the others theirs.
+#[test]
+fn a_damaged_event_without_a_row_costs_its_own_key_only() {
+    let mut bench = Bench::new();
+    bench.append((0..3).map(|n| append(&n.to_string(), "{}")).collect());
+    bench.engine().conn.execute("UPDATE events SET head = 'x' WHERE seq = 2", []).unwrap();
+    bench.restart();
+    let again = bench.append(["0", "1", "2"].map(|key| append(key, "{}")).into());
+    assert_eq!(again.iter().map(|verdict| verdict.duplicate).collect::<Vec<_>>(), [true, false, true]);
+    bench.save_keys();
+    bench.restart();
+    assert_eq!(bench.rows_of_keys(), (2, 3), "positions without a key begin another row");
+    assert!(bench.append(["0", "1", "2"].map(|key| append(key, "{}")).into()).iter().all(|verdict| verdict.duplicate));
 }

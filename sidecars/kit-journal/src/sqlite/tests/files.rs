@@ -204,10 +204,16 @@ fn a_journal_whose_accounts_disagree_is_refused() {
         "UPDATE exceptions SET state = 5",
         "DELETE FROM exceptions",
         "UPDATE keys SET first_seq = first_seq + 4096",
+        "UPDATE meta SET value = value + 1 WHERE name = 'keys.through'",
+        "UPDATE meta SET value = value - 1 WHERE name = 'keys.through'",
+        "DELETE FROM keys WHERE first_seq > 1",
         "DELETE FROM events WHERE seq = 4",
     ] {
         let mut bench = Bench::new();
-        bench.append((0..4).map(|n| append(&n.to_string(), "{}")).collect());
+        for half in [0..2, 2..4] {
+            bench.append(half.map(|n| append(&n.to_string(), "{}")).collect());
+            bench.save_keys();
+        }
         bench.settle(Settlement { cursor: 2, set: vec![row(1, ExceptionState::Parked)], ..Settlement::default() });
         bench.restart();
         bench.engine().conn.execute(damage, []).unwrap();

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::dedupe::DedupeBounds;
 use super::*;
 use crate::engine::{Action, Attempt, Commit, ExceptionRow, ExceptionState, Purge, Reader, Settlement};
-use crate::event::{BodyDigest, EventHead, EventId};
+use crate::event::{BodyDigest, EventHead, EventId, NewEvent};
 use crate::filter::{DeliveryState, EventFilter};
 
 const SINK: &str = "gateway";
@@ -74,6 +74,17 @@ impl Bench {
         self.commit(Commit { purge: Some(plan), ..Commit::default() }).purged
     }
 
+    /// A step of purging with nothing to purge, before which rows are written for all keys.
+    fn save_keys(&mut self) {
+        self.purge(nothing_to_purge());
+    }
+
+    /// How many rows of keys there are, and how many keys are in them.
+    fn rows_of_keys(&self) -> (i64, i64) {
+        let rows = "SELECT count(*), ifnull(sum(length(entries)), 0) / 32 FROM keys";
+        self.engine.as_ref().unwrap().conn.query_row(rows, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap()
+    }
+
     fn reader(&self) -> SqliteReader {
         SqliteReader::open(&self.path()).unwrap()
     }
@@ -83,6 +94,11 @@ impl Bench {
     }
 }
 
+fn nothing_to_purge() -> Purge {
+    let never = Timestamp::from_millis(0);
+    Purge { delivered_before: never, max_bytes: u64::MAX, keys_before: never, audit_before: never, limit: 512 }
+}
+
 fn append(key: &str, body: &str) -> Append {
     append_from("lago/acme", key, body, Dedupe::KeyAndBody)
 }
@@ -90,27 +106,23 @@ fn append(key: &str, body: &str) -> Append {
 fn append_from(source: &str, key: &str, body: &str, dedupe: Dedupe) -> Append {
     let digest = BodyDigest::of(body.as_bytes());
     let id = EventId::derive(source, key, (dedupe == Dedupe::KeyAndBody).then_some(&digest));
-    Append {
-        head: EventHead {
-            id,
-            source: source.to_owned(),
-            event_type: "lago.invoice.created".to_owned(),
-            subject: format!("invoice/{key}"),
-            key: key.to_owned(),
-            tenant: Some("t".to_owned()),
-            unattributed: false,
-            time: None,
-            alias: None,
-            conflict: false,
-            json: true,
-            traceparent: None,
-            tracestate: None,
-            headers: Vec::new(),
-        },
-        body: body.as_bytes().to_vec(),
-        digest,
-        dedupe,
-    }
+    let head = EventHead {
+        id,
+        source: source.to_owned(),
+        event_type: "lago.invoice.created".to_owned(),
+        subject: format!("invoice/{key}"),
+        key: key.to_owned(),
+        tenant: Some("t".to_owned()),
+        unattributed: false,
+        time: None,
+        alias: None,
+        conflict: false,
+        json: true,
+        traceparent: None,
+        tracestate: None,
+        headers: Vec::new(),
+    };
+    Append::new(NewEvent { head, body: body.as_bytes().to_vec(), dedupe }, digest)
 }
 
 fn row(seq: Seq, state: ExceptionState) -> ExceptionRow {

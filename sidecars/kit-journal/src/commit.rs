@@ -1,0 +1,261 @@
+//! What one durable commit holds, and what came of it.
+
+use kit::clock::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::event::{BodyDigest, Dedupe, EventHead, EventId, NewEvent, Seq};
+
+/// Everything that one durable commit holds.
+#[derive(Debug, Default)]
+pub struct Commit {
+    /// When the commit is made; the receipt time of its events.
+    pub at: Timestamp,
+    /// The same in the journal's own time, by which what it holds grows old.
+    pub age: Timestamp,
+    /// Events to append, in order.
+    pub appends: Vec<Append>,
+    /// Results of deliveries.
+    pub settlements: Vec<Settlement>,
+    /// What an operator asked for.
+    pub actions: Vec<Action>,
+    /// Small values to remember, by name.
+    pub values: Vec<(String, Vec<u8>)>,
+    /// One step of removing what is no longer needed.
+    pub purge: Option<Purge>,
+}
+
+impl Commit {
+    /// True when there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.appends.is_empty()
+            && self.settlements.is_empty()
+            && self.actions.is_empty()
+            && self.values.is_empty()
+            && self.purge.is_none()
+    }
+}
+
+/// One event to append.
+#[derive(Debug)]
+pub struct Append {
+    /// Head, its flags still as the intake made them.
+    pub head: EventHead,
+    /// `head` as JSON: made by whoever appends, so that the one thread that writes need not. The engine makes it
+    /// anew where it sets a flag.
+    pub json: String,
+    /// Body as received.
+    pub body: Vec<u8>,
+    /// SHA-256 of `body`.
+    pub digest: BodyDigest,
+    /// How a second arrival is judged.
+    pub dedupe: Dedupe,
+}
+
+impl Append {
+    /// `event` with the digest of its body.
+    pub fn new(event: NewEvent, digest: BodyDigest) -> Self {
+        let NewEvent { head, body, dedupe } = event;
+        Self { json: head.to_json(), head, body, digest, dedupe }
+    }
+}
+
+/// What became of one append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The event's id: the first arrival's where this is a duplicate.
+    pub id: EventId,
+    /// Its position.
+    pub seq: Seq,
+    /// It was known already; nothing was stored.
+    pub duplicate: bool,
+    /// Its key was known with another body; it was stored as a new event.
+    pub conflict: bool,
+}
+
+/// The results of one commit, in the order of what was asked.
+#[derive(Debug, Default)]
+pub struct Committed {
+    /// One verdict an append.
+    pub verdicts: Vec<Verdict>,
+    /// One outcome an action.
+    pub actions: Vec<ActionOutcome>,
+    /// The last position in the journal.
+    pub last_seq: Seq,
+    /// What the purge step removed.
+    pub purged: Purged,
+    /// Whether anything was written and synced.
+    pub synced: bool,
+}
+
+/// A sink's progress: its cursor moves over everything that is settled, and rows exist only for
+/// what is not simply delivered.
+///
+/// Every position in (old cursor, new cursor] that gets no exception row in `set` and is not in
+/// `filtered` counts as delivered.
+#[derive(Clone, Debug, Default)]
+pub struct Settlement {
+    /// The sink's name.
+    pub sink: String,
+    /// The new cursor; never less than the old one.
+    pub cursor: Seq,
+    /// Positions in the moved-over range that the sink's rules do not want.
+    pub filtered: u64,
+    /// Exception rows to write: new ones, or changes of existing ones.
+    pub set: Vec<ExceptionRow>,
+    /// Positions with an open exception row that are now delivered.
+    pub delivered: Vec<Seq>,
+    /// What was tried, for the delivery log.
+    pub attempts: Vec<Attempt>,
+}
+
+/// State of an exception row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExceptionState {
+    /// Will be tried again at `next_at`; its subject waits for it.
+    Retrying,
+    /// Waits for an earlier event of its subject.
+    Waiting,
+    /// Asked for again by an operator; exempt from order.
+    Replaying,
+    /// Given up: a dead letter.
+    Parked,
+    /// Dropped by an operator.
+    Dropped,
+}
+
+impl ExceptionState {
+    /// Still to be delivered.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Retrying | Self::Waiting | Self::Replaying)
+    }
+}
+
+/// One delivery that is not simply pending or delivered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExceptionRow {
+    /// Position of the event.
+    pub seq: Seq,
+    /// What the delivery is waiting for.
+    pub state: ExceptionState,
+    /// Hash of the subject: the lane that keeps its order.
+    pub lane: i64,
+    /// Attempts that used up the schedule.
+    pub attempts: u32,
+    /// When the first attempt was made.
+    pub first_at: Option<Timestamp>,
+    /// Not before this time.
+    pub next_at: Option<Timestamp>,
+    /// Why it is in this state: the last error, the operator's word.
+    pub reason: String,
+}
+
+/// One attempt to deliver one event, for the delivery log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Position of the event.
+    pub seq: Seq,
+    /// When it began.
+    pub at: Timestamp,
+    /// How long it took, in milliseconds.
+    pub ms: u32,
+    /// HTTP status where there was an answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// `delivered`, or why not: a bounded set of words.
+    pub outcome: String,
+    /// The error in a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// First bytes of the response, as text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response: Option<String>,
+}
+
+/// What an operator asks of the journal. Each is idempotent and leaves an audit record.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Deliver these again, whatever became of them.
+    Replay {
+        /// The sink.
+        sink: String,
+        /// Positions.
+        seqs: Vec<Seq>,
+        /// When the first is due.
+        from: Timestamp,
+        /// Milliseconds between one and the next.
+        spacing_ms: f64,
+    },
+    /// Give these up for good.
+    Drop {
+        /// The sink.
+        sink: String,
+        /// Positions.
+        seqs: Vec<Seq>,
+        /// The operator's reason.
+        reason: String,
+    },
+    /// Stop or resume deliveries of a sink.
+    Pause {
+        /// The sink.
+        sink: String,
+        /// True to pause.
+        paused: bool,
+    },
+    /// Make a sink known. The first sink of a journal begins with its first event, a later one
+    /// with the next event.
+    Register {
+        /// The sink.
+        sink: String,
+    },
+    /// Record who did what.
+    Audit(AuditRecord),
+}
+
+/// What an action changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ActionOutcome {
+    /// Deliveries changed.
+    pub changed: u64,
+    /// Deliveries that were already as asked.
+    pub unchanged: u64,
+    /// Events whose body is gone, or that do not exist.
+    pub unavailable: u64,
+}
+
+/// One line of the audit trail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    /// When.
+    pub at: Timestamp,
+    /// From where the request came.
+    pub actor: String,
+    /// What was asked, for example `deliveries.replay`.
+    pub action: String,
+    /// The request and its result as JSON.
+    pub detail: serde_json::Value,
+}
+
+/// One step of removing what is no longer needed; bounded, so that it never holds up a commit.
+#[derive(Clone, Copy, Debug)]
+pub struct Purge {
+    /// Delivered events accepted before this, in the journal's own time, go, and so do attempts.
+    pub delivered_before: Timestamp,
+    /// Delivered events go oldest first while the journal holds more bytes than this.
+    pub max_bytes: u64,
+    /// Deduplication keys first seen before this, in the journal's own time, go.
+    pub keys_before: Timestamp,
+    /// Audit records made before this, by the wall clock, go.
+    pub audit_before: Timestamp,
+    /// At most this many rows.
+    pub limit: u32,
+}
+
+/// What a purge step removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Purged {
+    /// Delivered events.
+    pub events: u64,
+    /// Deduplication keys.
+    pub keys: u64,
+}
