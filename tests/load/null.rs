@@ -91,7 +91,7 @@ impl Engine for Handle {
         Ok(Committed { verdicts, actions, last_seq: memory.last, synced: true, ..Committed::default() })
     }
 
-    fn reopen(&mut self) -> Result<(), JournalError> {
+    fn reopen(&mut self, _: bool) -> Result<(), JournalError> {
         Ok(())
     }
 

@@ -110,14 +110,20 @@ pub trait Engine: Send {
     /// After an error [`Engine::reopen`] must succeed before the next commit.
     fn commit(&mut self, commit: &mut Commit) -> Result<Committed, JournalError>;
 
-    /// Comes back after a failed commit: what the disk really holds is found out and made sure of.
+    /// Comes back after a failed commit: what the disk really holds is found out and made sure of. `alone` says
+    /// that there is no reader; there must be none where the store may show what is not on the disk.
     ///
     /// # Errors
-    /// The store is still failing; call again later.
-    fn reopen(&mut self) -> Result<(), JournalError>;
+    /// The store is still failing, or there are readers and there must not be; call again later.
+    fn reopen(&mut self, alone: bool) -> Result<(), JournalError>;
 
     /// Work that a commit leaves behind and nobody's answer has to wait for; called when they have been sent.
-    fn answered(&mut self) {}
+    ///
+    /// # Errors
+    /// As [`Engine::commit`]; what was committed before is not in doubt.
+    fn answered(&mut self) -> Result<(), JournalError> {
+        Ok(())
+    }
 
     /// Work that makes later commits cheaper and can be done when nobody waits.
     ///

@@ -20,7 +20,7 @@ use crate::sqlite::{SqliteEngine, SqliteReader};
 use crate::writer::Writer;
 
 /// Read connections kept open.
-const READERS: usize = 3;
+pub(crate) const READERS: u32 = 3;
 
 /// What became of an appended event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +73,8 @@ pub(crate) struct Shared {
     open_reader: OpenReader,
     pub(crate) readers: Mutex<Vec<Box<dyn Reader>>>,
     pub(crate) recent: Mutex<Recent>,
-    reader_permits: tokio::sync::Semaphore,
+    /// Whoever reads has one; who has all of them is alone with the store.
+    pub(crate) reader_permits: Arc<tokio::sync::Semaphore>,
     /// One less: whatever people look for, a reader is left for deliveries.
     browsing_permits: tokio::sync::Semaphore,
     /// How long an append may wait for the disk.
@@ -148,8 +149,8 @@ impl Journal {
             open_reader,
             readers: Mutex::new(readers),
             recent: Mutex::default(),
-            reader_permits: tokio::sync::Semaphore::new(READERS),
-            browsing_permits: tokio::sync::Semaphore::new(READERS - 1),
+            reader_permits: Arc::new(tokio::sync::Semaphore::new(READERS as usize)),
+            browsing_permits: tokio::sync::Semaphore::new(READERS as usize - 1),
             wait: Duration::from_secs_f64(section.wait_seconds),
             tail: tail_seen,
             actions: actions_seen,
@@ -268,9 +269,11 @@ impl Journal {
         &self,
         read: impl FnOnce(&mut dyn Reader) -> Result<T, JournalError> + Send + 'static,
     ) -> Result<T, JournalError> {
-        let _permit = self.shared.reader_permits.acquire().await.map_err(|_| stopped())?;
+        let permit = Arc::clone(&self.shared.reader_permits).acquire_owned().await.map_err(|_| stopped())?;
         let shared = Arc::clone(&self.shared);
         let joined = tokio::task::spawn_blocking(move || {
+            // Until the reader is back, also when nobody waits for the answer any more.
+            let _permit = permit;
             let pooled = shared.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let mut reader = match pooled {
                 Some(reader) => reader,

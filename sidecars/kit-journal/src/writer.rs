@@ -16,7 +16,7 @@ use crate::config::JournalSection;
 use crate::engine::{ActionOutcome, Commit, Engine, Purge, Verdict};
 use crate::error::{AppendError, JournalError};
 use crate::event::{Seq, StoredEvent};
-use crate::journal::{Appended, Health, Reply, Request, Shared};
+use crate::journal::{Appended, Health, READERS, Reply, Request, Shared};
 
 /// At most this many requests in one commit …
 const GROUP_REQUESTS: usize = 512;
@@ -184,10 +184,11 @@ impl Writer {
                     *tail = committed.last_seq;
                     grown
                 });
-                self.engine.answered();
-                if self.requests.is_empty()
-                    && let Err(error) = self.engine.idle()
-                {
+                let mut after = self.engine.answered();
+                if after.is_ok() && self.requests.is_empty() {
+                    after = self.engine.idle();
+                }
+                if let Err(error) = after {
                     self.poisoned(&error);
                 }
             }
@@ -234,9 +235,10 @@ impl Writer {
         if self.next_reopen.is_none_or(|due| due > Instant::now()) {
             return;
         }
-        // Readers of the failed store let go, so that the checkpoint is not kept from finishing.
+        // Readers of the failed store let go, and nobody makes a new one while it is opened.
+        let gate = self.shared.reader_permits.try_acquire_many(READERS);
         self.shared.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        match self.engine.reopen() {
+        match self.engine.reopen(gate.is_ok()) {
             Ok(()) => {
                 self.next_reopen = None;
                 let last = self.engine.last_seq();

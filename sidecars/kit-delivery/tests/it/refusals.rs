@@ -30,8 +30,8 @@ impl Engine for Refusing {
         self.inner.commit(commit)
     }
 
-    fn reopen(&mut self) -> Result<(), JournalError> {
-        self.inner.reopen()
+    fn reopen(&mut self, alone: bool) -> Result<(), JournalError> {
+        self.inner.reopen(alone)
     }
 
     fn idle(&mut self) -> Result<(), JournalError> {

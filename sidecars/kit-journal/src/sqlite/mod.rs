@@ -188,14 +188,15 @@ impl Engine for SqliteEngine {
         result
     }
 
-    fn reopen(&mut self) -> Result<(), JournalError> {
+    fn reopen(&mut self, alone: bool) -> Result<(), JournalError> {
         // Its connection is as old as the failed one.
-        self.checkpointer = None;
-        // The old connection is dropped by the assignment only after the new one exists: the lock
-        // file keeps other processes out, and SQLite's own locks are per process.
+        self.suspect |= self.checkpointer.take().is_some_and(|checkpointer| !checkpointer.end());
+        if self.suspect {
+            self.let_go(alone)?;
+        }
         self.conn = connect(&self.path)?;
         if self.suspect {
-            schema::checkpoint(&self.conn)?;
+            schema::copy_whole_log(&self.conn)?;
         }
         // What a doubtful commit may have held – events, rows of keys, runs, sinks – is read back.
         self.sinks = Sinks::load(&self.conn)?;
@@ -210,9 +211,10 @@ impl Engine for SqliteEngine {
         Ok(())
     }
 
-    fn answered(&mut self) {
-        if let Some(checkpointer) = &mut self.checkpointer {
-            checkpointer.after_commit(&self.conn);
+    fn answered(&mut self) -> Result<(), JournalError> {
+        match &mut self.checkpointer {
+            Some(checkpointer) => checkpointer.after_commit(&self.conn).inspect_err(|_| self.suspect = true),
+            None => Ok(()),
         }
     }
 
@@ -254,11 +256,34 @@ impl Engine for SqliteEngine {
     }
 
     fn close(mut self: Box<Self>) {
-        self.checkpointer = None;
+        self.suspect |= self.checkpointer.take().is_some_and(|checkpointer| !checkpointer.end());
+        if self.suspect {
+            // The next start copies the whole log; closing would copy the end of it and remove it.
+            let _ = self.keep_the_log();
+        }
         // Closing the last connection checkpoints; after a failure there is nothing left to save.
         if let Err((_, error)) = self.conn.close() {
             tracing::warn!(error = %error, "journal did not close cleanly: {error}");
         }
+    }
+}
+
+impl SqliteEngine {
+    fn keep_the_log(&self) -> Result<(), JournalError> {
+        Ok(self.conn.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map(|_| ())?)
+    }
+
+    /// Closes the connection and leaves the log as it is. Whoever opens the file next, when nobody else has it
+    /// open, reads the log from its beginning.
+    ///
+    /// The lock file keeps other processes of ours out meanwhile.
+    fn let_go(&mut self, alone: bool) -> Result<(), JournalError> {
+        if !alone {
+            return Err(JournalError::Unavailable("it waits for its readers to be opened anew".to_owned()));
+        }
+        self.keep_the_log()?;
+        self.conn = Connection::open_in_memory()?;
+        Ok(())
     }
 }
 

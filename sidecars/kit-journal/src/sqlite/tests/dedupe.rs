@@ -161,7 +161,7 @@ fn rows_of_a_failed_commit_are_written_again() {
     let mut commit = Commit { appends: vec![append("b", "{}")], purge: Some(nothing_to_purge()), ..Commit::default() };
     assert!(bench.engine().commit(&mut commit).is_err());
     bench.engine().conn.execute_batch("ROLLBACK; DROP TRIGGER t").unwrap();
-    bench.engine().reopen().unwrap();
+    bench.engine().reopen(true).unwrap();
 
     assert!(!bench.append(vec![append("b", "{}")])[0].duplicate);
     bench.save_keys();

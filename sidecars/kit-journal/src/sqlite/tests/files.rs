@@ -226,3 +226,55 @@ fn a_journal_whose_accounts_disagree_is_refused() {
         );
     }
 }
+
+/// A disk that takes what is copied from the log and then fails to write it. SQLite counts it as copied; the
+/// store is opened such that it is copied again.
+#[test]
+fn what_was_copied_and_then_lost_is_copied_again() {
+    let mut bench = Bench::new();
+    let body = "x".repeat(2_000);
+    bench.append((0..50).map(|n| append(&n.to_string(), &body)).collect());
+    // Somebody who reads keeps a pass from coming to the end of the log.
+    let other = Connection::open(bench.path()).unwrap();
+    other.execute_batch("BEGIN; SELECT count(*) FROM events").unwrap();
+    bench.append((50..100).map(|n| append(&n.to_string(), &body)).collect());
+    let main_file = std::fs::read(bench.path()).unwrap();
+    let (log, copied): (i64, i64) = bench
+        .engine()
+        .conn
+        .query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| Ok((row.get(1)?, row.get(2)?)))
+        .unwrap();
+    assert!(0 < copied && copied < log, "{copied} of {log}");
+    std::fs::write(bench.path(), main_file).unwrap();
+
+    bench.engine().suspect = true;
+    let refused = |bench: &mut Bench, alone| bench.engine().reopen(alone).unwrap_err().to_string();
+    assert!(refused(&mut bench, false).contains("readers"));
+    assert!(refused(&mut bench, true).contains("another program"), "the log's index is theirs");
+    drop(other);
+    bench.engine().reopen(true).unwrap();
+
+    let everything = |bench: &Bench| bench.reader().events_after(SINK, 0, 1_000, u64::MAX).unwrap().0.len();
+    let said: String = bench.engine().conn.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!((said.as_str(), everything(&bench)), ("ok", 100));
+    assert!(bench.append(vec![append("0", &body)])[0].duplicate);
+    bench.restart();
+    assert_eq!(everything(&bench), 100);
+}
+
+/// The same at a stop: the log stays, and the next start copies it.
+#[test]
+fn what_was_copied_and_then_lost_before_a_stop_is_copied_at_the_next_start() {
+    let mut bench = Bench::new();
+    let body = "x".repeat(2_000);
+    bench.append((0..50).map(|n| append(&n.to_string(), &body)).collect());
+    let main_file = std::fs::read(bench.path()).unwrap();
+    bench.engine().conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).unwrap();
+    std::fs::write(bench.path(), main_file).unwrap();
+    let mut engine = bench.engine.take().unwrap();
+    engine.suspect = true;
+    Box::new(engine).close();
+
+    bench.engine = Some(SqliteEngine::open_bounded(&bench.path(), bench.bounds).unwrap());
+    assert_eq!(bench.reader().events_after(SINK, 0, 1_000, u64::MAX).unwrap().0.len(), 50);
+}
