@@ -76,6 +76,7 @@ fn main() -> ExitCode {
         experiment!("F5", syscalls::a_failed_sync_is_refused_and_the_store_reopened, 10, 40),
         experiment!("F5", syscalls::a_failed_write_is_refused_and_the_store_reopened, 10, 120),
         experiment!("F5", syscalls::no_member_of_a_failed_group_is_accepted, 5, 50),
+        experiment!("F5", syscalls::a_failed_copy_is_made_again_from_the_beginning, 3, 60),
         experiment!("F2", syscalls::a_kill_at_any_call_under_load_loses_nothing, 60, 600),
         experiment!("F2", syscalls::a_kill_at_any_call_of_a_start_is_recovered_from, 60, 600),
         experiment!("F9", slow_disk::a_slow_disk_makes_larger_groups, 2, 50),

@@ -27,6 +27,8 @@ const SCRIPT: u64 = 40;
 const MOST_CALLS: usize = 20_000;
 /// What SQLite may be built to sync with.
 pub(crate) const SYNCS: &str = "fdatasync,fsync";
+/// The thread that copies the log back.
+const COPYING: &str = "journal-copy";
 /// How soon a failed store must be open again.
 const REOPENED_WITHIN: Duration = Duration::from_secs(2);
 
@@ -222,6 +224,50 @@ fn is_reopened(notes: &str) -> bool {
     let last = notes.lines().rev().take_while(|line| !line.contains(CHANGED));
     last.into_iter()
         .any(|line| line.starts_with(thread) && line.contains("openat(") && line.contains("/journal.db-wal"))
+}
+
+/// F5: copying the log back into the main file fails, in its writes or its syncs. What was copied by then may
+/// not be on the disk: the store is reopened and copies the whole log again, and goes on.
+pub(crate) async fn a_failed_copy_is_made_again_from_the_beginning(mut trial: Trial) -> Result<Outcome> {
+    /// Of one load: several times what fills the log.
+    const REQUESTS: u64 = 6_000;
+    let mut rig = Rig::new(Mode::Hmac, &[]).await?;
+    if let Err(error) = start_traceable(&mut rig).await {
+        return Outcome::skipped_if_refused(error);
+    }
+    let mut ledger = Ledger::new();
+    let mut refused = 0;
+    for round in 0..trial.count {
+        trial.progress(round);
+        // Its syncs: of the log before it copies, of the main file after; and a write between them. The second
+        // sync of all is the folder's, whose failure SQLite does not look at.
+        let (calls, at) = match round % 3 {
+            0 => (SYNCS, 3),
+            1 => (SYNCS, [1, 4, 5, 6][trial.random.usize(0..4)]),
+            _ => ("pwrite64", 1 + trial.random.u64(0..400)),
+        };
+        let before = rig.metrics().await?.sum("journal_failures_total", &[]);
+        let failing = Injection::new(calls, format!("error=EIO:when={at}"));
+        let strace = failing.attach_thread(rig.process()?, COPYING).await?;
+        let options = LoadOptions { connections: 16, requests: Some(REQUESTS), ..rig.load() };
+        let sent = load::run(options, rig.pool(64)?, &LoadControl::new()).await?.sent;
+        let notes = strace.end().await?;
+        ensure!(
+            notes.contains(CHANGED),
+            "round {round}: the log was not copied often enough for {calls} {at}\n{notes}"
+        );
+        refused += sent.iter().filter(|request| !request.is_accepted()).count();
+        ledger.extend_sent(sent);
+        let (key, body) = webhook(&format!("after-{round}"));
+        ledger.sent(until_accepted(&rig, &key, &body).await?);
+        let failures = rig.metrics().await?.sum("journal_failures_total", &[]) - before;
+        ensure!(
+            failures >= 1.0,
+            "round {round}: {calls} {at} failed, and the store was used as if nothing were\n{notes}"
+        );
+    }
+    let report = rig.settle(ledger, &format!("F5-copy-{}", trial.seed)).await?;
+    Ok(Outcome::new(trial.count, format!("{} accepted, 0 lost, {refused} refused meanwhile", report.accepted)))
 }
 
 /// F5: of a group of requests whose commit fails none is accepted: what is accepted is what the commits that

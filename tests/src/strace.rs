@@ -49,7 +49,22 @@ impl Injection {
     /// # Errors
     /// `strace` is missing or not allowed to.
     pub async fn attach(&self, daemon: &DaemonProcess) -> Result<Attached> {
-        attach(daemon, |log, pid| self.arguments(log, ["-p", pid])).await
+        let pid = daemon.pid();
+        attach(pid, |tracer| is_traced_by(pid, tracer), |log| self.arguments(log, ["-p", &pid.to_string()])).await
+    }
+
+    /// Does it to one thread of a running daemon from now on.
+    ///
+    /// # Errors
+    /// There is no thread of that name, or `strace` is missing or not allowed to.
+    pub async fn attach_thread(&self, daemon: &DaemonProcess, name: &str) -> Result<Attached> {
+        let thread = thread(daemon.pid(), name)?.with_context(|| format!("there is no thread {name}"))?;
+        let arguments = |log: &Path| {
+            let mut arguments = self.arguments(log, ["-p", &thread.to_string()]);
+            arguments.retain(|argument| argument != "-f");
+            arguments
+        };
+        attach(daemon.pid(), |tracer| has_tracer(daemon.pid(), thread, tracer), arguments).await
     }
 
     fn arguments<const N: usize>(&self, log: &Path, last: [&str; N]) -> Vec<OsString> {
@@ -71,25 +86,28 @@ impl Injection {
 /// # Errors
 /// `strace` is missing or not allowed to.
 pub async fn watch(daemon: &DaemonProcess, calls: &str, options: &[&str]) -> Result<Attached> {
-    let arguments = |log: &Path, pid: &str| {
+    let pid = daemon.pid();
+    let arguments = |log: &Path| {
         let mut arguments: Vec<OsString> = ["-f", "-qq", "-o"].map(OsString::from).to_vec();
         arguments.push(log.into());
         arguments.extend(options.iter().map(OsString::from));
-        arguments.extend(["-e", &format!("trace={calls}"), "-p", pid].map(OsString::from));
+        arguments.extend(["-e", &format!("trace={calls}"), "-p", &pid.to_string()].map(OsString::from));
         arguments
     };
-    attach(daemon, arguments).await
+    attach(pid, |tracer| is_traced_by(pid, tracer), arguments).await
 }
 
-async fn attach(daemon: &DaemonProcess, arguments: impl Fn(&Path, &str) -> Vec<OsString>) -> Result<Attached> {
+async fn attach(
+    pid: u32,
+    is_attached: impl Fn(u32) -> Result<bool>,
+    arguments: impl Fn(&Path) -> Vec<OsString>,
+) -> Result<Attached> {
     let scratch = Scratch::new("outrigger-strace")?;
     let log = scratch.file("log");
-    let pid = daemon.pid();
-    let arguments = arguments(&log, &pid.to_string());
-    let mut process = DaemonProcess::spawn("strace", arguments, Vec::new()).context("run strace")?;
+    let mut process = DaemonProcess::spawn("strace", arguments(&log), Vec::new()).context("run strace")?;
     let tracer = process.pid();
     let begin = Instant::now();
-    while !is_traced_by(pid, tracer)? {
+    while !is_attached(tracer)? {
         if process.try_exit()?.is_some() {
             // With the daemon, if the fault is a kill and came at once.
             ensure!(is_gone(pid), "strace ended: {}", process.stderr());
@@ -158,6 +176,24 @@ impl Attached {
 fn is_gone(pid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     status.is_empty() || status.lines().any(|line| line.starts_with("State:\tZ"))
+}
+
+/// The first thread of a process with this name.
+fn thread(pid: u32, name: &str) -> Result<Option<u32>> {
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let thread = thread?;
+        if std::fs::read_to_string(thread.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name) {
+            return Ok(thread.file_name().to_str().and_then(|thread| thread.parse().ok()));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether one thread of a process is traced by this tracer and runs.
+fn has_tracer(pid: u32, thread: u32, tracer: u32) -> Result<bool> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/status"))?;
+    let wanted = format!("TracerPid:\t{tracer}");
+    Ok(status.lines().any(|line| line == wanted) && !status.lines().any(|line| line.starts_with("State:\tt")))
 }
 
 /// Whether every thread of a process is traced by this tracer and runs.
