@@ -85,6 +85,11 @@ pub struct Committed {
     pub purged: Purged,
     /// Whether anything was written and synced.
     pub synced: bool,
+    /// Settlements, by their place in the commit, that rest on something damaged or unknown: nothing of them was
+    /// recorded, and why.
+    pub refused: Vec<(usize, String)>,
+    /// Why the step of purging was left out.
+    pub not_purged: Option<String>,
 }
 
 /// A sink's progress: its cursor moves over everything that is settled, and rows exist only for

@@ -90,6 +90,28 @@ impl JournalError {
             _ => false,
         }
     }
+
+    /// Something that is stored cannot be read, or is not what it should be: it will be the same the next time,
+    /// and what rests on other parts of the store works meanwhile.
+    pub(crate) fn is_damage(&self) -> bool {
+        use rusqlite::ffi;
+        /// Of the many errors of I/O those of reading.
+        const READING: [i32; 4] =
+            [ffi::SQLITE_IOERR_READ, ffi::SQLITE_IOERR_SHORT_READ, ffi::SQLITE_IOERR_DATA, ffi::SQLITE_IOERR_CORRUPTFS];
+        match self {
+            Self::Damaged { .. } | Self::Inconsistent(_) => true,
+            Self::Store(error) => {
+                self.is_corrupt() || error.sqlite_error().is_some_and(|error| READING.contains(&error.extended_code))
+            }
+            _ => false,
+        }
+    }
+
+    /// A page of the store was read and is none.
+    pub(crate) fn is_corrupt(&self) -> bool {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        matches!(self, Self::Store(error) if matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase)))
+    }
 }
 
 /// Why an event was not accepted. The sender is told to come again; nothing was stored, or if a

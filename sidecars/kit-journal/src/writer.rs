@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::age::Age;
 use crate::config::JournalSection;
-use crate::engine::{ActionOutcome, Commit, Engine, Purge, Verdict};
+use crate::engine::{ActionOutcome, Commit, Committed, Engine, Purge, Verdict};
 use crate::error::{AppendError, JournalError};
 use crate::event::{Seq, StoredEvent};
 use crate::journal::{Appended, Health, READERS, Reply, Request, Shared};
@@ -28,6 +28,8 @@ const REOPEN_EVERY: Duration = Duration::from_millis(250);
 const PURGE_EVERY: Duration = Duration::from_secs(5);
 /// The same while the journal refuses events: it is to notice soon that it need not.
 const PURGE_WHILE_FAILING: Duration = Duration::from_secs(1);
+/// The same after a step that met something damaged.
+const PURGE_PAST_DAMAGE: Duration = Duration::from_secs(60);
 /// Name and size of the value that probes a failing store: about what a webhook takes.
 const PROBE: (&str, usize) = ("probe", 64 * 1024);
 /// Rows one purge step removes at most.
@@ -53,7 +55,7 @@ pub(crate) struct Writer {
 #[derive(Default)]
 struct Waiting {
     appends: Vec<Reply<Appended, AppendError>>,
-    settlements: Vec<Reply<()>>,
+    settlements: Vec<(usize, Reply<()>)>,
     actions: Vec<(usize, Reply<Vec<ActionOutcome>>)>,
     values: Vec<Reply<()>>,
 }
@@ -105,8 +107,8 @@ impl Writer {
                     waiting.appends.push(answer);
                 }
                 Request::Settle(settlements, answer) => {
+                    waiting.settlements.push((settlements.len(), answer));
                     commit.settlements.extend(settlements);
-                    waiting.settlements.push(answer);
                 }
                 Request::Act(actions, answer) => {
                     waiting.actions.push((actions.len(), answer));
@@ -165,6 +167,10 @@ impl Writer {
                     }
                 }
                 self.shared.metrics.purged.inc_by(committed.purged.events);
+                if let Some(reason) = &committed.not_purged {
+                    tracing::error!(reason = %reason, "a step of purging meets something damaged, going on after it: {reason}");
+                    self.next_purge = Instant::now() + PURGE_PAST_DAMAGE;
+                }
                 if purging {
                     self.shared.recent.lock().unwrap_or_else(PoisonError::into_inner).settle_down();
                     self.observe();
@@ -177,7 +183,7 @@ impl Writer {
                 if !committed.actions.is_empty() {
                     self.actions.send_modify(|n| *n += 1);
                 }
-                waiting.answer(&committed.verdicts, &committed.actions);
+                waiting.answer(&committed);
                 self.remember(commit, &committed.verdicts);
                 self.tail.send_if_modified(|tail| {
                     let grown = committed.last_seq > *tail;
@@ -306,15 +312,22 @@ impl Writer {
 }
 
 impl Waiting {
-    fn answer(self, verdicts: &[Verdict], outcomes: &[ActionOutcome]) {
-        for (answer, verdict) in self.appends.into_iter().zip(verdicts) {
+    fn answer(self, committed: &Committed) {
+        for (answer, verdict) in self.appends.into_iter().zip(&committed.verdicts) {
             let Verdict { id, seq, duplicate, conflict } = *verdict;
             let _ = answer.send(Ok(Appended { id, seq, duplicate, conflict }));
         }
-        for answer in self.settlements.into_iter().chain(self.values) {
+        let mut place = 0;
+        for (count, answer) in self.settlements {
+            let own = place..place + count;
+            place = own.end;
+            let refused = committed.refused.iter().find(|(place, _)| own.contains(place));
+            let _ = answer.send(refused.map_or(Ok(()), |(_, why)| Err(JournalError::Unavailable(why.clone()))));
+        }
+        for answer in self.values {
             let _ = answer.send(Ok(()));
         }
-        let mut outcomes = outcomes.iter();
+        let mut outcomes = committed.actions.iter();
         for (count, answer) in self.actions {
             let _ = answer.send(Ok(outcomes.by_ref().take(count).copied().collect()));
         }
@@ -325,7 +338,7 @@ impl Waiting {
         for answer in self.appends {
             let _ = answer.send(Err(AppendError::Unavailable(reason.to_owned())));
         }
-        for answer in self.settlements.into_iter().chain(self.values) {
+        for answer in self.settlements.into_iter().map(|(_, answer)| answer).chain(self.values) {
             let _ = answer.send(Err(error()));
         }
         for (_, answer) in self.actions {

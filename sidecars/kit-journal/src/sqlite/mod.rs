@@ -3,6 +3,7 @@
 mod actions;
 mod checkpoint;
 mod dedupe;
+mod left_out;
 mod purge;
 mod reader;
 mod records;
@@ -21,13 +22,14 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 
 pub(crate) use reader::SqliteReader;
 
-use crate::engine::{Append, Commit, Committed, Engine, Reader, Verdict};
+use crate::engine::{Append, Commit, Committed, Engine, Purge, Purged, Reader, Verdict};
 use crate::error::{JournalError, OpenError};
 use crate::event::{Dedupe, KeyHash, Seq};
 use crate::lock::JournalLock;
 use checkpoint::Checkpointer;
 pub use dedupe::DedupeBounds;
 use dedupe::DedupeIndex;
+use left_out::LeftOut;
 use settle::Sinks;
 
 /// Page cache of the write connection. Appending needs the last pages only; what does not fit, a large group of
@@ -103,20 +105,23 @@ impl SqliteEngine {
         })
     }
 
-    fn try_commit(&mut self, commit: &mut Commit) -> Result<Committed, JournalError> {
+    fn try_commit(&mut self, commit: &mut Commit, left_out: &mut LeftOut) -> Result<Committed, JournalError> {
         self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         let before = self.conn.total_changes();
         let mut committed = Committed { last_seq: self.last_seq, ..Committed::default() };
-        for append in &mut commit.appends {
-            let verdict = self.append(append, commit.at, &mut committed.last_seq)?;
+        for (place, append) in commit.appends.iter_mut().enumerate() {
+            let verdict = self.append(append, place, commit.at, &mut committed.last_seq, left_out)?;
             committed.verdicts.push(verdict);
         }
         // A step of purging may remove events, which are all that tells a key without a row.
         if commit.purge.is_some() || self.dedupe.wants_saving() {
             self.dedupe.save(&self.conn, commit.age)?;
         }
-        for settlement in &commit.settlements {
-            self.sinks.settle(&self.conn, settlement, commit.age)?;
+        for (place, settlement) in commit.settlements.iter().enumerate() {
+            if !left_out.settlements.contains_key(&place) {
+                let settled = self.sinks.settle(&self.conn, settlement, commit.age);
+                settled.inspect_err(|error| left_out.settlement(place, error))?;
+            }
         }
         for action in &commit.actions {
             committed.actions.push(self.sinks.act(&self.conn, action, committed.last_seq)?);
@@ -129,11 +134,8 @@ impl SqliteEngine {
                 .execute(params![name, value])?;
         }
         let mut forgotten = dedupe::Forgotten::default();
-        if let Some(plan) = commit.purge {
-            let used = self.used_bytes()?;
-            committed.purged.events = self.purge.step(&self.conn, &plan, used)?;
-            forgotten = self.dedupe.expire(&self.conn, plan.keys_before, plan.limit)?;
-            committed.purged.keys = forgotten.count as u64;
+        if let Some(plan) = commit.purge.filter(|_| left_out.purge.is_none()) {
+            (committed.purged, forgotten) = self.purge(&plan).inspect_err(|error| left_out.purge(error))?;
         }
         let run = if self.dedupe.wants_run(true) { self.dedupe.write_run(&self.conn)? } else { None };
         if self.conn.total_changes() == before {
@@ -154,9 +156,21 @@ impl SqliteEngine {
         Ok(committed)
     }
 
-    fn append(&mut self, append: &mut Append, at: Timestamp, last: &mut Seq) -> Result<Verdict, JournalError> {
+    fn append(
+        &mut self,
+        append: &mut Append,
+        place: usize,
+        at: Timestamp,
+        last: &mut Seq,
+        left_out: &mut LeftOut,
+    ) -> Result<Verdict, JournalError> {
         let key = KeyHash::of(&append.head.source, &append.head.key);
-        let known = self.dedupe.lookup(&self.conn, key)?;
+        let known = if left_out.lookups.contains(&place) {
+            // Its id is made of the key and the body: if it was here before, receivers still know it.
+            Vec::new()
+        } else {
+            self.dedupe.lookup(&self.conn, key).inspect_err(|error| left_out.lookup(place, error))?
+        };
         let id = append.head.id;
         let same = match append.dedupe {
             Dedupe::Key => known.first(),
@@ -180,12 +194,19 @@ impl SqliteEngine {
 impl Engine for SqliteEngine {
     fn commit(&mut self, commit: &mut Commit) -> Result<Committed, JournalError> {
         self.age = commit.age;
-        let result = self.try_commit(commit);
-        if let Err(error) = &result {
-            self.suspect |= !error.is_full();
+        let mut left_out = LeftOut::default();
+        loop {
+            let before = left_out.len();
+            let error = match self.try_commit(commit, &mut left_out) {
+                Ok(committed) => return Ok(left_out.told(committed)),
+                Err(error) => error,
+            };
             self.dedupe.discard_staged();
+            if left_out.len() == before || self.begin_again().is_err() {
+                self.suspect |= !error.is_full();
+                return Err(error);
+            }
         }
-        result
     }
 
     fn reopen(&mut self, alone: bool) -> Result<(), JournalError> {
@@ -269,6 +290,24 @@ impl Engine for SqliteEngine {
 }
 
 impl SqliteEngine {
+    /// One step of removing what is no longer needed.
+    fn purge(&mut self, plan: &Purge) -> Result<(Purged, dedupe::Forgotten), JournalError> {
+        let used = self.used_bytes()?;
+        let events = self.purge.step(&self.conn, plan, used)?;
+        let keys = self.dedupe.expire(&self.conn, plan.keys_before, plan.limit)?;
+        Ok((Purged { events, keys: keys.count as u64 }, keys))
+    }
+
+    /// Undoes what there is of a commit.
+    fn begin_again(&mut self) -> Result<(), JournalError> {
+        // After some errors SQLite has done it already.
+        if !self.conn.is_autocommit() {
+            self.conn.prepare_cached("ROLLBACK")?.execute([])?;
+        }
+        self.sinks = Sinks::load(&self.conn)?;
+        Ok(())
+    }
+
     fn keep_the_log(&self) -> Result<(), JournalError> {
         Ok(self.conn.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map(|_| ())?)
     }

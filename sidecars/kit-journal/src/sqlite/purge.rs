@@ -40,13 +40,14 @@ impl Progress {
             .collect::<Result<_, _>>()?;
         let mut removed = 0;
         for (seq, kept) in &due {
+            // Before it is removed: one that is damaged is passed by in the next step.
+            self.floor = *seq;
             if !kept {
                 conn.prepare_cached("DELETE FROM events WHERE seq = ?")?.execute([seq])?;
                 conn.prepare_cached("DELETE FROM exceptions WHERE seq = ? AND sink IN (SELECT id FROM sinks)")?
                     .execute([seq])?;
                 removed += 1;
             }
-            self.floor = *seq;
         }
         remove_older(conn, "attempts", plan.delivered_before, plan.limit)?;
         remove_older(conn, "audit", plan.audit_before, plan.limit)?;

@@ -1,5 +1,6 @@
 //! The engine's reading side: read-only connections beside the one writer.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -20,7 +21,12 @@ use crate::filter::{DeliveryState, EventFilter};
 /// One read-only connection.
 pub(crate) struct SqliteReader {
     conn: Connection,
+    /// Events passed by because of a damaged page, since the last that was not.
+    damaged_pages: Cell<u32>,
 }
+
+/// So many events in a row are passed by because of damaged pages.
+const PASSED_BY: u32 = 1_000;
 
 impl SqliteReader {
     pub(crate) fn open(path: &Path) -> Result<Self, JournalError> {
@@ -28,7 +34,7 @@ impl SqliteReader {
         let conn = Connection::open_with_flags(path, flags)?;
         conn.busy_timeout(std::time::Duration::from_secs(2))?;
         conn.execute_batch("PRAGMA cache_size = -2048; PRAGMA mmap_size = 0; PRAGMA trusted_schema = OFF;")?;
-        Ok(Self { conn })
+        Ok(Self { conn, damaged_pages: Cell::new(0) })
     }
 
     /// As [`Self::open`], with every file open that reading takes: SQLite opens the write-ahead log when
@@ -144,6 +150,13 @@ impl SqliteReader {
         Ok(seqs)
     }
 
+    /// Whether events of a damaged page may be passed by one after the other. A disk that does not read may read
+    /// again; and where a page of the tree itself is damaged that would be the whole backlog.
+    fn pages_are_few(&self, error: &JournalError) -> bool {
+        self.damaged_pages.update(|count| count + 1);
+        error.is_corrupt() && self.damaged_pages.get() <= PASSED_BY
+    }
+
     fn position(&self, id: EventId) -> Result<Option<Seq>, JournalError> {
         if let Some(seq) = saving::position(&self.conn, id)? {
             return Ok(Some(seq));
@@ -203,7 +216,28 @@ impl Reader for SqliteReader {
                 .conn
                 .prepare_cached(&format!("SELECT {COLUMNS} FROM events WHERE seq > ? ORDER BY seq LIMIT ?"))?;
             let mut rows = query.query(params![after, limit])?;
-            while let Some(row) = rows.next()? {
+            loop {
+                let row = match rows.next() {
+                    Ok(Some(row)) => row,
+                    Ok(None) => break,
+                    Err(error) => {
+                        let error = JournalError::from(error);
+                        let first = events.is_empty() && own.is_empty();
+                        if !error.is_damage() || (first && !self.pages_are_few(&error)) {
+                            return Err(error);
+                        }
+                        // What comes before is good; of what comes after nobody can tell where it begins.
+                        if first {
+                            let (seq, what) = (after + 1, "the journal's page that holds it is damaged");
+                            if row_state(&self.conn, sink, seq)?.is_none() {
+                                return Err(JournalError::Damaged { seq, what });
+                            }
+                            own.push(seq);
+                        }
+                        break;
+                    }
+                };
+                self.damaged_pages.set(0);
                 let seq: Seq = row.get(0)?;
                 if row_state(&self.conn, sink, seq)?.is_some() {
                     own.push(seq);

@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 
 use kit::clock::Timestamp;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension as _, params};
 use serde::Deserialize;
 
 use super::dedupe::ENTRY;
@@ -41,15 +41,24 @@ pub(super) struct Unsaved {
 }
 
 impl Unsaved {
-    /// Reads them from their events. The key of an event that is damaged is not known: nobody can tell it.
+    /// Reads them from their events, one after the other: the key of an event that is damaged is not known,
+    /// and those around it are.
     pub(super) fn load(conn: &Connection) -> Result<Self, JournalError> {
-        let mut events = conn.prepare("SELECT seq, head FROM events WHERE seq > ? ORDER BY seq")?;
-        let mut events = events.query([through(conn)?])?;
+        let last: Option<Seq> = conn.query_row("SELECT max(seq) FROM events", [], |row| row.get(0))?;
+        let mut event = conn.prepare("SELECT head FROM events WHERE seq = ?")?;
         let mut keys = Vec::new();
-        while let Some(row) = events.next()? {
-            let head = row.get_ref(1)?.as_str().ok().and_then(|head| serde_json::from_str::<HeadKey<'_>>(head).ok());
-            if let Some(HeadKey { id, source, key }) = head {
-                keys.push((KeyHash::of(&source, &key), id, row.get(0)?));
+        for seq in through(conn)? + 1..=last.unwrap_or(0) {
+            let key = event.query_row([seq], |row| {
+                let head = row.get_ref(0)?.as_str()?;
+                let read = serde_json::from_str::<HeadKey<'_>>(head).ok();
+                Ok(read.map(|HeadKey { id, source, key }| (KeyHash::of(&source, &key), id, seq)))
+            });
+            match key.optional().map_err(JournalError::from) {
+                Ok(key) => keys.extend(key.flatten()),
+                Err(error) if error.is_damage() => {}
+                // The head is no text.
+                Err(JournalError::Store(rusqlite::Error::FromSqlConversionFailure(..))) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(Self { keys, saving: false })

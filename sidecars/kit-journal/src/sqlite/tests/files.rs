@@ -278,3 +278,81 @@ fn what_was_copied_and_then_lost_before_a_stop_is_copied_at_the_next_start() {
     bench.engine = Some(SqliteEngine::open_bounded(&bench.path(), bench.bounds).unwrap());
     assert_eq!(bench.reader().events_after(SINK, 0, 1_000, u64::MAX).unwrap().0.len(), 50);
 }
+
+/// What is damaged costs what rests on it, and keeps nobody else from being committed.
+#[test]
+fn a_damaged_part_of_the_store_fails_its_own_part_of_a_commit() {
+    let mut bench = Bench::new();
+    bench.append((0..20).map(|n| append(&n.to_string(), &"x".repeat(40_000))).collect());
+    bench.settle(Settlement { cursor: 10, set: vec![row(3, ExceptionState::Retrying)], ..Settlement::default() });
+    let conn = &bench.engine.as_ref().unwrap().conn;
+    conn.execute("UPDATE exceptions SET state = 77", []).unwrap();
+    let settlement = |cursor, delivered: &[Seq]| Settlement {
+        sink: SINK.to_owned(),
+        cursor,
+        delivered: delivered.to_vec(),
+        ..Settlement::default()
+    };
+    let committed = bench.commit(Commit {
+        appends: vec![append("new", "{}")],
+        settlements: vec![settlement(15, &[3]), settlement(12, &[])],
+        ..Commit::default()
+    });
+    assert!(!committed.verdicts[0].duplicate);
+    assert_eq!(committed.refused.iter().map(|(place, _)| *place).collect::<Vec<_>>(), [0]);
+    let sinks = bench.reader().statistics().unwrap().sinks;
+    assert_eq!((sinks[0].cursor, sinks[0].delivered), (12, 11), "nothing of the first, all of the second");
+}
+
+/// A page that is none: events before it are served, the one that cannot be read is named, and purging goes on
+/// after it.
+#[test]
+fn a_damaged_page_is_passed_by() {
+    let mut bench = Bench::new();
+    bench.append((1..=20).map(|n| append(&n.to_string(), &"x".repeat(40_000))).collect());
+    let conn = &bench.engine.as_ref().unwrap().conn;
+    schema::checkpoint(conn).unwrap();
+    // Each event begins on a page of its own or shares one with few others; its body goes on elsewhere.
+    let page: u32 =
+        conn.query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'events'", [], |row| row.get(0)).unwrap();
+    assert!(page > 1);
+    let path = bench.path();
+    drop(bench.engine.take());
+    let mut file = std::fs::read(&path).unwrap();
+    let leaf = file
+        .chunks(16_384)
+        .rposition(|page| page[0] == 13 && page.windows(9).any(|text| text == b"invoice/9"))
+        .unwrap();
+    file[leaf * 16_384..][..16_384].fill(0xab);
+    std::fs::write(&path, file).unwrap();
+    bench.engine = Some(SqliteEngine::open_bounded(&path, bench.bounds).unwrap());
+
+    let mut reader = bench.reader();
+    let (mut after, mut read, mut passed_by) = (0, 0, 0);
+    while after < 20 {
+        match reader.events_after(SINK, after, 100, u64::MAX) {
+            Ok((events, _)) => {
+                read += events.len();
+                after = events.last().unwrap().seq;
+            }
+            Err(JournalError::Damaged { seq, .. }) => {
+                assert_eq!(seq, after + 1);
+                passed_by += 1;
+                after = seq;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(passed_by > 0 && read + passed_by == 20, "{read} read, {passed_by} passed by");
+
+    bench.settle(Settlement { cursor: 20, ..Settlement::default() });
+    let everything = Purge { delivered_before: Timestamp::from_millis(bench.now + 1), ..nothing_to_purge() };
+    let mut steps = 0;
+    while bench.reader().statistics().map(|statistics| statistics.oldest_seq).ok() != Some(None) && steps < 40 {
+        let now = Timestamp::from_millis(bench.now);
+        let mut commit = Commit { at: now, age: now, purge: Some(everything), ..Commit::default() };
+        bench.engine().commit(&mut commit).unwrap();
+        assert!(!bench.append(vec![append(&format!("new-{steps}"), "{}")])[0].duplicate, "a webhook meanwhile");
+        steps += 1;
+    }
+}
