@@ -32,6 +32,8 @@ pub const REQUEST_DEADLINE: Duration = Duration::from_secs(20);
 /// Deliveries that may be unsettled when a daemon dies: those it has results of but has not recorded
 /// (`UNSETTLED` in `kit-delivery/src/dispatcher.rs`), and those in flight.
 pub const UNSETTLED: u64 = 1024 + 16;
+/// Requests that the gateway keeps: more than the longest part of a campaign sends.
+const RECORDED: usize = 5_000_000;
 /// How long everything accepted may take to be delivered, once the load has ended.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(180);
 /// SIGTERM to exit, by the promise.
@@ -78,7 +80,8 @@ impl Rig {
     pub async fn new(mode: Mode, settings: &[(&str, &str)]) -> Result<Self> {
         let scratch = Scratch::new("outrigger-test")?;
         let signing = format!("whsec_{}", crate::tokens::b64([7; 32]).replace('-', "+").replace('_', "/") + "=");
-        let options = GatewayOptions { secrets: vec![signing.clone()], ..GatewayOptions::default() };
+        let options =
+            GatewayOptions { secrets: vec![signing.clone()], record_limit: RECORDED, ..GatewayOptions::default() };
         let gateway = Gateway::start(options).await?;
         let [public, admin] = free_ports()?.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
         let hmac_key = format!("canary-hmac-{}", uuid::Uuid::new_v4());
@@ -470,6 +473,8 @@ impl Rig {
         let contents = journal_file::read(&self.journal_path()).await?;
         ledger.counters(contents.counters(GATEWAY, "drained")?);
         ledger.stored(contents.event_ids);
+        let unrecorded = self.gateway.counts().unrecorded;
+        ensure!(unrecorded == 0, "the gateway has not recorded {unrecorded} requests: the run is too long to be judged");
         self.gateway.with_received(|received| ledger.extend_received(received));
         self.scan(&mut ledger)?;
         let expectations = Expectations { signed: true, ..Expectations::default() };
