@@ -139,7 +139,7 @@ pub(crate) async fn a_failed_sync_is_refused_and_the_store_reopened(trial: Trial
 
 /// F5: the same for a write that fails.
 pub(crate) async fn a_failed_write_is_refused_and_the_store_reopened(trial: Trial) -> Result<Outcome> {
-    a_failed_call_is_refused(trial, "pwrite64", 3 * SCRIPT).await
+    a_failed_call_is_refused(trial, "pwrite64", 2 * SCRIPT).await
 }
 
 /// `points`: that many calls are certainly made while the script is accepted.
@@ -226,8 +226,9 @@ fn is_reopened(notes: &str) -> bool {
         .any(|line| line.starts_with(thread) && line.contains("openat(") && line.contains("/journal.db-wal"))
 }
 
-/// F5: copying the log back into the main file fails, in its writes or its syncs. What was copied by then may
-/// not be on the disk: the store is reopened and copies the whole log again, and goes on.
+/// F5: copying the log back into the main file fails. After a sync that failed, what was copied by then may not
+/// be on the disk: the store is reopened and copies the whole log again. What could not be written was not copied,
+/// and the log has it.
 pub(crate) async fn a_failed_copy_is_made_again_from_the_beginning(mut trial: Trial) -> Result<Outcome> {
     /// Of one load: several times what fills the log.
     const REQUESTS: u64 = 6_000;
@@ -262,7 +263,7 @@ pub(crate) async fn a_failed_copy_is_made_again_from_the_beginning(mut trial: Tr
         ledger.sent(until_accepted(&rig, &key, &body).await?);
         let failures = rig.metrics().await?.sum("journal_failures_total", &[]) - before;
         ensure!(
-            failures >= 1.0,
+            failures >= 1.0 || calls != SYNCS,
             "round {round}: {calls} {at} failed, and the store was used as if nothing were\n{notes}"
         );
     }

@@ -474,7 +474,10 @@ impl Rig {
         ledger.counters(contents.counters(GATEWAY, "drained")?);
         ledger.stored(contents.event_ids);
         let unrecorded = self.gateway.counts().unrecorded;
-        ensure!(unrecorded == 0, "the gateway has not recorded {unrecorded} requests: the run is too long to be judged");
+        ensure!(
+            unrecorded == 0,
+            "the gateway has not recorded {unrecorded} requests: the run is too long to be judged"
+        );
         self.gateway.with_received(|received| ledger.extend_received(received));
         self.scan(&mut ledger)?;
         let expectations = Expectations { signed: true, ..Expectations::default() };

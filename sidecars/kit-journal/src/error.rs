@@ -75,6 +75,9 @@ pub enum JournalError {
         /// The configured maximum.
         max_bytes: u64,
     },
+    /// The main file could not be synced.
+    #[error("sync: {0}")]
+    Sync(#[source] std::io::Error),
     /// A sink that the journal does not know.
     #[error("no sink is called {0}")]
     UnknownSink(String),
@@ -103,6 +106,18 @@ impl JournalError {
             Self::Store(error) => {
                 self.is_corrupt() || error.sqlite_error().is_some_and(|error| READING.contains(&error.extended_code))
             }
+            _ => false,
+        }
+    }
+
+    /// A sync failed: the kernel says so once, and then shows what was written as if it were on the disk.
+    pub(crate) fn is_failed_sync(&self) -> bool {
+        use rusqlite::ffi::{SQLITE_IOERR_DIR_FSYNC, SQLITE_IOERR_FSYNC};
+        match self {
+            Self::Sync(_) => true,
+            Self::Store(error) => error
+                .sqlite_error()
+                .is_some_and(|error| [SQLITE_IOERR_FSYNC, SQLITE_IOERR_DIR_FSYNC].contains(&error.extended_code)),
             _ => false,
         }
     }

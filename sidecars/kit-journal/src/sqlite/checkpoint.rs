@@ -6,8 +6,8 @@
 //!
 //! SQLite syncs the main file only after a pass that has come to the end of the log, and counts what an earlier
 //! one has copied as copied. A disk that then fails to write one of those pages says so once, and the log would
-//! be begun anew all the same. So every pass is followed by a sync here, and one that fails makes the store
-//! suspect: it is reopened such that the whole log is copied again.
+//! be begun anew all the same. So every pass is followed by a sync here, and after one that fails the store is
+//! reopened such that the whole log is copied again.
 
 use std::fs::File;
 use std::path::Path;
@@ -66,9 +66,9 @@ impl Shared {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes what came of a pass; a full disk has only kept it from copying.
+    /// Takes what came of a pass. Without a sync it has only copied less, and what it has not copied counts as such.
     fn take<T>(&self, result: Result<T, JournalError>) -> Result<T, JournalError> {
-        if result.as_ref().is_err_and(|error| !error.is_full()) {
+        if result.as_ref().is_err_and(JournalError::is_failed_sync) {
             self.failed.store(true, Ordering::Release);
         }
         result
@@ -127,10 +127,10 @@ impl Checkpointer {
         if nearly_done || pages >= LIMIT {
             drop(turn);
             // Comes to the end of the log, so that SQLite syncs; the next commit begins the log anew.
-            return self.shared.take(pass(writer)).map(|_| ()).or_else(|error| match error.is_full() {
-                true => Ok(()),
-                false => Err(error),
-            });
+            if let Err(error) = self.shared.take(pass(writer)) {
+                tracing::debug!(error = %error, "the journal's log was not copied: {error}");
+            }
+            return Ok(());
         }
         // Without the thread the writing thread does it at the limit.
         turn.busy = self.passes.as_ref().is_some_and(|passes| passes.send(()).is_ok());
@@ -180,7 +180,7 @@ fn run(conn: &Connection, main: &File, asked: &Receiver<()>, shared: &Shared) {
     while asked.recv().is_ok() {
         let _done = Done(shared);
         let result = pass(conn).and_then(|copied| {
-            main.sync_data().map_err(|error| JournalError::Unavailable(format!("sync: {error}")))?;
+            main.sync_data().map_err(JournalError::Sync)?;
             Ok(copied)
         });
         match shared.take(result) {

@@ -69,6 +69,8 @@ pub(crate) struct SqliteEngine {
     doubtful: bool,
     /// The failure was not just a full disk: what is visible may not be durable.
     suspect: bool,
+    /// What has been copied from the log may not be in the main file.
+    lost: bool,
     _lock: JournalLock,
 }
 
@@ -101,6 +103,7 @@ impl SqliteEngine {
             purge: purge::Progress::default(),
             doubtful: false,
             suspect: false,
+            lost: false,
             _lock: lock,
         })
     }
@@ -211,30 +214,33 @@ impl Engine for SqliteEngine {
 
     fn reopen(&mut self, alone: bool) -> Result<(), JournalError> {
         // Its connection is as old as the failed one.
-        self.suspect |= self.checkpointer.take().is_some_and(|checkpointer| !checkpointer.end());
-        if self.suspect {
+        self.lost |= self.checkpointer.take().is_some_and(|checkpointer| !checkpointer.end());
+        if self.lost {
             self.let_go(alone)?;
         }
+        // Otherwise the old connection is dropped by the assignment only after the new one exists.
         self.conn = connect(&self.path)?;
-        if self.suspect {
+        if self.lost {
             schema::copy_whole_log(&self.conn)?;
+        } else if self.suspect {
+            schema::checkpoint(&self.conn)?;
         }
         // What a doubtful commit may have held – events, rows of keys, runs, sinks – is read back.
         self.sinks = Sinks::load(&self.conn)?;
-        if self.suspect || self.doubtful {
+        if self.suspect || self.lost || self.doubtful {
             self.dedupe = DedupeIndex::load(&self.conn, self.dedupe.bounds())?;
             self.last_seq = last_seq(&self.conn)?;
         }
         self.dedupe.discard_staged();
         self.purge = purge::Progress::default();
         self.checkpointer = Some(Checkpointer::start(&self.path, &mut self.conn)?);
-        (self.suspect, self.doubtful) = (false, false);
+        (self.suspect, self.lost, self.doubtful) = (false, false, false);
         Ok(())
     }
 
     fn answered(&mut self) -> Result<(), JournalError> {
         match &mut self.checkpointer {
-            Some(checkpointer) => checkpointer.after_commit(&self.conn).inspect_err(|_| self.suspect = true),
+            Some(checkpointer) => checkpointer.after_commit(&self.conn),
             None => Ok(()),
         }
     }
@@ -277,8 +283,8 @@ impl Engine for SqliteEngine {
     }
 
     fn close(mut self: Box<Self>) {
-        self.suspect |= self.checkpointer.take().is_some_and(|checkpointer| !checkpointer.end());
-        if self.suspect {
+        self.lost |= self.checkpointer.take().is_some_and(|checkpointer| !checkpointer.end());
+        if self.lost {
             // The next start copies the whole log; closing would copy the end of it and remove it.
             let _ = self.keep_the_log();
         }

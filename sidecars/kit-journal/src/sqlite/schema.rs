@@ -137,11 +137,8 @@ pub(super) fn migrate(path: &Path, conn: &Connection) -> Result<(), OpenError> {
     checkpoint(conn).map_err(|source| OpenError::Store { path: path.to_owned(), source })
 }
 
-/// Copies the whole write-ahead log into the main file and syncs it, also what counts as copied already.
-///
-/// After a failed sync the kernel may have forgotten pages that it shows as written; this writes
-/// them again and syncs a file that has not failed yet, so that what is visible is durable. The index of the log
-/// says how much has been copied; it was made anew, and says nothing yet, where nobody had the file open.
+/// Copies the whole write-ahead log into the main file and syncs it, also what counted as copied already. The
+/// index of the log says how much that is; it was made anew, and says nothing yet, where nobody had the file open.
 pub(super) fn copy_whole_log(conn: &Connection) -> Result<(), JournalError> {
     let copied: i64 = conn.query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| row.get(2))?;
     if copied > 0 {
@@ -151,6 +148,9 @@ pub(super) fn copy_whole_log(conn: &Connection) -> Result<(), JournalError> {
 }
 
 /// Copies the rest of the write-ahead log into the main file, syncs it, and empties the log.
+///
+/// After a failed sync the kernel may have forgotten pages that it shows as written; this writes
+/// them again and syncs a file that has not failed yet, so that what is visible is durable.
 pub(super) fn checkpoint(conn: &Connection) -> Result<(), JournalError> {
     let busy: i64 = conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
     if busy != 0 {

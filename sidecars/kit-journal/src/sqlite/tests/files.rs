@@ -247,7 +247,7 @@ fn what_was_copied_and_then_lost_is_copied_again() {
     assert!(0 < copied && copied < log, "{copied} of {log}");
     std::fs::write(bench.path(), main_file).unwrap();
 
-    bench.engine().suspect = true;
+    bench.engine().lost = true;
     let refused = |bench: &mut Bench, alone| bench.engine().reopen(alone).unwrap_err().to_string();
     assert!(refused(&mut bench, false).contains("readers"));
     assert!(refused(&mut bench, true).contains("another program"), "the log's index is theirs");
@@ -272,7 +272,7 @@ fn what_was_copied_and_then_lost_before_a_stop_is_copied_at_the_next_start() {
     bench.engine().conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).unwrap();
     std::fs::write(bench.path(), main_file).unwrap();
     let mut engine = bench.engine.take().unwrap();
-    engine.suspect = true;
+    engine.lost = true;
     Box::new(engine).close();
 
     bench.engine = Some(SqliteEngine::open_bounded(&bench.path(), bench.bounds).unwrap());
