@@ -3,6 +3,7 @@
 
 mod answers;
 mod bench;
+mod listings;
 mod operators;
 mod order;
 mod outages;
