@@ -6,16 +6,17 @@ use std::time::{Duration, Instant};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use kit::lifecycle::StopToken;
 use kit_journal::engine::{Attempt, ExceptionState, Settlement, SinkRow};
-use kit_journal::{Journal, JournalError, Seq, StoredEvent};
+use kit_journal::{JournalError, Seq};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Dispatcher;
+use super::reading::{MISSING, NotAsked, Unread, read_event};
 use super::settling::{SETTLE_AGAIN, Settling, settled};
 use crate::circuit::{Circuit, Permit};
 use crate::judge::{self, Circumstances};
 use crate::metrics::SinkGauges;
-use crate::outcome::{Outcome, Sink, Verdict};
+use crate::outcome::{Failure, Outcome, Sink, Verdict};
 use crate::window::{Decision, Limits, Start, Window};
 
 /// Deliveries whose results are not on the disk yet: what a crash may make the sink see again.
@@ -32,8 +33,7 @@ const OBSERVE_IDLE: Duration = Duration::from_secs(60);
 /// One delivery that has ended.
 pub(super) struct Finished {
     seq: Seq,
-    outcome: Outcome,
-    attempt: Option<Attempt>,
+    ended: Result<(Outcome, Attempt), NotAsked>,
     circuit_closed: bool,
 }
 
@@ -42,14 +42,15 @@ pub(super) struct Work<S> {
     pub(super) shell: Dispatcher<S>,
     pub(super) name: String,
     pub(super) window: Window,
-    circuit: Circuit,
+    pub(super) circuit: Circuit,
     limiter: Option<DefaultDirectRateLimiter>,
     paused: bool,
     pub(super) in_flight: JoinSet<Finished>,
     pub(super) settling: Option<Settling>,
     /// A settlement that the journal refused, and when to offer it again.
     pub(super) settle_again: Option<(Instant, Settlement)>,
-    successes: u64,
+    pub(super) successes: u64,
+    pub(super) unread: Unread,
     next_replay: Option<Instant>,
     next_observation: Instant,
     /// Nothing was left to deliver at the last observation.
@@ -74,6 +75,7 @@ impl<S: Sink> Work<S> {
             settling: None,
             settle_again: None,
             successes: 0,
+            unread: Unread::default(),
             next_replay: Some(Instant::now()),
             next_observation: Instant::now(),
             quiet: false,
@@ -181,7 +183,7 @@ impl<S: Sink> Work<S> {
             Ok((events, own)) if events.is_empty() && own.is_empty() => {
                 // The journal's end lies beyond what is there: records are missing.
                 while self.window.loaded_to() < tail {
-                    self.window.unreadable("record is missing from the journal");
+                    self.window.unreadable(MISSING);
                 }
             }
             Ok((events, own)) => {
@@ -240,6 +242,9 @@ impl<S: Sink> Work<S> {
             && self.unsettled() < UNSETTLED
         {
             let now = Instant::now();
+            if self.unread.held_off(now).is_some() {
+                break;
+            }
             let permit = self.circuit.permit(now);
             if !matches!(permit, Permit::Go | Permit::Probe) {
                 break;
@@ -270,7 +275,7 @@ impl<S: Sink> Work<S> {
             };
             let event = match event {
                 Ok(event) => event,
-                Err(outcome) => return Finished { seq, outcome, attempt: None, circuit_closed },
+                Err(why) => return Finished { seq, ended: Err(why), circuit_closed },
             };
             let (at, started) = (clock.now(), Instant::now());
             let outcome = sink.deliver(&event).await;
@@ -283,7 +288,7 @@ impl<S: Sink> Work<S> {
                 error: outcome.error.clone(),
                 response: outcome.response.clone(),
             };
-            Finished { seq, outcome, attempt: Some(attempt), circuit_closed }
+            Finished { seq, ended: Ok((outcome, attempt)), circuit_closed }
         });
     }
 
@@ -297,11 +302,17 @@ impl<S: Sink> Work<S> {
                 std::panic::resume_unwind(Box::new("a delivery panicked"));
             }
         };
-        let Finished { seq, outcome, attempt, circuit_closed } = finished;
+        let Finished { seq, ended, circuit_closed } = finished;
+        let (outcome, attempt) = match ended {
+            Ok(asked) => asked,
+            Err(why) => {
+                self.not_asked(seq, why, !circuit_closed);
+                return;
+            }
+        };
         let now = Instant::now();
-        if let Some(attempt) = &attempt {
-            self.shell.metrics.attempted(&self.name, outcome.word(), f64::from(attempt.ms) / 1000.0);
-        }
+        self.unread.delivered();
+        self.shell.metrics.attempted(&self.name, outcome.word(), f64::from(attempt.ms) / 1000.0);
         let decision = judge::decide(
             &outcome,
             &self.shell.settings.schedule,
@@ -317,6 +328,13 @@ impl<S: Sink> Work<S> {
             Verdict::Delivered => {
                 self.successes += 1;
                 self.circuit.alive()
+            }
+            // No request could be made: nobody was asked.
+            Verdict::Failed(Failure::Unsendable) => {
+                if !circuit_closed {
+                    self.circuit.inconclusive(now);
+                }
+                false
             }
             Verdict::Failed(failure) if !failure.may_retry() => self.circuit.alive(),
             Verdict::Failed(_) => {
@@ -338,7 +356,7 @@ impl<S: Sink> Work<S> {
         if let Decision::Park { reason } = &decision {
             tracing::error!(seq, sink = %self.name, reason = %reason, "event {seq} parked as a dead letter: {reason}");
         }
-        self.window.complete(seq, &decision, attempt, self.successes, now);
+        self.window.complete(seq, &decision, Some(attempt), self.successes, now);
         if closed_again {
             tracing::info!(sink = %self.name, "{} takes events again", self.name);
             self.window.sink_is_back();
@@ -391,7 +409,7 @@ impl<S: Sink> Work<S> {
         }
     }
 
-    fn note(&self, error: String) {
+    pub(super) fn note(&self, error: String) {
         let mut status = self.shell.status.lock().unwrap_or_else(PoisonError::into_inner);
         status.last_error = Some(error);
         status.last_error_at = Some(self.shell.clock.now().to_string());
@@ -407,7 +425,9 @@ impl<S: Sink> Work<S> {
         };
         sooner(self.settle_again.as_ref().map(|(due, _)| *due));
         sooner(self.next_replay.filter(|_| self.window.replays() < REPLAYS as usize / 2));
-        if !self.paused && self.in_flight.len() < self.shell.settings.concurrency {
+        if let Some(until) = self.unread.held_off(now) {
+            sooner(Some(until));
+        } else if !self.paused && self.in_flight.len() < self.shell.settings.concurrency {
             match self.circuit.permit(now) {
                 Permit::Go => {
                     sooner(self.window.next_due());
@@ -422,18 +442,5 @@ impl<S: Sink> Work<S> {
         }
         // Never a busy loop, whatever the arithmetic above says.
         wake.max(now + Duration::from_millis(1))
-    }
-}
-
-/// The event of a row, or the outcome that parks a row whose event cannot be read.
-async fn read_event(journal: &Journal, seq: Seq) -> Result<Arc<StoredEvent>, Outcome> {
-    use crate::outcome::Failure;
-    match journal.read(move |reader| reader.event(seq)).await {
-        Ok(Some(event)) => Ok(Arc::new(event)),
-        Ok(None) => Err(Outcome::failed(Failure::Unsendable, "record is missing from the journal")),
-        Err(JournalError::Damaged { what, .. }) => {
-            Err(Outcome::failed(Failure::Unsendable, format!("record is damaged: {what}")))
-        }
-        Err(error) => Err(Outcome::failed(Failure::Unreachable, kit::error::chain(&error))),
     }
 }

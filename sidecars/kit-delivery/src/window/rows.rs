@@ -156,6 +156,17 @@ impl Window {
         }
     }
 
+    /// A delivery in flight whose event could not be read: nobody was asked, so that it keeps its history and its
+    /// row, and goes on later.
+    pub(crate) fn put_off(&mut self, seq: Seq, until: Instant) {
+        let Some(item) = self.items.get_mut(&seq) else { return };
+        item.in_flight = false;
+        // A probe may have taken it before its own time.
+        let due = item.not_before.map_or(until, |due| due.max(until));
+        item.not_before = Some(due);
+        self.delayed.insert((due, item.lane));
+    }
+
     /// The sink answers again: what failed without being answered need not wait any longer.
     pub(crate) fn sink_is_back(&mut self) {
         for item in self.items.values_mut().filter(|item| item.uncharged > 0 && !item.in_flight) {

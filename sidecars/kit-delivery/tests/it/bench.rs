@@ -1,12 +1,12 @@
 //! A journal, a gateway and a dispatcher between them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kit::clock::SystemClock;
 use kit::lifecycle::StopToken;
-use kit_delivery::{DeliveryMetrics, Dispatcher, DispatcherSettings, GatewaySection, HttpSink};
-use kit_journal::engine::{Attempt, DedupeBounds, Engine, SinkRow};
+use kit_delivery::{DeliveryMetrics, Dispatcher, DispatcherSettings, GatewaySection, HttpSink, SinkStatus};
+use kit_journal::engine::{Attempt, DedupeBounds, Engine, Reader, SinkRow};
 use kit_journal::{Dedupe, DeliveryState, EventHead, EventId, Journal, JournalSection, JournalTask, NewEvent, Seq};
 use kit_workbench::gateway::{Behaviour, Gateway, GatewayOptions, Received, ReceivedHead};
 use prometheus_client::registry::Registry;
@@ -22,6 +22,7 @@ pub(crate) struct Bench {
     pub(crate) journal: Journal,
     task: Option<JournalTask>,
     running: Option<(StopToken, tokio::task::JoinHandle<()>)>,
+    status: Arc<Mutex<SinkStatus>>,
     appended: Seq,
 }
 
@@ -43,6 +44,21 @@ impl Bench {
         Self::on(directory, opened, behaviour, |_| {}).await
     }
 
+    /// With readers that stand between the journal and its store.
+    pub(crate) async fn over_readers(
+        behaviour: Behaviour,
+        change: impl FnOnce(&mut GatewaySection),
+        wrap: impl Fn(Box<dyn Reader>) -> Box<dyn Reader> + Send + Sync + 'static,
+    ) -> Self {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("j.db");
+        let engine = kit_journal::engine::open(&path, DedupeBounds::default()).unwrap();
+        let section = JournalSection { path: path.clone(), ..JournalSection::default() };
+        let readers = Box::new(move || kit_journal::engine::open_reader(&path).map(&wrap));
+        let opened = Journal::over(engine, readers, &section, Arc::new(SystemClock), &mut Registry::default()).unwrap();
+        Self::on(directory, opened, behaviour, change).await
+    }
+
     async fn on(
         directory: TempDir,
         (journal, task): (Journal, JournalTask),
@@ -58,7 +74,8 @@ impl Bench {
         // High, so that tests of single events do not meet it; those about outages lower it.
         section.circuit.failures = 1000;
         change(&mut section);
-        let mut bench = Self { directory, gateway, section, journal, task: Some(task), running: None, appended: 0 };
+        let (task, status) = (Some(task), Arc::default());
+        let mut bench = Self { directory, gateway, section, journal, task, running: None, status, appended: 0 };
         bench.start();
         let deadline = Instant::now() + DEADLINE;
         while bench.journal.read(|reader| reader.sink(SINK)).await.is_err() {
@@ -74,6 +91,7 @@ impl Bench {
         let metrics = DeliveryMetrics::register(&mut Registry::default());
         let settings = DispatcherSettings::from(&self.section);
         let dispatcher = Dispatcher::new(Arc::new(sink), self.journal.clone(), clock, settings, metrics);
+        self.status = dispatcher.status();
         let stop = StopToken::new();
         let token = stop.clone();
         let task = tokio::spawn(async move { dispatcher.run(token).await.unwrap() });
@@ -129,6 +147,11 @@ impl Bench {
 
     pub(crate) async fn sink(&self) -> SinkRow {
         self.journal.read(|reader| reader.sink(SINK)).await.unwrap()
+    }
+
+    /// What the dispatcher says that it is doing.
+    pub(crate) fn status(&self) -> SinkStatus {
+        self.status.lock().unwrap().clone()
     }
 
     pub(crate) async fn state(&self, seq: Seq) -> DeliveryState {

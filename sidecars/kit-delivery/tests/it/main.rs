@@ -8,3 +8,4 @@ mod operators;
 mod order;
 mod outages;
 mod refusals;
+mod unreadable;
