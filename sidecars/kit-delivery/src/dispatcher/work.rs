@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use super::Dispatcher;
 use super::reading::{MISSING, NotAsked, Unread, read_event};
 use super::settling::{SETTLE_AGAIN, Settling, settled};
+use super::stall::Stall;
 use crate::circuit::{Circuit, Permit};
 use crate::judge::{self, Circumstances};
 use crate::metrics::SinkGauges;
@@ -44,7 +45,8 @@ pub(super) struct Work<S> {
     pub(super) window: Window,
     pub(super) circuit: Circuit,
     limiter: Option<DefaultDirectRateLimiter>,
-    paused: bool,
+    pub(super) paused: bool,
+    pub(super) stall: Stall,
     pub(super) in_flight: JoinSet<Finished>,
     pub(super) settling: Option<Settling>,
     /// A settlement that the journal refused, and when to offer it again.
@@ -55,7 +57,7 @@ pub(super) struct Work<S> {
     next_observation: Instant,
     /// Nothing was left to deliver at the last observation.
     quiet: bool,
-    tail: watch::Receiver<Seq>,
+    pub(super) tail: watch::Receiver<Seq>,
     actions: watch::Receiver<u64>,
     /// The journal's rows may differ from the window's.
     sync_due: bool,
@@ -65,12 +67,14 @@ pub(super) struct Work<S> {
 
 impl<S: Sink> Work<S> {
     pub(super) fn new(shell: Dispatcher<S>, row: &SinkRow) -> Self {
+        let limits = Limits { open_rows: shell.settings.open_rows, ..Limits::default() };
         Self {
-            window: Window::new(row.cursor, shell.settings.ordered, Limits::default()),
+            window: Window::new(row.cursor, shell.settings.ordered, limits),
             circuit: Circuit::new(shell.settings.circuit_failures, shell.settings.probe.0, shell.settings.probe.1),
             limiter: std::num::NonZeroU32::new(shell.settings.rate_per_second)
                 .map(|rate| RateLimiter::direct(Quota::per_second(rate).allow_burst(std::num::NonZeroU32::MIN))),
             paused: row.paused,
+            stall: Stall::default(),
             in_flight: JoinSet::new(),
             settling: None,
             settle_again: None,
@@ -94,6 +98,7 @@ impl<S: Sink> Work<S> {
                 self.sync().await;
             }
             self.load().await;
+            self.watch_stall();
             self.start_what_may_start();
             self.settle();
             self.observe().await;
@@ -394,6 +399,7 @@ impl<S: Sink> Work<S> {
             oldest_seconds: oldest.map_or(0, |at| now.since(at).as_secs()),
             circuit_open: !self.circuit.is_closed(),
             paused: self.paused,
+            stalled: self.stall.has_begun(),
         };
         self.shell.metrics.set(&self.name, &gauges);
         self.quiet = gauges.pending == 0;

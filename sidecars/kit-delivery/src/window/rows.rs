@@ -65,6 +65,11 @@ impl Window {
         }
     }
 
+    /// Deliveries that are tried again, or wait behind one that is.
+    pub(crate) fn open_rows(&self) -> usize {
+        self.open_rows
+    }
+
     /// Replays taken up and not finished.
     pub(crate) fn replays(&self) -> usize {
         self.items.values().filter(|item| matches!(item.source, Source::Replay)).count()

@@ -8,4 +8,5 @@ mod operators;
 mod order;
 mod outages;
 mod refusals;
+mod stalls;
 mod unreadable;
