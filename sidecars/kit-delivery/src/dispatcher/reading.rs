@@ -8,9 +8,8 @@ use kit_journal::{Journal, JournalError, Seq, StoredEvent};
 
 use super::work::Work;
 use crate::outcome::Sink;
-use crate::window::Decision;
+use crate::window::{Decision, MISSING};
 
-pub(super) const MISSING: &str = "record is missing from the journal";
 /// How long an event waits that the journal could not read.
 const READ_AGAIN: Duration = Duration::from_secs(1);
 /// So many in a row that could not be read, without a delivery between them, are the journal's trouble and not

@@ -11,14 +11,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Dispatcher;
-use super::reading::{MISSING, NotAsked, Unread, read_event};
+use super::reading::{NotAsked, Unread, read_event};
 use super::settling::{SETTLE_AGAIN, Settling, settled};
 use super::stall::Stall;
 use crate::circuit::{Circuit, Permit};
 use crate::judge::{self, Circumstances};
 use crate::metrics::SinkGauges;
 use crate::outcome::{Failure, Outcome, Sink, Verdict};
-use crate::window::{Decision, Limits, Start, Window};
+use crate::window::{Decision, Limits, MISSING, Start, Window};
 
 /// Deliveries whose results are not on the disk yet: what a crash may make the sink see again.
 const UNSETTLED: usize = 1024;
@@ -187,18 +187,16 @@ impl<S: Sink> Work<S> {
         match read.await {
             Ok((events, own)) if events.is_empty() && own.is_empty() => {
                 // The journal's end lies beyond what is there: records are missing.
-                while self.window.loaded_to() < tail {
-                    self.window.unreadable(MISSING);
-                }
+                self.window.pass_over(tail, MISSING);
             }
             Ok((events, own)) => {
                 self.window.load(events.into_iter().map(Arc::new).collect(), &own, Instant::now());
             }
             Err(JournalError::Damaged { seq, what }) => {
                 let reason = format!("record is damaged: {what}");
-                tracing::error!(seq, sink = %self.name, "event {seq} is damaged and cannot be delivered: {what}");
-                while self.window.loaded_to() < seq {
-                    self.window.unreadable(&reason);
+                // What is missing before it comes first, and may take more than this turn.
+                if self.window.pass_over(seq - 1, MISSING) && self.window.pass_over(seq, &reason) {
+                    tracing::error!(seq, sink = %self.name, "event {seq} is damaged and cannot be delivered: {what}");
                 }
             }
             Err(error) => self.unreadable(&error),

@@ -9,6 +9,9 @@ use kit_journal::{Seq, StoredEvent};
 
 use super::{Item, Lane, Slot, Source, Window, subject_lane};
 
+/// Why a position is parked that has no record.
+pub(crate) const MISSING: &str = "record is missing from the journal";
+
 impl Window {
     /// The position to load after, how many and how many bytes, if there is room.
     pub(crate) fn room(&self) -> Option<(Seq, u32, u64)> {
@@ -27,25 +30,39 @@ impl Window {
 
     /// Takes loaded events; `own` are positions that have a row ahead of the cursor. Positions that
     /// are neither are missing from the journal: they are parked, so that they are listed somewhere.
+    /// What a gap leaves no room for is read again in a later turn.
     pub(crate) fn load(&mut self, events: Vec<Arc<StoredEvent>>, own: &[Seq], now: Instant) {
         let own: BTreeSet<Seq> = own.iter().copied().collect();
         let last = events.last().map(|event| event.seq).max(own.last().copied());
         let mut events = events.into_iter().peekable();
         let Some(last) = last else { return };
-        while self.loaded_to() < last {
+        while self.loaded_to() < last && self.has_slot() {
             let seq = self.loaded_to() + 1;
             if own.contains(&seq) {
                 self.slots.push_back(Slot::Done);
             } else if let Some(event) = events.next_if(|event| event.seq == seq) {
                 self.load_one(event, now);
             } else {
-                self.unreadable("record is missing from the journal");
+                self.unreadable(MISSING);
             }
         }
     }
 
-    /// The next position cannot be read: it is parked and passed.
-    pub(crate) fn unreadable(&mut self, reason: &str) {
+    /// No position up to `last` can be read: they are parked and passed, as far as there is room. True when
+    /// that was far enough.
+    pub(crate) fn pass_over(&mut self, last: Seq, reason: &str) -> bool {
+        while self.loaded_to() < last && self.has_slot() {
+            self.unreadable(reason);
+        }
+        self.loaded_to() >= last
+    }
+
+    /// A gap of millions of positions must not become as many slots and rows at once.
+    fn has_slot(&self) -> bool {
+        self.slots.len() < self.limits.slots
+    }
+
+    fn unreadable(&mut self, reason: &str) {
         let seq = self.loaded_to() + 1;
         self.slots.push_back(Slot::Row);
         self.rows_ahead.insert(
@@ -91,5 +108,78 @@ impl Window {
         } else if behind_row {
             self.wait_behind(seq);
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use kit::clock::Timestamp;
+    use kit_journal::{EventHead, EventId};
+
+    use super::super::Limits;
+    use super::*;
+
+    fn window() -> Window {
+        Window::new(0, true, Limits { slots: 8, ..Limits::default() })
+    }
+
+    fn event(seq: Seq) -> Arc<StoredEvent> {
+        let key = seq.to_string();
+        let head = EventHead {
+            id: EventId::derive("test", &key, None),
+            source: "test".to_owned(),
+            event_type: "test.happened".to_owned(),
+            subject: format!("a/{seq}"),
+            key,
+            tenant: None,
+            unattributed: false,
+            time: None,
+            alias: None,
+            conflict: false,
+            json: true,
+            traceparent: None,
+            tracestate: None,
+            headers: Vec::new(),
+        };
+        Arc::new(StoredEvent { seq, at: Timestamp::from_millis(0), head, body: bytes::Bytes::from_static(b"{}") })
+    }
+
+    #[test]
+    fn a_gap_of_millions_is_parked_a_window_at_a_time() {
+        let mut window = window();
+
+        assert!(!window.pass_over(5_000_000, "gone"));
+
+        assert_eq!((window.slots.len(), window.room()), (8, None));
+        let settlement = window.settlement("sink").unwrap();
+        assert_eq!((settlement.cursor, settlement.set.len()), (8, 8));
+        assert!(!window.pass_over(5_000_000, "gone"));
+        assert_eq!(window.loaded_to(), 16, "the next turn goes on where this one ended");
+        window.settlement("sink").unwrap();
+        assert!(window.pass_over(20, "gone"), "and ends");
+        assert_eq!(window.settlement("sink").unwrap().set.last().map(|row| row.seq), Some(20));
+    }
+
+    #[test]
+    fn an_event_behind_a_gap_is_loaded_when_the_gap_is_passed() {
+        let mut window = window();
+        let mut parked = Vec::new();
+        for turn in 0.. {
+            assert!(turn < 4, "it is never loaded");
+            let (after, ..) = window.room().unwrap();
+            // As the journal reads it: the same events again, whatever was left out.
+            window.load(vec![event(20), event(21)], &[], Instant::now());
+            assert!(window.slots.len() <= 8, "more slots than the window has");
+            let Some(settlement) = window.settlement("sink") else { break };
+            assert_eq!(settlement.cursor, after + i64::try_from(settlement.set.len()).unwrap());
+            parked.extend(settlement.set.into_iter().map(|row| row.seq));
+            if window.loaded_to() == 21 {
+                break;
+            }
+        }
+
+        assert_eq!(parked, (1..20).collect::<Vec<Seq>>());
+        assert_eq!(window.start(Instant::now(), false).map(|start| start.seq), Some(20));
     }
 }

@@ -11,6 +11,8 @@
 mod loading;
 mod rows;
 
+pub(crate) use loading::MISSING;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! A journal that cannot read what is to be delivered: its trouble is not the gateway's.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
 
 use kit::clock::Timestamp;
@@ -17,6 +17,8 @@ struct Trouble {
     failing: AtomicBool,
     damaged: AtomicBool,
     asked: AtomicU64,
+    /// Up to here there is nothing but one damaged record, this one.
+    gap_to: AtomicI64,
 }
 
 struct Troubled {
@@ -43,6 +45,10 @@ impl Reader for Troubled {
         limit: u32,
         max_bytes: u64,
     ) -> Result<(Vec<StoredEvent>, Vec<Seq>), JournalError> {
+        let gap_to = self.trouble.gap_to.load(Ordering::SeqCst);
+        if after < gap_to {
+            return Err(JournalError::Damaged { seq: gap_to, what: "said the test" });
+        }
         self.inner.events_after(sink, after, limit, max_bytes)
     }
 
@@ -161,4 +167,27 @@ async fn a_journal_that_cannot_be_read_opens_no_circuit_and_costs_no_attempt() {
 
     assert_eq!(row.parked, 0, "{}", bench.reason(seq).await);
     assert_eq!(bench.attempts(seq).await.len(), 2);
+}
+
+/// More records are missing than the window has room for: all are listed, and what comes after them is delivered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_larger_than_the_window_is_passed_in_several_turns() {
+    let trouble = Arc::new(Trouble::default());
+    let mut bench = troubled(1_000, &trouble).await;
+    bench.stop().await;
+    for _ in 0..2_500 {
+        bench.append("b/1").await;
+    }
+    trouble.gap_to.store(2_500, Ordering::SeqCst);
+    // Larger than what the journal keeps in memory, so that all of them have to be read.
+    let last = bench.append_body("b/1", format!("\"{}\"", "x".repeat(5 << 20)).as_bytes()).await;
+
+    bench.start();
+    let row = bench.all_settled().await;
+
+    assert_eq!((row.parked, row.delivered), (2_500, 1));
+    assert_eq!(bench.reason(1).await, "record is missing from the journal");
+    assert_eq!(bench.reason(2_499).await, "record is missing from the journal");
+    assert_eq!(bench.reason(2_500).await, "record is damaged: said the test");
+    assert_eq!(bench.taken(), [last]);
 }
