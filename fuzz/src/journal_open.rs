@@ -124,7 +124,15 @@ fn look(path: &Path) {
         let _ = reader.find(head("lago/acme", &format!("key-{seq}"), &body(seq)).id);
     }
     if let Ok(page) = reader.search(&EventFilter::default(), None, 100, 1_000) {
-        page.found.iter().for_each(|found| genuine(&found.event));
+        for mut found in page.found {
+            // Listings leave the bodies out; only a length is left to compare.
+            assert!(found.event.body.is_empty());
+            if let Ok(Some(event)) = reader.event(found.event.seq) {
+                assert_eq!(found.body_bytes, event.body.len() as u64);
+                found.event.body = event.body;
+                genuine(&found.event);
+            }
+        }
     }
     numbers(&mut *reader);
 }

@@ -80,6 +80,13 @@ impl Circuit {
         }
     }
 
+    /// The probe ended without the sink having been asked: the next one comes after the same time again.
+    pub(crate) fn inconclusive(&mut self, now: Instant) {
+        if let State::Probing { delay } = self.state {
+            self.state = State::Open { probe_at: now + delay, delay };
+        }
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         matches!(self.state, State::Closed { .. })
     }
@@ -126,6 +133,24 @@ mod tests {
         circuit.probing();
         assert!(circuit.alive());
         assert_eq!(circuit.permit(now), Permit::Go);
+    }
+
+    #[test]
+    fn a_probe_that_asked_nobody_is_made_again_after_the_same_time() {
+        let mut now = Instant::now();
+        let mut circuit = circuit();
+        circuit.failed(now);
+        circuit.inconclusive(now);
+        assert!(!circuit.failed(now) && circuit.failed(now), "nothing is forgotten and nothing is added");
+        circuit.inconclusive(now);
+        assert_eq!(circuit.permit(now), Permit::WaitUntil(now + Duration::from_secs(1)), "only a probe is made again");
+
+        for _ in 0..3 {
+            now += Duration::from_secs(1);
+            circuit.probing();
+            circuit.inconclusive(now);
+            assert_eq!(circuit.permit(now), Permit::WaitUntil(now + Duration::from_secs(1)));
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub struct DeliveryMetrics {
 }
 
 /// The gauges, in the order of [`SinkGauges`].
-const GAUGES: [(&str, &str); 9] = [
+const GAUGES: [(&str, &str); 10] = [
     ("delivery_accepted", "Events this sink is responsible for"),
     ("delivery_delivered", "Events delivered"),
     ("delivery_pending", "Events still to be delivered, tried or not"),
@@ -40,6 +40,7 @@ const GAUGES: [(&str, &str); 9] = [
     ("delivery_oldest_pending_seconds", "Age of the oldest event still to be delivered"),
     ("delivery_circuit_open", "1 while the circuit of the sink is open"),
     ("delivery_paused", "1 while deliveries are paused by an operator"),
+    ("delivery_stalled", "1 while so many deliveries wait for another attempt that nothing new is fetched"),
 ];
 
 /// Values of one sink's gauges; they close: accepted = delivered + pending + parked + dropped + filtered.
@@ -54,6 +55,7 @@ pub(crate) struct SinkGauges {
     pub(crate) oldest_seconds: u64,
     pub(crate) circuit_open: bool,
     pub(crate) paused: bool,
+    pub(crate) stalled: bool,
 }
 
 fn latency_buckets() -> Histogram {
@@ -105,6 +107,7 @@ impl DeliveryMetrics {
             gauges.oldest_seconds,
             u64::from(gauges.circuit_open),
             u64::from(gauges.paused),
+            u64::from(gauges.stalled),
         ];
         for ((_, family), value) in self.gauges.iter().zip(values) {
             family.get_or_create(&SinkLabels { sink: sink.to_owned() }).set(i64::try_from(value).unwrap_or(i64::MAX));

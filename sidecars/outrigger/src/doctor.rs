@@ -146,6 +146,13 @@ fn examine_sink(sink: &Sink, oldest_pending_seconds: f64, findings: &mut Vec<Fin
             "mend the gateway or BRAIN_GATEWAY_URL; deliveries go on by themselves".to_owned(),
         );
     }
+    if status.is_some_and(|status| status.stalled) {
+        bad(
+            format!("{name} is stalled: {} deliveries wait for another attempt, nothing new is fetched", sink.retrying),
+            "outrigger events list --state retrying, then mend what refuses them or drop the first of each subject"
+                .to_owned(),
+        );
+    }
     let usable = !sink.paused && status.is_some_and(|status| status.circuit == "closed");
     if usable && oldest_pending_seconds > LONG_PENDING_SECONDS {
         let minutes = oldest_pending_seconds / 60.0;
@@ -214,6 +221,7 @@ mod tests {
             status: Some(Status {
                 circuit: "closed".to_owned(),
                 in_flight: 0,
+                stalled: false,
                 last_error: Some("answered 503".to_owned()),
                 last_error_at: None,
             }),
@@ -247,6 +255,12 @@ mod tests {
         check(|sink| sink.parked = 4, 0.0, &["4 dead letters"]);
         check(|_| {}, 1800.0, &["waited 30 min: answered 503"]);
         check(|sink| sink.status = None, 0.0, &["not configured any more"]);
+        let stalled = |sink: &mut Sink| {
+            if let Some(status) = &mut sink.status {
+                status.stalled = true;
+            }
+        };
+        check(stalled, 0.0, &["stalled: 1 deliveries wait"]);
         let open = |sink: &mut Sink| {
             if let Some(status) = &mut sink.status {
                 status.circuit = "open".to_owned();

@@ -44,6 +44,9 @@ pub(crate) struct Sink {
 pub(crate) struct Status {
     pub(crate) circuit: String,
     pub(crate) in_flight: u64,
+    /// An older daemon does not say it.
+    #[serde(default)]
+    pub(crate) stalled: bool,
     pub(crate) last_error: Option<String>,
     pub(crate) last_error_at: Option<String>,
 }
@@ -116,6 +119,7 @@ fn show(sinks: &[Sink]) -> anyhow::Result<()> {
     for sink in sinks {
         let status = sink.status.as_ref();
         let circuit = status.map_or("–", |status| status.circuit.as_str());
+        let stalled = status.is_some_and(|status| status.stalled);
         table.add_row(vec![
             sink.name.clone(),
             sink.accepted.to_string(),
@@ -124,7 +128,7 @@ fn show(sinks: &[Sink]) -> anyhow::Result<()> {
             sink.retrying.to_string(),
             sink.parked.to_string(),
             sink.dropped.to_string(),
-            if sink.paused { format!("{circuit}, paused") } else { circuit.to_owned() },
+            [circuit, if sink.paused { ", paused" } else { "" }, if stalled { ", stalled" } else { "" }].concat(),
             safe(status.and_then(|status| status.last_error.as_deref()).unwrap_or("–")),
         ]);
     }

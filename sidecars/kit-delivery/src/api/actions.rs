@@ -10,7 +10,7 @@ use kit_journal::engine::{Action, ActionOutcome, AuditRecord};
 use kit_journal::{DeliveryState, EventFilter, Seq};
 use serde_json::{Value, json};
 
-use super::query::{EXAMINE, filter};
+use super::query::{EXAMINE, filter, within_bounds};
 use super::{ActionResult, ApiError, ApiState, DropRequest, ErrorBody, ReplayRequest, Selection};
 
 /// Deliveries changed in one commit.
@@ -43,7 +43,7 @@ pub(super) async fn replay(
         Action::Replay { sink: sink.to_owned(), seqs, from, spacing_ms }
     });
     let result = result.await?;
-    record(&state, &peer, "deliveries.replay", asked, json!(result)).await?;
+    record(&state, &peer, "deliveries.replay", &asked, &result).await?;
     Ok(Json(result))
 }
 
@@ -53,20 +53,21 @@ pub(super) async fn replay(
 pub(super) async fn drop_deliveries(
     State(state): State<ApiState>,
     peer: axum::Extension<ConnInfo>,
-    Json(request): Json<DropRequest>,
+    Json(mut request): Json<DropRequest>,
 ) -> Result<Json<ActionResult>, ApiError> {
-    let asked = json!(request);
-    let reason: String = match request.reason.trim() {
+    request.reason = match request.reason.trim() {
         "" => "dropped by an operator".to_owned(),
         reason => reason.chars().take(REASON_CHARS).collect(),
     };
+    // With the reason as it is kept: the trail has room for that one.
+    let (asked, reason) = (json!(request), request.reason);
     let result = change(&state, request.select, request.dry_run, |sink, seqs, _| Action::Drop {
         sink: sink.to_owned(),
         seqs,
         reason: reason.clone(),
     });
     let result = result.await?;
-    record(&state, &peer, "deliveries.drop", asked, json!(result)).await?;
+    record(&state, &peer, "deliveries.drop", &asked, &result).await?;
     Ok(Json(result))
 }
 
@@ -96,8 +97,11 @@ async fn set_paused(state: &ApiState, peer: &ConnInfo, sink: String, paused: boo
     let action = if paused { "sinks.pause" } else { "sinks.resume" };
     let sink = one_sink(state, Some(sink)).await?;
     let outcomes = state.journal.act(vec![Action::Pause { sink: sink.clone(), paused }]).await?;
-    let result = json!({"sink": sink, "paused": paused, "changed": outcomes.first().is_some_and(|o| o.changed > 0)});
-    record(state, peer, action, json!({ "sink": sink }), result.clone()).await?;
+    let changed = outcomes.first().map_or(0, |outcome| outcome.changed);
+    let result = json!({"sink": sink, "paused": paused, "changed": changed > 0});
+    let record = audit_record(state, peer, action, &json!({ "sink": sink }), &result);
+    tracing::info!(action, actor = %record.actor, sink = %sink, changed, "admin action {action} by {}", record.actor);
+    state.journal.act(vec![Action::Audit(record)]).await?;
     Ok(Json(result))
 }
 
@@ -108,6 +112,7 @@ async fn change(
     dry_run: bool,
     action: impl Fn(&str, Vec<Seq>, u64) -> Action,
 ) -> Result<ActionResult, ApiError> {
+    within_bounds(&select)?;
     let sink = one_sink(state, select.sink.take()).await?;
     let by_filter = select.ids.is_empty();
     if by_filter && is_empty(&select) {
@@ -170,20 +175,34 @@ async fn one_sink(state: &ApiState, named: Option<String>) -> Result<String, Api
     }
 }
 
+/// Leaves the audit record of a write. The log gets its counts only: what was asked for may be long.
 async fn record(
     state: &ApiState,
     peer: &ConnInfo,
     action: &str,
-    request: Value,
-    result: Value,
+    request: &Value,
+    result: &ActionResult,
 ) -> Result<(), ApiError> {
-    let record = AuditRecord {
+    let record = audit_record(state, peer, action, request, &json!(result));
+    tracing::info!(
+        action,
+        actor = %record.actor,
+        sink = %result.sink,
+        dry_run = result.dry_run,
+        matched = result.matched,
+        changed = result.changed,
+        "admin action {action} by {}",
+        record.actor
+    );
+    state.journal.act(vec![Action::Audit(record)]).await?;
+    Ok(())
+}
+
+fn audit_record(state: &ApiState, peer: &ConnInfo, action: &str, request: &Value, result: &Value) -> AuditRecord {
+    AuditRecord {
         at: state.clock.now(),
         actor: peer.peer.ip().to_string(),
         action: action.to_owned(),
         detail: json!({ "request": request, "result": result }),
-    };
-    tracing::info!(action, actor = %record.actor, detail = %record.detail, "admin action {action} by {}", record.actor);
-    state.journal.act(vec![Action::Audit(record)]).await?;
-    Ok(())
+    }
 }

@@ -13,6 +13,8 @@ const DEFAULT_LIMIT: u32 = 50;
 const LARGEST_LIMIT: u32 = 500;
 /// Ids one selection may name.
 const LARGEST_IDS: usize = 1_000;
+/// Bytes of each text of a selection: what a write is asked for is kept in the audit trail.
+const LONGEST_TEXT: usize = 1_024;
 
 /// Parameters of a listing.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -87,9 +89,7 @@ impl AuditQuery {
 }
 
 pub(super) fn filter(selection: Selection) -> Result<EventFilter, ApiError> {
-    if selection.ids.len() > LARGEST_IDS {
-        return Err(ApiError::bad_request(format!("at most {LARGEST_IDS} ids in one request")));
-    }
+    within_bounds(&selection)?;
     let bad = |e: kit_journal::FilterError| ApiError::bad_request(e.to_string());
     let mut filter = EventFilter::default();
     filter.ids = selection.ids.iter().map(|id| event_id(id)).collect::<Result<_, _>>()?;
@@ -103,6 +103,28 @@ pub(super) fn filter(selection: Selection) -> Result<EventFilter, ApiError> {
         filter = filter.with_type(glob).map_err(bad)?;
     }
     Ok(filter)
+}
+
+/// Refuses selections that are larger than any that finds something.
+pub(super) fn within_bounds(selection: &Selection) -> Result<(), ApiError> {
+    if selection.ids.len() > LARGEST_IDS {
+        return Err(ApiError::bad_request(format!("at most {LARGEST_IDS} ids in one request")));
+    }
+    let texts = [
+        ("sink", &selection.sink),
+        ("type", &selection.event_type),
+        ("subject", &selection.subject),
+        ("tenant", &selection.tenant),
+        ("state", &selection.state),
+        ("since", &selection.since),
+        ("until", &selection.until),
+    ];
+    for (name, text) in texts {
+        if text.as_ref().is_some_and(|text| text.len() > LONGEST_TEXT) {
+            return Err(ApiError::bad_request(format!("{name} must be at most {LONGEST_TEXT} bytes")));
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn event_id(text: &str) -> Result<EventId, ApiError> {

@@ -1,7 +1,9 @@
 //! One task a sink: it loads, starts, judges and settles. All its state is in the window and the
 //! circuit; everything durable is in the journal, so that it can be cut off at any moment.
 
+mod reading;
 mod settling;
+mod stall;
 mod work;
 
 use std::sync::{Arc, Mutex};
@@ -18,6 +20,7 @@ use crate::config::{GatewaySection, Order};
 use crate::judge::LONGEST_FREE_WAIT;
 use crate::metrics::DeliveryMetrics;
 use crate::outcome::Sink;
+use crate::window::Limits;
 use work::Work;
 
 /// How a dispatcher works.
@@ -37,6 +40,8 @@ pub struct DispatcherSettings {
     pub circuit_failures: u32,
     /// First and longest distance of probes.
     pub probe: (Duration, Duration),
+    /// Deliveries that wait for another attempt, or behind one that does, at most; then nothing new is fetched.
+    pub open_rows: usize,
 }
 
 impl DispatcherSettings {
@@ -64,6 +69,7 @@ impl From<&GatewaySection> for DispatcherSettings {
             retry_after_max: seconds(section.retry.retry_after_max_seconds),
             circuit_failures: section.circuit.failures,
             probe: (seconds(section.circuit.probe_seconds), seconds(section.circuit.probe_max_seconds)),
+            open_rows: Limits::default().open_rows,
         }
     }
 }
@@ -75,6 +81,8 @@ pub struct SinkStatus {
     pub circuit: &'static str,
     /// Deliveries in flight.
     pub in_flight: usize,
+    /// So many deliveries wait for another attempt that nothing new is fetched.
+    pub stalled: bool,
     /// The last failure in a sentence.
     pub last_error: Option<String>,
     /// When it happened.

@@ -6,17 +6,19 @@ use std::time::{Duration, Instant};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use kit::lifecycle::StopToken;
 use kit_journal::engine::{Attempt, ExceptionState, Settlement, SinkRow};
-use kit_journal::{Journal, JournalError, Seq, StoredEvent};
+use kit_journal::{JournalError, Seq};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Dispatcher;
+use super::reading::{NotAsked, Unread, read_event};
 use super::settling::{SETTLE_AGAIN, Settling, settled};
+use super::stall::Stall;
 use crate::circuit::{Circuit, Permit};
 use crate::judge::{self, Circumstances};
 use crate::metrics::SinkGauges;
-use crate::outcome::{Outcome, Sink, Verdict};
-use crate::window::{Decision, Limits, Start, Window};
+use crate::outcome::{Failure, Outcome, Sink, Verdict};
+use crate::window::{Decision, Limits, MISSING, Start, Window};
 
 /// Deliveries whose results are not on the disk yet: what a crash may make the sink see again.
 const UNSETTLED: usize = 1024;
@@ -32,8 +34,7 @@ const OBSERVE_IDLE: Duration = Duration::from_secs(60);
 /// One delivery that has ended.
 pub(super) struct Finished {
     seq: Seq,
-    outcome: Outcome,
-    attempt: Option<Attempt>,
+    ended: Result<(Outcome, Attempt), NotAsked>,
     circuit_closed: bool,
 }
 
@@ -42,19 +43,21 @@ pub(super) struct Work<S> {
     pub(super) shell: Dispatcher<S>,
     pub(super) name: String,
     pub(super) window: Window,
-    circuit: Circuit,
+    pub(super) circuit: Circuit,
     limiter: Option<DefaultDirectRateLimiter>,
-    paused: bool,
+    pub(super) paused: bool,
+    pub(super) stall: Stall,
     pub(super) in_flight: JoinSet<Finished>,
     pub(super) settling: Option<Settling>,
     /// A settlement that the journal refused, and when to offer it again.
     pub(super) settle_again: Option<(Instant, Settlement)>,
-    successes: u64,
+    pub(super) successes: u64,
+    pub(super) unread: Unread,
     next_replay: Option<Instant>,
     next_observation: Instant,
     /// Nothing was left to deliver at the last observation.
     quiet: bool,
-    tail: watch::Receiver<Seq>,
+    pub(super) tail: watch::Receiver<Seq>,
     actions: watch::Receiver<u64>,
     /// The journal's rows may differ from the window's.
     sync_due: bool,
@@ -64,16 +67,19 @@ pub(super) struct Work<S> {
 
 impl<S: Sink> Work<S> {
     pub(super) fn new(shell: Dispatcher<S>, row: &SinkRow) -> Self {
+        let limits = Limits { open_rows: shell.settings.open_rows, ..Limits::default() };
         Self {
-            window: Window::new(row.cursor, shell.settings.ordered, Limits::default()),
+            window: Window::new(row.cursor, shell.settings.ordered, limits),
             circuit: Circuit::new(shell.settings.circuit_failures, shell.settings.probe.0, shell.settings.probe.1),
             limiter: std::num::NonZeroU32::new(shell.settings.rate_per_second)
                 .map(|rate| RateLimiter::direct(Quota::per_second(rate).allow_burst(std::num::NonZeroU32::MIN))),
             paused: row.paused,
+            stall: Stall::default(),
             in_flight: JoinSet::new(),
             settling: None,
             settle_again: None,
             successes: 0,
+            unread: Unread::default(),
             next_replay: Some(Instant::now()),
             next_observation: Instant::now(),
             quiet: false,
@@ -92,6 +98,7 @@ impl<S: Sink> Work<S> {
                 self.sync().await;
             }
             self.load().await;
+            self.watch_stall();
             self.start_what_may_start();
             self.settle();
             self.observe().await;
@@ -180,18 +187,16 @@ impl<S: Sink> Work<S> {
         match read.await {
             Ok((events, own)) if events.is_empty() && own.is_empty() => {
                 // The journal's end lies beyond what is there: records are missing.
-                while self.window.loaded_to() < tail {
-                    self.window.unreadable("record is missing from the journal");
-                }
+                self.window.pass_over(tail, MISSING);
             }
             Ok((events, own)) => {
                 self.window.load(events.into_iter().map(Arc::new).collect(), &own, Instant::now());
             }
             Err(JournalError::Damaged { seq, what }) => {
                 let reason = format!("record is damaged: {what}");
-                tracing::error!(seq, sink = %self.name, "event {seq} is damaged and cannot be delivered: {what}");
-                while self.window.loaded_to() < seq {
-                    self.window.unreadable(&reason);
+                // What is missing before it comes first, and may take more than this turn.
+                if self.window.pass_over(seq - 1, MISSING) && self.window.pass_over(seq, &reason) {
+                    tracing::error!(seq, sink = %self.name, "event {seq} is damaged and cannot be delivered: {what}");
                 }
             }
             Err(error) => self.unreadable(&error),
@@ -240,6 +245,9 @@ impl<S: Sink> Work<S> {
             && self.unsettled() < UNSETTLED
         {
             let now = Instant::now();
+            if self.unread.held_off(now).is_some() {
+                break;
+            }
             let permit = self.circuit.permit(now);
             if !matches!(permit, Permit::Go | Permit::Probe) {
                 break;
@@ -270,7 +278,7 @@ impl<S: Sink> Work<S> {
             };
             let event = match event {
                 Ok(event) => event,
-                Err(outcome) => return Finished { seq, outcome, attempt: None, circuit_closed },
+                Err(why) => return Finished { seq, ended: Err(why), circuit_closed },
             };
             let (at, started) = (clock.now(), Instant::now());
             let outcome = sink.deliver(&event).await;
@@ -283,7 +291,7 @@ impl<S: Sink> Work<S> {
                 error: outcome.error.clone(),
                 response: outcome.response.clone(),
             };
-            Finished { seq, outcome, attempt: Some(attempt), circuit_closed }
+            Finished { seq, ended: Ok((outcome, attempt)), circuit_closed }
         });
     }
 
@@ -297,11 +305,17 @@ impl<S: Sink> Work<S> {
                 std::panic::resume_unwind(Box::new("a delivery panicked"));
             }
         };
-        let Finished { seq, outcome, attempt, circuit_closed } = finished;
+        let Finished { seq, ended, circuit_closed } = finished;
+        let (outcome, attempt) = match ended {
+            Ok(asked) => asked,
+            Err(why) => {
+                self.not_asked(seq, why, !circuit_closed);
+                return;
+            }
+        };
         let now = Instant::now();
-        if let Some(attempt) = &attempt {
-            self.shell.metrics.attempted(&self.name, outcome.word(), f64::from(attempt.ms) / 1000.0);
-        }
+        self.unread.delivered();
+        self.shell.metrics.attempted(&self.name, outcome.word(), f64::from(attempt.ms) / 1000.0);
         let decision = judge::decide(
             &outcome,
             &self.shell.settings.schedule,
@@ -317,6 +331,13 @@ impl<S: Sink> Work<S> {
             Verdict::Delivered => {
                 self.successes += 1;
                 self.circuit.alive()
+            }
+            // No request could be made: nobody was asked.
+            Verdict::Failed(Failure::Unsendable) => {
+                if !circuit_closed {
+                    self.circuit.inconclusive(now);
+                }
+                false
             }
             Verdict::Failed(failure) if !failure.may_retry() => self.circuit.alive(),
             Verdict::Failed(_) => {
@@ -338,7 +359,7 @@ impl<S: Sink> Work<S> {
         if let Decision::Park { reason } = &decision {
             tracing::error!(seq, sink = %self.name, reason = %reason, "event {seq} parked as a dead letter: {reason}");
         }
-        self.window.complete(seq, &decision, attempt, self.successes, now);
+        self.window.complete(seq, &decision, Some(attempt), self.successes, now);
         if closed_again {
             tracing::info!(sink = %self.name, "{} takes events again", self.name);
             self.window.sink_is_back();
@@ -376,6 +397,7 @@ impl<S: Sink> Work<S> {
             oldest_seconds: oldest.map_or(0, |at| now.since(at).as_secs()),
             circuit_open: !self.circuit.is_closed(),
             paused: self.paused,
+            stalled: self.stall.has_begun(),
         };
         self.shell.metrics.set(&self.name, &gauges);
         self.quiet = gauges.pending == 0;
@@ -391,7 +413,7 @@ impl<S: Sink> Work<S> {
         }
     }
 
-    fn note(&self, error: String) {
+    pub(super) fn note(&self, error: String) {
         let mut status = self.shell.status.lock().unwrap_or_else(PoisonError::into_inner);
         status.last_error = Some(error);
         status.last_error_at = Some(self.shell.clock.now().to_string());
@@ -407,7 +429,9 @@ impl<S: Sink> Work<S> {
         };
         sooner(self.settle_again.as_ref().map(|(due, _)| *due));
         sooner(self.next_replay.filter(|_| self.window.replays() < REPLAYS as usize / 2));
-        if !self.paused && self.in_flight.len() < self.shell.settings.concurrency {
+        if let Some(until) = self.unread.held_off(now) {
+            sooner(Some(until));
+        } else if !self.paused && self.in_flight.len() < self.shell.settings.concurrency {
             match self.circuit.permit(now) {
                 Permit::Go => {
                     sooner(self.window.next_due());
@@ -422,18 +446,5 @@ impl<S: Sink> Work<S> {
         }
         // Never a busy loop, whatever the arithmetic above says.
         wake.max(now + Duration::from_millis(1))
-    }
-}
-
-/// The event of a row, or the outcome that parks a row whose event cannot be read.
-async fn read_event(journal: &Journal, seq: Seq) -> Result<Arc<StoredEvent>, Outcome> {
-    use crate::outcome::Failure;
-    match journal.read(move |reader| reader.event(seq)).await {
-        Ok(Some(event)) => Ok(Arc::new(event)),
-        Ok(None) => Err(Outcome::failed(Failure::Unsendable, "record is missing from the journal")),
-        Err(JournalError::Damaged { what, .. }) => {
-            Err(Outcome::failed(Failure::Unsendable, format!("record is damaged: {what}")))
-        }
-        Err(error) => Err(Outcome::failed(Failure::Unreachable, kit::error::chain(&error))),
     }
 }

@@ -65,6 +65,11 @@ impl Window {
         }
     }
 
+    /// Deliveries that are tried again, or wait behind one that is.
+    pub(crate) fn open_rows(&self) -> usize {
+        self.open_rows
+    }
+
     /// Replays taken up and not finished.
     pub(crate) fn replays(&self) -> usize {
         self.items.values().filter(|item| matches!(item.source, Source::Replay)).count()
@@ -154,6 +159,17 @@ impl Window {
                 return;
             }
         }
+    }
+
+    /// A delivery in flight whose event could not be read: nobody was asked, so that it keeps its history and its
+    /// row, and goes on later.
+    pub(crate) fn put_off(&mut self, seq: Seq, until: Instant) {
+        let Some(item) = self.items.get_mut(&seq) else { return };
+        item.in_flight = false;
+        // A probe may have taken it before its own time.
+        let due = item.not_before.map_or(until, |due| due.max(until));
+        item.not_before = Some(due);
+        self.delayed.insert((due, item.lane));
     }
 
     /// The sink answers again: what failed without being answered need not wait any longer.

@@ -1,12 +1,12 @@
 //! A journal, a gateway and a dispatcher between them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kit::clock::SystemClock;
 use kit::lifecycle::StopToken;
-use kit_delivery::{DeliveryMetrics, Dispatcher, DispatcherSettings, GatewaySection, HttpSink};
-use kit_journal::engine::{Attempt, DedupeBounds, Engine, SinkRow};
+use kit_delivery::{DeliveryMetrics, Dispatcher, DispatcherSettings, GatewaySection, HttpSink, SinkStatus};
+use kit_journal::engine::{Attempt, DedupeBounds, Engine, Reader, SinkRow};
 use kit_journal::{Dedupe, DeliveryState, EventHead, EventId, Journal, JournalSection, JournalTask, NewEvent, Seq};
 use kit_workbench::gateway::{Behaviour, Gateway, GatewayOptions, Received, ReceivedHead};
 use prometheus_client::registry::Registry;
@@ -22,6 +22,10 @@ pub(crate) struct Bench {
     pub(crate) journal: Journal,
     task: Option<JournalTask>,
     running: Option<(StopToken, tokio::task::JoinHandle<()>)>,
+    status: Arc<Mutex<SinkStatus>>,
+    registry: Registry,
+    /// Another limit than the usual one.
+    open_rows: Option<usize>,
     appended: Seq,
 }
 
@@ -29,7 +33,18 @@ impl Bench {
     pub(crate) async fn new(behaviour: Behaviour, change: impl FnOnce(&mut GatewaySection)) -> Self {
         let directory = TempDir::new().unwrap();
         let opened = open(&directory);
-        Self::on(directory, opened, behaviour, change).await
+        Self::on(directory, opened, None, behaviour, change).await
+    }
+
+    /// With room for so many deliveries that wait for another attempt.
+    pub(crate) async fn stalling_at(
+        open_rows: usize,
+        behaviour: Behaviour,
+        change: impl FnOnce(&mut GatewaySection),
+    ) -> Self {
+        let directory = TempDir::new().unwrap();
+        let opened = open(&directory);
+        Self::on(directory, opened, Some(open_rows), behaviour, change).await
     }
 
     /// With an engine that stands between the journal and its store.
@@ -40,12 +55,28 @@ impl Bench {
         let section = JournalSection { path: path.clone(), ..JournalSection::default() };
         let readers = Box::new(move || kit_journal::engine::open_reader(&path));
         let opened = Journal::over(engine, readers, &section, Arc::new(SystemClock), &mut Registry::default()).unwrap();
-        Self::on(directory, opened, behaviour, |_| {}).await
+        Self::on(directory, opened, None, behaviour, |_| {}).await
+    }
+
+    /// With readers that stand between the journal and its store.
+    pub(crate) async fn over_readers(
+        behaviour: Behaviour,
+        change: impl FnOnce(&mut GatewaySection),
+        wrap: impl Fn(Box<dyn Reader>) -> Box<dyn Reader> + Send + Sync + 'static,
+    ) -> Self {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("j.db");
+        let engine = kit_journal::engine::open(&path, DedupeBounds::default()).unwrap();
+        let section = JournalSection { path: path.clone(), ..JournalSection::default() };
+        let readers = Box::new(move || kit_journal::engine::open_reader(&path).map(&wrap));
+        let opened = Journal::over(engine, readers, &section, Arc::new(SystemClock), &mut Registry::default()).unwrap();
+        Self::on(directory, opened, None, behaviour, change).await
     }
 
     async fn on(
         directory: TempDir,
         (journal, task): (Journal, JournalTask),
+        open_rows: Option<usize>,
         behaviour: Behaviour,
         change: impl FnOnce(&mut GatewaySection),
     ) -> Self {
@@ -58,7 +89,18 @@ impl Bench {
         // High, so that tests of single events do not meet it; those about outages lower it.
         section.circuit.failures = 1000;
         change(&mut section);
-        let mut bench = Self { directory, gateway, section, journal, task: Some(task), running: None, appended: 0 };
+        let mut bench = Self {
+            directory,
+            gateway,
+            section,
+            journal,
+            task: Some(task),
+            running: None,
+            status: Arc::default(),
+            registry: Registry::default(),
+            open_rows,
+            appended: 0,
+        };
         bench.start();
         let deadline = Instant::now() + DEADLINE;
         while bench.journal.read(|reader| reader.sink(SINK)).await.is_err() {
@@ -71,9 +113,12 @@ impl Bench {
     pub(crate) fn start(&mut self) {
         let clock = Arc::new(SystemClock);
         let sink = HttpSink::new(SINK, &self.section, clock.clone()).unwrap();
-        let metrics = DeliveryMetrics::register(&mut Registry::default());
-        let settings = DispatcherSettings::from(&self.section);
+        self.registry = Registry::default();
+        let metrics = DeliveryMetrics::register(&mut self.registry);
+        let mut settings = DispatcherSettings::from(&self.section);
+        settings.open_rows = self.open_rows.unwrap_or(settings.open_rows);
         let dispatcher = Dispatcher::new(Arc::new(sink), self.journal.clone(), clock, settings, metrics);
+        self.status = dispatcher.status();
         let stop = StopToken::new();
         let token = stop.clone();
         let task = tokio::spawn(async move { dispatcher.run(token).await.unwrap() });
@@ -129,6 +174,27 @@ impl Bench {
 
     pub(crate) async fn sink(&self) -> SinkRow {
         self.journal.read(|reader| reader.sink(SINK)).await.unwrap()
+    }
+
+    /// Waits until something holds.
+    pub(crate) async fn until(&self, what: &str, wanted: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !wanted(self) {
+            assert!(Instant::now() < deadline, "{what} did not happen: {:?}", self.status());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The metrics as they are scraped.
+    pub(crate) fn metrics(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        text
+    }
+
+    /// What the dispatcher says that it is doing.
+    pub(crate) fn status(&self) -> SinkStatus {
+        self.status.lock().unwrap().clone()
     }
 
     pub(crate) async fn state(&self, seq: Seq) -> DeliveryState {

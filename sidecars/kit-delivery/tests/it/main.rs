@@ -3,7 +3,10 @@
 
 mod answers;
 mod bench;
+mod listings;
 mod operators;
 mod order;
 mod outages;
 mod refusals;
+mod stalls;
+mod unreadable;

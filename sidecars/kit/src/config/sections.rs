@@ -28,6 +28,9 @@ pub struct ListenSection {
     /// Seconds a body may take before it must have brought `body_min_bytes_per_second` for every
     /// further one.
     pub body_timeout_seconds: f64,
+    /// Seconds a body may take in all, whatever its rate; at least `body_timeout_seconds`. A large body
+    /// at the slowest rate would otherwise hold its place for more than an hour.
+    pub body_total_seconds: f64,
     /// Slowest acceptable body, in bytes per second.
     pub body_min_bytes_per_second: u64,
     /// Seconds without progress in writing an answer.
@@ -46,6 +49,7 @@ impl Default for ListenSection {
             memory_budget_bytes: 64 << 20,
             head_timeout_seconds: 10.0,
             body_timeout_seconds: 20.0,
+            body_total_seconds: 60.0,
             body_min_bytes_per_second: 1024,
             write_timeout_seconds: 10.0,
             idle_timeout_seconds: 75.0,
@@ -73,10 +77,14 @@ impl ListenSection {
         let seconds = [
             ("head_timeout_seconds", self.head_timeout_seconds),
             ("body_timeout_seconds", self.body_timeout_seconds),
+            ("body_total_seconds", self.body_total_seconds),
             ("write_timeout_seconds", self.write_timeout_seconds),
             ("idle_timeout_seconds", self.idle_timeout_seconds),
         ];
         check_seconds(prefix, &seconds, problems);
+        if self.body_total_seconds < self.body_timeout_seconds {
+            problems.add(&format!("{prefix}.body_total_seconds"), "must be at least body_timeout_seconds");
+        }
     }
 }
 

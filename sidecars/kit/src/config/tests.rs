@@ -191,3 +191,21 @@ fn the_reference_names_every_setting() {
         assert!(page.contains(expected), "{expected}\n{page}");
     }
 }
+
+/// A total below the grace would cut off bodies that the other setting allows.
+#[test]
+fn a_body_may_take_at_least_its_grace_in_all() {
+    for (grace, total, expected) in [(20.0, 20.0, None), (20.0, 19.0, Some("must be at least body_timeout_seconds"))] {
+        let section =
+            ListenSection { body_timeout_seconds: grace, body_total_seconds: total, ..ListenSection::default() };
+        let mut problems = Problems::default();
+
+        section.validate("listen", &mut problems);
+
+        let lines = problems.lines(&[]);
+        assert_eq!(
+            lines.first().map(String::as_str),
+            expected.map(|said| format!("SIDECAR_LISTEN__BODY_TOTAL_SECONDS: {said}")).as_deref()
+        );
+    }
+}

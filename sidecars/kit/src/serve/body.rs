@@ -18,18 +18,21 @@ const FIRST_ROOM: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct BodyRules {
     grace: Duration,
+    /// However fast: a place among the large requests is held for no longer.
+    total: Duration,
     min_rate: u64,
     cut: CancellationToken,
 }
 
 impl BodyRules {
     pub(super) fn new(limits: &Limits, cut: CancellationToken) -> Self {
-        Self { grace: limits.body_timeout, min_rate: limits.body_min_rate.max(1), cut }
+        Self { grace: limits.body_timeout, total: limits.body_total, min_rate: limits.body_min_rate.max(1), cut }
     }
 
     /// For handlers that are called without a listener, as in tests.
     pub fn unhurried() -> Arc<Self> {
-        Arc::new(Self { grace: Duration::from_secs(20), min_rate: 1024, cut: CancellationToken::new() })
+        let (grace, total) = (Duration::from_secs(20), Duration::from_secs(60));
+        Arc::new(Self { grace, total, min_rate: 1024, cut: CancellationToken::new() })
     }
 }
 
@@ -67,7 +70,7 @@ impl BodyError {
 ///
 /// An announced length beyond the limit is refused before anything is read, and nothing beyond the
 /// limit is kept. The body has the listener's grace, and after that must have brought at least its
-/// minimum rate for every further second.
+/// minimum rate for every further second; it never has more than the listener's total.
 ///
 /// # Errors
 /// [`BodyError`].
@@ -88,7 +91,7 @@ pub async fn read_body(
     let started = Instant::now();
     loop {
         let earned = Duration::from_secs_f64(read.len() as f64 / rules.min_rate as f64);
-        let deadline = started + rules.grace + earned;
+        let deadline = started + (rules.grace + earned).min(rules.total);
         let frame = tokio::select! {
             biased;
             frame = tokio::time::timeout_at(deadline, body.frame()) => frame.map_err(|_| BodyError::TimedOut)?,

@@ -60,6 +60,8 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// What a body may take before its rate counts.
     pub body_timeout: Duration,
+    /// What a body may take in all, whatever its rate.
+    pub body_total: Duration,
     /// Slowest acceptable body, in bytes per second.
     pub body_min_rate: u64,
     /// Without progress in writing an answer.
@@ -83,6 +85,7 @@ impl Limits {
             memory_bytes: listen.memory_budget_bytes,
             head_timeout: seconds(listen.head_timeout_seconds),
             body_timeout: seconds(listen.body_timeout_seconds),
+            body_total: seconds(listen.body_total_seconds),
             body_min_rate: listen.body_min_bytes_per_second,
             write_timeout: seconds(listen.write_timeout_seconds),
             idle_timeout: seconds(listen.idle_timeout_seconds),

@@ -215,6 +215,37 @@ async fn slow_heads_slow_bodies_and_idle_connections_are_closed() {
     assert_status(&answer, "200");
 }
 
+/// 4 MiB at 1,024 bytes a second would hold one of the few places for large requests for an hour.
+#[tokio::test]
+async fn a_body_that_keeps_the_slowest_rate_is_cut_off_at_the_total() {
+    let mut short = limits();
+    short.body_timeout = Duration::from_millis(200);
+    short.body_total = Duration::from_millis(600);
+    short.body_min_rate = 10;
+    let running = start(short).await;
+    let mut stream = connect(&running).await;
+    stream.write_all(&request("/echo", "Content-Length: 90000\r\n", "")).await.unwrap();
+    let (mut reader, mut writer) = stream.split();
+    let drip = async {
+        while writer.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let started = std::time::Instant::now();
+    let mut answer = [0; 12];
+
+    tokio::select! {
+        () = drip => {}
+        read = tokio::time::timeout(DEADLINE, reader.read_exact(&mut answer)) => {
+            read.expect("it is cut off").unwrap();
+        }
+    }
+
+    assert_eq!(&answer, b"HTTP/1.1 408");
+    assert!(started.elapsed() >= Duration::from_millis(600), "{:?}", started.elapsed());
+}
+
 #[test]
 fn open_files_are_left_for_the_others() {
     for (files, room) in [(Some(64), 32), (Some(256), 128), (Some(1024), 896), (Some(0), 0)] {

@@ -147,3 +147,31 @@ async fn every_described_route_wants_the_token() {
         }
     }
 }
+
+/// One write must not put megabytes into a trail that is kept for months, nor into the log.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_write_leaves_in_the_audit_trail_and_in_the_log_is_bounded() {
+    let mut bench = Bench::hmac().await;
+    let long = "x".repeat(1_025);
+    for field in ["type", "subject", "tenant", "state", "sink", "since", "until"] {
+        for path in ["/api/v1/deliveries/replay", "/api/v1/deliveries/drop"] {
+            let (status, refused) = bench.api("POST", path, Some(json!({"select": {field: long}}))).await;
+            assert_eq!((status, refused), (400, json!({"error": format!("{field} must be at most 1024 bytes")})));
+        }
+        let (status, _) = bench.api("GET", &format!("/api/v1/events?{field}={long}"), None).await;
+        assert_eq!(status, 400, "{field}");
+    }
+    let (_, audit) = bench.api("GET", "/api/v1/audit", None).await;
+    assert_eq!(audit["records"], json!([]), "what is refused leaves nothing");
+
+    let drop = json!({"select": {"subject": "s".repeat(1_024)}, "reason": "r".repeat(1_000_000)});
+    assert_eq!(bench.api("POST", "/api/v1/deliveries/drop", Some(drop)).await.0, 200);
+
+    let (_, audit) = bench.api("GET", "/api/v1/audit", None).await;
+    assert_eq!(audit["records"][0]["detail"]["request"]["reason"], "r".repeat(500));
+    let written = |line: &str| line.contains("admin action deliveries.drop");
+    let line = bench.daemon.wait_for_line(written, DEADLINE).await.unwrap();
+    let line: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&line["matched"], &line["changed"], &line["sink"]), (&json!(0), &json!(0), &json!("gateway")));
+    assert!(line.to_string().len() < 1_000, "{line}");
+}

@@ -1,0 +1,89 @@
+//! Reading the event of a row before it is sent. What the journal cannot read says nothing about the sink: it
+//! moves no circuit and uses up no schedule.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kit_journal::{Journal, JournalError, Seq, StoredEvent};
+
+use super::work::Work;
+use crate::outcome::Sink;
+use crate::window::{Decision, MISSING};
+
+/// How long an event waits that the journal could not read.
+const READ_AGAIN: Duration = Duration::from_secs(1);
+/// So many in a row that could not be read, without a delivery between them, are the journal's trouble and not
+/// theirs …
+const UNREAD_IN_A_ROW: u32 = 16;
+/// … and everything waits a moment: all rows there are would be asked for in turn.
+const HOLD_OFF: Duration = Duration::from_millis(500);
+
+/// Why the sink was not asked.
+#[derive(Debug)]
+pub(super) enum NotAsked {
+    /// The record is gone or damaged, for good.
+    Lost(String),
+    /// The journal cannot be read now.
+    Unread(String),
+}
+
+/// Events that could not be read since the last delivery.
+#[derive(Debug, Default)]
+pub(super) struct Unread {
+    in_a_row: u32,
+    hold_off: Option<Instant>,
+}
+
+impl Unread {
+    /// Until when nothing is started.
+    pub(super) fn held_off(&self, now: Instant) -> Option<Instant> {
+        self.hold_off.filter(|until| *until > now)
+    }
+
+    pub(super) fn delivered(&mut self) {
+        *self = Self::default();
+    }
+
+    /// One more; true for the first in a row.
+    fn another(&mut self, now: Instant) -> bool {
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        if self.in_a_row >= UNREAD_IN_A_ROW {
+            self.hold_off = Some(now + HOLD_OFF);
+        }
+        self.in_a_row == 1
+    }
+}
+
+impl<S: Sink> Work<S> {
+    /// A delivery ended before the sink was asked. `probe`: the circuit waits for it.
+    pub(super) fn not_asked(&mut self, seq: Seq, why: NotAsked, probe: bool) {
+        let now = Instant::now();
+        if probe {
+            self.circuit.inconclusive(now);
+        }
+        match why {
+            NotAsked::Lost(reason) => {
+                tracing::error!(seq, sink = %self.name, reason = %reason, "event {seq} parked as a dead letter: {reason}");
+                self.note(reason.clone());
+                self.window.complete(seq, &Decision::Park { reason }, None, self.successes, now);
+            }
+            NotAsked::Unread(error) => {
+                if self.unread.another(now) {
+                    tracing::warn!(seq, sink = %self.name, error = %error, "event {seq} cannot be read to be delivered: {error}");
+                }
+                self.note(error);
+                self.window.put_off(seq, now + READ_AGAIN);
+            }
+        }
+    }
+}
+
+/// The event of a row.
+pub(super) async fn read_event(journal: &Journal, seq: Seq) -> Result<Arc<StoredEvent>, NotAsked> {
+    match journal.read(move |reader| reader.event(seq)).await {
+        Ok(Some(event)) => Ok(Arc::new(event)),
+        Ok(None) => Err(NotAsked::Lost(MISSING.to_owned())),
+        Err(JournalError::Damaged { what, .. }) => Err(NotAsked::Lost(format!("record is damaged: {what}"))),
+        Err(error) => Err(NotAsked::Unread(kit::error::chain(&error))),
+    }
+}
