@@ -15,7 +15,7 @@ use kit_journal::engine::{
 };
 use kit_journal::{BodyDigest, Dedupe, DeliveryState, EventId, Seq};
 
-use crate::samples::{SINK, SMALL, THEN, append, fresh, head, row};
+use crate::samples::{SINK, SMALL, THEN, append_as, fresh, head, row};
 use crate::scratch::Scratch;
 
 /// Steps of one input.
@@ -131,12 +131,7 @@ impl Bench {
         }
         let appends = asked.iter().map(|(source, key, body)| {
             let (name, dedupe) = SOURCES[*source];
-            let mut append = append(name, &key.to_string(), body);
-            append.dedupe = dedupe;
-            if dedupe == Dedupe::Key {
-                append.head.id = EventId::derive(name, &key.to_string(), None);
-            }
-            append
+            append_as(dedupe, name, &key.to_string(), body)
         });
         let committed = self.commit(Commit { appends: appends.collect(), ..Commit::default() });
         assert_eq!(committed.verdicts.len(), asked.len());
@@ -330,7 +325,7 @@ impl Bench {
                 self.values.insert(name, value);
             }
             2 => self.engine.as_mut().expect("it is open").idle().expect("a good store can be idle"),
-            _ => self.engine.as_mut().expect("it is open").reopen().expect("a good store can be reopened"),
+            _ => self.engine.as_mut().expect("it is open").reopen(true).expect("a good store can be reopened"),
         }
     }
 

@@ -167,7 +167,8 @@ fn change(engine: &mut dyn Engine) {
     let settlement = Settlement { sink: SINK.to_owned(), cursor: 9, delivered: vec![2], ..Settlement::default() };
     let settlements = vec![settlement];
     let at = THEN.plus_millis(1);
-    if engine.commit(&mut Commit { at, appends, settlements, ..Commit::default() }).is_err() && engine.reopen().is_err()
+    if engine.commit(&mut Commit { at, appends, settlements, ..Commit::default() }).is_err()
+        && engine.reopen(true).is_err()
     {
         return;
     }

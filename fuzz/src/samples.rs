@@ -6,7 +6,7 @@ use kit::clock::Timestamp;
 use kit_journal::engine::{
     Action, Append, Attempt, AuditRecord, Commit, DedupeBounds, Engine, ExceptionRow, ExceptionState, Settlement, open,
 };
-use kit_journal::{BodyDigest, Dedupe, EventHead, EventId, Seq};
+use kit_journal::{BodyDigest, Dedupe, EventHead, EventId, NewEvent, Seq};
 use serde_json::json;
 
 /// The sink of every journal here.
@@ -39,12 +39,14 @@ pub(crate) fn head(source: &str, key: &str, body: &[u8]) -> EventHead {
 }
 
 pub(crate) fn append(source: &str, key: &str, body: &[u8]) -> Append {
-    Append {
-        head: head(source, key, body),
-        body: body.to_vec(),
-        digest: BodyDigest::of(body),
-        dedupe: Dedupe::KeyAndBody,
-    }
+    append_as(Dedupe::KeyAndBody, source, key, body)
+}
+
+pub(crate) fn append_as(dedupe: Dedupe, source: &str, key: &str, body: &[u8]) -> Append {
+    let digest = BodyDigest::of(body);
+    let id = EventId::derive(source, key, (dedupe == Dedupe::KeyAndBody).then_some(&digest));
+    let head = EventHead { id, ..head(source, key, body) };
+    Append::new(NewEvent { head, body: body.to_vec(), dedupe }, digest)
 }
 
 /// The body of the sample at this position: some of them larger than a page.

@@ -76,8 +76,8 @@ impl Engine for Handle {
         for append in &commit.appends {
             memory.last += 1;
             let seq = memory.last;
-            verdicts.push(Verdict { id: append.head.id, seq, duplicate: false, conflict: false });
-            let (head, body) = (append.head.clone(), append.body.clone().into());
+            verdicts.push(Verdict { id: append.head().id, seq, duplicate: false, conflict: false });
+            let (head, body) = (append.head().clone(), append.body().to_vec().into());
             memory.events.push_back(StoredEvent { seq, at: commit.at, head, body });
         }
         for settlement in &commit.settlements {

@@ -39,16 +39,15 @@ impl Commit {
 #[derive(Debug)]
 pub struct Append {
     /// Head, its flags still as the intake made them.
-    pub head: EventHead,
+    pub(crate) head: EventHead,
     /// `head` as JSON: made by whoever appends, so that the one thread that writes need not. The engine makes it
     /// anew where it sets a flag.
-    pub json: String,
-    /// Body as received.
-    pub body: Vec<u8>,
+    pub(crate) json: String,
+    pub(crate) body: Vec<u8>,
     /// SHA-256 of `body`.
-    pub digest: BodyDigest,
+    pub(crate) digest: BodyDigest,
     /// How a second arrival is judged.
-    pub dedupe: Dedupe,
+    pub(crate) dedupe: Dedupe,
 }
 
 impl Append {
@@ -56,6 +55,16 @@ impl Append {
     pub fn new(event: NewEvent, digest: BodyDigest) -> Self {
         let NewEvent { head, body, dedupe } = event;
         Self { json: head.to_json(), head, body, digest, dedupe }
+    }
+
+    /// Everything but the body.
+    pub fn head(&self) -> &EventHead {
+        &self.head
+    }
+
+    /// Body as received.
+    pub fn body(&self) -> &[u8] {
+        &self.body
     }
 }
 

@@ -27,11 +27,13 @@ pub(super) enum NotAsked {
     Unread(String),
 }
 
-/// Events that could not be read since the last delivery.
+/// What could not be read since the last delivery.
 #[derive(Debug, Default)]
 pub(super) struct Unread {
     in_a_row: u32,
     hold_off: Option<Instant>,
+    /// Until when nothing is looked for: the last look failed.
+    look_again: Option<Instant>,
 }
 
 impl Unread {
@@ -41,7 +43,22 @@ impl Unread {
     }
 
     pub(super) fn delivered(&mut self) {
-        *self = Self::default();
+        (self.in_a_row, self.hold_off) = (0, None);
+    }
+
+    /// Until when nothing is looked for.
+    pub(super) fn looked(&self, now: Instant) -> Option<Instant> {
+        self.look_again.filter(|until| *until > now)
+    }
+
+    /// A look succeeded.
+    pub(super) fn found(&mut self) {
+        self.look_again = None;
+    }
+
+    /// A look failed; true for the first in a row.
+    fn not_found(&mut self, now: Instant) -> bool {
+        self.look_again.replace(now + HOLD_OFF).is_none()
     }
 
     /// One more; true for the first in a row.
@@ -55,6 +72,17 @@ impl Unread {
 }
 
 impl<S: Sink> Work<S> {
+    /// The journal cannot say what there is to deliver. Every commit would have it asked again, so that it is left
+    /// alone for a moment.
+    pub(super) fn unreadable(&mut self, error: &JournalError) {
+        let error = kit::error::chain(error);
+        if self.unread.not_found(Instant::now()) {
+            tracing::warn!(sink = %self.name, error = %error, "journal cannot be read for deliveries: {error}");
+        }
+        self.note(error);
+        self.settle_pause();
+    }
+
     /// A delivery ended before the sink was asked. `probe`: the circuit waits for it.
     pub(super) fn not_asked(&mut self, seq: Seq, why: NotAsked, probe: bool) {
         let now = Instant::now();

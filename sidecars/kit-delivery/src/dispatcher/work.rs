@@ -94,10 +94,12 @@ impl<S: Sink> Work<S> {
 
     pub(super) async fn run(&mut self, stop: StopToken) -> Result<(), JournalError> {
         while !stop.is_stopped() {
-            if self.sync_due && self.settling.is_none() && self.settle_again.is_none() {
-                self.sync().await;
+            if self.unread.looked(Instant::now()).is_none() {
+                if self.sync_due && self.settling.is_none() && self.settle_again.is_none() {
+                    self.sync().await;
+                }
+                self.load().await;
             }
-            self.load().await;
             self.watch_stall();
             self.start_what_may_start();
             self.settle();
@@ -154,6 +156,7 @@ impl<S: Sink> Work<S> {
                 self.window.withdraw(&withdrawn);
                 self.next_replay = Some(Instant::now());
                 self.sync_due = false;
+                self.unread.found();
             }
             Err(error) => self.unreadable(&error),
         }
@@ -190,6 +193,7 @@ impl<S: Sink> Work<S> {
                 self.window.pass_over(tail, MISSING);
             }
             Ok((events, own)) => {
+                self.unread.found();
                 self.window.load(events.into_iter().map(Arc::new).collect(), &own, Instant::now());
             }
             Err(JournalError::Damaged { seq, what }) => {
@@ -226,15 +230,8 @@ impl<S: Sink> Work<S> {
         }
     }
 
-    fn unreadable(&mut self, error: &JournalError) {
-        let error = kit::error::chain(error);
-        tracing::warn!(sink = %self.name, error = %error, "journal cannot be read for deliveries: {error}");
-        self.note(error);
-        self.settle_pause();
-    }
-
     /// Keeps a failing journal from being asked in a tight loop.
-    fn settle_pause(&mut self) {
+    pub(super) fn settle_pause(&mut self) {
         self.next_replay = Some(Instant::now() + SETTLE_AGAIN);
     }
 
@@ -428,6 +425,7 @@ impl<S: Sink> Work<S> {
             }
         };
         sooner(self.settle_again.as_ref().map(|(due, _)| *due));
+        sooner(self.unread.looked(now));
         sooner(self.next_replay.filter(|_| self.window.replays() < REPLAYS as usize / 2));
         if let Some(until) = self.unread.held_off(now) {
             sooner(Some(until));

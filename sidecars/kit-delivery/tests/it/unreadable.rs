@@ -11,12 +11,14 @@ use kit_workbench::gateway::Behaviour;
 
 use crate::bench::*;
 
-/// What reading one event says; everything else can be read.
+/// What reading says; what is not named here can be read.
 #[derive(Default)]
 struct Trouble {
     failing: AtomicBool,
     damaged: AtomicBool,
     asked: AtomicU64,
+    no_ranges: AtomicBool,
+    ranges_asked: AtomicU64,
     /// Up to here there is nothing but one damaged record, this one.
     gap_to: AtomicI64,
 }
@@ -45,6 +47,10 @@ impl Reader for Troubled {
         limit: u32,
         max_bytes: u64,
     ) -> Result<(Vec<StoredEvent>, Vec<Seq>), JournalError> {
+        self.trouble.ranges_asked.fetch_add(1, Ordering::SeqCst);
+        if self.trouble.no_ranges.load(Ordering::SeqCst) {
+            return Err(JournalError::Unavailable("said the test".to_owned()));
+        }
         let gap_to = self.trouble.gap_to.load(Ordering::SeqCst);
         if after < gap_to {
             return Err(JournalError::Damaged { seq: gap_to, what: "said the test" });
@@ -190,4 +196,31 @@ async fn a_gap_larger_than_the_window_is_passed_in_several_turns() {
     assert_eq!(bench.reason(2_499).await, "record is missing from the journal");
     assert_eq!(bench.reason(2_500).await, "record is damaged: said the test");
     assert_eq!(bench.taken(), [last]);
+}
+
+/// Every webhook that comes in wakes the sink; a journal that cannot be read is left alone all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_cannot_be_read_is_asked_now_and_then() {
+    let trouble = Arc::new(Trouble::default());
+    let mut bench = troubled(1_000, &trouble).await;
+    bench.stop().await;
+    // The second is larger than what the journal keeps in memory, so that both have to be read.
+    bench.append("b/1").await;
+    bench.append_body("b/1", format!("\"{}\"", "x".repeat(5 << 20)).as_bytes()).await;
+    trouble.no_ranges.store(true, Ordering::SeqCst);
+    let begin = Instant::now();
+    bench.start();
+    for _ in 0..200 {
+        bench.append("b/1").await;
+    }
+    while bench.status().last_error.is_none_or(|error| !error.contains("said the test")) {
+        assert!(begin.elapsed() < DEADLINE, "nothing is ever read");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let (asked, took) = (trouble.ranges_asked.load(Ordering::SeqCst), begin.elapsed());
+    assert!(asked <= 2 + took.as_millis() as u64 / 500, "asked {asked} times in {took:?}");
+
+    trouble.no_ranges.store(false, Ordering::SeqCst);
+    let row = bench.all_settled().await;
+    assert_eq!((row.delivered, row.parked), (202, 0));
 }
