@@ -26,6 +26,8 @@ pub(crate) struct Options {
 }
 
 const MIB: f64 = 1024.0 * 1024.0;
+/// Pairs of which the gate on processor time takes the median.
+const PAIRS: usize = 5;
 const SECTIONS: [&str; 11] =
     ["counts", "accept", "deliver", "jwt", "fresh", "peers", "latency", "open", "restart", "memory", "size"];
 
@@ -135,14 +137,19 @@ impl Bench<'_> {
 
     /// What `./test` gates on: counts, which do not depend on how busy the machine is.
     async fn counts(&mut self) -> Result<()> {
-        let bare = self.ran("counts", Variant::Bare, 64, false).await?;
         let ours = self.ran("counts", Variant::DELIVERING, 64, false).await?;
         let at = "at 64 connections, delivering";
         self.records.bar("counts", &format!("events a durable commit {at}"), ours.group, Bar::AtLeast(10.0))?;
         self.records.bar("counts", &format!("bytes written an event {at}"), ours.written, Bar::AtMost(12_000.0))?;
-        let alone = self.ran("counts", Variant::ALONE, 64, false).await?;
-        let cpu = alone.cpu_us / bare.cpu_us.max(0.1);
-        self.records.bar("counts", "CPU of a durable accept over the bare handler's", cpu, Bar::AtMost(5.0))?;
+        // Time on a processor is no count: neighbours that share its caches make it longer, the one more than the
+        // other. Hence pairs, and their median.
+        let mut cpu = Vec::new();
+        for _ in 0..PAIRS {
+            let bare = self.ran("counts", Variant::Bare, 64, false).await?.cpu_us;
+            cpu.push(self.ran("counts", Variant::ALONE, 64, false).await?.cpu_us / bare.max(0.1));
+        }
+        let what = "CPU of a durable accept over the bare handler's";
+        self.records.bar("counts", what, median(cpu), Bar::AtMost(5.0))?;
         let syncs = self.syncs_per_commit().await?;
         self.records.bar("counts", "syncs a durable commit", syncs, Bar::AtMost(1.25))
     }
