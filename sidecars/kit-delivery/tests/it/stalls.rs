@@ -1,7 +1,5 @@
 //! So many deliveries wait for another attempt that nothing new is fetched.
 
-use std::time::Duration;
-
 use kit_workbench::gateway::Behaviour;
 
 use crate::bench::*;
@@ -23,7 +21,9 @@ async fn a_sink_that_fetches_nothing_new_says_so_until_it_does_again() {
 
     bench.until("stalling", |bench| bench.status().stalled).await;
     bench.until("the gauge", |bench| bench.metrics().contains("delivery_stalled{sink=\"gateway\"} 1")).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // Two more rounds of all that wait: whatever else might be sent would be by then.
+    let seen = bench.gateway.received().len();
+    bench.gateway.wait_for(seen + 20, DEADLINE).await.unwrap();
     assert!(bench.gateway.received().iter().all(|received| seq_of(received) <= 10), "nothing new is fetched");
 
     bench.gateway.set_behaviour(Behaviour::Ok);

@@ -126,7 +126,8 @@ impl Checkpointer {
         self.next = pages + STEP;
         if nearly_done || pages >= LIMIT {
             drop(turn);
-            // Comes to the end of the log, so that SQLite syncs; the next commit begins the log anew.
+            // Comes to the end of the log, so that SQLite syncs; the next commit begins the log anew. Where a reader
+            // keeps it from the end, the next pass that comes there is told what failed.
             if let Err(error) = self.shared.take(pass(writer)) {
                 tracing::debug!(error = %error, "the journal's log was not copied: {error}");
             }

@@ -87,10 +87,11 @@ impl SqliteEngine {
         let mut conn = connect(path).map_err(store)?;
         schema::migrate(path, &conn)?;
         sync_directory(path)?;
+        let last_seq = last_seq(&conn).map_err(store)?;
+        // First: what is read next believes what it says.
+        soundness::check(&conn, last_seq).map_err(store)?;
         let dedupe = DedupeIndex::load(&conn, bounds).map_err(store)?;
         let sinks = Sinks::load(&conn).map_err(store)?;
-        let last_seq = last_seq(&conn).map_err(store)?;
-        soundness::check(&conn, last_seq).map_err(store)?;
         let checkpointer = Some(Checkpointer::start(path, &mut conn).map_err(store)?);
         Ok(Self {
             path: path.to_owned(),

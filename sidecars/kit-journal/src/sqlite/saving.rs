@@ -44,10 +44,12 @@ impl Unsaved {
     /// Reads them from their events, one after the other: the key of an event that is damaged is not known,
     /// and those around it are.
     pub(super) fn load(conn: &Connection) -> Result<Self, JournalError> {
-        let last: Option<Seq> = conn.query_row("SELECT max(seq) FROM events", [], |row| row.get(0))?;
+        // Two questions, each of one end: asked as one, everything between would be read.
+        let ends = "SELECT ifnull((SELECT min(seq) FROM events), 1), ifnull((SELECT max(seq) FROM events), 0)";
+        let (first, last): (Seq, Seq) = conn.query_row(ends, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let mut event = conn.prepare("SELECT head FROM events WHERE seq = ?")?;
         let mut keys = Vec::new();
-        for seq in through(conn)? + 1..=last.unwrap_or(0) {
+        for seq in first.max(through(conn)? + 1)..=last {
             let key = event.query_row([seq], |row| {
                 let head = row.get_ref(0)?.as_str()?;
                 let read = serde_json::from_str::<HeadKey<'_>>(head).ok();
@@ -149,7 +151,11 @@ pub(super) fn check(conn: &Connection, last_seq: Seq) -> Result<(), JournalError
     let end = "SELECT first_seq - 1 + length(entries) / ? FROM keys ORDER BY first_seq DESC LIMIT 1";
     let end: Option<Seq> = conn.prepare(end)?.query_map([ENTRY as i64], |row| row.get(0))?.next().transpose()?;
     let runs: Option<Seq> = conn.query_row("SELECT max(last_seq) FROM key_runs", [], |row| row.get(0))?;
-    if through > last_seq || end.is_some_and(|end| end != through) || runs.is_some_and(|runs| runs > through) {
+    if through < 0
+        || through > last_seq
+        || end.is_some_and(|end| end != through)
+        || runs.is_some_and(|runs| runs > through)
+    {
         return Err(JournalError::Inconsistent("the deduplication keys do not end where they should".to_owned()));
     }
     Ok(())

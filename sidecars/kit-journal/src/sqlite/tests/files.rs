@@ -206,6 +206,7 @@ fn a_journal_whose_accounts_disagree_is_refused() {
         "UPDATE keys SET first_seq = first_seq + 4096",
         "UPDATE meta SET value = value + 1 WHERE name = 'keys.through'",
         "UPDATE meta SET value = value - 1 WHERE name = 'keys.through'",
+        "UPDATE meta SET value = -4611686018427387904 WHERE name = 'keys.through'",
         "DELETE FROM keys WHERE first_seq > 1",
         "DELETE FROM events WHERE seq = 4",
     ] {
