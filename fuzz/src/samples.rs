@@ -20,21 +20,11 @@ pub(crate) const EVENTS: Seq = 12;
 
 /// The head of an event that its key and its body identify.
 pub(crate) fn head(source: &str, key: &str, body: &[u8]) -> EventHead {
+    let id = EventId::derive(source, key, Some(&BodyDigest::of(body)));
     EventHead {
-        id: EventId::derive(source, key, Some(&BodyDigest::of(body))),
-        source: source.to_owned(),
-        event_type: "lago.invoice.created".to_owned(),
-        subject: format!("invoice/{key}"),
-        key: key.to_owned(),
         tenant: Some("tenant-1".to_owned()),
-        unattributed: false,
-        time: None,
-        alias: None,
-        conflict: false,
         json: true,
-        traceparent: None,
-        tracestate: None,
-        headers: Vec::new(),
+        ..EventHead::new(id, source, "lago.invoice.created", format!("invoice/{key}"), key)
     }
 }
 

@@ -337,21 +337,12 @@ async fn fill(journal: &Journal, name: &str, numbers: std::ops::RangeInclusive<u
         let body = body_of(name, number);
         let (source, key) = ("lago/default", format!("{name}-{number}"));
         let digest = BodyDigest::of(body.as_bytes());
+        let id = EventId::derive(source, &key, Some(&digest));
         let head = EventHead {
-            id: EventId::derive(source, &key, Some(&digest)),
-            source: source.to_owned(),
-            event_type: "lago.invoice.created".to_owned(),
-            subject: format!("invoice/{number}"),
-            key,
             tenant: Some("tenant".to_owned()),
-            unattributed: false,
-            time: None,
-            alias: None,
-            conflict: false,
             json: true,
-            traceparent: None,
-            tracestate: None,
             headers: vec![("content-type".into(), "application/json".to_owned())],
+            ..EventHead::new(id, source, "lago.invoice.created", format!("invoice/{number}"), key)
         };
         journal.append(NewEvent { head, body: body.into_bytes(), dedupe: Dedupe::KeyAndBody }).await?;
     }

@@ -195,6 +195,32 @@ pub struct EventHead {
 }
 
 impl EventHead {
+    /// A head with what every event has, and nothing of what it may have.
+    pub fn new(
+        id: EventId,
+        source: impl Into<String>,
+        event_type: impl Into<String>,
+        subject: impl Into<String>,
+        key: impl Into<String>,
+    ) -> Self {
+        Self {
+            id,
+            source: source.into(),
+            event_type: event_type.into(),
+            subject: subject.into(),
+            key: key.into(),
+            tenant: None,
+            unattributed: false,
+            time: None,
+            alias: None,
+            conflict: false,
+            json: false,
+            traceparent: None,
+            tracestate: None,
+            headers: Vec::new(),
+        }
+    }
+
     /// What an ordinary head takes as JSON, roughly.
     const JSON_BYTES: usize = 768;
 

@@ -73,10 +73,7 @@ mod tests {
     use crate::event::{EventHead, EventId};
 
     fn event(seq: Seq, bytes: usize) -> StoredEvent {
-        let head: EventHead = serde_json::from_value(serde_json::json!({
-            "id": EventId::derive("s", &seq.to_string(), None), "source": "s", "type": "t", "subject": "", "key": "k"
-        }))
-        .unwrap();
+        let head = EventHead::new(EventId::derive("s", &seq.to_string(), None), "s", "t", "", "k");
         StoredEvent { seq, at: kit::clock::Timestamp::default(), head, body: vec![0; bytes].into() }
     }
 

@@ -127,20 +127,8 @@ mod tests {
     fn event(seq: Seq) -> Arc<StoredEvent> {
         let key = seq.to_string();
         let head = EventHead {
-            id: EventId::derive("test", &key, None),
-            source: "test".to_owned(),
-            event_type: "test.happened".to_owned(),
-            subject: format!("a/{seq}"),
-            key,
-            tenant: None,
-            unattributed: false,
-            time: None,
-            alias: None,
-            conflict: false,
             json: true,
-            traceparent: None,
-            tracestate: None,
-            headers: Vec::new(),
+            ..EventHead::new(EventId::derive("test", &key, None), "test", "test.happened", format!("a/{seq}"), key)
         };
         Arc::new(StoredEvent { seq, at: Timestamp::from_millis(0), head, body: bytes::Bytes::from_static(b"{}") })
     }

@@ -153,20 +153,8 @@ impl Bench {
         self.appended += 1;
         let key = self.appended.to_string();
         let head = EventHead {
-            id: EventId::derive("test", &key, None),
-            source: "test".to_owned(),
-            event_type: "test.happened".to_owned(),
-            subject: subject.to_owned(),
-            key,
-            tenant: None,
-            unattributed: false,
-            time: None,
-            alias: None,
-            conflict: false,
             json: true,
-            traceparent: None,
-            tracestate: None,
-            headers: Vec::new(),
+            ..EventHead::new(EventId::derive("test", &key, None), "test", "test.happened", subject, key)
         };
         let event = NewEvent { head, body: body.to_vec(), dedupe: Dedupe::Key };
         self.journal.append(event).await.unwrap().seq

@@ -107,20 +107,9 @@ fn append_from(source: &str, key: &str, body: &str, dedupe: Dedupe) -> Append {
     let digest = BodyDigest::of(body.as_bytes());
     let id = EventId::derive(source, key, (dedupe == Dedupe::KeyAndBody).then_some(&digest));
     let head = EventHead {
-        id,
-        source: source.to_owned(),
-        event_type: "lago.invoice.created".to_owned(),
-        subject: format!("invoice/{key}"),
-        key: key.to_owned(),
         tenant: Some("t".to_owned()),
-        unattributed: false,
-        time: None,
-        alias: None,
-        conflict: false,
         json: true,
-        traceparent: None,
-        tracestate: None,
-        headers: Vec::new(),
+        ..EventHead::new(id, source, "lago.invoice.created", format!("invoice/{key}"), key)
     };
     Append::new(NewEvent { head, body: body.as_bytes().to_vec(), dedupe }, digest)
 }
