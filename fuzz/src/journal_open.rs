@@ -180,7 +180,7 @@ fn change(engine: &mut dyn Engine) {
         limit: 4,
     };
     if engine.commit(&mut Commit { at, purge: Some(purge), ..Commit::default() }).is_ok() {
-        let _ = engine.idle();
+        let _ = engine.idle(at);
     }
     let _ = (engine.last_seq(), engine.dedupe_memory(), engine.used_bytes());
 }

@@ -95,7 +95,7 @@ impl Engine for Handle {
         Ok(())
     }
 
-    fn idle(&mut self) -> Result<(), JournalError> {
+    fn idle(&mut self, _: Timestamp) -> Result<(), JournalError> {
         Ok(())
     }
 

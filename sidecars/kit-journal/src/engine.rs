@@ -125,11 +125,11 @@ pub trait Engine: Send {
         Ok(())
     }
 
-    /// Work that makes later commits cheaper and can be done when nobody waits.
+    /// Work that makes later commits cheaper and can be done when nobody waits, at the journal's time `age`.
     ///
     /// # Errors
     /// As [`Engine::commit`].
-    fn idle(&mut self) -> Result<(), JournalError>;
+    fn idle(&mut self, age: Timestamp) -> Result<(), JournalError>;
 
     /// The last position.
     fn last_seq(&self) -> Seq;

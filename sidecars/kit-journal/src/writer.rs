@@ -192,7 +192,7 @@ impl Writer {
                 });
                 let mut after = self.engine.answered();
                 if after.is_ok() && self.requests.is_empty() {
-                    after = self.engine.idle();
+                    after = self.engine.idle(self.age.now());
                 }
                 if let Err(error) = after {
                     self.poisoned(&error);

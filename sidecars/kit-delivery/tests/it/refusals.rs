@@ -34,8 +34,8 @@ impl Engine for Refusing {
         self.inner.reopen(alone)
     }
 
-    fn idle(&mut self) -> Result<(), JournalError> {
-        self.inner.idle()
+    fn idle(&mut self, age: kit::clock::Timestamp) -> Result<(), JournalError> {
+        self.inner.idle(age)
     }
 
     fn last_seq(&self) -> Seq {

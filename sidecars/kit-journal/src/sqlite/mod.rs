@@ -62,8 +62,6 @@ pub(crate) struct SqliteEngine {
     dedupe: DedupeIndex,
     sinks: Sinks,
     last_seq: Seq,
-    /// The journal's time at the last commit.
-    age: Timestamp,
     purge: purge::Progress,
     /// The outcome of the last commit is for the disk to tell.
     doubtful: bool,
@@ -100,7 +98,6 @@ impl SqliteEngine {
             dedupe,
             sinks,
             last_seq,
-            age: Timestamp::default(),
             purge: purge::Progress::default(),
             doubtful: false,
             suspect: false,
@@ -197,7 +194,6 @@ impl SqliteEngine {
 
 impl Engine for SqliteEngine {
     fn commit(&mut self, commit: &mut Commit) -> Result<Committed, JournalError> {
-        self.age = commit.age;
         let mut left_out = LeftOut::default();
         loop {
             let before = left_out.len();
@@ -246,10 +242,10 @@ impl Engine for SqliteEngine {
         }
     }
 
-    fn idle(&mut self) -> Result<(), JournalError> {
+    fn idle(&mut self, age: Timestamp) -> Result<(), JournalError> {
         if self.dedupe.wants_run(false) {
             self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-            self.dedupe.save(&self.conn, self.age).inspect_err(|_| self.suspect = true)?;
+            self.dedupe.save(&self.conn, age).inspect_err(|_| self.suspect = true)?;
             let run = self.dedupe.write_run(&self.conn).inspect_err(|_| self.suspect = true)?;
             self.conn.prepare_cached("COMMIT")?.execute([]).inspect_err(|_| self.suspect = true)?;
             self.dedupe.commit_staged();

@@ -79,7 +79,8 @@ fn accepted_before(conn: &Connection, before: Timestamp) -> Result<Seq, JournalE
     let from_runs: Option<Seq> = conn
         .prepare_cached("SELECT max(last_seq) FROM key_runs WHERE newest_at < ?")?
         .query_row([before], |row| row.get(0))?;
-    // What has no key any more is older than any key that there is.
+    // What has no key any more is older than any key that there is – and than was asked for when its key was
+    // forgotten, which is all that counts for it should events be kept for longer from now on.
     let (oldest_run, oldest_key, newest_key): (Option<Seq>, Option<Seq>, Option<Seq>) = conn
         .prepare_cached(
             "SELECT (SELECT min(last_seq - count + 1) FROM key_runs), (SELECT min(first_seq) FROM keys),

@@ -108,7 +108,7 @@ fn delivered_events_go_by_the_journals_time_whatever_the_wall_clock_said() {
             let appends = vec![append(&n.to_string(), "{}")];
             let purge = Some(nothing_to_purge());
             bench.engine().commit(&mut Commit { at, age, appends, purge, ..Commit::default() }).unwrap();
-            bench.engine().idle().unwrap();
+            bench.engine().idle(age).unwrap();
         }
         bench.settle(Settlement { cursor: 30, ..Settlement::default() });
         let mut oldest = |before: i64, keys_before: i64| {

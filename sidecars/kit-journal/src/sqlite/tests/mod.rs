@@ -55,6 +55,11 @@ impl Bench {
         self.engine().commit(&mut commit).unwrap()
     }
 
+    fn idle(&mut self) {
+        let now = Timestamp::from_millis(self.now);
+        self.engine().idle(now).unwrap();
+    }
+
     fn append(&mut self, appends: Vec<Append>) -> Vec<Verdict> {
         self.commit(Commit { appends, ..Commit::default() }).verdicts
     }
