@@ -114,6 +114,23 @@ fn what_the_architecture_names_exists() {
 }
 
 #[test]
+fn every_mutant_is_listed_with_what_catches_it_and_was_caught() {
+    let (page, ledger) = (read("docs/guarantees.md"), read("tests/mutants/ledger.jsonl"));
+    let mut mutants = 0;
+    for path in files(".patch") {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let experiment = text.lines().next().and_then(|line| line.strip_prefix("# caught by: ")).unwrap();
+        let listed = page.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
+        assert!(listed.is_some_and(|line| line.contains(experiment)), "{name} is not listed with {experiment}");
+        let caught = |line: &&str| line.contains(&format!("\"{name}\"")) && line.contains("\"caught\"");
+        assert!(ledger.lines().any(|line| caught(&line)), "{name} was never seen caught");
+        mutants += 1;
+    }
+    assert!(mutants > 5, "{mutants} mutants");
+}
+
+#[test]
 fn every_relative_link_leads_somewhere() {
     let mut wrong = Vec::new();
     let mut links = 0;
