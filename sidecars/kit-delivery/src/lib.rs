@@ -25,4 +25,4 @@ pub use config::GatewaySection;
 pub use dispatcher::{Dispatcher, DispatcherSettings, SinkStatus};
 pub use http_sink::{HttpSink, HttpSinkError};
 pub use metrics::DeliveryMetrics;
-pub use outcome::{Failure, Outcome, Sink, Verdict};
+pub use outcome::{Batching, Failure, Outcome, Sink, Verdict};

@@ -28,7 +28,7 @@ use work::Work;
 pub struct DispatcherSettings {
     /// Keep the order of every subject.
     pub ordered: bool,
-    /// Deliveries in flight at most.
+    /// Requests in flight at most.
     pub concurrency: usize,
     /// Deliveries started per second at most; 0 means no limit.
     pub rate_per_second: u32,
@@ -79,7 +79,7 @@ impl From<&GatewaySection> for DispatcherSettings {
 pub struct SinkStatus {
     /// `closed`, `open` or `probing`.
     pub circuit: &'static str,
-    /// Deliveries in flight.
+    /// Requests in flight.
     pub in_flight: usize,
     /// So many deliveries wait for another attempt that nothing new is fetched.
     pub stalled: bool,
