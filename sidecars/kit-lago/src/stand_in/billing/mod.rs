@@ -19,6 +19,8 @@ mod reads;
 mod routes;
 mod server;
 mod state;
+#[cfg(test)]
+mod tests;
 mod timestamp;
 mod usage;
 mod wire;
