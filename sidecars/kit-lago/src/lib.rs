@@ -34,4 +34,4 @@ pub mod stand_in;
 pub mod webhook_type;
 
 pub use describe::{Description, describe};
-pub use stand_in::PublicKeyServer;
+pub use stand_in::{LagoServer, PublicKeyServer};
