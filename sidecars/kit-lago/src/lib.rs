@@ -31,6 +31,7 @@ pub mod sample;
 pub mod sender;
 pub mod signature;
 pub mod stand_in;
+pub mod usage;
 pub mod webhook_type;
 
 pub use describe::{Description, describe};

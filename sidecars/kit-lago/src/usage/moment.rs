@@ -1,6 +1,6 @@
 //! The time of a usage event: what producers write, and what every version of Lago understands.
 
-use bigdecimal::{BigDecimal, Signed as _};
+use bigdecimal::BigDecimal;
 use kit::clock::Timestamp;
 use serde_json::value::RawValue;
 use std::str::FromStr as _;
@@ -45,7 +45,7 @@ impl EpochSeconds {
     /// # Errors
     /// [`NotATime`].
     pub fn of_text(text: &str) -> Result<Self, NotATime> {
-        Self::of_number(text).or_else(|_| Timestamp::parse(text).map(Self::from).ok_or(NotATime))
+        Self::of_number(text).or_else(|_| text.parse::<Timestamp>().map(Self::from).map_err(|_| NotATime))
     }
 
     fn of_number(text: &str) -> Result<Self, NotATime> {
