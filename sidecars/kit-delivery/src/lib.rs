@@ -19,6 +19,7 @@ mod metrics;
 mod oauth;
 mod outcome;
 pub mod signature;
+pub mod start;
 mod window;
 
 pub use config::GatewaySection;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use kit::clock::SharedClock;
+use kit::clock::{SharedClock, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::age::Age;
@@ -29,6 +29,8 @@ pub struct Appended {
     pub id: EventId,
     /// Its position.
     pub seq: Seq,
+    /// Its receipt time, where it is new; of a duplicate, when that was found.
+    pub at: Timestamp,
     /// It was accepted before.
     pub duplicate: bool,
     /// Its key was known with another body.
@@ -37,10 +39,11 @@ pub struct Appended {
     pub withheld: bool,
 }
 
-impl From<&Verdict> for Appended {
-    fn from(verdict: &Verdict) -> Self {
+impl Appended {
+    /// By a commit made at `at`.
+    pub(crate) fn new(verdict: &Verdict, at: Timestamp) -> Self {
         let Verdict { id, seq, duplicate, conflict, withheld } = *verdict;
-        Self { id, seq, duplicate, conflict, withheld }
+        Self { id, seq, at, duplicate, conflict, withheld }
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use kit::clock::SharedClock;
+use kit::clock::{SharedClock, Timestamp};
 use tokio::sync::{mpsc, watch};
 
 use crate::age::Age;
@@ -229,7 +229,7 @@ impl Writer {
                 if !committed.actions.is_empty() {
                     self.actions.send_modify(|n| *n += 1);
                 }
-                waiting.answer(&committed);
+                waiting.answer(&committed, commit.at);
                 self.remember(commit, &committed.verdicts);
                 self.tail.send_if_modified(|tail| {
                     let grown = committed.last_seq > *tail;
@@ -367,8 +367,8 @@ impl Writer {
 }
 
 impl Waiting {
-    fn answer(self, committed: &Committed) {
-        let mut verdicts = committed.verdicts.iter().map(Appended::from);
+    fn answer(self, committed: &Committed, at: Timestamp) {
+        let mut verdicts = committed.verdicts.iter().map(|verdict| Appended::new(verdict, at));
         let refused = |own: &Range<usize>| committed.refused.iter().find(|(place, _)| own.contains(place));
         for waits in self.appends {
             match waits {

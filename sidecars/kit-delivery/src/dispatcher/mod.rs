@@ -16,7 +16,7 @@ use kit_journal::engine::Action;
 use kit_journal::{Journal, JournalError};
 use serde::Serialize;
 
-use crate::config::{GatewaySection, Order};
+use crate::config::{CircuitSection, GatewaySection, Order, RetrySection};
 use crate::judge::LONGEST_FREE_WAIT;
 use crate::metrics::DeliveryMetrics;
 use crate::outcome::Sink;
@@ -60,15 +60,30 @@ impl DispatcherSettings {
 
 impl From<&GatewaySection> for DispatcherSettings {
     fn from(section: &GatewaySection) -> Self {
-        let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(1));
+        let concurrency = (section.concurrency, section.rate_per_second);
         Self {
             ordered: section.order == Order::Subject,
-            concurrency: section.concurrency,
-            rate_per_second: section.rate_per_second,
-            schedule: Schedule::new(section.retry.schedule_seconds.iter().copied().map(seconds).collect()),
-            retry_after_max: seconds(section.retry.retry_after_max_seconds),
-            circuit_failures: section.circuit.failures,
-            probe: (seconds(section.circuit.probe_seconds), seconds(section.circuit.probe_max_seconds)),
+            ..Self::unordered(concurrency, &section.retry, &section.circuit)
+        }
+    }
+}
+
+impl DispatcherSettings {
+    /// Without any order: `concurrency` requests in flight, and so many a second.
+    pub fn unordered(
+        (concurrency, rate_per_second): (usize, u32),
+        retry: &RetrySection,
+        circuit: &CircuitSection,
+    ) -> Self {
+        let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(1));
+        Self {
+            ordered: false,
+            concurrency,
+            rate_per_second,
+            schedule: Schedule::new(retry.schedule_seconds.iter().copied().map(seconds).collect()),
+            retry_after_max: seconds(retry.retry_after_max_seconds),
+            circuit_failures: circuit.failures,
+            probe: (seconds(circuit.probe_seconds), seconds(circuit.probe_max_seconds)),
             open_rows: Limits::default().open_rows,
         }
     }

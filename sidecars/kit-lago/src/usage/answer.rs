@@ -80,7 +80,9 @@ pub fn batch_errors(body: &[u8], batch: usize) -> Option<BatchErrors> {
         return None;
     }
     let places = refused.error_details.into_iter();
-    places.map(|(place, fields)| place.parse().ok().filter(|place| *place < batch).map(|place| (place, fields))).collect()
+    places
+        .map(|(place, fields)| place.parse().ok().filter(|place| *place < batch).map(|place| (place, fields)))
+        .collect()
 }
 
 /// Whether all that is wrong with an event is that it is there already.
@@ -91,7 +93,8 @@ pub fn is_known(fields: &BTreeMap<String, Vec<String>>) -> bool {
 
 /// The codes as one text: `code: value_is_mandatory`.
 pub fn in_words(fields: &BTreeMap<String, Vec<String>>) -> String {
-    let text = fields.iter().map(|(field, codes)| format!("{field}: {}", codes.join(", "))).collect::<Vec<_>>().join("; ");
+    let text =
+        fields.iter().map(|(field, codes)| format!("{field}: {}", codes.join(", "))).collect::<Vec<_>>().join("; ");
     text.chars().take(500).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

@@ -183,7 +183,12 @@ impl<'a> UsageEvent<'a> {
     /// timestamp has changed.
     ///
     /// `timestamp` is the producer's, or the time of the first receipt.
-    pub fn to_json(&self, transaction_id: &str, external_subscription_id: Option<&str>, timestamp: &EpochSeconds) -> Vec<u8> {
+    pub fn to_json(
+        &self,
+        transaction_id: &str,
+        external_subscription_id: Option<&str>,
+        timestamp: &EpochSeconds,
+    ) -> Vec<u8> {
         #[derive(Serialize)]
         struct Outgoing<'o> {
             transaction_id: &'o str,

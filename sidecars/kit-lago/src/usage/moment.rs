@@ -57,11 +57,8 @@ impl EpochSeconds {
         if size >= BigDecimal::from(FIRST_NONSENSE) || number.fractional_digit_count() > 12 {
             return Err(NotATime);
         }
-        let seconds = if size >= BigDecimal::from(FIRST_MILLISECONDS) {
-            number * BigDecimal::new(1.into(), 3)
-        } else {
-            number
-        };
+        let seconds =
+            if size >= BigDecimal::from(FIRST_MILLISECONDS) { number * BigDecimal::new(1.into(), 3) } else { number };
         Ok(Self(seconds.normalized().to_plain_string()))
     }
 
@@ -73,7 +70,8 @@ impl EpochSeconds {
     /// The instant, to the millisecond.
     pub fn to_timestamp(&self) -> Timestamp {
         use bigdecimal::ToPrimitive as _;
-        let millis = BigDecimal::from_str(&self.0).ok().and_then(|seconds| (seconds * BigDecimal::from(1_000)).to_i64());
+        let millis =
+            BigDecimal::from_str(&self.0).ok().and_then(|seconds| (seconds * BigDecimal::from(1_000)).to_i64());
         Timestamp::from_millis(millis.unwrap_or(i64::MAX))
     }
 }
@@ -133,7 +131,8 @@ mod tests {
 
     #[test]
     fn the_instant_is_told_to_the_millisecond() {
-        for (text, millis) in [("1732000000", 1_732_000_000_000), ("1732000000.123456", 1_732_000_000_123), ("-0.5", -500)]
+        for (text, millis) in
+            [("1732000000", 1_732_000_000_000), ("1732000000.123456", 1_732_000_000_123), ("-0.5", -500)]
         {
             assert_eq!(EpochSeconds::of_text(text).unwrap().to_timestamp(), Timestamp::from_millis(millis), "{text}");
         }

@@ -128,7 +128,9 @@ mod tests {
 
     #[test]
     fn what_is_not_a_number_or_too_large_to_add_is_refused() {
-        for text in ["\"\"", "\"a\"", "null", "true", "{}", "[]", "\"1,5\"", "\"1_000\"", "\"NaN\"", "\"e\"", "\"0x10\""] {
+        for text in
+            ["\"\"", "\"a\"", "null", "true", "{}", "[]", "\"1,5\"", "\"1_000\"", "\"NaN\"", "\"e\"", "\"0x10\""]
+        {
             assert_eq!(json(text), Err(NotANumber), "{text}");
         }
         for text in ["1e101", "1e-101", "1e999999999", "1e-999999999"] {
