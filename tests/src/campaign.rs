@@ -62,7 +62,7 @@ pub(crate) fn run(experiments: &[Experiment], wanted: &[String], ledger: &Path) 
             let seconds = begin.elapsed().as_secs_f64();
             let (note, is_skipped) = match &result {
                 Ok(outcome) => (outcome.note.clone(), outcome.skipped),
-                Err(error) => (format!("{error:#}").lines().take(3).collect::<Vec<_>>().join(" / "), false),
+                Err(error) => (in_short(&format!("{error:#}")), false),
             };
             holds = result.is_ok();
             say(&format!(
@@ -107,6 +107,12 @@ pub(crate) fn run(experiments: &[Experiment], wanted: &[String], ledger: &Path) 
         if failed == 0 { "ok" } else { "FAILED" }
     ));
     Ok(failed == 0)
+}
+
+/// What went wrong: the first line, and the first ones that name a broken invariant.
+fn in_short(error: &str) -> String {
+    let breaches = error.lines().skip_while(|line| !line.contains("IS BROKEN")).skip(1);
+    error.lines().take(1).chain(breaches.take(2)).map(str::trim).collect::<Vec<_>>().join(" / ")
 }
 
 /// As many repetitions as fit into a part's time, by how long the last ones took.

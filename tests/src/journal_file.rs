@@ -1,12 +1,13 @@
 //! Reads a journal file after its daemon has ended: the second account, beside the metrics.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use kit::clock::{Clock as _, SystemClock};
 use kit_journal::engine::{self, Commit, DedupeBounds, Statistics};
-use kit_journal::{Journal, JournalSection};
+use kit_journal::{EventId, Journal, JournalSection, Seq};
 use kit_workbench::ledger::Counters;
 
 /// What a journal holds.
@@ -14,7 +15,8 @@ use kit_workbench::ledger::Counters;
 pub struct Contents {
     /// Totals and the row of every sink.
     pub statistics: Statistics,
-    /// The ids of all stored events.
+    /// The ids of all stored events, and of those that were delivered, removed after their retention, and are still
+    /// known.
     pub event_ids: Vec<String>,
 }
 
@@ -30,16 +32,52 @@ pub async fn read(path: &Path) -> Result<Contents> {
     let read = journal.read(|reader| {
         let statistics = reader.statistics()?;
         let last = i64::try_from(statistics.accepted).unwrap_or(i64::MAX);
-        let mut event_ids = Vec::new();
+        let (mut event_ids, mut removed) = (Vec::new(), HashSet::new());
         for position in 1..=last {
-            event_ids.extend(reader.event(position)?.map(|event| event.head.id.to_string()));
+            match reader.event(position)? {
+                Some(event) => event_ids.push(event.head.id.to_string()),
+                None => drop(removed.insert(position)),
+            }
         }
-        Ok(Contents { statistics, event_ids })
+        Ok((Contents { statistics, event_ids }, removed))
     });
-    let contents = read.await.context("read the journal");
+    let read = read.await.context("read the journal");
     drop(journal);
     tokio::task::spawn_blocking(|| task.close()).await?;
-    contents
+    let (mut contents, removed) = read?;
+    if !removed.is_empty() {
+        contents.event_ids.extend(known(path, &removed)?);
+    }
+    Ok(contents)
+}
+
+/// The ids of events that are no longer stored, from the deduplication keys (docs/adr/0008).
+fn known(path: &Path, removed: &HashSet<Seq>) -> Result<Vec<String>> {
+    const KEY: usize = 16;
+    let store = rusqlite::Connection::open(path)?;
+    let mut ids = Vec::new();
+    let mut take = |position: Seq, id: &[u8]| -> Result<()> {
+        if removed.contains(&position) {
+            ids.push(EventId::from_bytes(id.try_into()?).to_string());
+        }
+        Ok(())
+    };
+    let mut rows = store.prepare("SELECT first_seq, entries FROM keys")?;
+    let mut rows = rows.query([])?;
+    while let Some(row) = rows.next()? {
+        let first: Seq = row.get(0)?;
+        for (position, entry) in (first..).zip(row.get_ref(1)?.as_blob()?.chunks_exact(2 * KEY)) {
+            take(position, &entry[KEY..])?;
+        }
+    }
+    let mut blocks = store.prepare("SELECT entries FROM key_blocks")?;
+    let mut blocks = blocks.query([])?;
+    while let Some(row) = blocks.next()? {
+        for entry in row.get_ref(0)?.as_blob()?.chunks_exact(2 * KEY + 8) {
+            take(Seq::from_le_bytes(entry[2 * KEY..].try_into()?), &entry[KEY..2 * KEY])?;
+        }
+    }
+    Ok(ids)
 }
 
 /// Makes a journal that no daemon holds remember a value.
