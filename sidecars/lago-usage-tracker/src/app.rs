@@ -75,7 +75,7 @@ impl Daemon for LagoUsageTracker {
             .map_err(|error| configuration(format!("lago: {}", kit::error::chain(&error))))?;
         let lago = &config.lago;
         let settings =
-            DispatcherSettings::unordered((lago.concurrency, lago.rate_per_second), &lago.retry, &lago.circuit);
+            DispatcherSettings::unordered((lago.concurrency, lago.rate_per_second), &lago.retry(), &lago.circuit);
         let delivery_metrics = metrics.with_registry(DeliveryMetrics::register);
         let status = start::deliver(shell, Arc::new(sink), &journal, &clock, settings, &delivery_metrics);
 

@@ -82,10 +82,18 @@ pub struct LagoSection {
     pub rate_per_second: u32,
     /// Time limits of a request.
     pub timeout: TimeoutSection,
-    /// When and how often to try again what Lago has answered.
-    pub retry: RetrySection,
+    /// Seconds before each further attempt with an event that Lago has answered about; after the last one it is
+    /// parked. Each is varied by ±20 %. The default ends after three days.
+    pub retry_schedule_seconds: Vec<f64>,
     /// When to stop trying for a while.
     pub circuit: CircuitSection,
+}
+
+impl LagoSection {
+    /// The schedule, as the delivery engine takes it.
+    pub(crate) fn retry(&self) -> RetrySection {
+        RetrySection { schedule_seconds: self.retry_schedule_seconds.clone(), ..RetrySection::default() }
+    }
 }
 
 impl Default for UsageSection {
@@ -106,7 +114,7 @@ impl Default for LagoSection {
             concurrency: 5,
             rate_per_second: 0,
             timeout: TimeoutSection { read_seconds: 30.0, total_seconds: 60.0, ..TimeoutSection::default() },
-            retry: RetrySection::default(),
+            retry_schedule_seconds: RetrySection::default().schedule_seconds,
             circuit: CircuitSection::default(),
         }
     }
@@ -193,8 +201,12 @@ impl LagoSection {
         if !(1..=100).contains(&self.concurrency) {
             problems.add("lago.concurrency", "must be between 1 and 100");
         }
+        if self.retry_schedule_seconds.len() > 1000
+            || self.retry_schedule_seconds.iter().any(|seconds| !(0.0..=2_592_000.0).contains(seconds))
+        {
+            problems.add("lago.retry_schedule_seconds", "must be at most 1000 numbers of seconds from 0 to 30 days");
+        }
         self.timeout.validate("lago.timeout", problems);
-        self.retry.validate("lago.retry", problems);
         self.circuit.validate("lago.circuit", problems);
     }
 }

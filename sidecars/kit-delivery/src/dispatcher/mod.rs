@@ -1,6 +1,7 @@
 //! One task a sink: it loads, starts, judges and settles. All its state is in the window and the
 //! circuit; everything durable is in the journal, so that it can be cut off at any moment.
 
+mod judging;
 mod reading;
 mod settling;
 mod stall;

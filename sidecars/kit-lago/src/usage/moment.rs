@@ -54,11 +54,11 @@ impl EpochSeconds {
         }
         let number = BigDecimal::from_str(text).map_err(|_| NotATime)?;
         let size = number.abs();
-        if size >= BigDecimal::from(FIRST_NONSENSE) || number.fractional_digit_count() > 12 {
+        if size >= FIRST_NONSENSE || number.fractional_digit_count() > 12 {
             return Err(NotATime);
         }
         let seconds =
-            if size >= BigDecimal::from(FIRST_MILLISECONDS) { number * BigDecimal::new(1.into(), 3) } else { number };
+            if size >= FIRST_MILLISECONDS { number * BigDecimal::new(1.into(), 3) } else { number };
         Ok(Self(seconds.normalized().to_plain_string()))
     }
 

@@ -46,7 +46,7 @@ impl Bench {
             ("SIDECAR_ADMIN__TOKEN_FILE", token.display().to_string()),
             ("SIDECAR_LAGO__LINGER_SECONDS", "0.02".to_owned()),
             ("SIDECAR_LAGO__TIMEOUT__TOTAL_SECONDS", "1".to_owned()),
-            ("SIDECAR_LAGO__RETRY__SCHEDULE_SECONDS", "0.1,0.1,0.1".to_owned()),
+            ("SIDECAR_LAGO__RETRY_SCHEDULE_SECONDS", "0.1,0.1,0.1".to_owned()),
             ("SIDECAR_LAGO__CIRCUIT__PROBE_SECONDS", "0.1".to_owned()),
             ("SIDECAR_LAGO__CIRCUIT__PROBE_MAX_SECONDS", "0.3".to_owned()),
             ("LOG_LEVEL", "debug".to_owned()),

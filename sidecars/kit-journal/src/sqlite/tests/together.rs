@@ -12,7 +12,7 @@ fn usage(subscription: &str, transaction: &str, content: &str) -> Append {
 
 impl Bench {
     fn append_together(&mut self, appends: Vec<Append>) -> Vec<Verdict> {
-        let together = vec![0..appends.len()];
+        let together = std::iter::once(0..appends.len()).collect();
         self.commit(Commit { appends, together, ..Commit::default() }).verdicts
     }
 
