@@ -24,6 +24,7 @@
 //! Facts about Lago carry their source: a path in getlago/lago-api, read at tag v1.16.0 and at the
 //! head of 2026-08-21. `signature` knows no clock and `describe` no I/O.
 
+pub mod api;
 pub mod describe;
 mod payload;
 pub mod public_key;

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use kit::clock::Timestamp;
 use kit_journal::{BodyDigest, Dedupe, EventHead, EventId, NewEvent, StoredEvent};
 use kit_lago::usage::answer::EventAnswer;
-use kit_lago::usage::{EpochSeconds, FieldErrors, UsageEvent};
+use kit_lago::usage::{EpochSeconds, FieldErrors, UsageEvent, property};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -76,6 +76,16 @@ impl<'a> Stored<'a> {
         serde_json::from_slice(body).ok()
     }
 
+    /// A value of `properties`, as it was written.
+    pub(crate) fn property(&self, name: &str) -> Option<&'a RawValue> {
+        property(self.properties?, name)
+    }
+
+    /// When it happened.
+    pub(crate) fn time(&self) -> Option<Timestamp> {
+        EpochSeconds::of_json(self.timestamp).ok().map(|seconds| seconds.to_timestamp())
+    }
+
     /// The event as Lago would show it, received at `at`.
     pub(crate) fn answer(&'a self, id: &'a str, at: Timestamp) -> EventAnswer<'a> {
         EventAnswer {
@@ -83,7 +93,7 @@ impl<'a> Stored<'a> {
             transaction_id: &self.transaction_id,
             lago_customer_id: None,
             code: &self.code,
-            timestamp: EpochSeconds::of_json(self.timestamp).map_or(at, |seconds| seconds.to_timestamp()),
+            timestamp: self.time().unwrap_or(at),
             precise_total_amount_cents: self.precise_total_amount_cents.as_deref(),
             properties: self.properties,
             lago_subscription_id: None,

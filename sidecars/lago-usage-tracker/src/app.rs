@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kit::admin::{self, AdminState, Readiness};
+use kit::client::http_client;
 use kit::clock::{SharedClock, SystemClock};
 use kit::config::{Problems, WellKnown};
 use kit::lifecycle::Shell;
@@ -15,12 +17,15 @@ use kit::telemetry::Metrics;
 use kit_delivery::api::{self, ApiState};
 use kit_delivery::start::{self, configuration};
 use kit_delivery::{DeliveryMetrics, DispatcherSettings};
+use kit_lago::api::LagoApi;
 use utoipa::OpenApi as _;
 
+use crate::catalogue::CatalogueWorker;
 use crate::config::{Config, LagoSection, well_known};
 use crate::http::{self, Intake};
 use crate::metrics::UsageMetrics;
 use crate::producers::Producers;
+use crate::redrive::Redrive;
 use crate::sender::{LagoSink, SINK};
 
 /// Largest request head: a token and an id.
@@ -70,12 +75,28 @@ impl Daemon for LagoUsageTracker {
             return Err(configuration(problems.lines(&well_known()).join("; ")));
         }
         let usage_metrics = metrics.with_registry(UsageMetrics::register);
-        let key = api_key(&config.lago).map_err(configuration)?;
-        let sink = LagoSink::new(&config.lago, &key, usage_metrics.clone())
-            .map_err(|error| configuration(format!("lago: {}", kit::error::chain(&error))))?;
         let lago = &config.lago;
+        let key = api_key(lago).map_err(configuration)?;
+        let client = http_client(&lago.client()).map_err(|error| configuration(kit::error::chain(&error)))?;
+        let api = LagoApi::new(client.clone(), lago.api_url.as_deref().unwrap_or_default(), &key)
+            .map_err(|error| configuration(error.to_string()))?;
+        let refresh = Duration::try_from_secs_f64(config.checks.refresh_seconds).unwrap_or(Duration::from_secs(300));
+        let (worker, known) = CatalogueWorker::new(api, journal.clone(), Arc::clone(&clock), refresh).await;
+        let stop = shell.stop_token();
+        shell.spawn("catalogue", worker.run(stop));
+        let sections = (lago, &config.checks);
+        let sink = LagoSink::new(sections, client, &key, known.clone(), Arc::clone(&clock), usage_metrics.clone())
+            .map_err(|error| configuration(error.to_string()))?;
         let settings =
             DispatcherSettings::unordered((lago.concurrency, lago.rate_per_second), &lago.retry(), &lago.circuit);
+        let redrive = Redrive {
+            journal: journal.clone(),
+            known: known.clone(),
+            clock: Arc::clone(&clock),
+            checks: config.checks.clone(),
+        };
+        let stop = shell.stop_token();
+        shell.spawn("parked events", redrive.run(stop));
         let delivery_metrics = metrics.with_registry(DeliveryMetrics::register);
         let status = start::deliver(shell, Arc::new(sink), &journal, &clock, settings, &delivery_metrics);
 
@@ -87,6 +108,8 @@ impl Daemon for LagoUsageTracker {
             metrics: usage_metrics,
             body_limit: config.usage.body_limit_bytes,
             batch_limit: config.usage.batch_limit,
+            checks: config.checks.clone(),
+            known,
         };
         let stop = shell.stop_token();
         let listen = &config.listen;

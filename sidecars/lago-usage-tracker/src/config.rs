@@ -1,7 +1,9 @@
 //! What can be set.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use kit::client::ClientOptions;
 use kit::config::{
     AdminSection, COMMON_WELL_KNOWN, ListenSection, LogSection, Problems, Section, StopSection, WellKnown,
 };
@@ -11,6 +13,8 @@ use kit_delivery::config::{CircuitSection, RetrySection, TimeoutSection, parse_u
 use kit_journal::JournalSection;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::check::Policy;
 
 /// Variables known under names of their own.
 pub fn well_known() -> Vec<WellKnown> {
@@ -32,6 +36,8 @@ pub struct Config {
     pub listen: ListenSection,
     /// Who may report usage, and what is taken.
     pub usage: UsageSection,
+    /// What is looked at before an event is sent.
+    pub checks: ChecksSection,
     /// Where usage goes and how fast.
     pub lago: LagoSection,
     /// Where and how events are kept.
@@ -58,6 +64,44 @@ pub struct UsageSection {
     pub body_limit_bytes: usize,
     /// Events in one request at most. Lago itself takes 100; larger batches are cut for it.
     pub batch_limit: usize,
+}
+
+/// What is looked at before an event is sent: things that Lago takes with a 200 and never bills. Each is `park`
+/// (taken, and parked with the reason), `reject` (422 at once, where the catalogue is known) or `pass` (sent all the same,
+/// and counted).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ChecksSection {
+    /// Lago has no billable metric with the event's code.
+    pub unknown_metric: Policy,
+    /// The property that the metric counts is missing, or no number where it must be one.
+    pub property: Policy,
+    /// Lago has no active subscription with the event's id.
+    pub no_subscription: Policy,
+    /// The event is of a time before its subscription began, or in the future.
+    pub time: Policy,
+    /// The event is of a time before the current billing period. Lago bills it only as long as that period's invoice is
+    /// a draft.
+    pub late: Policy,
+    /// Seconds that an event may lie in the future.
+    pub future_seconds: f64,
+    /// Seconds between two looks at Lago's metrics and subscriptions. It is looked at again anyway for an event that
+    /// does not fit.
+    pub refresh_seconds: f64,
+}
+
+impl Default for ChecksSection {
+    fn default() -> Self {
+        Self {
+            unknown_metric: Policy::Park,
+            property: Policy::Park,
+            no_subscription: Policy::Park,
+            time: Policy::Park,
+            late: Policy::Pass,
+            future_seconds: 3_600.0,
+            refresh_seconds: 300.0,
+        }
+    }
 }
 
 /// Where usage goes and how fast.
@@ -90,6 +134,18 @@ pub struct LagoSection {
 }
 
 impl LagoSection {
+    /// How the client behaves that asks and sends.
+    pub(crate) fn client(&self) -> ClientOptions {
+        let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(1));
+        ClientOptions {
+            connect_timeout: seconds(self.timeout.connect_seconds),
+            read_timeout: seconds(self.timeout.read_seconds),
+            total_timeout: seconds(self.timeout.total_seconds),
+            ca_file: self.ca_file.clone(),
+            ..ClientOptions::default()
+        }
+    }
+
     /// The schedule, as the delivery engine takes it.
     pub(crate) fn retry(&self) -> RetrySection {
         RetrySection { schedule_seconds: self.retry_schedule_seconds.clone(), ..RetrySection::default() }
@@ -129,6 +185,7 @@ impl Default for Config {
                 ..ListenSection::default()
             },
             usage: UsageSection::default(),
+            checks: ChecksSection::default(),
             lago: LagoSection::default(),
             journal: JournalSection {
                 path: PathBuf::from("/var/lib/outrigger/lago-usage-tracker.db"),
@@ -162,6 +219,7 @@ impl Section for Config {
         self.stop.validate("stop", problems);
         self.journal.validate("journal", problems);
         self.usage.validate(problems);
+        self.checks.validate(problems);
         self.lago.validate(problems);
     }
 }
@@ -176,6 +234,17 @@ impl UsageSection {
         }
         if !(100..=100_000).contains(&self.batch_limit) {
             problems.add("usage.batch_limit", "must be between 100, which Lago takes, and 100000");
+        }
+    }
+}
+
+impl ChecksSection {
+    fn validate(&self, problems: &mut Problems) {
+        if !(0.0..=2_592_000.0).contains(&self.future_seconds) {
+            problems.add("checks.future_seconds", "must be a number of seconds from 0 to 30 days");
+        }
+        if !(1.0..=86_400.0).contains(&self.refresh_seconds) {
+            problems.add("checks.refresh_seconds", "must be a number of seconds from 1 to a day");
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -12,7 +13,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use kit::clock::SharedClock;
+use kit::clock::{SharedClock, Timestamp};
 use kit::serve::{BodyError, BodyRules, read_body};
 use kit_journal::{AppendError, Appended, DeliveryState, EventId, Journal, JournalError, NewEvent, StoredEvent};
 use kit_lago::usage::answer::{ALREADY_EXISTS, ErrorAnswer, EventAnswer, TRANSACTION_ID};
@@ -20,9 +21,15 @@ use kit_lago::usage::{BadBody, FieldErrors, Requested, requested};
 use serde::Serialize;
 
 use crate::admit::{self, SOURCE, Stored};
+use crate::catalogue::{Known, Seen};
+use crate::check::{Finding, Kind, Policy, check};
+use crate::config::ChecksSection;
 use crate::metrics::{Taken, UsageMetrics};
 use crate::producers::{Producer, Producers};
 use crate::sender::SINK;
+
+/// How long a producer waits for what Lago knows now.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// What the intake needs.
 #[derive(Debug)]
@@ -33,6 +40,8 @@ pub(crate) struct Intake {
     pub(crate) metrics: UsageMetrics,
     pub(crate) body_limit: usize,
     pub(crate) batch_limit: usize,
+    pub(crate) checks: ChecksSection,
+    pub(crate) known: Known,
 }
 
 /// The public listener's routes.
@@ -168,7 +177,39 @@ async fn take(intake: &Intake, request: Request<Body>, is_batch: bool) -> Result
             return Err(Refusal::Forbidden);
         }
     }
+    let rejected = reject(intake, &admitted, now).await;
+    if !rejected.is_empty() {
+        intake.metrics.taken(Taken::Invalid, rejected.len() as u64);
+        return Err(told(rejected, is_batch));
+    }
     append(intake, admitted, is_batch).await
+}
+
+/// Events that do not pass a check whose policy is to refuse them, as far as it is known what Lago knows.
+async fn reject(intake: &Intake, events: &[NewEvent], now: Timestamp) -> BTreeMap<usize, FieldErrors> {
+    let rejects = |kind: &Kind| kind.policy(&intake.checks) == Policy::Reject;
+    if !Kind::ALL.iter().any(rejects) {
+        return BTreeMap::new();
+    }
+    let find = |seen: &Seen| -> BTreeMap<usize, Finding> {
+        let Some(catalogue) = &seen.catalogue else { return BTreeMap::new() };
+        let find = |event: &NewEvent| check(&Stored::read(&event.body)?, catalogue, &intake.checks, now);
+        let found = events.iter().enumerate().filter_map(|(place, event)| Some((place, find(event)?)));
+        found.filter(|(_, finding)| rejects(&finding.kind)).collect()
+    };
+    let mut found = find(&intake.known.current());
+    if found.values().any(|finding| finding.kind.may_change()) {
+        let seen = intake.known.newer_than(now, LOOK_AGAIN).await;
+        found = find(&seen);
+        if seen.looked_at <= now || seen.failed.is_some() {
+            // What Lago knows now is not known: they are taken, and looked at again before they are sent.
+            found.retain(|_, finding| !finding.kind.may_change());
+        }
+    }
+    for finding in found.values() {
+        intake.metrics.found(finding.kind, Policy::Reject);
+    }
+    found.into_iter().map(|(place, finding)| (place, FieldErrors::from([(finding.field, vec![finding.code])]))).collect()
 }
 
 /// Lago's errors: of a single event by field, of a batch by place and field.

@@ -5,6 +5,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
+use crate::check::{Kind, Policy};
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Result {
     result: &'static str,
@@ -73,6 +75,13 @@ pub(crate) struct UsageMetrics {
     refused: Family<Reason, Counter>,
     lago: Family<Result, Counter>,
     lago_requests: Counter,
+    findings: Family<Check, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Check {
+    check: &'static str,
+    policy: &'static str,
 }
 
 impl UsageMetrics {
@@ -86,6 +95,11 @@ impl UsageMetrics {
         );
         registry.register("usage_lago_events", "Events sent to Lago by what it said of them", metrics.lago.clone());
         registry.register("usage_lago_requests", "Requests to Lago's events API", metrics.lago_requests.clone());
+        registry.register(
+            "usage_checks_failed",
+            "Events that Lago would take and not bill, by what is wrong and what was done",
+            metrics.findings.clone(),
+        );
         for taken in Taken::ALL {
             drop(metrics.events.get_or_create(&Result { result: taken.word() }));
         }
@@ -105,6 +119,15 @@ impl UsageMetrics {
 
     pub(crate) fn billed(&self, billed: Billed, count: usize) {
         self.lago.get_or_create(&Result { result: billed.word() }).inc_by(count as u64);
+    }
+
+    pub(crate) fn found(&self, kind: Kind, policy: Policy) {
+        let policy = match policy {
+            Policy::Reject => "reject",
+            Policy::Park => "park",
+            Policy::Pass => "pass",
+        };
+        self.findings.get_or_create(&Check { check: kind.word(), policy }).inc();
     }
 
     pub(crate) fn asked_lago(&self) {

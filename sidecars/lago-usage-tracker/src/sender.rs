@@ -12,18 +12,23 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use kit::client::{ClientError, ClientOptions, http_client, read_capped};
+use kit::client::read_capped;
+use kit::clock::SharedClock;
 use kit::secret::Secret;
 use kit_delivery::{Batching, Failure, Outcome, Sink, Verdict};
 use kit_journal::{EventHead, StoredEvent};
+use kit_lago::api::{SetupError, api_root, authorization};
 use kit_lago::usage::answer::{batch_errors, in_words, is_known};
 use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use url::Url;
 
-use crate::admit::{READY, transaction_id};
-use crate::config::LagoSection;
+use crate::admit::{READY, Stored, transaction_id};
+use crate::catalogue::{Failed, Known, Seen};
+use crate::check::{Finding, Policy, check};
+use crate::config::{ChecksSection, LagoSection};
 use crate::metrics::{Billed, UsageMetrics};
 
 /// Name of the sink in the journal, metrics and the API.
@@ -32,6 +37,8 @@ pub(crate) const SINK: &str = "lago";
 const ANSWER_BYTES: usize = 16 << 20;
 /// What of an unexpected answer is kept for the delivery log.
 const SHOWN_BYTES: usize = 500;
+/// How long a batch with events that do not fit waits for what Lago knows now.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Requests made for one batch, each with fewer events than the one before.
 const ROUNDS: usize = 8;
 /// Longest wait that Lago may ask for in a request, and how often for one batch; Lago's own client waits as long.
@@ -41,21 +48,15 @@ const PAUSES: usize = 3;
 /// Sends usage events to Lago.
 pub(crate) struct LagoSink {
     client: reqwest::Client,
-    url: String,
+    url: Url,
     authorization: HeaderValue,
     batching: Batching,
     metrics: UsageMetrics,
+    checks: ChecksSection,
+    known: Known,
+    clock: SharedClock,
     /// Lago has asked to be left alone until then, whichever request it said so to.
     paused_until: Mutex<Option<Instant>>,
-}
-
-/// Why the sink cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SinkError {
-    #[error("holds characters that a header cannot")]
-    Key,
-    #[error(transparent)]
-    Client(#[from] ClientError),
 }
 
 /// What a request said about the events in it.
@@ -67,33 +68,77 @@ enum Said {
 }
 
 impl LagoSink {
-    pub(crate) fn new(section: &LagoSection, key: &Secret, metrics: UsageMetrics) -> Result<Self, SinkError> {
-        let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(1));
-        let client = http_client(&ClientOptions {
-            connect_timeout: seconds(section.timeout.connect_seconds),
-            read_timeout: seconds(section.timeout.read_seconds),
-            total_timeout: seconds(section.timeout.total_seconds),
-            ca_file: section.ca_file.clone(),
-            ..ClientOptions::default()
-        })?;
-        let mut authorization =
-            HeaderValue::from_str(&format!("Bearer {}", key.expose())).map_err(|_| SinkError::Key)?;
-        authorization.set_sensitive(true);
-        let base = section.api_url.as_deref().unwrap_or_default().trim_end_matches('/');
-        let base = base.strip_suffix("/api/v1").unwrap_or(base);
+    /// Sends with `client` to the API of `section`.
+    ///
+    /// # Errors
+    /// The address or the key cannot be right.
+    pub(crate) fn new(
+        (section, checks): (&LagoSection, &ChecksSection),
+        client: reqwest::Client,
+        key: &Secret,
+        known: Known,
+        clock: SharedClock,
+        metrics: UsageMetrics,
+    ) -> Result<Self, SetupError> {
+        let linger = Duration::try_from_secs_f64(section.linger_seconds).unwrap_or_default();
+        let root = api_root(section.api_url.as_deref().unwrap_or_default())?;
+        let url = root.join("events/batch").map_err(|_| SetupError::BadUrl("not a URL"))?;
         Ok(Self {
             client,
-            url: format!("{base}/api/v1/events/batch"),
-            authorization,
-            batching: Batching { most: section.batch_size, linger: seconds(section.linger_seconds) },
+            url,
+            authorization: authorization(key)?,
+            batching: Batching { most: section.batch_size, linger },
             metrics,
+            checks: checks.clone(),
+            known,
+            clock,
             paused_until: Mutex::default(),
         })
     }
 
+    /// Outcomes of events that are not to be sent; `None` for those that are.
+    async fn look_at(&self, events: &[&StoredEvent]) -> Vec<Option<Outcome>> {
+        let mut seen = self.known.current();
+        let mut findings = self.findings(events, &seen);
+        // What was not there when we looked may be there now.
+        let newest = events.iter().zip(&findings).filter(|(_, finding)| finding.as_ref().is_some_and(|f| f.kind.may_change()));
+        if let Some(at) = newest.map(|(event, _)| event.at).max() {
+            seen = self.known.newer_than(at, LOOK_AGAIN).await;
+            findings = self.findings(events, &seen);
+        }
+        let stale = |event: &StoredEvent| seen.catalogue.as_ref().is_some_and(|known| known.asked_at() <= event.at);
+        events
+            .iter()
+            .zip(findings)
+            .map(|(event, finding)| {
+                let finding = finding?;
+                let policy = finding.kind.policy(&self.checks);
+                if policy == Policy::Pass {
+                    self.metrics.found(finding.kind, policy);
+                    return None;
+                }
+                if finding.kind.may_change() && stale(event) && seen.failed == Some(Failed::Away) {
+                    // It would not get the event either; when it is back, it says whether it knows it.
+                    return Some(Outcome::failed(Failure::Unreachable, "Lago is away and cannot be asked about it"));
+                }
+                self.metrics.found(finding.kind, policy);
+                let note = if stale(event) { " (Lago does not tell what is new)" } else { "" };
+                Some(Outcome::failed(Failure::Unsendable, format!("{finding}{note}")))
+            })
+            .collect()
+    }
+
+    /// Nothing can be said as long as Lago has never told anything.
+    fn findings(&self, events: &[&StoredEvent], seen: &Seen) -> Vec<Option<Finding>> {
+        let Some(catalogue) = &seen.catalogue else { return vec![None; events.len()] };
+        let now = self.clock.now();
+        let find = |event: &&StoredEvent| check(&Stored::read(&event.body)?, catalogue, &self.checks, now);
+        events.iter().map(find).collect()
+    }
+
     /// Sends events whose transaction ids differ, and goes on with those that Lago has said nothing about.
     async fn send(&self, events: &[&StoredEvent]) -> Vec<Outcome> {
-        let mut outcomes: Vec<Option<Outcome>> = vec![None; events.len()];
+        let mut outcomes = self.look_at(events).await;
         for _ in 0..ROUNDS {
             let open: Vec<usize> = (0..events.len()).filter(|place| outcomes[*place].is_none()).collect();
             if open.is_empty() {
@@ -143,7 +188,7 @@ impl LagoSink {
             self.metrics.asked_lago();
             let request = self
                 .client
-                .post(&self.url)
+                .post(self.url.clone())
                 .header(AUTHORIZATION, &self.authorization)
                 .header(CONTENT_TYPE, "application/json")
                 .header(ACCEPT, "application/json")

@@ -158,7 +158,7 @@ impl<'a> UsageEvent<'a> {
 
     /// A value of `properties`, as it was written.
     pub fn property(&self, name: &str) -> Option<&'a RawValue> {
-        properties(self.properties?).remove(name)
+        property(self.properties?, name)
     }
 
     /// What tells a second arrival of the same event from another event under its id: the fields, whatever the order
@@ -221,6 +221,11 @@ impl<'a> UsageEvent<'a> {
 /// Hash of what an event says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Content(pub [u8; 32]);
+
+/// A value of a JSON object, as it was written.
+pub fn property<'a>(object: &'a RawValue, name: &str) -> Option<&'a RawValue> {
+    properties(object).remove(name)
+}
 
 fn properties(object: &RawValue) -> BTreeMap<Cow<'_, str>, &RawValue> {
     #[derive(Deserialize)]

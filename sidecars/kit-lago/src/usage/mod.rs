@@ -8,6 +8,6 @@ mod event;
 mod moment;
 pub mod quantity;
 
-pub use event::{BadBody, Content, FieldErrors, Requested, UsageEvent, requested};
+pub use event::{BadBody, Content, FieldErrors, Requested, UsageEvent, property, requested};
 pub use moment::EpochSeconds;
 pub use quantity::Quantity;

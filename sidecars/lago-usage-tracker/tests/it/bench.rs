@@ -33,8 +33,14 @@ impl Bench {
 
     /// A daemon with these variables beside the usual ones.
     pub(crate) async fn with(profile: Profile, env: &[(&str, &str)]) -> Self {
+        Self::beside(profile, env, |_| {}).await
+    }
+
+    /// The same beside a Lago that was prepared before.
+    pub(crate) async fn beside(profile: Profile, env: &[(&str, &str)], prepare: impl FnOnce(&LagoServer)) -> Self {
         let scratch = Scratch::new("tracker").unwrap();
         let lago = LagoServer::start(profile, Secret::from(API_KEY.to_owned())).await.unwrap();
+        prepare(&lago);
         let token = scratch.write("token", ADMIN).unwrap();
         let mut all: Vec<(String, String)> = [
             ("LAGO_API_URL", lago.url()),
@@ -49,6 +55,8 @@ impl Bench {
             ("SIDECAR_LAGO__RETRY_SCHEDULE_SECONDS", "0.1,0.1,0.1".to_owned()),
             ("SIDECAR_LAGO__CIRCUIT__PROBE_SECONDS", "0.1".to_owned()),
             ("SIDECAR_LAGO__CIRCUIT__PROBE_MAX_SECONDS", "0.3".to_owned()),
+            ("SIDECAR_CHECKS__UNKNOWN_METRIC", "pass".to_owned()),
+            ("SIDECAR_CHECKS__NO_SUBSCRIPTION", "pass".to_owned()),
             ("LOG_LEVEL", "debug".to_owned()),
         ]
         .into_iter()
