@@ -77,7 +77,9 @@ pub(crate) async fn every_event_is_billed_once_as_it_was_sent(mut trial: Trial) 
     ensure!(exit.code == Some(0), "ended with {exit:?}");
     Ok(Outcome::new(
         total,
-        format!("{profile:?}: {kills} kills, {outages} outages of Lago, {requests} requests; each billed once, as sent"),
+        format!(
+            "{profile:?}: {kills} kills, {outages} outages of Lago, {requests} requests; each billed once, as sent"
+        ),
     ))
 }
 
@@ -94,13 +96,7 @@ fn faults(seed: u64) -> Faults {
 }
 
 /// Sends a producer's share, each request until it is answered 200: an answer that is lost says nothing.
-async fn produce(
-    public: std::net::SocketAddr,
-    token: &str,
-    producer: u64,
-    total: u64,
-    sent: &AtomicU64,
-) -> Result<()> {
+async fn produce(public: std::net::SocketAddr, token: &str, producer: u64, total: u64, sent: &AtomicU64) -> Result<()> {
     let bearer = format!("Bearer {token}");
     let headers = [("Authorization", bearer.as_str()), ("Content-Type", "application/json")];
     let mut first = producer * BATCH;
@@ -112,7 +108,9 @@ async fn produce(
             let path = "/api/v1/events/batch";
             match raw::request(public, "POST", path, &headers, body.as_bytes(), REQUEST_DEADLINE).await {
                 Ok(answer) if answer.status == 200 => break,
-                Ok(answer) if answer.status != 503 => bail!("a producer is answered {}: {}", answer.status, answer.text()),
+                Ok(answer) if answer.status != 503 => {
+                    bail!("a producer is answered {}: {}", answer.status, answer.text())
+                }
                 // The daemon is dead, or full: it is asked again.
                 Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }

@@ -224,7 +224,8 @@ impl LagoApi {
     }
 
     async fn get<T: DeserializeOwned>(&self, url: Url) -> Result<T, ApiError> {
-        let request = self.client.get(url).header(AUTHORIZATION, &self.authorization).header(ACCEPT, "application/json");
+        let request =
+            self.client.get(url).header(AUTHORIZATION, &self.authorization).header(ACCEPT, "application/json");
         let unreachable = |error: reqwest::Error| ApiError::Unreachable(error.without_url());
         let ask = async {
             let response = request.send().await.map_err(unreachable)?;

@@ -23,11 +23,12 @@ pub(crate) struct Admitted {
     pub(crate) event: NewEvent,
 }
 
-/// Turns a producer's event into one for the journal; what is wrong with it is said as Lago would.
-pub(crate) fn admit(event: &RawValue, now: Timestamp) -> Result<Admitted, FieldErrors> {
+/// Turns a producer's event into one for the journal; what is wrong with it is said as Lago would. `name` is its
+/// transaction id where it has none.
+pub(crate) fn admit(event: &RawValue, name: Option<String>, now: Timestamp) -> Result<Admitted, FieldErrors> {
     let event = UsageEvent::read(event)?;
     let mut errors = FieldErrors::new();
-    let Some(transaction_id) = event.transaction_id.as_deref() else {
+    let Some(transaction_id) = event.transaction_id.as_deref().or(name.as_deref()) else {
         // Never made here: an id of ours would be another one when the same event comes again.
         errors.insert("transaction_id", vec!["value_is_mandatory"]);
         return Err(errors);
@@ -116,7 +117,7 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_millis(1_732_000_000_250);
 
     fn admitted(json: &str) -> Result<NewEvent, FieldErrors> {
-        admit(serde_json::from_str(json).unwrap(), NOW).map(|admitted| admitted.event)
+        admit(serde_json::from_str(json).unwrap(), None, NOW).map(|admitted| admitted.event)
     }
 
     #[test]
@@ -128,7 +129,7 @@ mod tests {
         );
         // Its identity does not hang on that: the same event comes again later.
         let json = r#"{"transaction_id":"t","external_subscription_id":"s","code":"c"}"#;
-        let later = admit(serde_json::from_str(json).unwrap(), NOW.plus_millis(5_000)).unwrap().event;
+        let later = admit(serde_json::from_str(json).unwrap(), None, NOW.plus_millis(5_000)).unwrap().event;
         assert_eq!(later.head.id, event.head.id);
     }
 

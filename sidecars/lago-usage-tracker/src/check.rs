@@ -40,7 +40,8 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 5] = [Self::UnknownMetric, Self::Property, Self::NoSubscription, Self::Time, Self::Late];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::UnknownMetric, Self::Property, Self::NoSubscription, Self::Time, Self::Late];
 
     /// The word in metrics, and at the beginning of a parked event's reason.
     pub(crate) fn word(self) -> &'static str {
@@ -100,30 +101,23 @@ fn metric(event: &Stored<'_>, catalogue: &Catalogue) -> Option<Finding> {
     let code = &event.code;
     let Some(metric) = catalogue.metric(code) else {
         let sentence = format!("Lago has no billable metric with the code {code:?}");
-        return Some(Finding {
-            kind: Kind::UnknownMetric,
-            field: "code",
-            code: "billable_metric_not_found",
-            sentence,
-        });
+        return Some(Finding { kind: Kind::UnknownMetric, field: "code", code: "billable_metric_not_found", sentence });
     };
     let field = metric.field_name.as_deref().filter(|field| !field.is_empty())?;
     let wrong = |code, sentence| Some(Finding { kind: Kind::Property, field: "properties", code, sentence });
     match event.property(field) {
-        None => wrong("value_is_mandatory", format!("{code} counts the property {field:?}, which the event does not have")),
-        Some(value) if metric.aggregation_type.wants_a_number() && Quantity::of_json(value).is_err() => {
-            wrong("value_is_invalid", format!("{code} counts the property {field:?}, which is not a number in the event"))
+        None => {
+            wrong("value_is_mandatory", format!("{code} counts the property {field:?}, which the event does not have"))
         }
+        Some(value) if metric.aggregation_type.wants_a_number() && Quantity::of_json(value).is_err() => wrong(
+            "value_is_invalid",
+            format!("{code} counts the property {field:?}, which is not a number in the event"),
+        ),
         Some(_) => None,
     }
 }
 
-fn subscription(
-    event: &Stored<'_>,
-    catalogue: &Catalogue,
-    checks: &ChecksSection,
-    now: Timestamp,
-) -> Option<Finding> {
+fn subscription(event: &Stored<'_>, catalogue: &Catalogue, checks: &ChecksSection, now: Timestamp) -> Option<Finding> {
     let id = event.external_subscription_id.as_deref().unwrap_or_default();
     let Some(subscription) = catalogue.subscription(id) else {
         let sentence = format!("Lago has no active subscription {id:?}");
@@ -141,11 +135,14 @@ fn subscription(
     if let Some(started) = subscription.started_at.filter(|started| at.plus_millis(1_000) <= *started) {
         return wrong(Kind::Time, format!("its time, {at}, is before the subscription began, {started}"));
     }
-    if let Some(period) = subscription.current_billing_period_started_at.filter(|period| at.plus_millis(1_000) <= *period)
+    if let Some(period) =
+        subscription.current_billing_period_started_at.filter(|period| at.plus_millis(1_000) <= *period)
     {
         return wrong(
             Kind::Late,
-            format!("its time, {at}, is before the current billing period, which began {period}: if that invoice is final, Lago never bills it"),
+            format!(
+                "its time, {at}, is before the current billing period, which began {period}: if that invoice is final, Lago never bills it"
+            ),
         );
     }
     None
@@ -225,8 +222,20 @@ mod tests {
             ("s", "users", NOW, r#"{"usr":1}"#, "property: users counts the property \"user\""),
             ("x", "calls", NOW, "{}", "no_subscription: Lago has no active subscription \"x\""),
             ("s", "calls", "2026-11-21T13:00:01Z", "{}", "time: its time, 2026-11-21T13:00:01.000Z, is in the future"),
-            ("old", "calls", "2025-12-31T23:59:59Z", "{}", "time: its time, 2025-12-31T23:59:59.000Z, is before the sub"),
-            ("s", "calls", "2026-10-31T23:59:59Z", "{}", "late: its time, 2026-10-31T23:59:59.000Z, is before the curr"),
+            (
+                "old",
+                "calls",
+                "2025-12-31T23:59:59Z",
+                "{}",
+                "time: its time, 2025-12-31T23:59:59.000Z, is before the sub",
+            ),
+            (
+                "s",
+                "calls",
+                "2026-10-31T23:59:59Z",
+                "{}",
+                "late: its time, 2026-10-31T23:59:59.000Z, is before the curr",
+            ),
         ] {
             let found = found(subscription, code, time, properties).unwrap();
             assert!(found.starts_with(expected), "{found}");

@@ -19,10 +19,12 @@ use kit_journal::{AppendError, Appended, DeliveryState, EventId, Journal, Journa
 use kit_lago::usage::answer::{ALREADY_EXISTS, ErrorAnswer, EventAnswer, TRANSACTION_ID};
 use kit_lago::usage::{BadBody, FieldErrors, Requested, requested};
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use crate::admit::{self, SOURCE, Stored};
 use crate::catalogue::{Known, Seen};
 use crate::check::{Finding, Kind, Policy, check};
+use crate::cloudevents::{self, NotCloudEvents};
 use crate::config::ChecksSection;
 use crate::metrics::{Taken, UsageMetrics};
 use crate::producers::{Producer, Producers};
@@ -49,6 +51,7 @@ pub(crate) fn router(intake: Arc<Intake>) -> Router {
     Router::new()
         .route("/api/v1/events", post(one))
         .route("/api/v1/events/batch", post(batch))
+        .route("/api/v1/cloudevents", post(cloudevents))
         .route("/api/v1/events/{transaction_id}", get(show))
         .fallback(|| async { plain(StatusCode::NOT_FOUND, "Not Found", Some("resource_not_found")) })
         .method_not_allowed_fallback(|| async { plain(StatusCode::NOT_FOUND, "Not Found", Some("resource_not_found")) })
@@ -64,6 +67,7 @@ enum Refusal {
     Forbidden,
     Body(BodyError),
     Bad(BadBody),
+    NotCloudEvents(NotCloudEvents),
     TooMany,
     Invalid(FieldErrors),
     InvalidBatch(BTreeMap<String, FieldErrors>),
@@ -81,7 +85,7 @@ impl Refusal {
             Self::Body(BodyError::TimedOut) => "too_slow",
             Self::Body(BodyError::Stopping) => "stopping",
             Self::Body(BodyError::BrokenOff) => "broken_off",
-            Self::Bad(_) => "bad_request",
+            Self::Bad(_) | Self::NotCloudEvents(_) => "bad_request",
             Self::TooMany => "too_many_events",
             Self::Invalid(_) | Self::InvalidBatch(_) => "invalid",
             Self::NotFound => "not_found",
@@ -106,6 +110,10 @@ impl IntoResponse for Refusal {
             Self::Bad(BadBody::NoEvent) => {
                 plain(StatusCode::BAD_REQUEST, "BadRequest: param is missing or the value is empty: event", None)
             }
+            Self::NotCloudEvents(NotCloudEvents::Type) => {
+                plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported Media Type: no CloudEvents", None)
+            }
+            Self::NotCloudEvents(_) => plain(StatusCode::BAD_REQUEST, "BadRequest: no CloudEvents 1.0", None),
             Self::Bad(BadBody::NoEvents) => invalid(BTreeMap::from([("events", ["no_events"])])),
             Self::TooMany => invalid(BTreeMap::from([("events", ["too_many_events"])])),
             Self::Invalid(errors) => invalid(errors),
@@ -116,11 +124,23 @@ impl IntoResponse for Refusal {
 }
 
 async fn one(State(intake): State<Arc<Intake>>, request: Request) -> Response {
-    answered(&intake, take(&intake, request, false).await)
+    answered(&intake, take(&intake, request, Shape::One).await)
 }
 
 async fn batch(State(intake): State<Arc<Intake>>, request: Request) -> Response {
-    answered(&intake, take(&intake, request, true).await)
+    answered(&intake, take(&intake, request, Shape::Batch).await)
+}
+
+async fn cloudevents(State(intake): State<Arc<Intake>>, request: Request) -> Response {
+    answered(&intake, take(&intake, request, Shape::CloudEvents).await)
+}
+
+/// What a request's body holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    One,
+    Batch,
+    CloudEvents,
 }
 
 async fn show(State(intake): State<Arc<Intake>>, Path(transaction_id): Path<String>, headers: HeaderMap) -> Response {
@@ -135,7 +155,7 @@ fn answered(intake: &Intake, result: Result<Response, Refusal>) -> Response {
 }
 
 /// Takes one event, or all of a batch, or none of it.
-async fn take(intake: &Intake, request: Request<Body>, is_batch: bool) -> Result<Response, Refusal> {
+async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
     // Before the body is read: who has no token costs nothing.
     let producer = holder(intake, &parts.headers)?;
@@ -153,16 +173,26 @@ async fn take(intake: &Intake, request: Request<Body>, is_batch: bool) -> Result
     };
     let body = read_body(&parts.headers, body, intake.body_limit, rules).await.map_err(Refusal::Body)?;
     let now = intake.clock.now();
-    let events = match requested(&body, is_batch).map_err(Refusal::Bad)? {
-        Requested::One(event) => vec![event],
-        Requested::Batch(events) => events,
+    let (own, from_body);
+    let events: Vec<&RawValue> = if shape == Shape::CloudEvents {
+        own = cloudevents::usage_events(&parts.headers, &body).map_err(Refusal::NotCloudEvents)?;
+        own.iter().map(AsRef::as_ref).collect()
+    } else {
+        from_body = requested(&body, shape == Shape::Batch).map_err(Refusal::Bad)?;
+        match from_body {
+            Requested::One(event) => vec![event],
+            Requested::Batch(events) => events,
+        }
     };
+    let is_batch = shape != Shape::One;
     if events.len() > intake.batch_limit {
         return Err(Refusal::TooMany);
     }
+    let request_key = idempotency_key(&parts.headers);
     let (mut admitted, mut errors) = (Vec::with_capacity(events.len()), BTreeMap::new());
     for (place, event) in events.into_iter().enumerate() {
-        match admit::admit(event, now) {
+        let name = request_key.map(|key| cloudevents::transaction_id(key, &place.to_string()));
+        match admit::admit(event, name, now) {
             Ok(event) => admitted.push(event.event),
             Err(wrong) => drop(errors.insert(place, wrong)),
         }
@@ -209,7 +239,17 @@ async fn reject(intake: &Intake, events: &[NewEvent], now: Timestamp) -> BTreeMa
     for finding in found.values() {
         intake.metrics.found(finding.kind, Policy::Reject);
     }
-    found.into_iter().map(|(place, finding)| (place, FieldErrors::from([(finding.field, vec![finding.code])]))).collect()
+    found
+        .into_iter()
+        .map(|(place, finding)| (place, FieldErrors::from([(finding.field, vec![finding.code])])))
+        .collect()
+}
+
+/// A name of the whole request, for producers whose events have none: the same request has the same one.
+fn idempotency_key(headers: &HeaderMap) -> Option<&str> {
+    let mut keys = headers.get_all("idempotency-key").iter();
+    let (Some(key), None) = (keys.next(), keys.next()) else { return None };
+    key.to_str().ok().map(str::trim).filter(|key| !key.is_empty())
 }
 
 /// Lago's errors: of a single event by field, of a batch by place and field.

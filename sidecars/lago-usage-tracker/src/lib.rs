@@ -2,7 +2,7 @@
 //! exactly once, for as long as that takes.
 //!
 //! `config` what can be set · `app` how the parts are put together · `http` a producer's request and its answer ·
-//! `producers` who may report for whom · `admit` from a usage event to one for the journal, without I/O · `catalogue`
+//! `producers` who may report for whom · `cloudevents` CloudEvents as usage · `admit` from a usage event to one for the journal, without I/O · `catalogue`
 //! what Lago knows · `check` what it would never bill, without I/O · `sender` batches to Lago and what its answers mean ·
 //! `redrive` parked events that fit by now.
 
@@ -10,6 +10,7 @@ mod admit;
 mod app;
 mod catalogue;
 mod check;
+mod cloudevents;
 pub mod config;
 mod http;
 mod metrics;

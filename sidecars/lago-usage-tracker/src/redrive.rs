@@ -40,7 +40,8 @@ impl Redrive {
             // Whoever asks has ended, and with it the daemon.
             let Some(seen) = changed else { return Ok(()) };
             let Some(catalogue) = seen.catalogue.filter(|_| seen.failed.is_none()) else { continue };
-            let is_due = last.as_ref().is_none_or(|(known, at)| !known.says_the_same(&catalogue) || at.elapsed() >= every);
+            let is_due =
+                last.as_ref().is_none_or(|(known, at)| !known.says_the_same(&catalogue) || at.elapsed() >= every);
             if !is_due {
                 continue;
             }
@@ -96,8 +97,10 @@ impl Redrive {
 
     async fn send(&self, seqs: Vec<Seq>) -> Result<u64, JournalError> {
         let now = self.clock.now();
-        let detail = serde_json::json!({ "sink": SINK, "events": seqs.len(), "why": "they fit what Lago knows by now" });
-        let audit = AuditRecord { at: now, actor: "catalogue".to_owned(), action: "deliveries.replay".to_owned(), detail };
+        let detail =
+            serde_json::json!({ "sink": SINK, "events": seqs.len(), "why": "they fit what Lago knows by now" });
+        let audit =
+            AuditRecord { at: now, actor: "catalogue".to_owned(), action: "deliveries.replay".to_owned(), detail };
         let replay = Action::Replay { sink: SINK.to_owned(), seqs, from: now, spacing_ms: 0.0 };
         let outcomes = self.journal.act(vec![replay, Action::Audit(audit)]).await?;
         Ok(outcomes.first().map_or(0, |outcome| outcome.changed))

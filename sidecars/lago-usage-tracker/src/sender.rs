@@ -101,7 +101,8 @@ impl LagoSink {
         let mut seen = self.known.current();
         let mut findings = self.findings(events, &seen);
         // What was not there when we looked may be there now.
-        let newest = events.iter().zip(&findings).filter(|(_, finding)| finding.as_ref().is_some_and(|f| f.kind.may_change()));
+        let newest =
+            events.iter().zip(&findings).filter(|(_, finding)| finding.as_ref().is_some_and(|f| f.kind.may_change()));
         if let Some(at) = newest.map(|(event, _)| event.at).max() {
             seen = self.known.newer_than(at, LOOK_AGAIN).await;
             findings = self.findings(events, &seen);

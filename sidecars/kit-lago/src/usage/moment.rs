@@ -57,8 +57,7 @@ impl EpochSeconds {
         if size >= FIRST_NONSENSE || number.fractional_digit_count() > 12 {
             return Err(NotATime);
         }
-        let seconds =
-            if size >= FIRST_MILLISECONDS { number * BigDecimal::new(1.into(), 3) } else { number };
+        let seconds = if size >= FIRST_MILLISECONDS { number * BigDecimal::new(1.into(), 3) } else { number };
         Ok(Self(seconds.normalized().to_plain_string()))
     }
 

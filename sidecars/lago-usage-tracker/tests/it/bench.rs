@@ -102,6 +102,17 @@ impl Bench {
         (status, serde_json::from_str(&response.text().await.unwrap()).unwrap_or(Value::Null))
     }
 
+    /// A producer's request with these headers beside its token.
+    pub(crate) async fn send(&self, path: &str, headers: &[(&str, &str)], body: String) -> (u16, Value) {
+        let mut request = self.client.post(format!("http://{}{path}", self.public)).bearer_auth(PRODUCER).body(body);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = request.send().await.unwrap();
+        let status = response.status().as_u16();
+        (status, serde_json::from_str(&response.text().await.unwrap()).unwrap_or(Value::Null))
+    }
+
     pub(crate) async fn api(&self, path: &str) -> Value {
         let url = format!("http://{}{path}", self.admin);
         let response = self.client.get(url).bearer_auth(ADMIN).send().await.unwrap();

@@ -66,7 +66,10 @@ async fn what_lago_would_not_bill_is_parked_with_a_reason_and_the_rest_is_sent()
         ("missing", "property: api_calls counts the property \"calls\", which the event does not have"),
         ("words", "property: api_calls counts the property \"calls\", which is not a number in the event"),
         ("future", "time: its time, 2984-01-15T08:53:20.000Z, is in the future"),
-        ("past", "time: its time, 1970-01-01T00:00:17.000Z, is before the subscription began, 2024-01-01T00:00:00.000Z"),
+        (
+            "past",
+            "time: its time, 1970-01-01T00:00:17.000Z, is before the subscription began, 2024-01-01T00:00:00.000Z",
+        ),
     ] {
         let (_, answer) = bench.get(&format!("/api/v1/events/{transaction}")).await;
         assert_eq!((&answer["event"]["status"], &answer["event"]["reason"]), (&json!("parked"), &json!(expected)));
@@ -146,7 +149,10 @@ async fn what_is_to_be_rejected_is_refused_at_once_and_a_new_subscription_is_not
     bench.settled().await;
 
     // Also after a restart without Lago, as far as what it would say now does not matter.
-    bench.lago.set_faults(Faults { rules: vec![Fault::new(Effect::Reset, When::Always).on(On::Everything)], ..Faults::default() });
+    bench.lago.set_faults(Faults {
+        rules: vec![Fault::new(Effect::Reset, When::Always).on(On::Everything)],
+        ..Faults::default()
+    });
     bench.restart().await;
     let past = json!({ "event": { "transaction_id": "e", "external_subscription_id": "s", "code": "visits", "timestamp": 17 } });
     assert_eq!(bench.post("/api/v1/events", &past).await.0, 422);
@@ -164,7 +170,10 @@ async fn an_absent_lago_parks_nothing() {
     metrics(&bench);
     subscribe(&bench, "s");
     knows(&bench, "Lago has told").await;
-    bench.lago.set_faults(Faults { rules: vec![Fault::new(Effect::Reset, When::Always).on(On::Everything)], ..Faults::default() });
+    bench.lago.set_faults(Faults {
+        rules: vec![Fault::new(Effect::Reset, When::Always).on(On::Everything)],
+        ..Faults::default()
+    });
     bench.report(&[of("new", "t", "visits", json!({})), of("never", "t", "visits", json!({}))]).await;
     assert!(bench.lago.wait_until(DEADLINE, |counts| counts.faults >= 6).await.is_ok());
     let row = bench.wait("waiting", |_| true).await;

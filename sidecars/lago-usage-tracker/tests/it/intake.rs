@@ -174,3 +174,55 @@ async fn an_event_can_be_asked_for_and_says_how_far_it_has_come() {
     let (status, answer) = bench.get("/api/v1/events/unknown").await;
     assert_eq!((status, answer), (404, json!({ "status": 404, "error": "Not Found", "code": "event_not_found" })));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cloudevents_are_usage_in_every_mode_and_the_same_event_is_billed_once() {
+    let bench = Bench::new(Profile::V1_39).await;
+    let event = json!({ "specversion": "1.0", "id": "e-1", "source": "/apps/a", "type": "api_calls", "subject": "s",
+        "time": "2024-11-19T07:06:40Z", "data": { "calls": 2 } });
+    let send = async |headers: &[(&str, &str)], body: String| bench.send("/api/v1/cloudevents", headers, body).await;
+    let structured = [("content-type", "application/cloudevents+json")];
+
+    let (status, answer) = send(&structured, event.to_string()).await;
+    assert_eq!((status, &answer["events"][0]["external_subscription_id"]), (200, &json!("s")), "{answer}");
+    let batch = [("content-type", "application/cloudevents-batch+json")];
+    assert_eq!(send(&batch, json!([event, event]).to_string()).await.0, 200);
+    let binary = [
+        ("content-type", "application/json"),
+        ("ce-specversion", "1.0"),
+        ("ce-id", "e-1"),
+        ("ce-source", "/apps/a"),
+        ("ce-type", "api_calls"),
+        ("ce-subject", "s"),
+        ("ce-time", "2024-11-19T07:06:40Z"),
+    ];
+    assert_eq!(send(&binary, r#"{"calls":2}"#.to_owned()).await.0, 200);
+    assert_eq!(send(&[("content-type", "application/json")], event.to_string()).await.0, 415);
+    assert_eq!(send(&structured, "{}".to_owned()).await.0, 400);
+
+    bench.settled().await;
+    let billed = bench.billed();
+    assert_eq!(billed.len(), 1, "{billed:?}");
+    assert!(
+        billed[0].starts_with("s/ce-") && billed[0].ends_with(r#" api_calls 1732000000 {"calls":2}"#),
+        "{billed:?}"
+    );
+}
+
+/// Producers whose events have no id give one to the request.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_with_an_idempotency_key_names_its_events() {
+    let bench = Bench::new(Profile::V1_39).await;
+    let event = json!({ "external_subscription_id": "s", "code": "c", "properties": {} });
+    let body = json!({ "events": [event, event] }).to_string();
+    let send = async |headers: &[(&str, &str)]| bench.send("/api/v1/events/batch", headers, body.clone()).await;
+
+    assert_eq!(send(&[]).await.0, 422, "two events that are alike are two events");
+    let (_, first) = send(&[("idempotency-key", "request-1")]).await;
+    let (_, again) = send(&[("idempotency-key", "request-1")]).await;
+    assert_eq!(first, again);
+    assert_eq!(send(&[("idempotency-key", "request-2")]).await.0, 200);
+
+    bench.settled().await;
+    assert_eq!(bench.billed().len(), 4);
+}
