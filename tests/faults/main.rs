@@ -34,6 +34,7 @@ mod soak;
 mod sources;
 mod syscalls;
 mod timing;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -96,6 +97,7 @@ fn main() -> ExitCode {
         experiment!("F17", network::a_kept_connection_that_is_closed_costs_one_short_wait, 5, 50),
         experiment!("F17", network::the_default_limits_end_every_attempt, 1, 1),
         experiment!("F18", network::a_name_that_cannot_be_found_costs_time_only, 7, 100),
+        experiment!("F20", usage::every_event_is_billed_once_as_it_was_sent, 100, 1_000),
         experiment!("F22", gateway::poison_is_parked_and_holds_nobody_up, 2, 100),
         experiment!("F24", crowds::slow_senders_do_not_slow_others, 10, 60),
         experiment!("F24", crowds::slowhttptest_does_not_slow_others, 5, 60),

@@ -76,7 +76,7 @@ impl Engine for Handle {
         for append in &commit.appends {
             memory.last += 1;
             let seq = memory.last;
-            verdicts.push(Verdict { id: append.head().id, seq, duplicate: false, conflict: false });
+            verdicts.push(Verdict { id: append.head().id, seq, duplicate: false, conflict: false, withheld: false });
             let (head, body) = (append.head().clone(), append.body().to_vec().into());
             memory.events.push_back(StoredEvent { seq, at: commit.at, head, body });
         }
@@ -101,6 +101,10 @@ impl Engine for Handle {
 
     fn last_seq(&self) -> Seq {
         self.memory().last
+    }
+
+    fn known(&self, _: &str, _: &str) -> Result<Vec<(EventId, Seq)>, JournalError> {
+        Ok(Vec::new())
     }
 
     fn remembered(&self, _: &str) -> Result<(Option<Vec<u8>>, Option<Timestamp>), JournalError> {

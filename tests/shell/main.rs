@@ -8,15 +8,37 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use kit_lago::stand_in::billing::Profile;
 use kit_workbench::process::{DaemonCommand, Exit};
 use kit_workbench::raw::{self, RawResponse};
 use outrigger_tests::binaries::{DAEMONS, daemon, repository};
 use outrigger_tests::rig::{Mode, REQUEST_DEADLINE, Rig, STOP_LIMIT};
 
-/// A rig with the daemon of this name.
+/// A rig with the daemon of this name, not started yet.
+async fn new_rig(name: &str) -> Rig {
+    match name {
+        "lago-webhook-processor" => Rig::new(Mode::Hmac, &[]).await.unwrap(),
+        "lago-usage-tracker" => Rig::tracker(Profile::V1_39, &[]).await.unwrap(),
+        _ => panic!("a new daemon needs its own rig"),
+    }
+}
+
 async fn rig_of(name: &str) -> Rig {
-    assert_eq!(name, "lago-webhook-processor", "a new daemon needs its own rig");
-    Rig::started(Mode::Hmac, &[]).await.unwrap()
+    let mut rig = new_rig(name).await;
+    rig.start().await.unwrap();
+    rig
+}
+
+/// Sends what this daemon takes, or with a forged proof.
+async fn send_one(rig: &Rig, forged: bool) -> u16 {
+    const USAGE: &str = r#"{"event":{"transaction_id":"t","external_subscription_id":"s","code":"c"}}"#;
+    let answer = match (rig.daemon, forged) {
+        ("lago-usage-tracker", false) => rig.produce("/api/v1/events", &rig.producer, USAGE).await,
+        ("lago-usage-tracker", true) => rig.produce("/api/v1/events", "forged", USAGE).await,
+        (_, false) => rig.post("k", r#"{"webhook_type":"invoice.created"}"#).await,
+        (_, true) => rig.post_signed("k", "{}", "forged").await,
+    };
+    answer.unwrap().status
 }
 
 /// Runs a daemon to its end: how it ended, standard output, standard error.
@@ -92,7 +114,7 @@ async fn the_example_configuration_is_valid_and_a_mistake_in_it_is_not() {
 #[tokio::test]
 async fn checking_the_configuration_starts_nothing() {
     for name in DAEMONS {
-        let rig = Rig::new(Mode::Hmac, &[]).await.unwrap();
+        let rig = new_rig(name).await;
         let command = command(name, &["--check-config"]).envs(rig.environment().to_vec());
         let (exit, out, _) = run(command).await;
         assert_eq!((exit.code, out.as_str()), (Some(0), "configuration is valid\n"));
@@ -137,7 +159,7 @@ async fn a_frozen_daemon_is_found_unhealthy() {
 async fn every_metric_has_a_name_by_the_rules_a_help_and_a_line_in_the_reference() {
     for name in DAEMONS {
         let rig = rig_of(name).await;
-        rig.post("k", r#"{"webhook_type":"invoice.created"}"#).await.unwrap();
+        assert_eq!(send_one(&rig, false).await, 200);
         let metrics = rig.metrics().await.unwrap();
         assert!(metrics.is_complete(), "no # EOF");
         let documented = std::fs::read_to_string(repository().join("docs/reference/metrics.md")).unwrap();
@@ -148,7 +170,11 @@ async fn every_metric_has_a_name_by_the_rules_a_help_and_a_line_in_the_reference
             let shown = [format!("`{family}`"), format!("`{family}_total`"), format!("`{family}_info`")];
             assert!(shown.iter().any(|form| documented.contains(form)), "{family} is not in docs/reference/metrics.md");
         }
-        for prefix in ["lago_webhooks", "journal_commit", "delivery_attempts", "delivery_pending", "business_events"] {
+        let own: &[&str] = match name {
+            "lago-usage-tracker" => &["usage_events", "usage_lago_events"],
+            _ => &["lago_webhooks", "business_events"],
+        };
+        for prefix in ["journal_commit", "delivery_attempts", "delivery_pending"].iter().chain(own) {
             assert!(metrics.families().keys().any(|family| family.starts_with(prefix)), "no family {prefix}…");
         }
     }
@@ -243,7 +269,7 @@ async fn each_listener_serves_its_own_paths_only() {
 async fn every_log_line_is_json_with_the_common_keys() {
     for name in DAEMONS {
         let mut rig = rig_of(name).await;
-        rig.post_signed("k", "{}", "forged").await.unwrap();
+        assert_eq!(send_one(&rig, true).await, 401);
         let (exit, _) = rig.stop().await.unwrap();
         assert_eq!(exit.code, Some(0), "stopped in order, however soon");
         let log = std::fs::read_to_string(rig.scratch.file("daemon.log")).unwrap();

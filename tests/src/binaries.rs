@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 pub const DIRECTORY_VARIABLE: &str = "OUTRIGGER_BIN_DIR";
 
 /// Every daemon of the repository, by the name of its binary.
-pub const DAEMONS: [&str; 1] = ["lago-webhook-processor"];
+pub const DAEMONS: [&str; 2] = ["lago-webhook-processor", "lago-usage-tracker"];
 
 /// The top of the repository.
 pub fn repository() -> &'static Path {

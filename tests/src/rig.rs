@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use kit::secret::Secret;
 use kit_lago::signature::{RsaSigner, sign_hmac, sign_jwt};
+use kit_lago::stand_in::billing::{LagoServer, Profile};
 use kit_workbench::Moment;
 use kit_workbench::gateway::{Gateway, GatewayOptions};
 use kit_workbench::ledger::{Counters, Crash, EndRecord, Expectations, ExpectedEnd, GATEWAY, Ledger, Report};
@@ -53,8 +54,12 @@ pub enum Mode {
 pub struct Rig {
     /// Where everything of this run lies.
     pub scratch: Scratch,
+    /// Which daemon it is.
+    pub daemon: &'static str,
     /// Who receives.
     pub gateway: Gateway,
+    /// Lago, for daemons that send to it.
+    pub lago: Option<LagoServer>,
     /// The public listener.
     pub public: SocketAddr,
     /// The admin listener.
@@ -63,6 +68,8 @@ pub struct Rig {
     pub token: String,
     /// How webhooks are signed.
     pub mode: Mode,
+    /// What producers show.
+    pub producer: String,
     hmac_key: String,
     signer: Option<Arc<RsaSigner>>,
     secrets: Vec<(&'static str, String)>,
@@ -87,10 +94,13 @@ impl Rig {
         let hmac_key = format!("canary-hmac-{}", uuid::Uuid::new_v4());
         let token = format!("canary-token-{}", uuid::Uuid::new_v4());
         let mut rig = Self {
+            daemon: DAEMON,
+            lago: None,
             public,
             admin,
             token: token.clone(),
             mode,
+            producer: String::new(),
             hmac_key: hmac_key.clone(),
             signer: None,
             secrets: vec![
@@ -137,6 +147,43 @@ impl Rig {
         Ok(rig)
     }
 
+    /// The same with the usage tracker between producers and Lago; not started yet.
+    ///
+    /// # Errors
+    /// The machine has no room for it.
+    pub async fn tracker(profile: Profile, settings: &[(&str, &str)]) -> Result<Self> {
+        let mut rig = Self::new(Mode::Hmac, &[]).await?;
+        let key = format!("canary-api-key-{}", uuid::Uuid::new_v4());
+        let lago = LagoServer::start(profile, Secret::from(key.clone())).await?;
+        let producer = format!("canary-producer-{}", uuid::Uuid::new_v4());
+        let file = |name: &str, content: &str| -> Result<String> {
+            Ok(rig.scratch.write(name, content)?.display().to_string())
+        };
+        let own = [
+            ("LAGO_API_URL", lago.url()),
+            ("LAGO_API_KEY_FILE", file("api-key", &key)?),
+            ("USAGE_PRODUCER_TOKEN_FILE", file("producer", &producer)?),
+        ];
+        rig.environment.retain(|(name, _)| {
+            ["SIDECAR_JOURNAL__", "SIDECAR_LISTEN__", "SIDECAR_ADMIN__"].iter().any(|prefix| name.starts_with(prefix))
+        });
+        own.into_iter().for_each(|(name, value)| rig.set(name, &value));
+        settings.iter().for_each(|(name, value)| rig.set(name, value));
+        rig.secrets.extend([("API key", key), ("producer token", producer.clone())]);
+        (rig.daemon, rig.lago, rig.producer) = ("lago-usage-tracker", Some(lago), producer);
+        Ok(rig)
+    }
+
+    /// Sends a request of a producer.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn produce(&self, path: &str, token: &str, body: &str) -> Result<RawResponse> {
+        let bearer = format!("Bearer {token}");
+        let headers = [("Authorization", bearer.as_str()), ("Content-Type", "application/json")];
+        Ok(raw::request(self.public, "POST", path, &headers, body.as_bytes(), REQUEST_DEADLINE).await?)
+    }
+
     /// A rig whose daemon is ready.
     ///
     /// # Errors
@@ -170,7 +217,7 @@ impl Rig {
     /// # Errors
     /// The binary is missing.
     pub fn command(&self) -> Result<DaemonCommand> {
-        let command = DaemonCommand::new(binaries::daemon(DAEMON)?);
+        let command = DaemonCommand::new(binaries::daemon(self.daemon)?);
         let command = command.envs(self.environment.clone()).log_file(self.scratch.file("daemon.log"));
         Ok(match self.wrapper.split_first() {
             Some((program, arguments)) => command.wrapped(program, arguments),
@@ -244,7 +291,7 @@ impl Rig {
         let from = Moment::now();
         let mut process = self.process.take().context("the daemon is not running")?;
         let exit = process.kill9().await?;
-        ledger.end(EndRecord::new(DAEMON, ExpectedEnd::Signal(9), exit));
+        ledger.end(EndRecord::new(self.daemon, ExpectedEnd::Signal(9), exit));
         let ready = self.start().await?;
         ledger.crash(Crash { what: "kill -9".to_owned(), from, until: Moment::now(), in_flight: UNSETTLED });
         Ok(ready)
@@ -258,7 +305,7 @@ impl Rig {
     pub async fn restart(&mut self, ledger: &mut Ledger) -> Result<()> {
         let from = Moment::now();
         let (exit, _) = self.stop().await?;
-        ledger.end(EndRecord::new(DAEMON, ExpectedEnd::Code(0), exit));
+        ledger.end(EndRecord::new(self.daemon, ExpectedEnd::Code(0), exit));
         self.start().await?;
         ledger.crash(Crash { what: "restart".to_owned(), from, until: Moment::now(), in_flight: UNSETTLED });
         Ok(())
@@ -468,7 +515,7 @@ impl Rig {
     pub async fn account(mut self, mut ledger: Ledger) -> Result<(Ledger, Report)> {
         ledger.counters(self.drained().await?);
         let (exit, took) = self.stop().await?;
-        ledger.end(EndRecord::new(DAEMON, ExpectedEnd::Code(0), exit));
+        ledger.end(EndRecord::new(self.daemon, ExpectedEnd::Code(0), exit));
         ensure!(took <= STOP_LIMIT, "stopping took {took:?}");
         let contents = journal_file::read(&self.journal_path()).await?;
         ledger.counters(contents.counters(GATEWAY, "drained")?);

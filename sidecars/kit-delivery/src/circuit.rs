@@ -80,6 +80,14 @@ impl Circuit {
         }
     }
 
+    /// The sink wants nothing of us: no need to count failures. True when this opened the circuit.
+    pub(crate) fn denied(&mut self, now: Instant) -> bool {
+        if let State::Closed { failures } = &mut self.state {
+            *failures = self.threshold;
+        }
+        self.failed(now)
+    }
+
     /// The probe ended without the sink having been asked: the next one comes after the same time again.
     pub(crate) fn inconclusive(&mut self, now: Instant) {
         if let State::Probing { delay } = self.state {

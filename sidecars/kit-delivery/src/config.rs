@@ -233,31 +233,6 @@ impl GatewaySection {
         if !(1..=1024).contains(&self.concurrency) {
             problem("concurrency", "must be between 1 and 1024");
         }
-        let seconds = [
-            ("timeout.connect_seconds", self.timeout.connect_seconds),
-            ("timeout.read_seconds", self.timeout.read_seconds),
-            ("timeout.total_seconds", self.timeout.total_seconds),
-            ("retry.retry_after_max_seconds", self.retry.retry_after_max_seconds),
-            ("circuit.probe_seconds", self.circuit.probe_seconds),
-            ("circuit.probe_max_seconds", self.circuit.probe_max_seconds),
-        ];
-        for (name, value) in seconds {
-            if !value.is_finite() || value <= 0.0 || value > LONGEST_SECONDS {
-                problem(name, "must be a number of seconds above 0 and at most 30 days");
-            }
-        }
-        if self.retry.schedule_seconds.iter().any(|s| !s.is_finite() || *s < 0.0 || *s > LONGEST_SECONDS) {
-            problem("retry.schedule_seconds", "must be numbers of seconds from 0 to 30 days");
-        }
-        if self.retry.schedule_seconds.len() > 1000 {
-            problem("retry.schedule_seconds", "must hold at most 1000 delays");
-        }
-        if self.retry.statuses.iter().any(|status| !(400..500).contains(status)) {
-            problem("retry.statuses", "must be 4xx statuses; 5xx are tried again anyway");
-        }
-        if self.circuit.failures == 0 {
-            problem("circuit.failures", "must be at least 1");
-        }
         for (nth, condition) in self.success.conditions.iter().enumerate() {
             if let Some(text) = condition.mistake() {
                 problem("success.conditions", &format!("condition {}: {text}", nth + 1));
@@ -270,6 +245,56 @@ impl GatewaySection {
             if self.oauth.client_id.is_empty() {
                 problem("oauth.client_id", "must be set when oauth.token_url is");
             }
+        }
+        self.timeout.validate(&format!("{prefix}.timeout"), problems);
+        self.retry.validate(&format!("{prefix}.retry"), problems);
+        self.circuit.validate(&format!("{prefix}.circuit"), problems);
+    }
+}
+
+/// Checks a time that somebody waits.
+pub fn check_seconds(path: &str, value: f64, problems: &mut Problems) {
+    if !value.is_finite() || value <= 0.0 || value > LONGEST_SECONDS {
+        problems.add(path, "must be a number of seconds above 0 and at most 30 days");
+    }
+}
+
+impl TimeoutSection {
+    /// Checks the values; `prefix` is the section's path in the configuration.
+    pub fn validate(&self, prefix: &str, problems: &mut Problems) {
+        for (name, value) in [
+            ("connect_seconds", self.connect_seconds),
+            ("read_seconds", self.read_seconds),
+            ("total_seconds", self.total_seconds),
+        ] {
+            check_seconds(&format!("{prefix}.{name}"), value, problems);
+        }
+    }
+}
+
+impl RetrySection {
+    /// As [`TimeoutSection::validate`].
+    pub fn validate(&self, prefix: &str, problems: &mut Problems) {
+        check_seconds(&format!("{prefix}.retry_after_max_seconds"), self.retry_after_max_seconds, problems);
+        if self.schedule_seconds.iter().any(|s| !s.is_finite() || *s < 0.0 || *s > LONGEST_SECONDS) {
+            problems.add(&format!("{prefix}.schedule_seconds"), "must be numbers of seconds from 0 to 30 days");
+        }
+        if self.schedule_seconds.len() > 1000 {
+            problems.add(&format!("{prefix}.schedule_seconds"), "must hold at most 1000 delays");
+        }
+        if self.statuses.iter().any(|status| !(400..500).contains(status)) {
+            problems.add(&format!("{prefix}.statuses"), "must be 4xx statuses; 5xx are tried again anyway");
+        }
+    }
+}
+
+impl CircuitSection {
+    /// As [`TimeoutSection::validate`].
+    pub fn validate(&self, prefix: &str, problems: &mut Problems) {
+        check_seconds(&format!("{prefix}.probe_seconds"), self.probe_seconds, problems);
+        check_seconds(&format!("{prefix}.probe_max_seconds"), self.probe_max_seconds, problems);
+        if self.failures == 0 {
+            problems.add(&format!("{prefix}.failures"), "must be at least 1");
         }
     }
 }
@@ -293,7 +318,10 @@ pub(crate) fn header_name(key: &str) -> String {
 }
 
 /// An `http` or `https` URL without user information, query or fragment.
-pub(crate) fn parse_url(text: &str) -> Result<Url, &'static str> {
+///
+/// # Errors
+/// What is wrong, as it follows the name of the setting.
+pub fn parse_url(text: &str) -> Result<Url, &'static str> {
     let url = Url::parse(text).map_err(|_| "must be a URL such as http://brain-gateway:8000")?;
     if !matches!(url.scheme(), "http" | "https") {
         Err("must begin with http:// or https://")

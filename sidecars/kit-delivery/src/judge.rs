@@ -54,6 +54,7 @@ pub(crate) fn decide(outcome: &Outcome, schedule: &Schedule, c: &Circumstances) 
 fn is_charged(failure: Failure, c: &Circumstances) -> bool {
     let others_got_through = c.successes > c.history.successes_seen && c.history.uncharged > 0;
     match failure {
+        Failure::Denied => false,
         Failure::Unreachable => others_got_through,
         Failure::Unavailable => c.circuit_closed || others_got_through,
         _ => c.circuit_closed || c.history.was_due,

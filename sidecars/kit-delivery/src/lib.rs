@@ -19,10 +19,11 @@ mod metrics;
 mod oauth;
 mod outcome;
 pub mod signature;
+pub mod start;
 mod window;
 
 pub use config::GatewaySection;
 pub use dispatcher::{Dispatcher, DispatcherSettings, SinkStatus};
 pub use http_sink::{HttpSink, HttpSinkError};
 pub use metrics::DeliveryMetrics;
-pub use outcome::{Failure, Outcome, Sink, Verdict};
+pub use outcome::{Batching, Failure, Outcome, Sink, Verdict};

@@ -1,14 +1,66 @@
 //! What a sink is to the engine, and what it may answer.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use kit_journal::StoredEvent;
+use kit_journal::{EventHead, Seq, StoredEvent};
+
+/// How many events go in one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batching {
+    /// At most so many.
+    pub most: usize,
+    /// How long the first of a batch waits for others.
+    pub linger: Duration,
+}
+
+impl Batching {
+    /// Every event on its own, at once.
+    pub const NONE: Self = Self { most: 1, linger: Duration::ZERO };
+
+    /// How many go together of those that have failed so often: one that fails them all is to be alone soon.
+    pub(crate) fn most_after(&self, attempts: u32) -> usize {
+        match attempts {
+            0 => self.most,
+            1 => self.most.div_ceil(10),
+            _ => 1,
+        }
+    }
+}
 
 /// A place that events are delivered to.
 pub trait Sink: Send + Sync + 'static {
     /// The sink's name in the journal, metrics and the API.
     fn name(&self) -> &str;
+
+    /// Whether an event is for this sink; what is not is passed by and counted as filtered. The same answer for the
+    /// same event, always.
+    fn wants(&self, _head: &EventHead) -> bool {
+        true
+    }
+
+    /// How many events go in one request.
+    fn batching(&self) -> Batching {
+        Batching::NONE
+    }
+
+    /// Delivers several events and judges each; as many outcomes as events, in their order. Never hangs.
+    fn deliver_all<'a>(&'a self, events: &'a [Arc<StoredEvent>]) -> BoxFuture<'a, Vec<Outcome>> {
+        Box::pin(async move {
+            let mut outcomes = Vec::with_capacity(events.len());
+            for event in events {
+                outcomes.push(self.deliver(event).await);
+            }
+            outcomes
+        })
+    }
+
+    /// Small values to remember in the same commit that records these as delivered, by name. Called once for every
+    /// delivery that is recorded; what was delivered and not recorded comes again.
+    fn recording(&self, _delivered: &[Seq]) -> Vec<(String, Vec<u8>)> {
+        Vec::new()
+    }
 
     /// Delivers one event and judges the answer. Never hangs: every wait inside has a limit. May be
     /// called again for the same event, with the same event id.
@@ -72,6 +124,9 @@ pub enum Failure {
     Unreachable,
     /// Something answered in place of the sink: 502, 503, 504.
     Unavailable,
+    /// The sink refuses us, whatever we bring: 401 and 403 where they are no answer about an event. Nothing else is
+    /// tried before a person has mended it.
+    Denied,
     /// The sink answered about this event and may take it later: 408, 425, 429, 500 and other 5xx.
     Busy,
     /// Status fine, but the body does not say what success says; to be tried again.
@@ -92,6 +147,7 @@ impl Failure {
         match self {
             Self::Unreachable => "unreachable",
             Self::Unavailable => "unavailable",
+            Self::Denied => "denied",
             Self::Busy => "busy",
             Self::Condition => "condition",
             Self::ConditionRefused => "condition_refused",
@@ -102,9 +158,10 @@ impl Failure {
     }
 
     /// Every word there is, for metrics that exist from the start.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Unreachable,
         Self::Unavailable,
+        Self::Denied,
         Self::Busy,
         Self::Condition,
         Self::ConditionRefused,
@@ -115,11 +172,11 @@ impl Failure {
 
     /// Trying again may help.
     pub fn may_retry(self) -> bool {
-        matches!(self, Self::Unreachable | Self::Unavailable | Self::Busy | Self::Condition)
+        matches!(self, Self::Unreachable | Self::Unavailable | Self::Denied | Self::Busy | Self::Condition)
     }
 
     /// The sink itself spoke about this event.
     pub fn is_answer_about_event(self) -> bool {
-        !matches!(self, Self::Unreachable | Self::Unavailable)
+        !matches!(self, Self::Unreachable | Self::Unavailable | Self::Denied)
     }
 }

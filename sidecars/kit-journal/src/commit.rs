@@ -14,6 +14,9 @@ pub struct Commit {
     pub age: Timestamp,
     /// Events to append, in order.
     pub appends: Vec<Append>,
+    /// Ranges of `appends` that are stored together or not at all: none of them, where the key of one is known with
+    /// other content ([`Dedupe::Scoped`]). In order, without overlaps.
+    pub together: Vec<std::ops::Range<usize>>,
     /// Results of deliveries.
     pub settlements: Vec<Settlement>,
     /// What an operator asked for.
@@ -57,6 +60,12 @@ impl Append {
         Self { json: head.to_json(), head, body, digest, dedupe }
     }
 
+    /// `event`, hashed here.
+    pub(crate) fn hashed(event: NewEvent) -> Self {
+        let digest = BodyDigest::of(&event.body);
+        Self::new(event, digest)
+    }
+
     /// Everything but the body.
     pub fn head(&self) -> &EventHead {
         &self.head
@@ -79,6 +88,15 @@ pub struct Verdict {
     pub duplicate: bool,
     /// Its key was known with another body; it was stored as a new event.
     pub conflict: bool,
+    /// Nothing was stored, because of another one that it is to be stored together with. `seq` says nothing.
+    pub withheld: bool,
+}
+
+impl Verdict {
+    /// A new event came of it.
+    pub fn is_stored(&self) -> bool {
+        !self.duplicate && !self.withheld
+    }
 }
 
 /// The results of one commit, in the order of what was asked.
@@ -120,6 +138,9 @@ pub struct Settlement {
     pub delivered: Vec<Seq>,
     /// What was tried, for the delivery log.
     pub attempts: Vec<Attempt>,
+    /// Small values that change with these results, by name. The same settlement may come twice: they are what is
+    /// true after it, not what it changes.
+    pub values: Vec<(String, Vec<u8>)>,
 }
 
 /// State of an exception row.
@@ -207,6 +228,16 @@ pub enum Action {
         /// Positions.
         seqs: Vec<Seq>,
         /// The operator's reason.
+        reason: String,
+    },
+    /// Make dead letters of these, which were delivered or still wait for their turn: the receiver says later that
+    /// it could not use them. What is being tried, parked or dropped stays as it is.
+    Park {
+        /// The sink.
+        sink: String,
+        /// Positions.
+        seqs: Vec<Seq>,
+        /// The receiver's reason.
         reason: String,
     },
     /// Stop or resume deliveries of a sink.

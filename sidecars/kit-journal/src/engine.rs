@@ -134,6 +134,12 @@ pub trait Engine: Send {
     /// The last position.
     fn last_seq(&self) -> Seq;
 
+    /// The events that are remembered under this key, in order of position.
+    ///
+    /// # Errors
+    /// Unreadable.
+    fn known(&self, source: &str, key: &str) -> Result<Vec<(EventId, Seq)>, JournalError>;
+
     /// A remembered value, and when the newest deduplication key was first seen. Fails where they are unreadable.
     fn remembered(&self, name: &str) -> Result<(Option<Vec<u8>>, Option<Timestamp>), JournalError>;
 

@@ -46,7 +46,32 @@ impl EventId {
             hasher.update(digest.0);
         }
         let hash: [u8; 32] = hasher.finalize().into();
-        let mut bytes = first_16(&hash);
+        Self::version_8(first_16(&hash))
+    }
+
+    /// Derives the id of an event whose key is unique within `scope` only, and whose content decides whether a
+    /// second arrival is the same: the first half follows from source, key and scope, the second from all of it.
+    /// Two halves are enough, because ids are compared only with those of the same source and key.
+    pub fn derive_scoped(source: &str, key: &str, scope: &str, content: &BodyDigest) -> Self {
+        let mut hasher = key_hasher(b"outrigger/scoped-id", source, key);
+        hasher.update(scope.as_bytes());
+        let scoped: [u8; 32] = hasher.finalize().into();
+        let mut hasher = Sha256::new();
+        hasher.update(scoped);
+        hasher.update(content.0);
+        let whole: [u8; 32] = hasher.finalize().into();
+        let mut bytes = first_16(&whole);
+        bytes[..8].copy_from_slice(&scoped[..8]);
+        Self::version_8(bytes)
+    }
+
+    /// Whether both were made by [`EventId::derive_scoped`] of the same source, key and scope; for ids of the same
+    /// source and key.
+    pub(crate) fn has_scope_of(&self, other: &Self) -> bool {
+        self.0[..8] == other.0[..8]
+    }
+
+    fn version_8(mut bytes: [u8; 16]) -> Self {
         bytes[6] = (bytes[6] & 0x0f) | 0x80;
         bytes[8] = (bytes[8] & 0x3f) | 0x80;
         Self(bytes)
@@ -149,6 +174,9 @@ pub enum Dedupe {
     KeyAndBody,
     /// The key alone: the first arrival wins and later ones are duplicates whatever they carry.
     Key,
+    /// The key within the scope that the id was made with ([`EventId::derive_scoped`]): the first arrival wins. A
+    /// later one is a duplicate with the first one's id, which is its own only where the content is the same.
+    Scoped,
 }
 
 /// The part of an event that the envelope is built from. Stored as JSON beside the body.
@@ -241,7 +269,8 @@ fn is_false(value: &bool) -> bool {
 /// An event on its way into the journal.
 #[derive(Debug)]
 pub struct NewEvent {
-    /// Everything but the body; `head.id` must be the id that [`EventId::derive`] gives for it.
+    /// Everything but the body; `head.id` must be the id that [`EventId::derive`] or [`EventId::derive_scoped`]
+    /// gives for it.
     pub head: EventHead,
     /// The body as received. An exact copy: a slice of a connection's read buffer would keep the
     /// whole buffer alive while it waits.
@@ -287,6 +316,21 @@ mod tests {
 
         assert_eq!(&text[14..15], "8");
         assert_eq!(text.parse::<EventId>().unwrap(), id);
+    }
+
+    #[test]
+    fn a_scoped_id_tells_the_scope_and_the_content_apart() {
+        let content = BodyDigest::of(b"{}");
+        let id = EventId::derive_scoped("usage", "k", "sub-1", &content);
+
+        let other_content = EventId::derive_scoped("usage", "k", "sub-1", &BodyDigest::of(b"[]"));
+        assert!(id != other_content && id.has_scope_of(&other_content));
+        let other_scope = EventId::derive_scoped("usage", "k", "sub-2", &content);
+        assert!(id != other_scope && !id.has_scope_of(&other_scope));
+        assert_ne!(id.0[8..], other_scope.0[8..]);
+        let other_key = EventId::derive_scoped("usage", "ksub", "-1", &content);
+        assert!(!id.has_scope_of(&other_key));
+        assert_eq!(&id.to_string()[14..15], "8");
     }
 
     /// Ids are promised to stay the same across versions: receivers deduplicate by them.

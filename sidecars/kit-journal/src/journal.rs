@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use kit::clock::SharedClock;
+use kit::clock::{SharedClock, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::age::Age;
 use crate::config::JournalSection;
-use crate::engine::{Action, ActionOutcome, Append, Engine, Reader, Settlement};
+use crate::engine::{Action, ActionOutcome, Append, Engine, Reader, Settlement, Verdict};
 use crate::error::{AppendError, JournalError, OpenError};
 use crate::event::{BodyDigest, EventId, NewEvent, Seq, StoredEvent};
 use crate::metrics::JournalMetrics;
@@ -29,10 +29,22 @@ pub struct Appended {
     pub id: EventId,
     /// Its position.
     pub seq: Seq,
+    /// Its receipt time, where it is new; of a duplicate, when that was found.
+    pub at: Timestamp,
     /// It was accepted before.
     pub duplicate: bool,
     /// Its key was known with another body.
     pub conflict: bool,
+    /// It was not stored, because of another one that it was to be stored together with; `seq` says nothing then.
+    pub withheld: bool,
+}
+
+impl Appended {
+    /// By a commit made at `at`.
+    pub(crate) fn new(verdict: &Verdict, at: Timestamp) -> Self {
+        let Verdict { id, seq, duplicate, conflict, withheld } = *verdict;
+        Self { id, seq, at, duplicate, conflict, withheld }
+    }
 }
 
 /// Whether the journal takes events.
@@ -54,6 +66,9 @@ pub type OpenReader = Box<dyn Fn() -> Result<Box<dyn Reader>, JournalError> + Se
 pub(crate) enum Request {
     /// Boxed: the other requests are a tenth of its size.
     Append(Box<Append>, Reply<Appended, AppendError>),
+    Together(Vec<Append>, Reply<Vec<Appended>, AppendError>),
+    Instead(Vec<Append>, Settlement, Reply<Vec<Appended>, AppendError>),
+    Known(String, String, Reply<Vec<(EventId, Seq)>>),
     Settle(Vec<Settlement>, Reply<()>),
     Act(Vec<Action>, Reply<Vec<ActionOutcome>>),
     Value(String, Vec<u8>, Reply<()>),
@@ -195,7 +210,52 @@ impl Journal {
     pub async fn append_digested(&self, event: NewEvent, digest: BodyDigest) -> Result<Appended, AppendError> {
         let append = Append::new(event, digest);
         let (answer, answered) = oneshot::channel();
-        match self.requests.try_send(Request::Append(Box::new(append), answer)) {
+        self.offer(Request::Append(Box::new(append), answer), answered).await
+    }
+
+    /// Appends events together: all of them in one commit, and none where the key of one is known with other content
+    /// ([`Dedupe::Scoped`](crate::Dedupe::Scoped)). Which one that is shows in the answers, which are in the order of
+    /// the events: a duplicate with another id than its own.
+    ///
+    /// # Errors
+    /// As [`Journal::append`].
+    pub async fn append_together(&self, events: Vec<NewEvent>) -> Result<Vec<Appended>, AppendError> {
+        let appends = events.into_iter().map(Append::hashed).collect();
+        let (answer, answered) = oneshot::channel();
+        self.offer(Request::Together(appends, answer), answered).await
+    }
+
+    /// Appends events and settles those that they take the place of, in one commit.
+    ///
+    /// # Errors
+    /// Nothing of it was recorded, as far as anyone knows; what was is recorded when the same comes again.
+    pub async fn append_instead(
+        &self,
+        events: Vec<NewEvent>,
+        settlement: Settlement,
+    ) -> Result<Vec<Appended>, AppendError> {
+        let appends = events.into_iter().map(Append::hashed).collect();
+        let (answer, answered) = oneshot::channel();
+        self.offer(Request::Instead(appends, settlement, answer), answered).await
+    }
+
+    /// The events that are remembered under a key, in order of position.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn known(&self, source: &str, key: &str) -> Result<Vec<(EventId, Seq)>, JournalError> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Request::Known(source.to_owned(), key.to_owned(), answer)).await?;
+        answered.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// Queues a request that appends, and waits as long as an append may take.
+    async fn offer<T>(
+        &self,
+        request: Request,
+        answered: oneshot::Receiver<Result<T, AppendError>>,
+    ) -> Result<T, AppendError> {
+        match self.requests.try_send(request) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(_)) => {
                 self.shared.metrics.refused_busy.inc();

@@ -4,11 +4,12 @@
 //! without a timer. After a failed commit the store counts as poisoned: everything is refused until
 //! it has been reopened and what it shows is known to be on the disk.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use kit::clock::SharedClock;
+use kit::clock::{SharedClock, Timestamp};
 use tokio::sync::{mpsc, watch};
 
 use crate::age::Age;
@@ -54,10 +55,36 @@ pub(crate) struct Writer {
 /// Who waits for what in a commit, in the commit's order.
 #[derive(Default)]
 struct Waiting {
-    appends: Vec<Reply<Appended, AppendError>>,
-    settlements: Vec<(usize, Reply<()>)>,
+    appends: Vec<WaitingAppends>,
+    settlements: Vec<(Range<usize>, Reply<()>)>,
     actions: Vec<(usize, Reply<Vec<ActionOutcome>>)>,
     values: Vec<Reply<()>>,
+}
+
+/// Who waits for appends.
+enum WaitingAppends {
+    One(Reply<Appended, AppendError>),
+    /// So many that are stored together.
+    Together(usize, Reply<Vec<Appended>, AppendError>),
+    /// So many that take the place of what the settlement at this place settles.
+    Instead(usize, usize, Reply<Vec<Appended>, AppendError>),
+}
+
+impl WaitingAppends {
+    fn count(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Together(count, _) | Self::Instead(count, _, _) => *count,
+        }
+    }
+
+    fn refuse(self, reason: &str) {
+        let error = AppendError::Unavailable(reason.to_owned());
+        match self {
+            Self::One(answer) => drop(answer.send(Err(error))),
+            Self::Together(_, answer) | Self::Instead(_, _, answer) => drop(answer.send(Err(error))),
+        }
+    }
 }
 
 impl Writer {
@@ -104,11 +131,30 @@ impl Writer {
                 Request::Append(append, answer) => {
                     bytes += append.body.len();
                     commit.appends.push(*append);
-                    waiting.appends.push(answer);
+                    waiting.appends.push(WaitingAppends::One(answer));
+                }
+                Request::Together(appends, answer) => {
+                    requests += appends.len().saturating_sub(1);
+                    bytes += appends.iter().map(|append| append.body.len()).sum::<usize>();
+                    let first = commit.appends.len();
+                    waiting.appends.push(WaitingAppends::Together(appends.len(), answer));
+                    commit.appends.extend(appends);
+                    commit.together.push(first..commit.appends.len());
+                }
+                Request::Instead(appends, settlement, answer) => {
+                    requests += appends.len();
+                    let place = commit.settlements.len();
+                    waiting.appends.push(WaitingAppends::Instead(appends.len(), place, answer));
+                    commit.appends.extend(appends);
+                    commit.settlements.push(settlement);
+                }
+                Request::Known(source, key, answer) => {
+                    let _ = answer.send(self.engine.known(&source, &key));
                 }
                 Request::Settle(settlements, answer) => {
-                    waiting.settlements.push((settlements.len(), answer));
+                    let first = commit.settlements.len();
                     commit.settlements.extend(settlements);
+                    waiting.settlements.push((first..commit.settlements.len(), answer));
                 }
                 Request::Act(actions, answer) => {
                     waiting.actions.push((actions.len(), answer));
@@ -183,7 +229,7 @@ impl Writer {
                 if !committed.actions.is_empty() {
                     self.actions.send_modify(|n| *n += 1);
                 }
-                waiting.answer(&committed);
+                waiting.answer(&committed, commit.at);
                 self.remember(commit, &committed.verdicts);
                 self.tail.send_if_modified(|tail| {
                     let grown = committed.last_seq > *tail;
@@ -209,7 +255,7 @@ impl Writer {
     fn remember(&self, commit: Commit, verdicts: &[Verdict]) {
         let mut recent = self.shared.recent.lock().unwrap_or_else(PoisonError::into_inner);
         for (append, verdict) in commit.appends.into_iter().zip(verdicts) {
-            if !verdict.duplicate {
+            if verdict.is_stored() {
                 let (seq, at) = (verdict.seq, commit.at);
                 recent.add(StoredEvent { seq, at, head: append.head, body: append.body.into() });
             }
@@ -275,9 +321,18 @@ impl Writer {
         }
         self.health.send_replace(Health::Failing(reason.clone()));
         self.next_purge = self.next_purge.min(Instant::now() + PURGE_WHILE_FAILING);
-        commit.appends.clear();
-        for answer in waiting.appends.drain(..) {
-            let _ = answer.send(Err(AppendError::Unavailable(reason.clone())));
+        // What takes the place of other events makes room.
+        let mut appends = std::mem::take(&mut commit.appends).into_iter();
+        commit.together.clear();
+        for waits in std::mem::take(&mut waiting.appends) {
+            let own = appends.by_ref().take(waits.count());
+            if matches!(waits, WaitingAppends::Instead(..)) {
+                commit.appends.extend(own);
+                waiting.appends.push(waits);
+            } else {
+                own.for_each(drop);
+                waits.refuse(&reason);
+            }
         }
     }
 
@@ -312,17 +367,29 @@ impl Writer {
 }
 
 impl Waiting {
-    fn answer(self, committed: &Committed) {
-        for (answer, verdict) in self.appends.into_iter().zip(&committed.verdicts) {
-            let Verdict { id, seq, duplicate, conflict } = *verdict;
-            let _ = answer.send(Ok(Appended { id, seq, duplicate, conflict }));
+    fn answer(self, committed: &Committed, at: Timestamp) {
+        let mut verdicts = committed.verdicts.iter().map(|verdict| Appended::new(verdict, at));
+        let refused = |own: &Range<usize>| committed.refused.iter().find(|(place, _)| own.contains(place));
+        for waits in self.appends {
+            match waits {
+                WaitingAppends::One(answer) => {
+                    let Some(appended) = verdicts.next() else { return };
+                    let _ = answer.send(Ok(appended));
+                }
+                WaitingAppends::Together(count, answer) => {
+                    let _ = answer.send(Ok(verdicts.by_ref().take(count).collect()));
+                }
+                WaitingAppends::Instead(count, place, answer) => {
+                    let appended = verdicts.by_ref().take(count).collect();
+                    let _ = answer.send(match refused(&(place..place + 1)) {
+                        None => Ok(appended),
+                        Some((_, why)) => Err(AppendError::Unavailable(why.clone())),
+                    });
+                }
+            }
         }
-        let mut place = 0;
-        for (count, answer) in self.settlements {
-            let own = place..place + count;
-            place = own.end;
-            let refused = committed.refused.iter().find(|(place, _)| own.contains(place));
-            let _ = answer.send(refused.map_or(Ok(()), |(_, why)| Err(JournalError::Unavailable(why.clone()))));
+        for (own, answer) in self.settlements {
+            let _ = answer.send(refused(&own).map_or(Ok(()), |(_, why)| Err(JournalError::Unavailable(why.clone()))));
         }
         for answer in self.values {
             let _ = answer.send(Ok(()));
@@ -335,9 +402,7 @@ impl Waiting {
 
     fn refuse(self, reason: &str) {
         let error = || JournalError::Unavailable(reason.to_owned());
-        for answer in self.appends {
-            let _ = answer.send(Err(AppendError::Unavailable(reason.to_owned())));
-        }
+        self.appends.into_iter().for_each(|waits| waits.refuse(reason));
         for answer in self.settlements.into_iter().map(|(_, answer)| answer).chain(self.values) {
             let _ = answer.send(Err(error()));
         }

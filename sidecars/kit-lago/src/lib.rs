@@ -24,6 +24,7 @@
 //! Facts about Lago carry their source: a path in getlago/lago-api, read at tag v1.16.0 and at the
 //! head of 2026-08-21. `signature` knows no clock and `describe` no I/O.
 
+pub mod api;
 pub mod describe;
 mod payload;
 pub mod public_key;
@@ -31,7 +32,8 @@ pub mod sample;
 pub mod sender;
 pub mod signature;
 pub mod stand_in;
+pub mod usage;
 pub mod webhook_type;
 
 pub use describe::{Description, describe};
-pub use stand_in::PublicKeyServer;
+pub use stand_in::{LagoServer, PublicKeyServer};

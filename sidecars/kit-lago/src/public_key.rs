@@ -9,15 +9,15 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kit::secret::Secret;
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue};
+use reqwest::header::{ACCEPT, AUTHORIZATION};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
-use url::Url;
 
+use crate::api::{SetupError, api_root, authorization};
 use crate::signature::{KeyError, RsaKey};
 
 /// The path below the API's root.
-pub const PUBLIC_KEY_PATH: &str = "api/v1/webhooks/json_public_key";
+pub const PUBLIC_KEY_PATH: &str = "webhooks/json_public_key";
 
 /// A genuine answer has less than 1.5 KiB, for the largest supported key less than 3.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
@@ -27,12 +27,9 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(15);
 /// Why Lago's public key could not be had. Each message names the setting to look at.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// `LAGO_API_URL` is not the address of an API.
-    #[error("LAGO_API_URL is not a plain http or https address such as http://lago-api:3000 ({0})")]
-    BadUrl(&'static str),
-    /// The API key cannot stand in a header.
-    #[error("LAGO_API_KEY holds characters that an API key cannot have, such as a line break")]
-    BadApiKey,
+    /// The address or the key cannot be right.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
     /// No connection, or no answer in time.
     #[error("Lago cannot be reached at LAGO_API_URL")]
     Unreachable(
@@ -50,7 +47,7 @@ pub enum FetchError {
     #[error("LAGO_API_KEY lacks the permission webhook_jwt_public_key in Lago (403)")]
     Forbidden,
     /// Lago answered 404, or something that is not Lago did.
-    #[error("there is no Lago API at LAGO_API_URL (404 for /{PUBLIC_KEY_PATH})")]
+    #[error("there is no Lago API at LAGO_API_URL (404 for /api/v1/{PUBLIC_KEY_PATH})")]
     NotFound,
     /// Any other status than 200.
     #[error("Lago answered status {0} when asked for its public key")]
@@ -101,10 +98,8 @@ pub fn decode_public_key_answer(text: &str) -> Result<String, AnswerError> {
 /// # Errors
 /// [`FetchError`]. No variant shows the API key or the address.
 pub async fn fetch_public_key(client: &Client, api_url: &str, api_key: &Secret) -> Result<String, FetchError> {
-    let url = public_key_url(api_url)?;
-    let mut authorization =
-        HeaderValue::from_str(&format!("Bearer {}", api_key.expose())).map_err(|_| FetchError::BadApiKey)?;
-    authorization.set_sensitive(true);
+    let url = api_root(api_url)?.join(PUBLIC_KEY_PATH).map_err(|_| FetchError::NotLago)?;
+    let authorization = authorization(api_key)?;
     let request = client.get(url).header(AUTHORIZATION, authorization).header(ACCEPT, "application/json");
     let body = tokio::time::timeout(FETCH_TIMEOUT, ask(request)).await.map_err(|_| FetchError::TooSlow)??;
     let answer: Answer = serde_json::from_slice(&body).map_err(|_| FetchError::NotLago)?;
@@ -133,25 +128,6 @@ struct AnswerWebhook {
     public_key: String,
 }
 
-/// The address asked, from whichever form of the API's address is configured.
-fn public_key_url(api_url: &str) -> Result<Url, FetchError> {
-    let mut url = Url::parse(api_url.trim()).map_err(|_| FetchError::BadUrl("not a URL"))?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(FetchError::BadUrl("its scheme is neither http nor https"));
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(FetchError::BadUrl("it holds a user name or password"));
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(FetchError::BadUrl("it has a query or a fragment"));
-    }
-    let path = url.path().trim_end_matches('/');
-    let root = path.strip_suffix("/api/v1").unwrap_or(path).trim_end_matches('/');
-    let path = format!("{root}/{PUBLIC_KEY_PATH}");
-    url.set_path(&path);
-    Ok(url)
-}
-
 async fn read_answer(mut response: Response) -> Result<Vec<u8>, FetchError> {
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
@@ -165,41 +141,4 @@ async fn read_answer(mut response: Response) -> Result<Vec<u8>, FetchError> {
 
 fn unreachable(error: reqwest::Error) -> FetchError {
     FetchError::Unreachable(error.without_url())
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-
-    #[test]
-    fn every_usual_form_of_the_address_leads_to_the_same_path() {
-        for form in [
-            "http://lago-api:3000",
-            "http://lago-api:3000/",
-            "http://lago-api:3000/api/v1",
-            "http://lago-api:3000/api/v1/",
-            " http://lago-api:3000//\n",
-        ] {
-            let url = public_key_url(form).unwrap();
-            assert_eq!(url.as_str(), "http://lago-api:3000/api/v1/webhooks/json_public_key");
-        }
-        let below = public_key_url("https://example.test/lago/api/v1").unwrap();
-        assert_eq!(below.path(), "/lago/api/v1/webhooks/json_public_key");
-    }
-
-    #[test]
-    fn an_address_that_cannot_be_the_api_is_refused_without_being_printed() {
-        for wrong in [
-            "",
-            "lago-api:3000",
-            "ftp://lago-api",
-            "http://user:hunter2@lago-api:3000",
-            "http://lago-api:3000?key=hunter2",
-        ] {
-            let error = public_key_url(wrong).unwrap_err();
-            assert!(matches!(error, FetchError::BadUrl(_)), "{wrong}");
-            assert!(!error.to_string().contains("hunter2"));
-        }
-    }
 }

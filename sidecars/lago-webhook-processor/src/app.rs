@@ -5,18 +5,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kit::admin::{self, AdminState, Part, Readiness};
+use kit::admin::{self, AdminState, Readiness};
 use kit::clock::{SharedClock, SystemClock};
 use kit::config::{Problems, WellKnown};
-use kit::lifecycle::{Shell, StopToken, exit};
+use kit::lifecycle::Shell;
 use kit::run::{Daemon, StartError};
 use kit::secret::{self, Secret};
-use kit::serve::{Limits, ServeMetrics, Server};
+use kit::serve::{Limits, ServeMetrics};
 use kit::telemetry::Metrics;
 use kit_delivery::api::{self, ApiState};
 use kit_delivery::format::Format;
-use kit_delivery::{DeliveryMetrics, Dispatcher, DispatcherSettings, HttpSink};
-use kit_journal::{Health, Journal, JournalTask, OpenError};
+use kit_delivery::start::{self, configuration};
+use kit_delivery::{DeliveryMetrics, DispatcherSettings, HttpSink};
+use kit_journal::{Journal, JournalTask};
 use utoipa::OpenApi as _;
 
 use crate::config::{Config, LagoSection, well_known};
@@ -30,8 +31,6 @@ const SINK: &str = "gateway";
 /// Head limits where none is configured.
 const HMAC_HEAD: usize = 64 << 10;
 const JWT_HEAD: usize = 8 << 20;
-/// The admin listener's heads are small.
-const ADMIN_HEAD: usize = 16 << 10;
 
 /// The daemon.
 #[derive(Debug)]
@@ -79,7 +78,7 @@ impl Daemon for LagoWebhookProcessor {
 
     async fn start(config: Config, metrics: Arc<Metrics>, shell: &mut Shell) -> Result<(), StartError> {
         let clock: SharedClock = Arc::new(SystemClock);
-        let opened = open_journal(&config, &clock, &metrics).await?;
+        let opened = start::open_journal(&config.journal, &clock, &metrics).await?;
         Self::start_over(opened, clock, config, metrics, shell).await
     }
 }
@@ -98,7 +97,7 @@ impl LagoWebhookProcessor {
     ) -> Result<(), StartError> {
         let readiness = Readiness::default();
         shell.at_end(move || task.close());
-        watch_journal(shell, &journal, readiness.part("journal"));
+        start::watch_journal(shell, &journal, &readiness);
 
         let mut problems = Problems::default();
         let organizations = Arc::new(Organizations::load(&config.lago, &mut problems));
@@ -119,8 +118,11 @@ impl LagoWebhookProcessor {
             keep_tokens,
         );
         let stop = shell.stop_token();
-        let public = bind(&config, &config.listen.public, "public", head, &serve_metrics, &stop).await?;
-        let admin = bind(&config, &config.listen.admin, "admin", ADMIN_HEAD, &serve_metrics, &stop).await?;
+        let listen = &config.listen;
+        let limits = Limits::new(listen, &config.stop, head);
+        let public = start::bind(listen, start::PUBLIC, limits, &serve_metrics, &stop).await?;
+        let limits = Limits::new(listen, &config.stop, start::ADMIN_HEAD);
+        let admin = start::bind(listen, start::ADMIN, limits, &serve_metrics, &stop).await?;
 
         let api_state = ApiState { journal, clock, sinks: Arc::new(BTreeMap::from([(SINK.to_owned(), status)])) };
         let (routes, description) = api::router(api_state).split_for_parts();
@@ -130,53 +132,9 @@ impl LagoWebhookProcessor {
         let state = AdminState { metrics, readiness: readiness.clone(), token, api: routes, openapi };
         shell.spawn("public listener", public.run(http::router(Arc::new(intake))));
         shell.spawn("admin listener", admin.run(admin::router(state)));
-        say_when_stopping(shell, readiness.part("running"));
+        start::say_when_stopping(shell, &readiness);
         Ok(())
     }
-}
-
-async fn open_journal(
-    config: &Config,
-    clock: &SharedClock,
-    metrics: &Arc<Metrics>,
-) -> Result<(Journal, JournalTask), StartError> {
-    let (section, clock, metrics) = (config.journal.clone(), Arc::clone(clock), Arc::clone(metrics));
-    let opened =
-        tokio::task::spawn_blocking(move || metrics.with_registry(|registry| Journal::open(&section, clock, registry)));
-    let opened = opened
-        .await
-        .map_err(|_| StartError { code: exit::DIED, message: "opening the journal panicked".to_owned() })?;
-    opened.map_err(|error| StartError {
-        code: match error {
-            OpenError::Locked { .. } => exit::LOCKED,
-            OpenError::Newer { .. } => exit::JOURNAL_NEWER,
-            OpenError::Foreign { .. } | OpenError::Io { .. } => exit::CONFIG,
-            OpenError::Store { .. } => exit::DIED,
-        },
-        message: kit::error::chain(&error),
-    })
-}
-
-/// Mirrors the journal's health in the readiness; its thread ending ends the daemon.
-fn watch_journal(shell: &mut Shell, journal: &Journal, ready: Part) {
-    let mut health = journal.health();
-    let stop = shell.stop_token();
-    shell.spawn("journal", async move {
-        loop {
-            match &*health.borrow_and_update() {
-                Health::Writable => ready.set_ready(),
-                Health::Failing(reason) => ready.set_not_ready(reason),
-            }
-            tokio::select! {
-                () = stop.stopped() => return Ok(()),
-                changed = health.changed() => {
-                    changed.map_err(|_| "the journal's thread has ended")?;
-                }
-            }
-        }
-        #[expect(unreachable_code, reason = "names the error type")]
-        Ok::<(), &'static str>(())
-    });
 }
 
 async fn start_keys(
@@ -219,38 +177,7 @@ fn start_delivery(
     let sink = sink.with_paths(config.lago.gateway_paths());
     let settings = DispatcherSettings::from(&config.gateway);
     let delivery_metrics = metrics.with_registry(DeliveryMetrics::register);
-    let dispatcher = Dispatcher::new(Arc::new(sink), journal.clone(), Arc::clone(clock), settings, delivery_metrics);
-    let status = dispatcher.status();
-    let stop = shell.stop_token();
-    shell.spawn("delivery to the gateway", async move {
-        dispatcher.run(stop).await.map_err(|error| kit::error::chain(&error))
-    });
-    Ok(status)
-}
-
-async fn bind(
-    config: &Config,
-    address: &str,
-    name: &'static str,
-    head: usize,
-    metrics: &ServeMetrics,
-    stop: &StopToken,
-) -> Result<Server, StartError> {
-    let limits = Limits::new(&config.listen, &config.stop, head);
-    Server::bind(address, name, limits, metrics.clone(), stop.clone()).await.map_err(|error| StartError {
-        code: exit::CONFIG,
-        message: format!("SIDECAR_LISTEN__{}: cannot listen on {address}: {error}", name.to_uppercase()),
-    })
-}
-
-fn say_when_stopping(shell: &mut Shell, running: Part) {
-    running.set_ready();
-    let stop = shell.stop_token();
-    shell.spawn("readiness", async move {
-        stop.stopped().await;
-        running.set_not_ready("stopping");
-        Ok::<(), std::convert::Infallible>(())
-    });
+    Ok(start::deliver(shell, Arc::new(sink), journal, clock, settings, &delivery_metrics))
 }
 
 fn head_limit(section: &LagoSection, organizations: &Organizations) -> usize {
@@ -270,8 +197,4 @@ fn api_key(section: &LagoSection) -> Result<Secret, String> {
 
 fn refuse(problems: &Problems) -> Result<(), StartError> {
     if problems.is_empty() { Ok(()) } else { Err(configuration(problems.lines(&well_known()).join("; "))) }
-}
-
-fn configuration(message: impl Into<String>) -> StartError {
-    StartError { code: exit::CONFIG, message: message.into() }
 }

@@ -1,6 +1,7 @@
 //! One task a sink: it loads, starts, judges and settles. All its state is in the window and the
 //! circuit; everything durable is in the journal, so that it can be cut off at any moment.
 
+mod judging;
 mod reading;
 mod settling;
 mod stall;
@@ -16,7 +17,7 @@ use kit_journal::engine::Action;
 use kit_journal::{Journal, JournalError};
 use serde::Serialize;
 
-use crate::config::{GatewaySection, Order};
+use crate::config::{CircuitSection, GatewaySection, Order, RetrySection};
 use crate::judge::LONGEST_FREE_WAIT;
 use crate::metrics::DeliveryMetrics;
 use crate::outcome::Sink;
@@ -28,7 +29,7 @@ use work::Work;
 pub struct DispatcherSettings {
     /// Keep the order of every subject.
     pub ordered: bool,
-    /// Deliveries in flight at most.
+    /// Requests in flight at most.
     pub concurrency: usize,
     /// Deliveries started per second at most; 0 means no limit.
     pub rate_per_second: u32,
@@ -60,15 +61,30 @@ impl DispatcherSettings {
 
 impl From<&GatewaySection> for DispatcherSettings {
     fn from(section: &GatewaySection) -> Self {
-        let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(1));
+        let concurrency = (section.concurrency, section.rate_per_second);
         Self {
             ordered: section.order == Order::Subject,
-            concurrency: section.concurrency,
-            rate_per_second: section.rate_per_second,
-            schedule: Schedule::new(section.retry.schedule_seconds.iter().copied().map(seconds).collect()),
-            retry_after_max: seconds(section.retry.retry_after_max_seconds),
-            circuit_failures: section.circuit.failures,
-            probe: (seconds(section.circuit.probe_seconds), seconds(section.circuit.probe_max_seconds)),
+            ..Self::unordered(concurrency, &section.retry, &section.circuit)
+        }
+    }
+}
+
+impl DispatcherSettings {
+    /// Without any order: `concurrency` requests in flight, and so many a second.
+    pub fn unordered(
+        (concurrency, rate_per_second): (usize, u32),
+        retry: &RetrySection,
+        circuit: &CircuitSection,
+    ) -> Self {
+        let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(1));
+        Self {
+            ordered: false,
+            concurrency,
+            rate_per_second,
+            schedule: Schedule::new(retry.schedule_seconds.iter().copied().map(seconds).collect()),
+            retry_after_max: seconds(retry.retry_after_max_seconds),
+            circuit_failures: circuit.failures,
+            probe: (seconds(circuit.probe_seconds), seconds(circuit.probe_max_seconds)),
             open_rows: Limits::default().open_rows,
         }
     }
@@ -79,7 +95,7 @@ impl From<&GatewaySection> for DispatcherSettings {
 pub struct SinkStatus {
     /// `closed`, `open` or `probing`.
     pub circuit: &'static str,
-    /// Deliveries in flight.
+    /// Requests in flight.
     pub in_flight: usize,
     /// So many deliveries wait for another attempt that nothing new is fetched.
     pub stalled: bool,

@@ -9,6 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::work::Work;
 use crate::outcome::Sink;
+use crate::window::Settled;
 
 /// After a settlement the next one waits this long: under load hundreds of results share the pages that a
 /// settlement writes, and a single one is recorded at once.
@@ -37,6 +38,15 @@ impl<S: Sink> Work<S> {
         self.window.unsettled() + offered.or(refused).map_or(0, |settlement| settlement.attempts.len())
     }
 
+    /// What can be recorded now, with what the sink wants to remember of it.
+    pub(super) fn settlement(&mut self) -> Option<Settlement> {
+        let Settled { mut settlement, delivered } = self.window.settlement(&self.name)?;
+        if !delivered.is_empty() {
+            settlement.values = self.shell.sink.recording(&delivered);
+        }
+        Some(settlement)
+    }
+
     pub(super) fn settle(&mut self) {
         if self.settling.is_some() {
             return;
@@ -47,7 +57,7 @@ impl<S: Sink> Work<S> {
                 return;
             }
             Some((_, settlement)) => settlement,
-            None => match self.window.settlement(&self.name) {
+            None => match self.settlement() {
                 Some(settlement) => settlement,
                 None => return,
             },
@@ -90,7 +100,7 @@ impl<S: Sink> Work<S> {
             left.push(settling.settlement);
         }
         left.extend(self.settle_again.take().map(|(_, settlement)| settlement));
-        left.extend(self.window.settlement(&self.name));
+        left.extend(self.settlement());
         let until = tokio::time::Instant::now() + RECORD_WITHIN;
         for settlement in left {
             // A later one without an earlier one would count what that left open as delivered.

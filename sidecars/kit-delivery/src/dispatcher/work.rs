@@ -15,10 +15,9 @@ use super::reading::{NotAsked, Unread, read_event};
 use super::settling::{SETTLE_AGAIN, Settling, settled};
 use super::stall::Stall;
 use crate::circuit::{Circuit, Permit};
-use crate::judge::{self, Circumstances};
 use crate::metrics::SinkGauges;
-use crate::outcome::{Failure, Outcome, Sink, Verdict};
-use crate::window::{Decision, Limits, MISSING, Start, Window};
+use crate::outcome::{Batching, Failure, Outcome, Sink};
+use crate::window::{Limits, MISSING, Start, Window};
 
 /// Deliveries whose results are not on the disk yet: what a crash may make the sink see again.
 const UNSETTLED: usize = 1024;
@@ -31,11 +30,13 @@ const OBSERVE_EVERY: Duration = Duration::from_secs(2);
 /// … and while there is nothing.
 const OBSERVE_IDLE: Duration = Duration::from_secs(60);
 
-/// One delivery that has ended.
+/// What became of one delivery: what the sink said and the attempt, or why it was not asked.
+pub(super) type Ended = Result<(Outcome, Attempt), NotAsked>;
+
+/// One request that has ended.
 pub(super) struct Finished {
-    seq: Seq,
-    ended: Result<(Outcome, Attempt), NotAsked>,
-    circuit_closed: bool,
+    pub(super) deliveries: Vec<(Seq, Ended)>,
+    pub(super) circuit_closed: bool,
 }
 
 /// The dispatcher at work.
@@ -53,6 +54,9 @@ pub(super) struct Work<S> {
     pub(super) settle_again: Option<(Instant, Settlement)>,
     pub(super) successes: u64,
     pub(super) unread: Unread,
+    batching: Batching,
+    /// Since when something is ready and waits for others to go with.
+    lingers_since: Option<Instant>,
     next_replay: Option<Instant>,
     next_observation: Instant,
     /// Nothing was left to deliver at the last observation.
@@ -67,7 +71,10 @@ pub(super) struct Work<S> {
 
 impl<S: Sink> Work<S> {
     pub(super) fn new(shell: Dispatcher<S>, row: &SinkRow) -> Self {
-        let limits = Limits { open_rows: shell.settings.open_rows, ..Limits::default() };
+        let own = Limits::default();
+        // As many again as are in flight gather meanwhile, and their results wait to be recorded.
+        let slots = own.slots.max(4 * shell.settings.concurrency * shell.sink.batching().most);
+        let limits = Limits { open_rows: shell.settings.open_rows, slots, ..own };
         Self {
             window: Window::new(row.cursor, shell.settings.ordered, limits),
             circuit: Circuit::new(shell.settings.circuit_failures, shell.settings.probe.0, shell.settings.probe.1),
@@ -80,6 +87,8 @@ impl<S: Sink> Work<S> {
             settle_again: None,
             successes: 0,
             unread: Unread::default(),
+            batching: shell.sink.batching(),
+            lingers_since: None,
             next_replay: Some(Instant::now()),
             next_observation: Instant::now(),
             quiet: false,
@@ -130,7 +139,7 @@ impl<S: Sink> Work<S> {
     async fn sync(&mut self) {
         // What is asked for from now on is for the next one.
         self.actions.mark_unchanged();
-        if let Some(settlement) = self.window.settlement(&self.name)
+        if let Some(settlement) = self.settlement()
             && let Err(error) = self.shell.journal.settle(vec![settlement.clone()]).await
         {
             self.refused(settlement, &error);
@@ -182,7 +191,8 @@ impl<S: Sink> Work<S> {
         if !self.rows_ahead
             && let Some(events) = self.shell.journal.recent(after, limit, bytes)
         {
-            self.window.load(events, &[], Instant::now());
+            let sink = &self.shell.sink;
+            self.window.load(events, &[], Instant::now(), |head| sink.wants(head));
             return;
         }
         let name = self.name.clone();
@@ -194,7 +204,8 @@ impl<S: Sink> Work<S> {
             }
             Ok((events, own)) => {
                 self.unread.found();
-                self.window.load(events.into_iter().map(Arc::new).collect(), &own, Instant::now());
+                let (events, sink) = (events.into_iter().map(Arc::new).collect(), &self.shell.sink);
+                self.window.load(events, &own, Instant::now(), |head| sink.wants(head));
             }
             Err(JournalError::Damaged { seq, what }) => {
                 let reason = format!("record is damaged: {what}");
@@ -239,7 +250,7 @@ impl<S: Sink> Work<S> {
         while !self.paused
             && !self.sync_due
             && self.in_flight.len() < self.shell.settings.concurrency
-            && self.unsettled() < UNSETTLED
+            && self.unsettled() < UNSETTLED.max(2 * self.batching.most * self.shell.settings.concurrency)
         {
             let now = Instant::now();
             if self.unread.held_off(now).is_some() {
@@ -252,115 +263,75 @@ impl<S: Sink> Work<S> {
             if !(self.window.has_ready(now) || permit == Permit::Probe && self.window.next_due().is_some()) {
                 break;
             }
+            if permit == Permit::Go && self.lingers(now) {
+                break;
+            }
             if self.limiter.as_ref().is_some_and(|limiter| limiter.check().is_err()) {
                 break;
             }
-            let Some(start) = self.window.start(now, permit == Permit::Probe) else { break };
+            let batching = self.batching;
+            let starts = self.window.start(now, permit == Permit::Probe, |attempts| batching.most_after(attempts));
+            if starts.is_empty() {
+                break;
+            }
+            self.lingers_since = None;
             if permit == Permit::Probe {
                 self.circuit.probing();
             }
-            self.spawn(start, permit == Permit::Go);
+            self.spawn(starts, permit == Permit::Go);
         }
     }
 
-    fn spawn(&mut self, start: Start, circuit_closed: bool) {
+    /// Whether what is ready should wait for more to go with it.
+    fn lingers(&mut self, now: Instant) -> bool {
+        let Batching { most, linger } = self.batching;
+        if linger.is_zero() || self.window.has_ready_of(most, now) {
+            return false;
+        }
+        now < *self.lingers_since.get_or_insert(now) + linger
+    }
+
+    fn spawn(&mut self, starts: Vec<Start>, circuit_closed: bool) {
         let sink = Arc::clone(&self.shell.sink);
         let journal = self.shell.journal.clone();
         let clock = Arc::clone(&self.shell.clock);
-        let Start { seq, event } = start;
         self.in_flight.spawn(async move {
-            let event = match event {
-                Some(event) => Ok(event),
-                None => read_event(&journal, seq).await,
-            };
-            let event = match event {
-                Ok(event) => event,
-                Err(why) => return Finished { seq, ended: Err(why), circuit_closed },
-            };
+            let (mut deliveries, mut events) = (Vec::with_capacity(starts.len()), Vec::with_capacity(starts.len()));
+            for Start { seq, event } in starts {
+                let read = match event {
+                    Some(event) => Ok(event),
+                    None => read_event(&journal, seq).await,
+                };
+                match read {
+                    Ok(event) => events.push(event),
+                    Err(why) => deliveries.push((seq, Err(why))),
+                }
+            }
+            if events.is_empty() {
+                return Finished { deliveries, circuit_closed };
+            }
             let (at, started) = (clock.now(), Instant::now());
-            let outcome = sink.deliver(&event).await;
-            let attempt = Attempt {
-                seq,
-                at,
-                ms: u32::try_from(started.elapsed().as_millis()).unwrap_or(u32::MAX),
-                status: outcome.status,
-                outcome: outcome.word().to_owned(),
-                error: outcome.error.clone(),
-                response: outcome.response.clone(),
+            let mut outcomes = match &events[..] {
+                [event] => vec![sink.deliver(event).await],
+                events => sink.deliver_all(events).await,
             };
-            Finished { seq, ended: Ok((outcome, attempt)), circuit_closed }
+            // An event without an outcome would be in flight for ever.
+            outcomes.resize_with(events.len(), || Outcome::failed(Failure::Unreachable, "the sink said nothing of it"));
+            let ms = u32::try_from(started.elapsed().as_millis()).unwrap_or(u32::MAX);
+            deliveries.extend(events.iter().zip(outcomes).map(|(event, outcome)| {
+                let attempt = Attempt {
+                    seq: event.seq,
+                    at,
+                    ms,
+                    status: outcome.status,
+                    outcome: outcome.word().to_owned(),
+                    error: outcome.error.clone(),
+                    response: outcome.response.clone(),
+                };
+                (event.seq, Ok((outcome, attempt)))
+            }));
+            Finished { deliveries, circuit_closed }
         });
-    }
-
-    pub(super) fn finished(&mut self, finished: Result<Finished, tokio::task::JoinError>) {
-        let finished = match finished {
-            Ok(finished) => finished,
-            Err(error) => {
-                // A delivery that panicked leaves its event in flight in the window: only a restart
-                // of the dispatcher clears that, so the process is told.
-                tracing::error!(sink = %self.name, error = %error, "a delivery panicked");
-                std::panic::resume_unwind(Box::new("a delivery panicked"));
-            }
-        };
-        let Finished { seq, ended, circuit_closed } = finished;
-        let (outcome, attempt) = match ended {
-            Ok(asked) => asked,
-            Err(why) => {
-                self.not_asked(seq, why, !circuit_closed);
-                return;
-            }
-        };
-        let now = Instant::now();
-        self.unread.delivered();
-        self.shell.metrics.attempted(&self.name, outcome.word(), f64::from(attempt.ms) / 1000.0);
-        let decision = judge::decide(
-            &outcome,
-            &self.shell.settings.schedule,
-            &Circumstances {
-                history: self.window.history(seq),
-                circuit_closed,
-                successes: self.successes,
-                now: self.shell.clock.now(),
-                random: fastrand::f64(),
-            },
-        );
-        let closed_again = match outcome.verdict {
-            Verdict::Delivered => {
-                self.successes += 1;
-                self.circuit.alive()
-            }
-            // No request could be made: nobody was asked.
-            Verdict::Failed(Failure::Unsendable) => {
-                if !circuit_closed {
-                    self.circuit.inconclusive(now);
-                }
-                false
-            }
-            Verdict::Failed(failure) if !failure.may_retry() => self.circuit.alive(),
-            Verdict::Failed(_) => {
-                if self.circuit.failed(now) {
-                    let error = outcome.error.as_deref().unwrap_or_default();
-                    tracing::warn!(
-                        sink = %self.name,
-                        error = %error,
-                        "{} does not take events, waiting and probing: {error}",
-                        self.name
-                    );
-                }
-                false
-            }
-        };
-        if let Some(error) = &outcome.error {
-            self.note(error.clone());
-        }
-        if let Decision::Park { reason } = &decision {
-            tracing::error!(seq, sink = %self.name, reason = %reason, "event {seq} parked as a dead letter: {reason}");
-        }
-        self.window.complete(seq, &decision, Some(attempt), self.successes, now);
-        if closed_again {
-            tracing::info!(sink = %self.name, "{} takes events again", self.name);
-            self.window.sink_is_back();
-        }
     }
 
     async fn observe(&mut self) {
@@ -433,6 +404,7 @@ impl<S: Sink> Work<S> {
             match self.circuit.permit(now) {
                 Permit::Go => {
                     sooner(self.window.next_due());
+                    sooner(self.lingers_since.map(|since| since + self.batching.linger));
                     if self.limiter.is_some() && self.window.has_ready(now) {
                         let wait = Duration::from_secs_f64(1.0 / f64::from(self.shell.settings.rate_per_second.max(1)));
                         sooner(Some(now + wait));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kit_journal::engine::{ExceptionRow, ExceptionState};
-use kit_journal::{Seq, StoredEvent};
+use kit_journal::{EventHead, Seq, StoredEvent};
 
 use super::{Item, Lane, Slot, Source, Window, subject_lane};
 
@@ -31,7 +31,13 @@ impl Window {
     /// Takes loaded events; `own` are positions that have a row ahead of the cursor. Positions that
     /// are neither are missing from the journal: they are parked, so that they are listed somewhere.
     /// What a gap leaves no room for is read again in a later turn.
-    pub(crate) fn load(&mut self, events: Vec<Arc<StoredEvent>>, own: &[Seq], now: Instant) {
+    pub(crate) fn load(
+        &mut self,
+        events: Vec<Arc<StoredEvent>>,
+        own: &[Seq],
+        now: Instant,
+        wants: impl Fn(&EventHead) -> bool,
+    ) {
         let own: BTreeSet<Seq> = own.iter().copied().collect();
         let last = events.last().map(|event| event.seq).max(own.last().copied());
         let mut events = events.into_iter().peekable();
@@ -39,9 +45,13 @@ impl Window {
         while self.loaded_to() < last && self.has_slot() {
             let seq = self.loaded_to() + 1;
             if own.contains(&seq) {
-                self.slots.push_back(Slot::Done);
+                self.slots.push_back(Slot::OwnRow);
             } else if let Some(event) = events.next_if(|event| event.seq == seq) {
-                self.load_one(event, now);
+                if wants(&event.head) {
+                    self.load_one(event, now);
+                } else {
+                    self.slots.push_back(Slot::Unwanted);
+                }
             } else {
                 self.unreadable(MISSING);
             }
@@ -115,9 +125,9 @@ impl Window {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use kit::clock::Timestamp;
-    use kit_journal::{EventHead, EventId};
+    use kit_journal::EventId;
 
-    use super::super::Limits;
+    use super::super::{Limits, Settled};
     use super::*;
 
     fn window() -> Window {
@@ -140,13 +150,13 @@ mod tests {
         assert!(!window.pass_over(5_000_000, "gone"));
 
         assert_eq!((window.slots.len(), window.room()), (8, None));
-        let settlement = window.settlement("sink").unwrap();
+        let settlement = window.settlement("sink").unwrap().settlement;
         assert_eq!((settlement.cursor, settlement.set.len()), (8, 8));
         assert!(!window.pass_over(5_000_000, "gone"));
         assert_eq!(window.loaded_to(), 16, "the next turn goes on where this one ended");
         window.settlement("sink").unwrap();
         assert!(window.pass_over(20, "gone"), "and ends");
-        assert_eq!(window.settlement("sink").unwrap().set.last().map(|row| row.seq), Some(20));
+        assert_eq!(window.settlement("sink").unwrap().settlement.set.last().map(|row| row.seq), Some(20));
     }
 
     #[test]
@@ -157,9 +167,9 @@ mod tests {
             assert!(turn < 4, "it is never loaded");
             let (after, ..) = window.room().unwrap();
             // As the journal reads it: the same events again, whatever was left out.
-            window.load(vec![event(20), event(21)], &[], Instant::now());
+            window.load(vec![event(20), event(21)], &[], Instant::now(), |_| true);
             assert!(window.slots.len() <= 8, "more slots than the window has");
-            let Some(settlement) = window.settlement("sink") else { break };
+            let Some(Settled { settlement, .. }) = window.settlement("sink") else { break };
             assert_eq!(settlement.cursor, after + i64::try_from(settlement.set.len()).unwrap());
             parked.extend(settlement.set.into_iter().map(|row| row.seq));
             if window.loaded_to() == 21 {
@@ -168,6 +178,7 @@ mod tests {
         }
 
         assert_eq!(parked, (1..20).collect::<Vec<Seq>>());
-        assert_eq!(window.start(Instant::now(), false).map(|start| start.seq), Some(20));
+        let started = window.start(Instant::now(), false, |_| 1);
+        assert_eq!(started.iter().map(|start| start.seq).collect::<Vec<_>>(), [20]);
     }
 }

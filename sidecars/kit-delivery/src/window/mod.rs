@@ -41,6 +41,9 @@ impl Default for Limits {
     }
 }
 
+/// So many are looked past for a batch when they do not go together with its first.
+const LOOKED_PAST: usize = 256;
+
 /// What keeps its order together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Lane {
@@ -52,9 +55,17 @@ enum Lane {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Slot {
-    Open { loaded: Instant },
+    Open {
+        loaded: Instant,
+    },
+    /// Delivered.
     Done,
+    /// It has a row, which is written when the cursor passes it.
     Row,
+    /// It has had a row before its turn came.
+    OwnRow,
+    /// It is not for this sink.
+    Unwanted,
 }
 
 #[derive(Debug)]
@@ -86,6 +97,14 @@ pub(crate) struct Start {
     pub(crate) seq: Seq,
     /// The event, unless its body has to be read from the journal.
     pub(crate) event: Option<Arc<StoredEvent>>,
+}
+
+/// What the journal is told, and what is new in it.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    pub(crate) settlement: Settlement,
+    /// Positions that count as delivered from now on.
+    pub(crate) delivered: Vec<Seq>,
 }
 
 /// What is known about a delivery when its outcome is judged.
@@ -204,19 +223,38 @@ impl Window {
         }
     }
 
-    /// The next delivery, marked as in flight. A probe may take one whose time has not come.
-    pub(crate) fn start(&mut self, now: Instant, probe: bool) -> Option<Start> {
+    /// The next deliveries that go together, marked as in flight; `most` says how many may, by the attempts made. A
+    /// probe takes one, and may take one whose time has not come.
+    pub(crate) fn start(&mut self, now: Instant, probe: bool, most: impl Fn(u32) -> usize) -> Vec<Start> {
         while let Some((due, lane)) = self.delayed.first().copied()
             && due <= now
         {
             self.delayed.remove(&(due, lane));
             self.ready.push_back(lane);
         }
-        let lane = match self.ready.pop_front() {
-            Some(lane) => lane,
-            None if probe => self.delayed.pop_first()?.1,
-            None => return None,
-        };
+        if probe && self.ready.is_empty() {
+            self.ready.extend(self.delayed.pop_first().map(|(_, lane)| lane));
+        }
+        let (mut starts, mut room, mut others) = (Vec::new(), usize::MAX, Vec::new());
+        while starts.len() < room && others.len() < LOOKED_PAST {
+            let Some(lane) = self.ready.pop_front() else { break };
+            let Some(item) = self.lanes.get(&lane).and_then(|queue| self.items.get(queue.front()?)) else { continue };
+            let own_room = if probe { 1 } else { most(item.attempts).max(1) };
+            if starts.is_empty() {
+                room = own_room;
+            } else if own_room != room {
+                others.push(lane);
+                continue;
+            }
+            starts.extend(self.begin(lane, now));
+        }
+        for lane in others.into_iter().rev() {
+            self.ready.push_front(lane);
+        }
+        starts
+    }
+
+    fn begin(&mut self, lane: Lane, now: Instant) -> Option<Start> {
         let seq = *self.lanes.get(&lane)?.front()?;
         let item = self.items.get_mut(&seq)?;
         item.in_flight = true;
@@ -368,11 +406,16 @@ impl Window {
     }
 
     /// What can be settled now; `None` when that is nothing.
-    pub(crate) fn settlement(&mut self, sink: &str) -> Option<Settlement> {
+    pub(crate) fn settlement(&mut self, sink: &str) -> Option<Settled> {
         let old = self.cursor;
-        while self.slots.front().is_some_and(|slot| !matches!(slot, Slot::Open { .. })) {
-            self.slots.pop_front();
+        let (mut delivered, mut filtered) = (Vec::new(), 0);
+        while let Some(slot) = self.slots.pop_front_if(|slot| !matches!(slot, Slot::Open { .. })) {
             self.cursor += 1;
+            match slot {
+                Slot::Done => delivered.push(self.cursor),
+                Slot::Unwanted => filtered += 1,
+                Slot::Open { .. } | Slot::Row | Slot::OwnRow => {}
+            }
         }
         let ahead = self.rows_ahead.split_off(&(self.cursor + 1));
         let mut set: Vec<ExceptionRow> = std::mem::replace(&mut self.rows_ahead, ahead).into_values().collect();
@@ -380,16 +423,18 @@ impl Window {
         let settlement = Settlement {
             sink: sink.to_owned(),
             cursor: self.cursor,
-            filtered: 0,
+            filtered,
             set,
             delivered: std::mem::take(&mut self.rows_delivered),
             attempts: std::mem::take(&mut self.attempts),
+            values: Vec::new(),
         };
         let nothing = settlement.cursor == old
             && settlement.set.is_empty()
             && settlement.delivered.is_empty()
             && settlement.attempts.is_empty();
-        (!nothing).then_some(settlement)
+        delivered.extend(&settlement.delivered);
+        (!nothing).then_some(Settled { settlement, delivered })
     }
 
     /// Deliveries whose results are not on their way to the journal: attempts made since the last
@@ -405,7 +450,13 @@ impl Window {
 
     /// Whether [`Window::start`] would find one now.
     pub(crate) fn has_ready(&self, now: Instant) -> bool {
-        !self.ready.is_empty() || self.next_due().is_some_and(|due| due <= now)
+        self.has_ready_of(1, now)
+    }
+
+    /// Whether so many could start now.
+    pub(crate) fn has_ready_of(&self, count: usize, now: Instant) -> bool {
+        let due = self.delayed.iter().take_while(|(due, _)| *due <= now);
+        self.ready.len() >= count || self.ready.len() + due.take(count).count() >= count
     }
 
     /// Everything up to here is settled or about to be.

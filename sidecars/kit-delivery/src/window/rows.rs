@@ -127,7 +127,7 @@ impl Window {
                 self.rows_ahead.remove(seq);
                 let nth = usize::try_from(seq - self.cursor - 1).unwrap_or(usize::MAX);
                 if let Some(slot) = self.slots.get_mut(nth) {
-                    *slot = Slot::Done;
+                    *slot = Slot::OwnRow;
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kit_journal::JournalError;
 use kit_journal::engine::{Commit, Committed, Engine};
-use kit_journal::{DeliveryState, Seq};
+use kit_journal::{DeliveryState, EventId, Seq};
 use kit_workbench::gateway::Behaviour;
 
 use crate::bench::*;
@@ -40,6 +40,10 @@ impl Engine for Refusing {
 
     fn last_seq(&self) -> Seq {
         self.inner.last_seq()
+    }
+
+    fn known(&self, source: &str, key: &str) -> Result<Vec<(EventId, Seq)>, JournalError> {
+        self.inner.known(source, key)
     }
 
     fn remembered(&self, name: &str) -> Result<(Option<Vec<u8>>, Option<kit::clock::Timestamp>), JournalError> {

@@ -17,7 +17,10 @@ impl Sinks {
         last_seq: Seq,
     ) -> Result<ActionOutcome, JournalError> {
         // An operator's typing error must not fail the commit that others share.
-        if let Action::Replay { sink, .. } | Action::Drop { sink, .. } | Action::Pause { sink, .. } = action
+        if let Action::Replay { sink, .. }
+        | Action::Drop { sink, .. }
+        | Action::Park { sink, .. }
+        | Action::Pause { sink, .. } = action
             && self.id(sink).is_err()
         {
             return Ok(ActionOutcome { unavailable: 1, ..ActionOutcome::default() });
@@ -34,6 +37,10 @@ impl Sinks {
             Action::Drop { sink, seqs, reason } => {
                 let sink = self.id(sink)?;
                 self.change(conn, sink, seqs, last_seq, |change, _| change.give_up(reason))
+            }
+            Action::Park { sink, seqs, reason } => {
+                let sink = self.id(sink)?;
+                self.change(conn, sink, seqs, last_seq, |change, _| change.park(reason))
             }
             Action::Pause { sink, paused } => {
                 let sink = self.id(sink)?;
@@ -124,6 +131,13 @@ impl Change<'_> {
             // Delivered already.
             None if !self.ahead => Ok(Changed::No),
             _ => self.write(ExceptionState::Dropped, None, reason),
+        }
+    }
+
+    fn park(&mut self, reason: &str) -> Result<Changed, JournalError> {
+        match self.previous {
+            None => self.write(ExceptionState::Parked, None, reason),
+            Some(_) => Ok(Changed::No),
         }
     }
 

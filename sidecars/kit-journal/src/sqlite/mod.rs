@@ -14,17 +14,18 @@ mod soundness;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use kit::clock::Timestamp;
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
 pub(crate) use reader::SqliteReader;
 
 use crate::engine::{Append, Commit, Committed, Engine, Purge, Purged, Reader, Verdict};
 use crate::error::{JournalError, OpenError};
-use crate::event::{Dedupe, KeyHash, Seq};
+use crate::event::{Dedupe, EventId, KeyHash, Seq};
 use crate::lock::JournalLock;
 use checkpoint::Checkpointer;
 pub use dedupe::DedupeBounds;
@@ -110,10 +111,7 @@ impl SqliteEngine {
         self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         let before = self.conn.total_changes();
         let mut committed = Committed { last_seq: self.last_seq, ..Committed::default() };
-        for (place, append) in commit.appends.iter_mut().enumerate() {
-            let verdict = self.append(append, place, commit.at, &mut committed.last_seq, left_out)?;
-            committed.verdicts.push(verdict);
-        }
+        self.append_all(commit, &mut committed, left_out)?;
         // A step of purging may remove events, which are all that tells a key without a row.
         if commit.purge.is_some() || self.dedupe.wants_saving() {
             self.dedupe.save(&self.conn, commit.age)?;
@@ -128,11 +126,7 @@ impl SqliteEngine {
             committed.actions.push(self.sinks.act(&self.conn, action, committed.last_seq)?);
         }
         for (name, value) in &commit.values {
-            self.conn
-                .prepare_cached(
-                    "INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
-                )?
-                .execute(params![name, value])?;
+            records::put_value(&self.conn, name, value)?;
         }
         let mut forgotten = dedupe::Forgotten::default();
         if let Some(plan) = commit.purge.filter(|_| left_out.purge.is_none()) {
@@ -157,6 +151,68 @@ impl SqliteEngine {
         Ok(committed)
     }
 
+    fn append_all(
+        &mut self,
+        commit: &mut Commit,
+        committed: &mut Committed,
+        left_out: &mut LeftOut,
+    ) -> Result<(), JournalError> {
+        let mut together = commit.together.iter().peekable();
+        for place in 0..commit.appends.len() {
+            if let Some(range) = together.next_if(|range| range.start == place) {
+                let withheld = self.holds_a_contradiction(&commit.appends[range.clone()], place, left_out)?;
+                committed.verdicts.extend(withheld.into_iter().flatten());
+            }
+            // A group that is withheld has its verdicts already.
+            if committed.verdicts.len() > place {
+                continue;
+            }
+            let append = &mut commit.appends[place];
+            let verdict = self.append(append, place, commit.at, &mut committed.last_seq, left_out)?;
+            committed.verdicts.push(verdict);
+        }
+        Ok(())
+    }
+
+    /// Verdicts for all of a group, where one of it has a key that is known with other content, in the journal or
+    /// within the group; `None` where the group can be stored.
+    fn holds_a_contradiction(
+        &self,
+        group: &[Append],
+        first_place: usize,
+        left_out: &mut LeftOut,
+    ) -> Result<Option<Vec<Verdict>>, JournalError> {
+        let mut own: HashMap<KeyHash, Vec<EventId>> = HashMap::new();
+        let mut contradicts = false;
+        let mut verdicts = Vec::with_capacity(group.len());
+        for (append, place) in group.iter().zip(first_place..) {
+            let id = append.head.id;
+            let mut verdict = Verdict { id, seq: 0, duplicate: false, conflict: false, withheld: true };
+            if append.dedupe == Dedupe::Scoped {
+                let key = KeyHash::of(&append.head.source, &append.head.key);
+                let known = self.look_up(key, place, left_out)?;
+                let earlier = own.entry(key).or_default();
+                let known = known.iter().map(|(known, seq)| (*known, *seq));
+                let mut all = known.chain(earlier.iter().map(|known| (*known, 0)));
+                if let Some((known, seq)) = all.find(|(known, _)| known.has_scope_of(&id)) {
+                    contradicts |= known != id;
+                    verdict = Verdict { id: known, seq, duplicate: true, conflict: false, withheld: seq == 0 };
+                }
+                earlier.push(id);
+            }
+            verdicts.push(verdict);
+        }
+        Ok(contradicts.then_some(verdicts))
+    }
+
+    fn look_up(&self, key: KeyHash, place: usize, left_out: &mut LeftOut) -> Result<Vec<(EventId, Seq)>, JournalError> {
+        if left_out.lookups.contains(&place) {
+            // Its id is made of the key and the body: if it was here before, receivers still know it.
+            return Ok(Vec::new());
+        }
+        self.dedupe.lookup(&self.conn, key).inspect_err(|error| left_out.lookup(place, error))
+    }
+
     fn append(
         &mut self,
         append: &mut Append,
@@ -166,21 +222,17 @@ impl SqliteEngine {
         left_out: &mut LeftOut,
     ) -> Result<Verdict, JournalError> {
         let key = KeyHash::of(&append.head.source, &append.head.key);
-        let known = if left_out.lookups.contains(&place) {
-            // Its id is made of the key and the body: if it was here before, receivers still know it.
-            Vec::new()
-        } else {
-            self.dedupe.lookup(&self.conn, key).inspect_err(|error| left_out.lookup(place, error))?
-        };
+        let known = self.look_up(key, place, left_out)?;
         let id = append.head.id;
         let same = match append.dedupe {
             Dedupe::Key => known.first(),
             Dedupe::KeyAndBody => known.iter().find(|(known, _)| *known == id),
+            Dedupe::Scoped => known.iter().find(|(known, _)| known.has_scope_of(&id)),
         };
         if let Some(&(id, seq)) = same {
-            return Ok(Verdict { id, seq, duplicate: true, conflict: false });
+            return Ok(Verdict { id, seq, duplicate: true, conflict: false, withheld: false });
         }
-        if !known.is_empty() {
+        if !known.is_empty() && append.dedupe != Dedupe::Scoped {
             append.head.conflict = true;
             append.json = append.head.to_json();
         }
@@ -188,7 +240,7 @@ impl SqliteEngine {
         records::insert(&self.conn, seq, at, append)?;
         self.dedupe.stage(key, id, seq);
         *last = seq;
-        Ok(Verdict { id, seq, duplicate: false, conflict: append.head.conflict })
+        Ok(Verdict { id, seq, duplicate: false, conflict: append.head.conflict, withheld: false })
     }
 }
 
@@ -258,6 +310,10 @@ impl Engine for SqliteEngine {
 
     fn last_seq(&self) -> Seq {
         self.last_seq
+    }
+
+    fn known(&self, source: &str, key: &str) -> Result<Vec<(EventId, Seq)>, JournalError> {
+        self.dedupe.lookup(&self.conn, KeyHash::of(source, key))
     }
 
     fn remembered(&self, name: &str) -> Result<(Option<Vec<u8>>, Option<Timestamp>), JournalError> {

@@ -1,4 +1,4 @@
-//! One event as a row, and the checksum that stands between a damaged disk and a delivery.
+//! One event as a row, and the checksum that stands between a damaged disk and a delivery; small values.
 
 use kit::clock::Timestamp;
 use rusqlite::{Connection, Row, params};
@@ -20,6 +20,15 @@ pub(super) fn insert(conn: &Connection, seq: Seq, at: Timestamp, append: &Append
         sum.as_slice(),
         append.body
     ])?;
+    Ok(())
+}
+
+/// Remembers a small value.
+pub(super) fn put_value(conn: &Connection, name: &str, value: &[u8]) -> Result<(), JournalError> {
+    conn.prepare_cached(
+        "INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
+    )?
+    .execute(params![name, value])?;
     Ok(())
 }
 

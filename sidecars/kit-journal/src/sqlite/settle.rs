@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use kit::clock::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::records;
 use crate::engine::{Attempt, ExceptionRow, ExceptionState, Settlement};
 use crate::error::JournalError;
 use crate::event::Seq;
@@ -143,6 +144,9 @@ impl Sinks {
             }
         }
         record_attempts(conn, sink, age, &settlement.attempts)?;
+        for (name, value) in &settlement.values {
+            records::put_value(conn, name, value)?;
+        }
         deltas.apply(conn, sink, Some(new))
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kit_lago::api::SetupError;
 use kit_lago::public_key::{AnswerError, FetchError, decode_public_key_answer, fetch_public_key};
 use kit_lago::signature::{KeyError, RsaKey};
 use kit_lago::stand_in::{Answering, PublicKeyServer, encode_public_key_answer};
@@ -94,7 +95,7 @@ async fn a_refused_api_key_is_named_and_not_shown() {
     assert!(error.to_string().contains("LAGO_API_KEY is refused"));
     assert!(!kit::error::chain(&error).contains("hunter"));
     let error = fetch_public_key(&client(), &server.url(), &secret("a\nb")).await.unwrap_err();
-    assert!(matches!(error, FetchError::BadApiKey));
+    assert!(matches!(error, FetchError::Setup(SetupError::BadApiKey)));
 }
 
 #[tokio::test]

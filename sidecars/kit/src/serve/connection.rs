@@ -205,7 +205,7 @@ async fn answer(
             tracing::debug!(peer = %peer, reason, "request refused: {reason}");
             plain(StatusCode::BAD_REQUEST, "bad request")
         }
-        Ok(_) if !is_plain_target(request.uri()) => plain(StatusCode::NOT_FOUND, "no such path"),
+        Ok(_) if !is_target(request.uri(), shared.limits.any_path) => plain(StatusCode::NOT_FOUND, "no such path"),
         Ok(_) => {
             let counted = Arc::clone(&body_read);
             let mut request = request.map(|body| Body::new(Counted { body, ended: counted }));
@@ -239,13 +239,13 @@ async fn answer(
 
 /// Only the plain form of a path is routed: whatever has to be decoded or normalised first could
 /// mean something else to whoever looked at it before.
-fn is_plain_target(uri: &Uri) -> bool {
+fn is_target(uri: &Uri, any_path: bool) -> bool {
     let path = uri.path();
+    let plain = || !path.bytes().any(|b| matches!(b, b'%' | b'\\')) && !path.contains("//") && !path.contains("..");
     uri.authority().is_none()
         && path.starts_with('/')
-        && path.bytes().all(|b| b.is_ascii_graphic() && b != b'%' && b != b'\\')
-        && !path.contains("//")
-        && !path.contains("..")
+        && path.bytes().all(|b| b.is_ascii_graphic())
+        && (any_path || plain())
 }
 
 fn plain(status: StatusCode, text: &'static str) -> Response<Body> {

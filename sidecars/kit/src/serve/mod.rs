@@ -50,6 +50,9 @@ pub struct ConnInfo {
 pub struct Limits {
     /// Bytes of a request's head; at least 8 KiB.
     pub head_bytes: usize,
+    /// Paths may be percent-encoded and hold any segment: for routes with a sender's own name in them. Without it,
+    /// what two programs could read as different paths is no path.
+    pub any_path: bool,
     /// Connections at the same time.
     pub connections: usize,
     /// Connections at the same time from one address; 0 means no limit of its own.
@@ -80,6 +83,7 @@ impl Limits {
         let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(10));
         Self {
             head_bytes: head_bytes.max(8192),
+            any_path: false,
             connections: listen.max_connections,
             connections_per_peer: listen.max_connections_per_peer,
             memory_bytes: listen.memory_budget_bytes,

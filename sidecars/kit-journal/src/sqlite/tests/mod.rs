@@ -4,6 +4,7 @@
 mod conservation;
 mod dedupe;
 mod files;
+mod together;
 
 use kit::clock::Timestamp;
 use tempfile::TempDir;

@@ -1,0 +1,107 @@
+//! What the outcomes of a request mean: for each event in it, and for the sink.
+
+use std::time::Instant;
+
+use kit_journal::Seq;
+use kit_journal::engine::Attempt;
+
+use super::work::{Finished, Work};
+use crate::judge::{self, Circumstances};
+use crate::outcome::{Failure, Outcome, Sink, Verdict};
+use crate::window::Decision;
+
+/// What the outcomes of one request say about the sink: it is there if it said anything about any of the events.
+#[derive(Debug, Default)]
+struct Says {
+    alive: bool,
+    denied: bool,
+    unsendable: bool,
+    failed: Option<String>,
+}
+
+impl Says {
+    fn hear(&mut self, outcome: &Outcome) {
+        match outcome.verdict {
+            Verdict::Delivered => self.alive = true,
+            Verdict::Failed(Failure::Unsendable) => self.unsendable = true,
+            Verdict::Failed(failure) if !failure.may_retry() => self.alive = true,
+            Verdict::Failed(failure) => {
+                self.denied |= failure == Failure::Denied;
+                self.failed = self.failed.take().or_else(|| Some(outcome.error.clone().unwrap_or_default()));
+            }
+        }
+    }
+}
+
+impl<S: Sink> Work<S> {
+    pub(super) fn finished(&mut self, finished: Result<Finished, tokio::task::JoinError>) {
+        let finished = match finished {
+            Ok(finished) => finished,
+            Err(error) => {
+                // A delivery that panicked leaves its event in flight in the window: only a restart
+                // of the dispatcher clears that, so the process is told.
+                tracing::error!(sink = %self.name, error = %error, "a delivery panicked");
+                std::panic::resume_unwind(Box::new("a delivery panicked"));
+            }
+        };
+        let Finished { deliveries, circuit_closed } = finished;
+        let mut says = Says::default();
+        for (seq, ended) in deliveries {
+            match ended {
+                Ok((outcome, attempt)) => {
+                    says.hear(&outcome);
+                    self.judge(seq, &outcome, attempt, circuit_closed);
+                }
+                Err(why) => self.not_asked(seq, why, !circuit_closed),
+            }
+        }
+        self.move_circuit(&says, circuit_closed);
+    }
+
+    fn judge(&mut self, seq: Seq, outcome: &Outcome, attempt: Attempt, circuit_closed: bool) {
+        self.unread.delivered();
+        self.shell.metrics.attempted(&self.name, outcome.word(), f64::from(attempt.ms) / 1000.0);
+        let decision = judge::decide(
+            outcome,
+            &self.shell.settings.schedule,
+            &Circumstances {
+                history: self.window.history(seq),
+                circuit_closed,
+                successes: self.successes,
+                now: self.shell.clock.now(),
+                random: fastrand::f64(),
+            },
+        );
+        if outcome.verdict == Verdict::Delivered {
+            self.successes += 1;
+        }
+        if let Some(error) = &outcome.error {
+            self.note(error.clone());
+        }
+        if let Decision::Park { reason } = &decision {
+            tracing::error!(seq, sink = %self.name, reason = %reason, "event {seq} parked as a dead letter: {reason}");
+        }
+        self.window.complete(seq, &decision, Some(attempt), self.successes, Instant::now());
+    }
+
+    /// What a request's outcomes say about the sink itself.
+    fn move_circuit(&mut self, says: &Says, circuit_closed: bool) {
+        let now = Instant::now();
+        if says.alive {
+            if self.circuit.alive() {
+                tracing::info!(sink = %self.name, "{} takes events again", self.name);
+                self.window.sink_is_back();
+            }
+        } else if let Some(error) = &says.failed {
+            let opened = if says.denied { self.circuit.denied(now) } else { self.circuit.failed(now) };
+            if opened && says.denied {
+                tracing::error!(sink = %self.name, error = %error, "{} refuses us, nothing is delivered until that is mended: {error}", self.name);
+            } else if opened {
+                tracing::warn!(sink = %self.name, error = %error, "{} does not take events, waiting and probing: {error}", self.name);
+            }
+        } else if says.unsendable && !circuit_closed {
+            // No request could be made: nobody was asked.
+            self.circuit.inconclusive(now);
+        }
+    }
+}

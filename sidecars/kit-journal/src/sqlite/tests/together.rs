@@ -1,0 +1,171 @@
+//! Keys that are unique within a scope, events that are stored together or not at all, and events that take the
+//! place of others.
+
+use super::*;
+
+fn usage(subscription: &str, transaction: &str, content: &str) -> Append {
+    let digest = BodyDigest::of(content.as_bytes());
+    let id = EventId::derive_scoped("usage", transaction, subscription, &digest);
+    let head = EventHead::new(id, "usage", "usage.event", format!("subscription/{subscription}"), transaction);
+    Append::new(NewEvent { head, body: content.as_bytes().to_vec(), dedupe: Dedupe::Scoped }, digest)
+}
+
+impl Bench {
+    fn append_together(&mut self, appends: Vec<Append>) -> Vec<Verdict> {
+        let together = std::iter::once(0..appends.len()).collect();
+        self.commit(Commit { appends, together, ..Commit::default() }).verdicts
+    }
+
+    fn stored(&self) -> Vec<String> {
+        let mut reader = self.reader();
+        let last = i64::try_from(reader.statistics().unwrap().accepted).unwrap();
+        let events = (1..=last).filter_map(|seq| reader.event(seq).unwrap());
+        events.map(|event| String::from_utf8(event.body.to_vec()).unwrap()).collect()
+    }
+}
+
+#[test]
+fn the_same_key_in_another_scope_is_another_event() {
+    let mut bench = Bench::new();
+    for restarted in [false, true] {
+        if restarted {
+            bench.restart();
+        }
+        for (subscription, content) in [("a", "1"), ("b", "2"), ("c", "1")] {
+            let verdict = bench.append(vec![usage(subscription, "t-1", content)])[0];
+            assert_eq!((verdict.duplicate, verdict.conflict), (restarted, false), "{subscription}");
+            assert_eq!(verdict.id, usage(subscription, "t-1", content).head.id);
+        }
+    }
+    assert_eq!(bench.stored(), ["1", "2", "1"]);
+    let known = bench.engine().known("usage", "t-1").unwrap();
+    assert_eq!(known.iter().map(|(_, seq)| *seq).collect::<Vec<_>>(), [1, 2, 3], "all are found by their key");
+    assert!(bench.engine().known("usage", "t-2").unwrap().is_empty());
+}
+
+#[test]
+fn other_content_under_a_known_key_is_told_by_the_first_ones_id() {
+    let mut bench = Bench::new();
+    let first = bench.append(vec![usage("a", "t-1", "1")])[0];
+
+    let verdict = bench.append(vec![usage("a", "t-1", "2")])[0];
+
+    assert!(verdict.duplicate && !verdict.conflict);
+    assert_eq!((verdict.id, verdict.seq), (first.id, first.seq));
+    assert_ne!(verdict.id, usage("a", "t-1", "2").head.id);
+    assert_eq!(bench.stored(), ["1"]);
+}
+
+#[test]
+fn nothing_of_a_group_is_stored_with_a_contradiction_in_it() {
+    let mut bench = Bench::new();
+    bench.append(vec![usage("a", "t-1", "1")]);
+
+    for (group, expected) in [
+        // (duplicate, withheld) of each: with the journal …
+        (
+            vec![("a", "t-2", "2"), ("a", "t-1", "other"), ("a", "t-3", "3")],
+            [(false, true), (true, false), (false, true)],
+        ),
+        (
+            vec![("a", "t-1", "1"), ("a", "t-1", "other"), ("b", "t-1", "3")],
+            [(true, false), (true, false), (false, true)],
+        ),
+        // … and within the group.
+        (vec![("a", "t-2", "2"), ("a", "t-4", "4"), ("a", "t-2", "5")], [(false, true), (false, true), (true, true)]),
+    ] {
+        let appends = group.iter().map(|(subscription, key, content)| usage(subscription, key, content)).collect();
+        let verdicts = bench.append_together(appends);
+        let seen: Vec<_> = verdicts.iter().map(|verdict| (verdict.duplicate, verdict.withheld)).collect();
+        assert_eq!(seen, expected, "{group:?}");
+        assert!(verdicts.iter().all(|verdict| !verdict.is_stored()));
+    }
+    assert_eq!(bench.stored(), ["1"]);
+    assert_eq!(bench.engine().last_seq(), 1);
+
+    // What was withheld is new the next time, and what is the same is the same.
+    let group = vec![usage("a", "t-2", "2"), usage("a", "t-1", "1"), usage("a", "t-2", "2"), usage("b", "t-2", "3")];
+    let verdicts = bench.append_together(group);
+    let seen: Vec<_> = verdicts.iter().map(|verdict| (verdict.seq, verdict.duplicate)).collect();
+    assert_eq!(seen, [(2, false), (1, true), (2, true), (3, false)]);
+    assert_eq!(bench.stored(), ["1", "2", "3"]);
+}
+
+#[test]
+fn a_group_says_nothing_about_those_beside_it() {
+    let mut bench = Bench::new();
+    bench.append(vec![usage("a", "t-1", "1")]);
+    let appends = vec![
+        usage("a", "before", "b"),
+        usage("a", "t-2", "2"),
+        usage("a", "t-1", "other"),
+        usage("a", "t-5", "5"),
+        usage("a", "t-6", "6"),
+        usage("a", "after", "a"),
+    ];
+
+    let committed = bench.commit(Commit { appends, together: vec![1..3, 3..5], ..Commit::default() });
+
+    let stored: Vec<bool> = committed.verdicts.iter().map(Verdict::is_stored).collect();
+    assert_eq!(stored, [true, false, false, true, true, true]);
+    assert_eq!(bench.stored(), ["1", "b", "5", "6", "a"]);
+    assert_eq!(committed.last_seq, 5);
+}
+
+#[test]
+fn what_was_delivered_can_be_parked_afterwards_and_delivered_again() {
+    let mut bench = Bench::new();
+    bench.append((0..5).map(|n| usage("a", &n.to_string(), "1")).collect());
+    bench.settle(Settlement {
+        cursor: 4,
+        set: vec![row(2, ExceptionState::Retrying), row(3, ExceptionState::Dropped)],
+        ..Settlement::default()
+    });
+    let park = |seqs: Vec<Seq>| Action::Park { sink: SINK.to_owned(), seqs, reason: "invalid_code".to_owned() };
+
+    let outcome = bench.act(park(vec![1, 2, 3, 5, 9]));
+
+    // One that is being tried, one that was dropped, and one that is not there.
+    assert_eq!((outcome.changed, outcome.unchanged, outcome.unavailable), (2, 2, 1));
+    assert_eq!(bench.act(park(vec![1, 5])).changed, 0, "once");
+    let found = bench.reader().found(1).unwrap().unwrap();
+    assert_eq!(found.deliveries[SINK].row.as_ref().unwrap().reason, "invalid_code");
+    for (seq, state) in [(2, DeliveryState::Retrying), (3, DeliveryState::Dropped), (5, DeliveryState::Parked)] {
+        assert_eq!(bench.state(seq), state, "{seq}");
+    }
+    let check = |bench: &Bench, delivered, parked| {
+        let sink = bench.reader().sink(SINK).unwrap();
+        assert_eq!((sink.delivered, sink.parked), (delivered, parked), "{sink:?}");
+        assert_eq!(sink.delivered + sink.pending(5) + sink.parked + sink.dropped, sink.accepted(5), "{sink:?}");
+    };
+    check(&bench, 1, 2);
+    bench.settle(Settlement { cursor: 5, ..Settlement::default() });
+    check(&bench, 1, 2);
+    bench.act(Action::Replay { sink: SINK.to_owned(), seqs: vec![1], from: Timestamp::default(), spacing_ms: 0.0 });
+    bench.settle(Settlement { cursor: 5, delivered: vec![1], ..Settlement::default() });
+    check(&bench, 2, 1);
+}
+
+/// The same settlement may come twice: what is remembered with it is what is true afterwards.
+#[test]
+fn what_is_remembered_with_a_settlement_is_there_when_it_is() {
+    let mut bench = Bench::new();
+    bench.append(vec![usage("a", "1", "1"), usage("a", "2", "2")]);
+    let settlement = |cursor, value: &str| Settlement {
+        sink: SINK.to_owned(),
+        cursor,
+        values: vec![("sum".to_owned(), value.as_bytes().to_vec())],
+        ..Settlement::default()
+    };
+
+    for _ in 0..2 {
+        bench.settle(settlement(1, "one"));
+        assert_eq!(bench.reader().value("sum").unwrap().unwrap(), b"one");
+    }
+    // In one commit with another sink's that is not known: nothing of that one is recorded.
+    let unknown = Settlement { sink: "nobody".to_owned(), ..settlement(2, "wrong") };
+    let committed = bench.commit(Commit { settlements: vec![settlement(2, "two"), unknown], ..Commit::default() });
+
+    assert_eq!(committed.refused.len(), 1);
+    assert_eq!(bench.reader().value("sum").unwrap().unwrap(), b"two");
+}

@@ -1,0 +1,286 @@
+//! Lago's management API, as far as daemons read it: pages of metrics and subscriptions, and current usage.
+//!
+//! Source: getlago/lago-api `app/controllers/api/v1/` and `app/serializers/v1/`, read at v1.16.0 and at the head of
+//! 2026-08-21.
+
+use std::time::Duration;
+
+use kit::client::read_capped;
+use kit::clock::Timestamp;
+use kit::secret::Secret;
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue};
+use reqwest::{Client, StatusCode};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+/// Nobody waits longer for one page.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Largest page that is read.
+const PAGE_BYTES: usize = 16 << 20;
+/// Lago's own default.
+const PER_PAGE: usize = 100;
+/// More pages than that are not read: a hundred thousand of anything.
+const PAGES: usize = 1_000;
+
+/// Why Lago's API cannot be asked at all. Each message says what to set.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SetupError {
+    /// `LAGO_API_URL` is not the address of an API.
+    #[error("LAGO_API_URL is not a plain http or https address such as http://lago-api:3000 ({0})")]
+    BadUrl(&'static str),
+    /// The API key cannot stand in a header.
+    #[error("LAGO_API_KEY holds characters that an API key cannot have, such as a line break")]
+    BadApiKey,
+}
+
+/// Why Lago did not answer a question.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// No connection, or no answer in time.
+    #[error("Lago cannot be reached at LAGO_API_URL")]
+    Unreachable(
+        /// Without the address, which may be private.
+        #[source]
+        reqwest::Error,
+    ),
+    /// Connected, and no complete answer in time.
+    #[error("Lago at LAGO_API_URL gives no complete answer within {PAGE_TIMEOUT:?}")]
+    TooSlow,
+    /// 401 or 403.
+    #[error("LAGO_API_KEY is refused by Lago ({0})")]
+    Denied(u16),
+    /// 404: what was asked for is not there.
+    #[error("Lago does not know what it was asked for (404)")]
+    NotFound,
+    /// 405: a refusal for what the object is, not for how it was asked.
+    #[error("Lago does not allow the question (405)")]
+    NotAllowed,
+    /// Any other status than 200.
+    #[error("Lago answered status {0}")]
+    Status(u16),
+    /// Not Lago's JSON.
+    #[error("the answer is not Lago's JSON: check LAGO_API_URL")]
+    NotLago,
+}
+
+/// The root of Lago's API from whichever form of its address is configured: with or without a trailing slash or
+/// `/api/v1`.
+///
+/// # Errors
+/// [`SetupError::BadUrl`]; the address is not shown, it may hold a password.
+pub fn api_root(api_url: &str) -> Result<Url, SetupError> {
+    let mut url = Url::parse(api_url.trim()).map_err(|_| SetupError::BadUrl("not a URL"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(SetupError::BadUrl("its scheme is neither http nor https"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(SetupError::BadUrl("it holds a user name or password"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(SetupError::BadUrl("it has a query or a fragment"));
+    }
+    let path = url.path().trim_end_matches('/');
+    let root = format!("{}/api/v1/", path.strip_suffix("/api/v1").unwrap_or(path).trim_end_matches('/'));
+    url.set_path(&root);
+    Ok(url)
+}
+
+/// The `Authorization` of an API key; it prints as sensitive.
+///
+/// # Errors
+/// [`SetupError::BadApiKey`].
+pub fn authorization(api_key: &Secret) -> Result<HeaderValue, SetupError> {
+    let mut value =
+        HeaderValue::from_str(&format!("Bearer {}", api_key.expose())).map_err(|_| SetupError::BadApiKey)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Asks Lago, one question at a time; when to ask again is the caller's.
+#[derive(Clone, Debug)]
+pub struct LagoApi {
+    client: Client,
+    root: Url,
+    authorization: HeaderValue,
+}
+
+/// How a metric counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Aggregation {
+    /// Events.
+    CountAgg,
+    /// The sum of a field.
+    SumAgg,
+    /// The largest value of a field.
+    MaxAgg,
+    /// Different values of a field.
+    UniqueCountAgg,
+    /// The sum of a field, by how long it held.
+    WeightedSumAgg,
+    /// The last value of a field.
+    LatestAgg,
+    /// Something else.
+    #[serde(other)]
+    Custom,
+}
+
+impl Aggregation {
+    /// Whether the metric's field must hold a number.
+    pub fn wants_a_number(self) -> bool {
+        matches!(self, Self::SumAgg | Self::MaxAgg | Self::WeightedSumAgg | Self::LatestAgg)
+    }
+}
+
+/// A billable metric.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BillableMetric {
+    /// What events name.
+    pub code: String,
+    /// How it counts.
+    pub aggregation_type: Aggregation,
+    /// The property it counts, where it counts one.
+    #[serde(default)]
+    pub field_name: Option<String>,
+    /// It goes on into the next period.
+    #[serde(default)]
+    pub recurring: bool,
+}
+
+/// An active subscription.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subscription {
+    /// What events name.
+    pub external_id: String,
+    /// Whose it is.
+    pub external_customer_id: String,
+    /// Since when it is billed.
+    #[serde(default)]
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    #[serde(default)]
+    pub terminated_at: Option<Timestamp>,
+    /// Newer versions of Lago only.
+    #[serde(default)]
+    pub current_billing_period_started_at: Option<Timestamp>,
+    /// Newer versions of Lago only.
+    #[serde(default)]
+    pub current_billing_period_ending_at: Option<Timestamp>,
+}
+
+impl LagoApi {
+    /// Asks the API at `api_url` with this key.
+    ///
+    /// # Errors
+    /// [`SetupError`].
+    pub fn new(client: Client, api_url: &str, api_key: &Secret) -> Result<Self, SetupError> {
+        Ok(Self { client, root: api_root(api_url)?, authorization: authorization(api_key)? })
+    }
+
+    /// Every billable metric.
+    ///
+    /// # Errors
+    /// [`ApiError`]; what was read before it is thrown away.
+    pub async fn billable_metrics(&self) -> Result<Vec<BillableMetric>, ApiError> {
+        #[derive(Deserialize)]
+        struct Page {
+            billable_metrics: Vec<BillableMetric>,
+            meta: Meta,
+        }
+        self.pages("billable_metrics", |page: Page| (page.billable_metrics, page.meta)).await
+    }
+
+    /// Every active subscription.
+    ///
+    /// # Errors
+    /// As [`LagoApi::billable_metrics`].
+    pub async fn active_subscriptions(&self) -> Result<Vec<Subscription>, ApiError> {
+        #[derive(Deserialize)]
+        struct Page {
+            subscriptions: Vec<Subscription>,
+            meta: Meta,
+        }
+        self.pages("subscriptions", |page: Page| (page.subscriptions, page.meta)).await
+    }
+
+    async fn pages<P: DeserializeOwned, T>(
+        &self,
+        resource: &str,
+        take: impl Fn(P) -> (Vec<T>, Meta),
+    ) -> Result<Vec<T>, ApiError> {
+        let mut all = Vec::new();
+        let mut next = Some(1);
+        for _ in 0..PAGES {
+            let Some(page) = next else { break };
+            let mut url = self.root.join(resource).map_err(|_| ApiError::NotLago)?;
+            url.query_pairs_mut().append_pair("page", &page.to_string()).append_pair("per_page", &PER_PAGE.to_string());
+            let (items, meta) = take(self.get(url).await?);
+            all.extend(items);
+            // One that leads back would be read for ever.
+            next = meta.next_page.filter(|next| *next > page);
+        }
+        Ok(all)
+    }
+
+    async fn get<T: DeserializeOwned>(&self, url: Url) -> Result<T, ApiError> {
+        let request =
+            self.client.get(url).header(AUTHORIZATION, &self.authorization).header(ACCEPT, "application/json");
+        let unreachable = |error: reqwest::Error| ApiError::Unreachable(error.without_url());
+        let ask = async {
+            let response = request.send().await.map_err(unreachable)?;
+            match response.status() {
+                StatusCode::OK => read_capped(response, PAGE_BYTES).await.map_err(unreachable),
+                StatusCode::UNAUTHORIZED => Err(ApiError::Denied(401)),
+                StatusCode::FORBIDDEN => Err(ApiError::Denied(403)),
+                StatusCode::NOT_FOUND => Err(ApiError::NotFound),
+                StatusCode::METHOD_NOT_ALLOWED => Err(ApiError::NotAllowed),
+                other => Err(ApiError::Status(other.as_u16())),
+            }
+        };
+        let body = tokio::time::timeout(PAGE_TIMEOUT, ask).await.map_err(|_| ApiError::TooSlow)??;
+        serde_json::from_slice(&body).map_err(|_| ApiError::NotLago)
+    }
+}
+
+#[derive(Deserialize)]
+struct Meta {
+    next_page: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn every_usual_form_of_the_address_leads_to_the_same_root() {
+        for form in [
+            "http://lago-api:3000",
+            "http://lago-api:3000/",
+            "http://lago-api:3000/api/v1",
+            "http://lago-api:3000/api/v1/",
+            " http://lago-api:3000//\n",
+        ] {
+            assert_eq!(api_root(form).unwrap().as_str(), "http://lago-api:3000/api/v1/");
+        }
+        assert_eq!(api_root("https://example.test/lago/api/v1").unwrap().path(), "/lago/api/v1/");
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_the_api_is_refused_without_being_printed() {
+        for wrong in [
+            "",
+            "lago-api:3000",
+            "ftp://lago-api",
+            "http://user:hunter2@lago-api:3000",
+            "http://lago-api:3000?key=hunter2",
+        ] {
+            let error = api_root(wrong).unwrap_err();
+            assert!(matches!(error, SetupError::BadUrl(_)), "{wrong}");
+            assert!(!error.to_string().contains("hunter2"));
+        }
+        let error = authorization(&Secret::from("hunter2\n".to_owned())).unwrap_err();
+        assert_eq!(error, SetupError::BadApiKey);
+    }
+}

@@ -1,0 +1,253 @@
+//! What a stand-in for Lago knows and how it behaves, apart from its port: it outlives the port, so
+//! that Lago can go away for a while and come back with its books.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kit::secret::Secret;
+use serde::Serialize;
+use subtle::ConstantTimeEq;
+use tokio::sync::{Semaphore, watch};
+
+use super::arrivals::{Arrivals, DifferingRetry};
+use super::catalogue::{Catalogue, Metric, Subscription};
+use super::faults::{Drawn, Faults, InForce};
+use super::ledger::{Ledger, LedgerEntry, LedgerEvent, Uniqueness};
+use super::profile::Profile;
+
+/// How much a stand-in has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Requests read completely, whatever became of them.
+    pub requests: u64,
+    /// Of these, posts of single events.
+    pub single_posts: u64,
+    /// Of these, posts of batches.
+    pub batches: u64,
+    /// Events in the largest batch.
+    pub largest_batch: u64,
+    /// Events in all posts, repeated ones each time.
+    pub events_received: u64,
+    /// Different events in all posts, by subscription and transaction id.
+    pub distinct_events: u64,
+    /// Events that their own batch already held.
+    pub in_batch_duplicates: u64,
+    /// Arrivals of a known event with other bytes than it had the first time.
+    pub differing_retries: u64,
+    /// Events on the books.
+    pub stored: u64,
+    /// Posts answered 422.
+    pub refused_posts: u64,
+    /// Requests that met a fault, latency apart.
+    pub faults: u64,
+    /// Requests in progress now, those waiting for a thread included.
+    pub in_progress: u64,
+    /// The most there were at a time.
+    pub most_in_progress: u64,
+}
+
+/// The deadline of a wait passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("waited {waited:?} at the stand-in for Lago and saw {seen:?}")]
+pub struct WaitError {
+    /// How long was waited.
+    pub waited: Duration,
+    /// What there was in the end.
+    pub seen: Counts,
+}
+
+/// Books, catalogue and faults of a stand-in.
+pub struct LagoState {
+    profile: Profile,
+    api_key: Secret,
+    books: Mutex<Books>,
+    behaviour: Mutex<Behaviour>,
+    counts: watch::Sender<Counts>,
+}
+
+#[derive(Debug)]
+pub(super) struct Books {
+    pub(super) catalogue: Catalogue,
+    pub(super) ledger: Ledger,
+    pub(super) arrivals: Arrivals,
+    pub(super) counts: Counts,
+}
+
+#[derive(Debug)]
+struct Behaviour {
+    in_force: InForce,
+    /// One permit a thread.
+    threads: Arc<Semaphore>,
+}
+
+impl LagoState {
+    /// Empty books and good health.
+    pub fn new(profile: Profile, api_key: Secret) -> Arc<Self> {
+        let uniqueness = if profile.is_clickhouse() { Uniqueness::ClickHouse } else { Uniqueness::Postgres };
+        Arc::new(Self {
+            profile,
+            api_key,
+            books: Mutex::new(Books {
+                catalogue: Catalogue::default(),
+                ledger: Ledger::new(uniqueness),
+                arrivals: Arrivals::default(),
+                counts: Counts::default(),
+            }),
+            behaviour: Mutex::new(Behaviour {
+                in_force: InForce::new(Faults::default()),
+                threads: Arc::new(Semaphore::new(profile.threads())),
+            }),
+            counts: watch::Sender::new(Counts::default()),
+        })
+    }
+
+    /// Which Lago this is.
+    pub fn profile(&self) -> Profile {
+        self.profile
+    }
+
+    /// Adds a metric, or replaces the one with this code.
+    pub fn put_metric(&self, metric: Metric) {
+        self.books().catalogue.put_metric(metric);
+    }
+
+    /// Adds a subscription, and its customer with it, or replaces the one with this Lago id.
+    pub fn put_subscription(&self, subscription: Subscription) {
+        self.books().catalogue.put_subscription(subscription);
+    }
+
+    /// Adds a customer without subscription. Does nothing when there is one with this id.
+    pub fn put_customer(&self, external_id: &str) {
+        self.books().catalogue.put_customer(external_id);
+    }
+
+    /// Ends the active subscription with this external id; false when there is none.
+    pub fn end_subscription(&self, external_id: &str, at: Timestamp) -> bool {
+        self.books().catalogue.end_subscription(external_id, at)
+    }
+
+    /// Changes what goes wrong from now on. Countdowns and chances begin anew; requests in progress
+    /// keep what was drawn for them, and the thread they have.
+    pub fn set_faults(&self, faults: Faults) {
+        let threads = faults.threads.unwrap_or(self.profile.threads());
+        let threads = Arc::new(Semaphore::new(threads.min(Semaphore::MAX_PERMITS)));
+        *self.behaviour() = Behaviour { in_force: InForce::new(faults), threads };
+    }
+
+    /// What would be billed: every stored event, in order of storing.
+    pub fn ledger(&self) -> Vec<LedgerEvent> {
+        self.books().ledger.entries().map(|entry| entry.to_owned()).collect()
+    }
+
+    /// Looks at every stored event without copying it. The stand-in stands still meanwhile.
+    pub fn visit_ledger(&self, look: impl FnMut(LedgerEntry<'_>)) {
+        self.books().ledger.entries().for_each(look);
+    }
+
+    /// How often an event arrived with other bytes than the first time. A retry that is not the very
+    /// same event may be billed differently.
+    pub fn differing_retries(&self) -> u64 {
+        self.books().arrivals.differing()
+    }
+
+    /// The first few of them, for the report of a failed test.
+    pub fn differing_examples(&self) -> Vec<DifferingRetry> {
+        self.books().arrivals.examples().to_vec()
+    }
+
+    /// How much it has seen.
+    pub fn counts(&self) -> Counts {
+        *self.counts.borrow()
+    }
+
+    /// Waits until the counts are as wanted, and returns them.
+    ///
+    /// # Errors
+    /// [`WaitError`] at the deadline.
+    pub async fn wait_until(
+        &self,
+        deadline: Duration,
+        mut wanted: impl FnMut(&Counts) -> bool,
+    ) -> Result<Counts, WaitError> {
+        let mut counts = self.counts.subscribe();
+        let reached = counts.wait_for(|counts| wanted(counts));
+        match tokio::time::timeout(deadline, reached).await {
+            Ok(Ok(counts)) => Ok(*counts),
+            // The sender lives in `self`, so only the deadline gets here.
+            _ => Err(WaitError { waited: deadline, seen: self.counts() }),
+        }
+    }
+
+    /// Whether an `Authorization` header opens the API: its second word counts, whatever the first.
+    ///
+    /// Source: getlago/lago-api `app/controllers/api/base_controller.rb` at v1.16.0.
+    pub(super) fn is_authorized(&self, header: Option<&[u8]>) -> bool {
+        let mut words = header.unwrap_or_default().split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+        let key = words.nth(1).unwrap_or_default();
+        bool::from(key.ct_eq(self.api_key.expose().as_bytes()))
+    }
+
+    /// Draws what happens to a request, and tells which threads it has to wait for.
+    pub(super) fn draw(&self, is_ingestion: bool) -> (Drawn, Arc<Semaphore>) {
+        let mut behaviour = self.behaviour();
+        (behaviour.in_force.draw(is_ingestion), Arc::clone(&behaviour.threads))
+    }
+
+    /// Looks at the faults that do not depend on chance.
+    pub(super) fn with_faults<T>(&self, look: impl FnOnce(&Faults) -> T) -> T {
+        look(&self.behaviour().in_force.faults)
+    }
+
+    /// Changes the books and tells whoever waits for their counts.
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut Books) -> T) -> T {
+        let mut books = self.books();
+        let result = change(&mut books);
+        books.counts.stored = books.ledger.len() as u64;
+        books.counts.distinct_events = books.arrivals.distinct();
+        books.counts.differing_retries = books.arrivals.differing();
+        self.counts.send_replace(books.counts);
+        result
+    }
+
+    /// Notes a request that was read completely; it is in progress until the guard is dropped.
+    pub(super) fn begin_request(&self) -> (u64, InProgress<'_>) {
+        let number = self.change(|books| {
+            books.counts.requests += 1;
+            books.counts.in_progress += 1;
+            books.counts.most_in_progress = books.counts.most_in_progress.max(books.counts.in_progress);
+            books.counts.requests
+        });
+        (number, InProgress(self))
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        lock(&self.books)
+    }
+
+    fn behaviour(&self) -> MutexGuard<'_, Behaviour> {
+        lock(&self.behaviour)
+    }
+}
+
+impl fmt::Debug for LagoState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (profile, counts) = (self.profile, self.counts());
+        f.debug_struct("LagoState").field("profile", &profile).field("counts", &counts).finish_non_exhaustive()
+    }
+}
+
+/// A request in progress.
+pub(super) struct InProgress<'a>(&'a LagoState);
+
+impl Drop for InProgress<'_> {
+    fn drop(&mut self) {
+        self.0.change(|books| books.counts.in_progress -= 1);
+    }
+}
+
+/// A panic elsewhere must not hide what is on the books.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

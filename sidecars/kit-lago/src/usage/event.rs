@@ -1,0 +1,365 @@
+//! One usage event from what a producer sends to what Lago is sent.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+
+use super::moment::EpochSeconds;
+
+/// What is wrong with an event, by field, in Lago's words.
+pub type FieldErrors = BTreeMap<&'static str, Vec<&'static str>>;
+
+/// Longest id or code.
+const LONGEST_NAME: usize = 500;
+
+/// The events of a request.
+#[derive(Debug)]
+pub enum Requested<'a> {
+    /// `{"event": {…}}`.
+    One(&'a RawValue),
+    /// `{"events": […]}`.
+    Batch(Vec<&'a RawValue>),
+}
+
+/// Why a body holds no events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadBody {
+    /// Not JSON, or no object.
+    #[error("the body is not a JSON object")]
+    NotAnObject,
+    /// The root key is missing.
+    #[error("param is missing or the value is empty: event")]
+    NoEvent,
+    /// No array of events, or an empty one.
+    #[error("there are no events")]
+    NoEvents,
+}
+
+/// Reads the body of `POST /api/v1/events` (`batch` false) or `POST /api/v1/events/batch`.
+///
+/// # Errors
+/// [`BadBody`].
+pub fn requested(body: &[u8], batch: bool) -> Result<Requested<'_>, BadBody> {
+    #[derive(Deserialize)]
+    struct Root<'a> {
+        #[serde(borrow, default)]
+        event: Option<&'a RawValue>,
+        #[serde(borrow, default)]
+        events: Option<&'a RawValue>,
+    }
+    // An array would be taken for the fields in their order.
+    let is_object = body.trim_ascii_start().starts_with(b"{");
+    let root: Option<Root<'_>> = is_object.then(|| serde_json::from_slice(body).ok()).flatten();
+    let root = root.ok_or(BadBody::NotAnObject)?;
+    if batch {
+        let events = root.events.and_then(|events| serde_json::from_str::<Vec<&RawValue>>(events.get()).ok());
+        return events.filter(|events| !events.is_empty()).map(Requested::Batch).ok_or(BadBody::NoEvents);
+    }
+    let event = root.event.filter(|event| event.get().starts_with('{') && event.get() != "{}");
+    event.map(Requested::One).ok_or(BadBody::NoEvent)
+}
+
+/// One event, its fields as the producer wrote them.
+#[derive(Clone, Debug)]
+pub struct UsageEvent<'a> {
+    /// The producer's id: Lago counts an event once for each subscription and transaction id.
+    pub transaction_id: Option<Cow<'a, str>>,
+    /// Who is billed.
+    pub external_subscription_id: Option<Cow<'a, str>>,
+    /// Whose subscription that is; some producers know only this. Lago itself does not look at it.
+    pub external_customer_id: Option<Cow<'a, str>>,
+    /// Code of the billable metric.
+    pub code: Cow<'a, str>,
+    /// When it happened, if the producer says so.
+    pub timestamp: Option<EpochSeconds>,
+    /// For the charge model `dynamic`: a decimal as a text.
+    pub precise_total_amount_cents: Option<Cow<'a, str>>,
+    /// A JSON object, or nothing.
+    pub properties: Option<&'a RawValue>,
+}
+
+impl<'a> UsageEvent<'a> {
+    /// Reads one event and checks what Lago checks when it takes one, and that it says whom it is about.
+    ///
+    /// A missing `transaction_id` is left to the caller, who may know another name for the event.
+    ///
+    /// # Errors
+    /// What is wrong, by field.
+    ///
+    /// Source: getlago/lago-api `app/services/events/create_service.rb`; `external_subscription_id` is not required
+    /// there, and an event without one is never billed.
+    pub fn read(event: &'a RawValue) -> Result<Self, FieldErrors> {
+        #[derive(Deserialize)]
+        struct Fields<'a> {
+            #[serde(borrow, default)]
+            transaction_id: Option<&'a RawValue>,
+            #[serde(borrow, default)]
+            external_subscription_id: Option<&'a RawValue>,
+            #[serde(borrow, default)]
+            external_customer_id: Option<&'a RawValue>,
+            #[serde(borrow, default)]
+            code: Option<&'a RawValue>,
+            #[serde(borrow, default)]
+            timestamp: Option<&'a RawValue>,
+            #[serde(borrow, default)]
+            precise_total_amount_cents: Option<&'a RawValue>,
+            #[serde(borrow, default)]
+            properties: Option<&'a RawValue>,
+        }
+        let mut errors = FieldErrors::new();
+        let is_object = event.get().starts_with('{');
+        let Some(fields) = is_object.then(|| serde_json::from_str::<Fields<'a>>(event.get()).ok()).flatten() else {
+            errors.insert("event", vec!["value_is_invalid"]);
+            return Err(errors);
+        };
+        let mut name = |field: &'static str, value: Option<&'a RawValue>| match value.map(scalar) {
+            None | Some(Ok(None)) => None,
+            Some(Ok(Some(text))) if text.len() <= LONGEST_NAME => Some(text),
+            Some(_) => {
+                errors.insert(field, vec!["value_is_invalid"]);
+                None
+            }
+        };
+        let transaction_id = name("transaction_id", fields.transaction_id);
+        let external_subscription_id = name("external_subscription_id", fields.external_subscription_id);
+        let external_customer_id = name("external_customer_id", fields.external_customer_id);
+        let code = name("code", fields.code);
+        let precise_total_amount_cents = name("precise_total_amount_cents", fields.precise_total_amount_cents);
+        if external_subscription_id.is_none() && external_customer_id.is_none() {
+            errors.entry("external_subscription_id").or_insert_with(|| vec!["value_is_mandatory"]);
+        }
+        if code.is_none() {
+            errors.entry("code").or_insert_with(|| vec!["value_is_mandatory"]);
+        }
+        let timestamp = match fields.timestamp.filter(|value| !is_nothing(value)).map(EpochSeconds::of_json) {
+            None => None,
+            Some(Ok(timestamp)) => Some(timestamp),
+            Some(Err(_)) => {
+                errors.insert("timestamp", vec!["invalid_format"]);
+                None
+            }
+        };
+        // Lago drops what is not an object.
+        let properties = fields.properties.filter(|value| value.get().starts_with('{'));
+        let Some(code) = code.filter(|_| errors.is_empty()) else { return Err(errors) };
+        Ok(Self {
+            transaction_id,
+            external_subscription_id,
+            external_customer_id,
+            code,
+            timestamp,
+            precise_total_amount_cents,
+            properties,
+        })
+    }
+
+    /// A value of `properties`, as it was written.
+    pub fn property(&self, name: &str) -> Option<&'a RawValue> {
+        property(self.properties?, name)
+    }
+
+    /// What tells a second arrival of the same event from another event under its id: the fields, whatever the order
+    /// of the properties and the white space around them.
+    pub fn content(&self) -> Content {
+        let mut hasher = Sha256::new();
+        let mut part = |text: &str| {
+            hasher.update((text.len() as u64).to_le_bytes());
+            hasher.update(text);
+        };
+        part(&self.code);
+        part(self.timestamp.as_ref().map_or("", EpochSeconds::as_str));
+        part(self.precise_total_amount_cents.as_deref().unwrap_or_default());
+        for (name, value) in self.properties.map(properties).unwrap_or_default() {
+            part(&name);
+            part(value.get());
+        }
+        Content(hasher.finalize().into())
+    }
+
+    /// The event as Lago is sent it. The same bytes, whenever it is sent: ClickHouse counts an event again whose
+    /// timestamp has changed.
+    ///
+    /// `timestamp` is the producer's, or the time of the first receipt.
+    pub fn to_json(
+        &self,
+        transaction_id: &str,
+        external_subscription_id: Option<&str>,
+        timestamp: &EpochSeconds,
+    ) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Outgoing<'o> {
+            transaction_id: &'o str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            external_subscription_id: Option<&'o str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            external_customer_id: Option<&'o str>,
+            code: &'o str,
+            timestamp: Option<Box<RawValue>>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            precise_total_amount_cents: Option<&'o str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            properties: Option<&'o RawValue>,
+        }
+        let outgoing = Outgoing {
+            transaction_id,
+            external_subscription_id,
+            // Only where nothing else says whose it is: Lago wants the subscription.
+            external_customer_id: self.external_customer_id.as_deref().filter(|_| external_subscription_id.is_none()),
+            code: &self.code,
+            timestamp: RawValue::from_string(timestamp.as_str().to_owned()).ok(),
+            precise_total_amount_cents: self.precise_total_amount_cents.as_deref(),
+            properties: self.properties,
+        };
+        // Texts and values that were read from JSON: nothing in it can fail to be written.
+        serde_json::to_vec(&outgoing).unwrap_or_default()
+    }
+}
+
+/// Hash of what an event says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Content(pub [u8; 32]);
+
+/// A value of a JSON object, as it was written.
+pub fn property<'a>(object: &'a RawValue, name: &str) -> Option<&'a RawValue> {
+    properties(object).remove(name)
+}
+
+fn properties(object: &RawValue) -> BTreeMap<Cow<'_, str>, &RawValue> {
+    #[derive(Deserialize)]
+    struct Object<'a>(#[serde(borrow)] BTreeMap<Cow<'a, str>, &'a RawValue>);
+    serde_json::from_str(object.get()).map(|Object(properties)| properties).unwrap_or_default()
+}
+
+fn is_nothing(value: &RawValue) -> bool {
+    matches!(value.get(), "null" | "\"\"")
+}
+
+/// The text of a string or a number; nothing for `null`, an empty text, and what Rails' strong parameters drop.
+fn scalar(value: &RawValue) -> Result<Option<Cow<'_, str>>, ()> {
+    let json = value.get();
+    match json.as_bytes().first() {
+        Some(b'"') => {
+            #[derive(Deserialize)]
+            struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+            let Text(text) = serde_json::from_str(json).map_err(|_| ())?;
+            Ok(Some(text).filter(|text| !text.trim().is_empty()))
+        }
+        Some(b'-' | b'0'..=b'9') => Ok(Some(Cow::Borrowed(json))),
+        Some(b't' | b'f') => Err(()),
+        _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn read(json: &str) -> Result<UsageEvent<'_>, FieldErrors> {
+        UsageEvent::read(serde_json::from_str(json).unwrap())
+    }
+
+    fn sent(json: &str) -> String {
+        let event = read(json).unwrap();
+        let timestamp = event.timestamp.clone().unwrap_or_else(|| EpochSeconds::of_text("1").unwrap());
+        let id = event.transaction_id.clone().unwrap();
+        String::from_utf8(event.to_json(&id, event.external_subscription_id.as_deref(), &timestamp)).unwrap()
+    }
+
+    #[test]
+    fn what_is_sent_on_keeps_every_digit_of_what_came() {
+        let event = r#"{"transaction_id":"t-1","external_subscription_id":"s","code":"api_calls",
+            "timestamp":"2024-11-19T07:06:40.5Z","precise_total_amount_cents":12.30,"unknown":1,
+            "properties":{"gb": 0.10000000000000000001, "n":1E+2, "who":"\u00fc","deep":{"a":[1, 2]}}}"#;
+        assert_eq!(
+            sent(event),
+            concat!(
+                r#"{"transaction_id":"t-1","external_subscription_id":"s","code":"api_calls","timestamp":1732000000.5,"#,
+                r#""precise_total_amount_cents":"12.30","#,
+                r#""properties":{"gb": 0.10000000000000000001, "n":1E+2, "who":"\u00fc","deep":{"a":[1, 2]}}}"#
+            )
+        );
+        assert_eq!(
+            sent(r#"{"transaction_id":17,"external_customer_id":"c","code":"x","properties":null}"#),
+            r#"{"transaction_id":"17","external_customer_id":"c","code":"x","timestamp":1}"#
+        );
+    }
+
+    #[test]
+    fn what_lago_refuses_is_refused_in_its_words() {
+        let check = |json: &str, expected: &[(&str, &str)]| {
+            let errors = read(json).unwrap_err();
+            let seen: Vec<_> = errors.iter().map(|(field, codes)| (*field, codes[0])).collect();
+            assert_eq!(seen, expected, "{json}");
+        };
+        let mandatory = [("code", "value_is_mandatory"), ("external_subscription_id", "value_is_mandatory")];
+        check(r#"{"transaction_id":"t"}"#, &mandatory);
+        check(r#"{"transaction_id":"t","code":" ","external_subscription_id":""}"#, &mandatory);
+        check(r#"{"transaction_id":"t","code":{},"external_subscription_id":null}"#, &mandatory);
+        check(r#"{"code":true,"external_subscription_id":"s"}"#, &[("code", "value_is_invalid")]);
+        check(
+            r#"{"code":"c","external_subscription_id":"s","timestamp":"tomorrow"}"#,
+            &[("timestamp", "invalid_format")],
+        );
+        let long = "x".repeat(501);
+        check(
+            &format!(r#"{{"code":"c","external_subscription_id":"s","transaction_id":"{long}"}}"#),
+            &[("transaction_id", "value_is_invalid")],
+        );
+        check("[1]", &[("event", "value_is_invalid")]);
+        check("7", &[("event", "value_is_invalid")]);
+    }
+
+    #[test]
+    fn the_same_content_is_recognised_however_it_is_written() {
+        let content = |json: &str| read(json).unwrap().content();
+        let first = content(r#"{"code":"c","external_subscription_id":"s","properties":{"a":1,"b":"x"}}"#);
+
+        for same in [
+            r#"{ "external_subscription_id":"s","code":"c","properties" : { "b":"x" , "a": 1 } }"#,
+            r#"{"code":"\u0063","external_subscription_id":"s","timestamp":null,"properties":{"a":1,"b":"x"},"other":1}"#,
+        ] {
+            assert_eq!(content(same), first, "{same}");
+        }
+        for other in [
+            r#"{"code":"d","external_subscription_id":"s","properties":{"a":1,"b":"x"}}"#,
+            r#"{"code":"c","external_subscription_id":"s","properties":{"a":1.0,"b":"x"}}"#,
+            r#"{"code":"c","external_subscription_id":"s","properties":{"a":1}}"#,
+            r#"{"code":"c","external_subscription_id":"s","timestamp":5,"properties":{"a":1,"b":"x"}}"#,
+            r#"{"code":"c","external_subscription_id":"s"}"#,
+        ] {
+            assert_ne!(content(other), first, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_body_holds_one_event_or_several() {
+        assert!(matches!(requested(br#"{"event":{"code":"c"}}"#, false), Ok(Requested::One(_))));
+        assert!(matches!(requested(br#"{"events":[{},1]}"#, true), Ok(Requested::Batch(events)) if events.len() == 2));
+        for (body, batch, expected) in [
+            (&b""[..], false, BadBody::NotAnObject),
+            (b"[]", false, BadBody::NotAnObject),
+            (b"{}", false, BadBody::NoEvent),
+            (br#"{"event":{}}"#, false, BadBody::NoEvent),
+            (br#"{"event":null}"#, false, BadBody::NoEvent),
+            (br#"{"event":{"code":"c"}"#, false, BadBody::NotAnObject),
+            (b"{}", true, BadBody::NoEvents),
+            (br#"{"events":[]}"#, true, BadBody::NoEvents),
+            (br#"{"events":{}}"#, true, BadBody::NoEvents),
+            (br#"{"event":{"code":"c"}}"#, true, BadBody::NoEvents),
+        ] {
+            assert_eq!(requested(body, batch).err(), Some(expected), "{}", String::from_utf8_lossy(body));
+        }
+    }
+
+    #[test]
+    fn a_property_is_found_as_it_was_written() {
+        let event = read(r#"{"code":"c","external_subscription_id":"s","properties":{"gb":1.50,"\u0061":2}}"#).unwrap();
+        assert_eq!(event.property("gb").map(RawValue::get), Some("1.50"));
+        assert_eq!(event.property("a").map(RawValue::get), Some("2"));
+        assert!(event.property("b").is_none());
+    }
+}

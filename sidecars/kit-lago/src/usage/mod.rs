@@ -1,0 +1,13 @@
+//! Usage events as Lago takes them: what a producer sends, what goes on to Lago, and what both answer.
+//!
+//! Facts: getlago/lago-api `app/controllers/api/v1/events_controller.rb`, `app/services/events/create_service.rb` and
+//! `create_batch_service.rb`, read at v1.16.0 and at the head of 2026-08-21.
+
+pub mod answer;
+mod event;
+mod moment;
+pub mod quantity;
+
+pub use event::{BadBody, Content, FieldErrors, Requested, UsageEvent, property, requested};
+pub use moment::EpochSeconds;
+pub use quantity::Quantity;

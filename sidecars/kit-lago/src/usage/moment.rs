@@ -1,0 +1,142 @@
+//! The time of a usage event: what producers write, and what every version of Lago understands.
+
+use bigdecimal::BigDecimal;
+use kit::clock::Timestamp;
+use serde_json::value::RawValue;
+use std::str::FromStr as _;
+
+/// From here on a whole number cannot be seconds of this age (it is the year 5138) and is milliseconds.
+const FIRST_MILLISECONDS: i64 = 100_000_000_000;
+/// From here on it cannot be milliseconds either.
+const FIRST_NONSENSE: i64 = 100_000_000_000_000;
+/// Longest text that is a time.
+const LONGEST: usize = 40;
+
+/// Seconds since 1970 as a decimal, exactly as many digits as the producer gave.
+///
+/// Lago takes Unix seconds, with decimals for milliseconds. v1.16.0 reads any text as far as it is a number, so that
+/// an ISO-8601 time becomes its year, in 1970; later versions refuse it. Milliseconds are taken as seconds by all.
+///
+/// Source: getlago/lago-api `app/services/events/create_service.rb` at v1.16.0, `app/validators` at v1.48.0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EpochSeconds(String);
+
+/// A text that is not a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not Unix seconds, milliseconds or an ISO-8601 time with its offset")]
+pub struct NotATime;
+
+impl EpochSeconds {
+    /// Reads seconds or milliseconds, as a number or as a text that holds one, or an ISO-8601 time.
+    ///
+    /// # Errors
+    /// [`NotATime`]; a time of day without an offset is one of no particular instant.
+    pub fn of_json(value: &RawValue) -> Result<Self, NotATime> {
+        let json = value.get();
+        if json.starts_with('"') {
+            let text: String = serde_json::from_str(json).map_err(|_| NotATime)?;
+            return Self::of_text(text.trim());
+        }
+        Self::of_number(json)
+    }
+
+    /// As [`EpochSeconds::of_json`], for a text.
+    ///
+    /// # Errors
+    /// [`NotATime`].
+    pub fn of_text(text: &str) -> Result<Self, NotATime> {
+        Self::of_number(text).or_else(|_| text.parse::<Timestamp>().map(Self::from).map_err(|_| NotATime))
+    }
+
+    fn of_number(text: &str) -> Result<Self, NotATime> {
+        if text.len() > LONGEST || !text.bytes().all(|b| b.is_ascii_digit() || b".-+eE".contains(&b)) {
+            return Err(NotATime);
+        }
+        let number = BigDecimal::from_str(text).map_err(|_| NotATime)?;
+        let size = number.abs();
+        if size >= FIRST_NONSENSE || number.fractional_digit_count() > 12 {
+            return Err(NotATime);
+        }
+        let seconds = if size >= FIRST_MILLISECONDS { number * BigDecimal::new(1.into(), 3) } else { number };
+        Ok(Self(seconds.normalized().to_plain_string()))
+    }
+
+    /// The decimal text, as it stands in JSON.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The instant, to the millisecond.
+    pub fn to_timestamp(&self) -> Timestamp {
+        use bigdecimal::ToPrimitive as _;
+        let millis =
+            BigDecimal::from_str(&self.0).ok().and_then(|seconds| (seconds * BigDecimal::from(1_000)).to_i64());
+        Timestamp::from_millis(millis.unwrap_or(i64::MAX))
+    }
+}
+
+impl From<Timestamp> for EpochSeconds {
+    fn from(at: Timestamp) -> Self {
+        Self(BigDecimal::new(at.as_millis().into(), 3).normalized().to_plain_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn json(text: &str) -> Result<String, NotATime> {
+        let raw: &RawValue = serde_json::from_str(text).unwrap();
+        EpochSeconds::of_json(raw).map(|seconds| seconds.0)
+    }
+
+    #[test]
+    fn seconds_milliseconds_and_iso_times_are_seconds() {
+        for (text, expected) in [
+            ("1732000000", "1732000000"),
+            ("1732000000.5", "1732000000.5"),
+            ("1732000000.123456", "1732000000.123456"),
+            ("\"1732000000.120\"", "1732000000.12"),
+            ("1732000000123", "1732000000.123"),
+            ("\"1732000000000\"", "1732000000"),
+            ("1.732e9", "1732000000"),
+            ("0", "0"),
+            ("-5", "-5"),
+            ("\"2024-11-19T07:06:40Z\"", "1732000000"),
+            ("\"2024-11-19T08:06:40.250+01:00\"", "1732000000.25"),
+        ] {
+            assert_eq!(json(text).as_deref(), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn anything_else_is_no_time() {
+        for text in [
+            "\"\"",
+            "\"yesterday\"",
+            "\"2024-11-19\"",
+            "\"2024-11-19T07:06:40\"",
+            "true",
+            "[1732000000]",
+            "1732000000123456",
+            "\"0x1\"",
+            "1e300",
+            "1e-300",
+        ] {
+            assert_eq!(json(text), Err(NotATime), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_instant_is_told_to_the_millisecond() {
+        for (text, millis) in
+            [("1732000000", 1_732_000_000_000), ("1732000000.123456", 1_732_000_000_123), ("-0.5", -500)]
+        {
+            assert_eq!(EpochSeconds::of_text(text).unwrap().to_timestamp(), Timestamp::from_millis(millis), "{text}");
+        }
+        let at = Timestamp::from_millis(1_732_000_000_120);
+        assert_eq!(EpochSeconds::from(at).as_str(), "1732000000.12");
+        assert_eq!(EpochSeconds::from(at).to_timestamp(), at);
+    }
+}

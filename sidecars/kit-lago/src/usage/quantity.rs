@@ -1,0 +1,155 @@
+//! Exact decimals: a sum of usage must be the sum of what was sent, to the last digit.
+
+use std::fmt;
+use std::str::FromStr;
+
+use bigdecimal::num_bigint::BigInt;
+use bigdecimal::{BigDecimal, Zero};
+use serde_json::value::RawValue;
+
+/// Longest text that is a quantity: 10^1000000000 is a short text and a large number.
+const LONGEST: usize = 100;
+/// Largest exponent either way.
+const LARGEST_EXPONENT: i64 = 100;
+
+/// A decimal number, exact.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Quantity(BigDecimal);
+
+/// A text that is not a quantity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a decimal number")]
+pub struct NotANumber;
+
+impl Quantity {
+    /// The number that a JSON value is: a number, or a string that holds one, as Lago reads it.
+    ///
+    /// # Errors
+    /// [`NotANumber`].
+    ///
+    /// Source: getlago/lago-api `app/services/events/stores/postgres_store.rb`, which casts `properties->>field` to
+    /// numeric.
+    pub fn of_json(value: &RawValue) -> Result<Self, NotANumber> {
+        let text = value.get();
+        if text.starts_with('"') {
+            let text: String = serde_json::from_str(text).map_err(|_| NotANumber)?;
+            return text.trim().parse();
+        }
+        text.parse()
+    }
+
+    /// Zero.
+    pub fn is_zero(&self) -> bool {
+        self.0.is_zero()
+    }
+
+    /// One for every event.
+    pub fn whole(count: u64) -> Self {
+        Self(BigDecimal::from(BigInt::from(count)))
+    }
+
+    /// How far the two are apart.
+    #[must_use]
+    pub fn distance(&self, other: &Self) -> Self {
+        Self((&self.0 - &other.0).abs())
+    }
+
+    /// As a floating-point number, for metrics only.
+    pub fn to_f64(&self) -> f64 {
+        use bigdecimal::ToPrimitive as _;
+        self.0.to_f64().unwrap_or(f64::NAN)
+    }
+}
+
+impl std::ops::AddAssign<&Self> for Quantity {
+    fn add_assign(&mut self, other: &Self) {
+        self.0 += &other.0;
+    }
+}
+
+impl std::ops::SubAssign<&Self> for Quantity {
+    fn sub_assign(&mut self, other: &Self) {
+        self.0 -= &other.0;
+    }
+}
+
+impl FromStr for Quantity {
+    type Err = NotANumber;
+
+    fn from_str(text: &str) -> Result<Self, NotANumber> {
+        let digits = text.bytes().any(|b| b.is_ascii_digit());
+        let fits = text.len() <= LONGEST
+            && text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.' | b'e' | b'E'));
+        if !digits || !fits {
+            return Err(NotANumber);
+        }
+        let number = BigDecimal::from_str(text).map_err(|_| NotANumber)?;
+        if number.fractional_digit_count().abs() > LARGEST_EXPONENT {
+            return Err(NotANumber);
+        }
+        Ok(Self(number))
+    }
+}
+
+/// In plain digits, without zeros at the end of a fraction.
+impl fmt::Display for Quantity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.normalized().to_plain_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn json(text: &str) -> Result<String, NotANumber> {
+        let raw: &RawValue = serde_json::from_str(text).unwrap();
+        Quantity::of_json(raw).map(|quantity| quantity.to_string())
+    }
+
+    #[test]
+    fn numbers_and_texts_that_hold_one_are_quantities() {
+        for (text, expected) in [
+            ("1", "1"),
+            ("-0.50", "-0.5"),
+            ("0.1000000000000000055511151231257827", "0.1000000000000000055511151231257827"),
+            ("1e3", "1000"),
+            ("12.5E-3", "0.0125"),
+            ("\"7.25\"", "7.25"),
+            ("\" 7 \"", "7"),
+            ("123456789012345678901234567890", "123456789012345678901234567890"),
+            ("0", "0"),
+            ("100", "100"),
+        ] {
+            assert_eq!(json(text).as_deref(), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_or_too_large_to_add_is_refused() {
+        for text in
+            ["\"\"", "\"a\"", "null", "true", "{}", "[]", "\"1,5\"", "\"1_000\"", "\"NaN\"", "\"e\"", "\"0x10\""]
+        {
+            assert_eq!(json(text), Err(NotANumber), "{text}");
+        }
+        for text in ["1e101", "1e-101", "1e999999999", "1e-999999999"] {
+            assert_eq!(json(text), Err(NotANumber), "{text}");
+        }
+        assert_eq!("1".repeat(101).parse::<Quantity>(), Err(NotANumber));
+    }
+
+    #[test]
+    fn sums_are_exact() {
+        let mut sum = Quantity::default();
+        for _ in 0..10 {
+            sum += &"0.1".parse().unwrap();
+        }
+        assert_eq!(sum, Quantity::whole(1));
+        sum += &"1e20".parse().unwrap();
+        sum += &"0.000000000000000001".parse().unwrap();
+        assert_eq!(sum.to_string(), "100000000000000000001.000000000000000001");
+        sum -= &"1e20".parse().unwrap();
+        assert_eq!(sum.distance(&Quantity::whole(2)).to_string(), "0.999999999999999999");
+    }
+}

@@ -1,0 +1,168 @@
+//! From what a producer sends to an event for the journal: decisions over values, without I/O.
+
+use std::borrow::Cow;
+
+use kit::clock::Timestamp;
+use kit_journal::{BodyDigest, Dedupe, EventHead, EventId, NewEvent, StoredEvent};
+use kit_lago::usage::answer::EventAnswer;
+use kit_lago::usage::{EpochSeconds, FieldErrors, UsageEvent, property};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// CloudEvents `source` of everything that producers report; with the transaction id as the key, and the subscription
+/// as its scope, it is what makes an event the same event.
+pub(crate) const SOURCE: &str = "usage";
+/// Type of an event that Lago can be sent as it is.
+pub(crate) const READY: &str = "usage.event";
+/// Tenants that mean nobody in particular: whatever is reported for them is nobody's bill.
+const NOBODY: [&str; 4] = ["default", "default_tenant", "global", "system"];
+
+/// An event that can be stored.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    pub(crate) event: NewEvent,
+}
+
+/// Turns a producer's event into one for the journal; what is wrong with it is said as Lago would. `name` is its
+/// transaction id where it has none.
+pub(crate) fn admit(event: &RawValue, name: Option<String>, now: Timestamp) -> Result<Admitted, FieldErrors> {
+    let event = UsageEvent::read(event)?;
+    let mut errors = FieldErrors::new();
+    let Some(transaction_id) = event.transaction_id.as_deref().or(name.as_deref()) else {
+        // Never made here: an id of ours would be another one when the same event comes again.
+        errors.insert("transaction_id", vec!["value_is_mandatory"]);
+        return Err(errors);
+    };
+    let Some(subscription) = event.external_subscription_id.as_deref() else {
+        errors.insert("external_subscription_id", vec!["value_is_mandatory"]);
+        return Err(errors);
+    };
+    let customer = event.external_customer_id.as_deref();
+    if customer.is_some_and(|customer| NOBODY.contains(&customer)) {
+        errors.insert("external_customer_id", vec!["value_is_invalid"]);
+        return Err(errors);
+    }
+    let timestamp = event.timestamp.clone().unwrap_or_else(|| EpochSeconds::from(now));
+    let body = event.to_json(transaction_id, Some(subscription), &timestamp);
+    let content = BodyDigest(event.content().0);
+    let id = EventId::derive_scoped(SOURCE, transaction_id, subscription, &content);
+    let head = EventHead {
+        tenant: customer.map(str::to_owned),
+        json: true,
+        ..EventHead::new(id, SOURCE, READY, format!("subscription/{subscription}"), transaction_id)
+    };
+    Ok(Admitted { event: NewEvent { head, body, dedupe: Dedupe::Scoped } })
+}
+
+/// A stored event, read back for an answer.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Stored<'a> {
+    #[serde(borrow)]
+    pub(crate) transaction_id: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(crate) external_subscription_id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub(crate) code: Cow<'a, str>,
+    #[serde(borrow)]
+    timestamp: &'a RawValue,
+    #[serde(borrow, default)]
+    precise_total_amount_cents: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    properties: Option<&'a RawValue>,
+}
+
+impl<'a> Stored<'a> {
+    /// Reads the body of an event that was admitted.
+    pub(crate) fn read(body: &'a [u8]) -> Option<Self> {
+        serde_json::from_slice(body).ok()
+    }
+
+    /// A value of `properties`, as it was written.
+    pub(crate) fn property(&self, name: &str) -> Option<&'a RawValue> {
+        property(self.properties?, name)
+    }
+
+    /// When it happened.
+    pub(crate) fn time(&self) -> Option<Timestamp> {
+        EpochSeconds::of_json(self.timestamp).ok().map(|seconds| seconds.to_timestamp())
+    }
+
+    /// The event as Lago would show it, received at `at`.
+    pub(crate) fn answer(&'a self, id: &'a str, at: Timestamp) -> EventAnswer<'a> {
+        EventAnswer {
+            lago_id: id,
+            transaction_id: &self.transaction_id,
+            lago_customer_id: None,
+            code: &self.code,
+            timestamp: self.time().unwrap_or(at),
+            precise_total_amount_cents: self.precise_total_amount_cents.as_deref(),
+            properties: self.properties,
+            lago_subscription_id: None,
+            external_subscription_id: self.external_subscription_id.as_deref(),
+            created_at: at,
+        }
+    }
+}
+
+/// The transaction id of an event in the journal.
+pub(crate) fn transaction_id(event: &StoredEvent) -> &str {
+    &event.head.key
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_732_000_000_250);
+
+    fn admitted(json: &str) -> Result<NewEvent, FieldErrors> {
+        admit(serde_json::from_str(json).unwrap(), None, NOW).map(|admitted| admitted.event)
+    }
+
+    #[test]
+    fn an_event_without_a_time_happened_when_it_came() {
+        let event = admitted(r#"{"transaction_id":"t","external_subscription_id":"s","code":"c"}"#).unwrap();
+        assert_eq!(
+            String::from_utf8(event.body).unwrap(),
+            r#"{"transaction_id":"t","external_subscription_id":"s","code":"c","timestamp":1732000000.25}"#
+        );
+        // Its identity does not hang on that: the same event comes again later.
+        let json = r#"{"transaction_id":"t","external_subscription_id":"s","code":"c"}"#;
+        let later = admit(serde_json::from_str(json).unwrap(), None, NOW.plus_millis(5_000)).unwrap().event;
+        assert_eq!(later.head.id, event.head.id);
+    }
+
+    #[test]
+    fn events_nobody_can_be_billed_for_or_that_have_no_name_are_refused() {
+        for (json, field, code) in [
+            (r#"{"external_subscription_id":"s","code":"c"}"#, "transaction_id", "value_is_mandatory"),
+            (r#"{"transaction_id":"t","code":"c"}"#, "external_subscription_id", "value_is_mandatory"),
+            (
+                r#"{"transaction_id":"t","external_subscription_id":"s","external_customer_id":"global","code":"c"}"#,
+                "external_customer_id",
+                "value_is_invalid",
+            ),
+        ] {
+            assert_eq!(admitted(json).unwrap_err(), FieldErrors::from([(field, vec![code])]), "{json}");
+        }
+    }
+
+    #[test]
+    fn what_is_stored_can_be_answered_with() {
+        let event = admitted(
+            r#"{"transaction_id":"t","external_subscription_id":"s","code":"c","timestamp":1732000000.5,
+               "precise_total_amount_cents":"1.5","properties":{"gb":0.10}}"#,
+        )
+        .unwrap();
+        let stored = Stored::read(&event.body).unwrap();
+        assert_eq!(
+            serde_json::to_string(&stored.answer("id", NOW)).unwrap(),
+            concat!(
+                r#"{"lago_id":"id","transaction_id":"t","lago_customer_id":null,"code":"c","#,
+                r#""timestamp":"2024-11-19T07:06:40.500Z","precise_total_amount_cents":"1.5","properties":{"gb":0.10},"#,
+                r#""lago_subscription_id":null,"external_subscription_id":"s","created_at":"2024-11-19T07:06:40.250Z"}"#
+            )
+        );
+    }
+}

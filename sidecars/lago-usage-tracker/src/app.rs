@@ -1,0 +1,141 @@
+//! How the parts are put together.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kit::admin::{self, AdminState, Readiness};
+use kit::client::http_client;
+use kit::clock::{SharedClock, SystemClock};
+use kit::config::{Problems, WellKnown};
+use kit::lifecycle::Shell;
+use kit::run::{Daemon, StartError};
+use kit::secret::{self, Secret};
+use kit::serve::{Limits, ServeMetrics};
+use kit::telemetry::Metrics;
+use kit_delivery::api::{self, ApiState};
+use kit_delivery::start::{self, configuration};
+use kit_delivery::{DeliveryMetrics, DispatcherSettings};
+use kit_lago::api::LagoApi;
+use utoipa::OpenApi as _;
+
+use crate::catalogue::CatalogueWorker;
+use crate::config::{Config, LagoSection, well_known};
+use crate::http::{self, Intake};
+use crate::metrics::UsageMetrics;
+use crate::producers::Producers;
+use crate::redrive::Redrive;
+use crate::sender::{LagoSink, SINK};
+
+/// Largest request head: a token and an id.
+const PUBLIC_HEAD: usize = 16 << 10;
+
+/// The daemon.
+#[derive(Debug)]
+pub struct LagoUsageTracker;
+
+#[derive(utoipa::OpenApi)]
+#[openapi(info(
+    title = "lago-usage-tracker",
+    description = "Usage events and their way to Lago. Every path needs the bearer token of SIDECAR_ADMIN__TOKEN_FILE."
+))]
+struct ApiDescription;
+
+impl Daemon for LagoUsageTracker {
+    const NAME: &'static str = "lago-usage-tracker";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const ABOUT: &'static str = "Takes usage in Lago's own words, has it on disk before the answer, and brings each event to Lago exactly once.";
+    type Config = Config;
+
+    fn well_known() -> Vec<WellKnown> {
+        well_known()
+    }
+
+    fn check(config: &Config, problems: &mut Problems) {
+        Producers::load(&config.usage, problems);
+        if let Err(message) = api_key(&config.lago) {
+            problems.add("lago.api_key_file", &message);
+        }
+        if let Err((field, message)) = config.admin.resolve() {
+            problems.add(&format!("admin.{field}"), &message);
+        }
+    }
+
+    async fn start(config: Config, metrics: Arc<Metrics>, shell: &mut Shell) -> Result<(), StartError> {
+        let clock: SharedClock = Arc::new(SystemClock);
+        let (journal, task) = start::open_journal(&config.journal, &clock, &metrics).await?;
+        let readiness = Readiness::default();
+        shell.at_end(move || task.close());
+        start::watch_journal(shell, &journal, &readiness);
+
+        let mut problems = Problems::default();
+        let producers = Producers::load(&config.usage, &mut problems);
+        if !problems.is_empty() {
+            return Err(configuration(problems.lines(&well_known()).join("; ")));
+        }
+        let usage_metrics = metrics.with_registry(UsageMetrics::register);
+        let lago = &config.lago;
+        let key = api_key(lago).map_err(configuration)?;
+        let client = http_client(&lago.client()).map_err(|error| configuration(kit::error::chain(&error)))?;
+        let api = LagoApi::new(client.clone(), lago.api_url.as_deref().unwrap_or_default(), &key)
+            .map_err(|error| configuration(error.to_string()))?;
+        let refresh = Duration::try_from_secs_f64(config.checks.refresh_seconds).unwrap_or(Duration::from_secs(300));
+        let (worker, known) = CatalogueWorker::new(api, journal.clone(), Arc::clone(&clock), refresh).await;
+        let stop = shell.stop_token();
+        shell.spawn("catalogue", worker.run(stop));
+        let sections = (lago, &config.checks);
+        let sink = LagoSink::new(sections, client, &key, known.clone(), Arc::clone(&clock), usage_metrics.clone())
+            .map_err(|error| configuration(error.to_string()))?;
+        let settings =
+            DispatcherSettings::unordered((lago.concurrency, lago.rate_per_second), &lago.retry(), &lago.circuit);
+        let redrive = Redrive {
+            journal: journal.clone(),
+            known: known.clone(),
+            clock: Arc::clone(&clock),
+            checks: config.checks.clone(),
+        };
+        let stop = shell.stop_token();
+        shell.spawn("parked events", redrive.run(stop));
+        let delivery_metrics = metrics.with_registry(DeliveryMetrics::register);
+        let status = start::deliver(shell, Arc::new(sink), &journal, &clock, settings, &delivery_metrics);
+
+        let serve_metrics = metrics.with_registry(ServeMetrics::register);
+        let intake = Intake {
+            producers,
+            journal: journal.clone(),
+            clock: Arc::clone(&clock),
+            metrics: usage_metrics,
+            body_limit: config.usage.body_limit_bytes,
+            batch_limit: config.usage.batch_limit,
+            checks: config.checks.clone(),
+            known,
+        };
+        let stop = shell.stop_token();
+        let listen = &config.listen;
+        let limits = Limits::new(listen, &config.stop, PUBLIC_HEAD);
+        // Producers choose transaction ids, and ask for them in the path.
+        let limits = Limits { any_path: true, ..limits };
+        let public = start::bind(listen, start::PUBLIC, limits, &serve_metrics, &stop).await?;
+        let limits = Limits::new(listen, &config.stop, start::ADMIN_HEAD);
+        let admin = start::bind(listen, start::ADMIN, limits, &serve_metrics, &stop).await?;
+
+        let api_state = ApiState { journal, clock, sinks: Arc::new(BTreeMap::from([(SINK.to_owned(), status)])) };
+        let (routes, description) = api::router(api_state).split_for_parts();
+        let mut openapi = ApiDescription::openapi();
+        openapi.merge(description);
+        let token = config.admin.resolve().map_err(|(_, message)| configuration(message))?;
+        let state = AdminState { metrics, readiness: readiness.clone(), token, api: routes, openapi };
+        shell.spawn("public listener", public.run(http::router(Arc::new(intake))));
+        shell.spawn("admin listener", admin.run(admin::router(state)));
+        start::say_when_stopping(shell, &readiness);
+        Ok(())
+    }
+}
+
+fn api_key(section: &LagoSection) -> Result<Secret, String> {
+    let file: Option<&Path> = section.api_key_file.as_deref();
+    secret::resolve("LAGO_API_KEY", section.api_key.as_ref(), "LAGO_API_KEY_FILE", file)
+        .map_err(|error| error.to_string())?
+        .ok_or_else(|| "must be set: Lago takes no usage without".to_owned())
+}

@@ -1,0 +1,244 @@
+//! What Lago would take and never bill: found before it is sent. Decisions over values, without I/O.
+//!
+//! Lago answers 200 to an event of an unknown subscription or metric, and to one whose field is missing or no number,
+//! and mentions the latter two in an hourly webhook at best.
+//!
+//! Source: getlago/lago-api `app/services/events/validate_creation_service.rb` and `db/views/last_hour_events_mv_v04.sql`.
+
+use std::fmt;
+
+use kit::clock::Timestamp;
+use kit_lago::usage::Quantity;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::admit::Stored;
+use crate::catalogue::Catalogue;
+use crate::config::ChecksSection;
+
+/// What happens to an event that does not pass a check.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// It is refused at once, 422, where the catalogue is known; what got in before is parked.
+    Reject,
+    /// It is taken, and parked with the reason instead of being sent.
+    #[default]
+    Park,
+    /// It is sent all the same, and counted.
+    Pass,
+}
+
+/// What is wrong with an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    UnknownMetric,
+    Property,
+    NoSubscription,
+    Time,
+    Late,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::UnknownMetric, Self::Property, Self::NoSubscription, Self::Time, Self::Late];
+
+    /// The word in metrics, and at the beginning of a parked event's reason.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::UnknownMetric => "unknown_metric",
+            Self::Property => "property",
+            Self::NoSubscription => "no_subscription",
+            Self::Time => "time",
+            Self::Late => "late",
+        }
+    }
+
+    /// Whether a newer catalogue may say otherwise.
+    pub(crate) fn may_change(self) -> bool {
+        matches!(self, Self::UnknownMetric | Self::Property | Self::NoSubscription)
+    }
+
+    pub(crate) fn policy(self, checks: &ChecksSection) -> Policy {
+        match self {
+            Self::UnknownMetric => checks.unknown_metric,
+            Self::Property => checks.property,
+            Self::NoSubscription => checks.no_subscription,
+            Self::Time => checks.time,
+            Self::Late => checks.late,
+        }
+    }
+}
+
+/// A check that was not passed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Finding {
+    pub(crate) kind: Kind,
+    /// The field and the code, in Lago's way.
+    pub(crate) field: &'static str,
+    pub(crate) code: &'static str,
+    sentence: String,
+}
+
+/// As a parked event's reason: the kind, then a sentence for a person.
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind.word(), self.sentence)
+    }
+}
+
+/// The first thing that is wrong with an event, if anything is.
+pub(crate) fn check(
+    event: &Stored<'_>,
+    catalogue: &Catalogue,
+    checks: &ChecksSection,
+    now: Timestamp,
+) -> Option<Finding> {
+    metric(event, catalogue).or_else(|| subscription(event, catalogue, checks, now))
+}
+
+fn metric(event: &Stored<'_>, catalogue: &Catalogue) -> Option<Finding> {
+    let code = &event.code;
+    let Some(metric) = catalogue.metric(code) else {
+        let sentence = format!("Lago has no billable metric with the code {code:?}");
+        return Some(Finding { kind: Kind::UnknownMetric, field: "code", code: "billable_metric_not_found", sentence });
+    };
+    let field = metric.field_name.as_deref().filter(|field| !field.is_empty())?;
+    let wrong = |code, sentence| Some(Finding { kind: Kind::Property, field: "properties", code, sentence });
+    match event.property(field) {
+        None => {
+            wrong("value_is_mandatory", format!("{code} counts the property {field:?}, which the event does not have"))
+        }
+        Some(value) if metric.aggregation_type.wants_a_number() && Quantity::of_json(value).is_err() => wrong(
+            "value_is_invalid",
+            format!("{code} counts the property {field:?}, which is not a number in the event"),
+        ),
+        Some(_) => None,
+    }
+}
+
+fn subscription(event: &Stored<'_>, catalogue: &Catalogue, checks: &ChecksSection, now: Timestamp) -> Option<Finding> {
+    let id = event.external_subscription_id.as_deref().unwrap_or_default();
+    let Some(subscription) = catalogue.subscription(id) else {
+        let sentence = format!("Lago has no active subscription {id:?}");
+        let (field, code) = ("external_subscription_id", "subscription_not_found");
+        return Some(Finding { kind: Kind::NoSubscription, field, code, sentence });
+    };
+    let at = event.time()?;
+    let wrong = |kind, sentence| Some(Finding { kind, field: "timestamp", code: "value_is_out_of_range", sentence });
+    #[expect(clippy::cast_possible_truncation, reason = "validated to at most 30 days")]
+    let latest = now.plus_millis((checks.future_seconds * 1000.0) as i64);
+    if at > latest {
+        return wrong(Kind::Time, format!("its time, {at}, is in the future"));
+    }
+    // Lago's times are whole seconds.
+    if let Some(started) = subscription.started_at.filter(|started| at.plus_millis(1_000) <= *started) {
+        return wrong(Kind::Time, format!("its time, {at}, is before the subscription began, {started}"));
+    }
+    if let Some(period) =
+        subscription.current_billing_period_started_at.filter(|period| at.plus_millis(1_000) <= *period)
+    {
+        return wrong(
+            Kind::Late,
+            format!(
+                "its time, {at}, is before the current billing period, which began {period}: if that invoice is final, Lago never bills it"
+            ),
+        );
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use kit_lago::api::{Aggregation, BillableMetric, Subscription};
+
+    use super::*;
+
+    const NOW: &str = "2026-11-21T12:00:00Z";
+
+    fn catalogue() -> Catalogue {
+        let metric = |code: &str, aggregation_type, field: Option<&str>| BillableMetric {
+            code: code.to_owned(),
+            aggregation_type,
+            field_name: field.map(str::to_owned),
+            recurring: false,
+        };
+        let subscription = |id: &str, started: &str, period: Option<&str>| Subscription {
+            external_id: id.to_owned(),
+            external_customer_id: "c".to_owned(),
+            started_at: Some(started.parse().unwrap()),
+            terminated_at: None,
+            current_billing_period_started_at: period.map(|period| period.parse().unwrap()),
+            current_billing_period_ending_at: None,
+        };
+        Catalogue::new(
+            vec![
+                metric("calls", Aggregation::CountAgg, None),
+                metric("gb", Aggregation::SumAgg, Some("gb")),
+                metric("users", Aggregation::UniqueCountAgg, Some("user")),
+                metric("odd", Aggregation::Custom, Some("")),
+            ],
+            vec![
+                subscription("s", "2026-01-01T00:00:00Z", Some("2026-11-01T00:00:00Z")),
+                subscription("old", "2026-01-01T00:00:00Z", None),
+            ],
+            NOW.parse().unwrap(),
+        )
+    }
+
+    fn found(subscription: &str, code: &str, time: &str, properties: &str) -> Option<String> {
+        let seconds = time.parse::<Timestamp>().unwrap().as_millis() / 1000;
+        let event = format!(
+            r#"{{"transaction_id":"t","external_subscription_id":"{subscription}","code":"{code}","timestamp":{seconds},"properties":{properties}}}"#
+        );
+        let event = Stored::read(event.as_bytes()).unwrap();
+        check(&event, &catalogue(), &ChecksSection::default(), NOW.parse().unwrap()).map(|finding| finding.to_string())
+    }
+
+    #[test]
+    fn what_lago_bills_passes() {
+        for (subscription, code, time, properties) in [
+            ("s", "calls", NOW, "{}"),
+            ("s", "gb", NOW, r#"{"gb":1.5}"#),
+            ("s", "gb", NOW, r#"{"gb":"1.5"}"#),
+            ("s", "users", NOW, r#"{"user":"u-1"}"#),
+            ("s", "odd", NOW, "{}"),
+            ("s", "calls", "2026-11-01T00:00:00Z", "{}"),
+            // An older Lago does not say which period it is.
+            ("old", "calls", "2026-02-01T00:00:00Z", "{}"),
+            ("s", "calls", "2026-11-21T12:59:59Z", "{}"),
+        ] {
+            assert_eq!(found(subscription, code, time, properties), None, "{subscription} {code} {time} {properties}");
+        }
+    }
+
+    #[test]
+    fn what_lago_would_never_bill_is_found_and_told_to_a_person() {
+        for (subscription, code, time, properties, expected) in [
+            ("s", "cals", NOW, "{}", "unknown_metric: Lago has no billable metric with the code \"cals\""),
+            ("s", "gb", NOW, "{}", "property: gb counts the property \"gb\", which the event does not have"),
+            ("s", "gb", NOW, r#"{"gb":"much"}"#, "property: gb counts the property \"gb\", which is not a number"),
+            ("s", "users", NOW, r#"{"usr":1}"#, "property: users counts the property \"user\""),
+            ("x", "calls", NOW, "{}", "no_subscription: Lago has no active subscription \"x\""),
+            ("s", "calls", "2026-11-21T13:00:01Z", "{}", "time: its time, 2026-11-21T13:00:01.000Z, is in the future"),
+            (
+                "old",
+                "calls",
+                "2025-12-31T23:59:59Z",
+                "{}",
+                "time: its time, 2025-12-31T23:59:59.000Z, is before the sub",
+            ),
+            (
+                "s",
+                "calls",
+                "2026-10-31T23:59:59Z",
+                "{}",
+                "late: its time, 2026-10-31T23:59:59.000Z, is before the curr",
+            ),
+        ] {
+            let found = found(subscription, code, time, properties).unwrap();
+            assert!(found.starts_with(expected), "{found}");
+        }
+    }
+}

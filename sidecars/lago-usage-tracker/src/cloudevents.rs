@@ -1,0 +1,209 @@
+//! CloudEvents 1.0 as usage: structured, batched and binary. Decisions over values, without I/O.
+//!
+//! `type` is the metric's code, `subject` the subscription (or `subscription/<id>`, `customer/<id>`), `data` the
+//! properties, `time` the time. `source` and `id` together name an event for ever (CloudEvents 1.0 section 3.1.1), so
+//! that the transaction id is made of them.
+//!
+//! Source: cloudevents/spec `cloudevents/spec.md`, `bindings/http-protocol-binding.md` at v1.0.2.
+
+use axum::http::{HeaderMap, header};
+use percent_encoding::percent_decode_str;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+
+/// Why a request holds no CloudEvents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotCloudEvents {
+    #[error("the content type is none of CloudEvents, and there are no ce- headers")]
+    Type,
+    #[error("the body is not JSON of that content type")]
+    Body,
+    #[error("there are no events")]
+    Empty,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Attributes<'a> {
+    #[serde(default)]
+    specversion: String,
+    #[serde(default)]
+    id: String,
+    #[serde(default)]
+    source: String,
+    #[serde(rename = "type", default)]
+    event_type: String,
+    #[serde(default)]
+    subject: Option<String>,
+    #[serde(default)]
+    time: Option<String>,
+    #[serde(borrow, default)]
+    data: Option<&'a RawValue>,
+}
+
+/// The events of a request, as a producer would write them for Lago.
+///
+/// # Errors
+/// [`NotCloudEvents`]. What an event itself lacks is found when it is read as usage.
+pub(crate) fn usage_events(headers: &HeaderMap, body: &[u8]) -> Result<Vec<Box<RawValue>>, NotCloudEvents> {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let events: Vec<Box<RawValue>> = match media_type.as_str() {
+        "application/cloudevents+json" => vec![usage(&attributes(parse(body)?)?)?],
+        "application/cloudevents-batch+json" => {
+            let events: Vec<&RawValue> = parse(body)?;
+            events.into_iter().map(|event| usage(&attributes(event)?)).collect::<Result<_, _>>()?
+        }
+        _ if headers.contains_key("ce-id") => vec![usage(&binary(headers, body)?)?],
+        _ => return Err(NotCloudEvents::Type),
+    };
+    if events.is_empty() { Err(NotCloudEvents::Empty) } else { Ok(events) }
+}
+
+fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, NotCloudEvents> {
+    serde_json::from_slice(body).map_err(|_| NotCloudEvents::Body)
+}
+
+fn attributes(event: &RawValue) -> Result<Attributes<'_>, NotCloudEvents> {
+    // An array would be taken for the attributes in their order.
+    if event.get().starts_with('{') { parse(event.get().as_bytes()) } else { Err(NotCloudEvents::Body) }
+}
+
+fn binary<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Attributes<'a>, NotCloudEvents> {
+    let text = |name: &str| {
+        let value = headers.get(name)?.to_str().ok()?;
+        Some(percent_decode_str(value).decode_utf8().ok()?.into_owned())
+    };
+    let data = if body.trim_ascii().is_empty() { None } else { Some(parse(body)?) };
+    Ok(Attributes {
+        specversion: text("ce-specversion").unwrap_or_default(),
+        id: text("ce-id").unwrap_or_default(),
+        source: text("ce-source").unwrap_or_default(),
+        event_type: text("ce-type").unwrap_or_default(),
+        subject: text("ce-subject"),
+        time: text("ce-time"),
+        data,
+    })
+}
+
+fn usage(event: &Attributes<'_>) -> Result<Box<RawValue>, NotCloudEvents> {
+    if !event.specversion.starts_with("1.") || event.id.is_empty() || event.source.is_empty() {
+        return Err(NotCloudEvents::Body);
+    }
+    let (mut subscription, mut customer) = (None, None);
+    match event.subject.as_deref().unwrap_or_default().split_once('/') {
+        Some(("subscription", id)) => subscription = Some(id),
+        Some(("customer", id)) => customer = Some(id),
+        _ => subscription = event.subject.as_deref(),
+    }
+    let usage = Usage {
+        transaction_id: transaction_id(&event.source, &event.id),
+        external_subscription_id: subscription,
+        external_customer_id: customer,
+        code: &event.event_type,
+        timestamp: event.time.as_deref(),
+        properties: event.data,
+    };
+    serde_json::value::to_raw_value(&usage).map_err(|_| NotCloudEvents::Body)
+}
+
+/// As a producer would write it for Lago.
+#[derive(Serialize)]
+struct Usage<'a> {
+    transaction_id: String,
+    external_subscription_id: Option<&'a str>,
+    external_customer_id: Option<&'a str>,
+    code: &'a str,
+    timestamp: Option<&'a str>,
+    properties: Option<&'a RawValue>,
+}
+
+/// The transaction id of an event that has another name: the same for ever, on every host.
+pub(crate) fn transaction_id(source: &str, id: &str) -> String {
+    let mut hasher = Sha256::new();
+    for part in [source, id] {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    let hash = hasher.finalize();
+    hash.iter().take(16).fold(String::from("ce-"), |text, byte| text + &format!("{byte:02x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    const EVENT: &str = r#"{"specversion":"1.0","id":"e-1","source":"/apps/a","type":"api_calls","subject":"s-1",
+        "time":"2026-11-21T12:00:00Z","data":{"calls": 0.10000000000000000001}}"#;
+
+    fn events(headers: &[(&'static str, &str)], body: &str) -> Result<Vec<String>, NotCloudEvents> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, HeaderValue::from_str(value).unwrap());
+        }
+        usage_events(&map, body.as_bytes()).map(|events| events.iter().map(|event| event.get().to_owned()).collect())
+    }
+
+    #[test]
+    fn every_mode_says_the_same_of_an_event() {
+        let structured = events(&[("content-type", "application/cloudevents+json; charset=utf-8")], EVENT).unwrap();
+        let batched = events(&[("content-type", "application/cloudevents-batch+json")], &format!("[{EVENT}]")).unwrap();
+        let binary = [
+            ("content-type", "application/json"),
+            ("ce-specversion", "1.0"),
+            ("ce-id", "e-1"),
+            ("ce-source", "/apps/a"),
+            ("ce-type", "api_calls"),
+            ("ce-subject", "s%2D1"),
+            ("ce-time", "2026-11-21T12:00:00Z"),
+        ];
+        let binary = events(&binary, r#"{"calls": 0.10000000000000000001}"#).unwrap();
+
+        assert_eq!(structured, batched);
+        assert_eq!(structured, binary);
+        let id = transaction_id("/apps/a", "e-1");
+        assert!(structured[0].contains(&format!(r#""transaction_id":"{id}""#)), "{structured:?}");
+        assert!(structured[0].contains(r#""external_subscription_id":"s-1""#));
+        assert!(structured[0].contains("0.10000000000000000001"), "every digit: {structured:?}");
+    }
+
+    #[test]
+    fn a_subject_may_say_what_it_is() {
+        for (subject, expected) in [
+            ("subscription/s/1", r#""external_subscription_id":"s/1""#),
+            ("customer/c-1", r#""external_customer_id":"c-1""#),
+            ("team/x", r#""external_subscription_id":"team/x""#),
+        ] {
+            let event = EVENT.replace("\"s-1\"", &format!("{subject:?}"));
+            let usage = events(&[("content-type", "application/cloudevents+json")], &event).unwrap();
+            assert!(usage[0].contains(expected), "{usage:?}");
+        }
+    }
+
+    /// Producers' retries must find the event that was taken: the name is made in the same way for ever.
+    #[test]
+    fn the_transaction_id_is_pinned() {
+        assert_eq!(transaction_id("/apps/a", "e-1"), "ce-d61a024015861efdfc48ebd07d24ee73");
+        assert_ne!(transaction_id("/apps/a", "e-1"), transaction_id("/apps/", "ae-1"));
+        assert_eq!(transaction_id("s", "i").len(), 35);
+    }
+
+    #[test]
+    fn what_is_no_cloudevent_is_refused() {
+        let structured = [("content-type", "application/cloudevents+json")];
+        for (headers, body, expected) in [
+            (&[("content-type", "application/json")][..], EVENT, NotCloudEvents::Type),
+            (&structured, "", NotCloudEvents::Body),
+            (&structured, r#"{"specversion":"1.0","source":"a","type":"t"}"#, NotCloudEvents::Body),
+            (&structured, r#"{"specversion":"0.3","id":"1","source":"a","type":"t"}"#, NotCloudEvents::Body),
+            (&[("content-type", "application/cloudevents-batch+json")], "[]", NotCloudEvents::Empty),
+            (&[("content-type", "application/cloudevents-batch+json")], EVENT, NotCloudEvents::Body),
+            (&[("ce-id", "1"), ("ce-source", "a"), ("ce-specversion", "1.0")], "{", NotCloudEvents::Body),
+        ] {
+            assert_eq!(events(headers, body), Err(expected), "{headers:?} {body}");
+        }
+    }
+}

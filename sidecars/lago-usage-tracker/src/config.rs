@@ -1,0 +1,281 @@
+//! What can be set.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kit::client::ClientOptions;
+use kit::config::{
+    AdminSection, COMMON_WELL_KNOWN, ListenSection, LogSection, Problems, Section, StopSection, WellKnown,
+};
+use kit::run::Common;
+use kit::secret::Secret;
+use kit_delivery::config::{CircuitSection, RetrySection, TimeoutSection, parse_url};
+use kit_journal::JournalSection;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::check::Policy;
+
+/// Variables known under names of their own.
+pub fn well_known() -> Vec<WellKnown> {
+    const OURS: [WellKnown; 5] = [
+        WellKnown { env: "LAGO_API_URL", path: "lago.api_url" },
+        WellKnown { env: "LAGO_API_KEY", path: "lago.api_key" },
+        WellKnown { env: "LAGO_API_KEY_FILE", path: "lago.api_key_file" },
+        WellKnown { env: "USAGE_PRODUCER_TOKEN", path: "usage.producer_token" },
+        WellKnown { env: "USAGE_PRODUCER_TOKEN_FILE", path: "usage.producer_token_file" },
+    ];
+    OURS.into_iter().chain(COMMON_WELL_KNOWN).collect()
+}
+
+/// Configuration of the daemon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Addresses and limits of the two listeners.
+    pub listen: ListenSection,
+    /// Who may report usage, and what is taken.
+    pub usage: UsageSection,
+    /// What is looked at before an event is sent.
+    pub checks: ChecksSection,
+    /// Where usage goes and how fast.
+    pub lago: LagoSection,
+    /// Where and how events are kept.
+    pub journal: JournalSection,
+    /// Access to the admin API.
+    pub admin: AdminSection,
+    /// What is logged and how.
+    pub log: LogSection,
+    /// How the daemon stops.
+    pub stop: StopSection,
+}
+
+/// Who may report usage, and what is taken.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct UsageSection {
+    /// Token that producers show as bearer token, as they would show Lago its API key.
+    pub producer_token: Option<Secret>,
+    /// File with producers' tokens, one a line, so that one can replace another. After a token may follow, separated by
+    /// spaces, whom its holder may report for: `customer:<external id>` and `subscription:<external id>`; nothing
+    /// means everybody.
+    pub producer_token_file: Option<PathBuf>,
+    /// Largest body in bytes.
+    pub body_limit_bytes: usize,
+    /// Events in one request at most. Lago itself takes 100; larger batches are cut for it.
+    pub batch_limit: usize,
+}
+
+/// What is looked at before an event is sent: things that Lago takes with a 200 and never bills. Each is `park`
+/// (taken, and parked with the reason), `reject` (422 at once, where the catalogue is known) or `pass` (sent all the same,
+/// and counted).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ChecksSection {
+    /// Lago has no billable metric with the event's code.
+    pub unknown_metric: Policy,
+    /// The property that the metric counts is missing, or no number where it must be one.
+    pub property: Policy,
+    /// Lago has no active subscription with the event's id.
+    pub no_subscription: Policy,
+    /// The event is of a time before its subscription began, or in the future.
+    pub time: Policy,
+    /// The event is of a time before the current billing period. Lago bills it only as long as that period's invoice is
+    /// a draft.
+    pub late: Policy,
+    /// Seconds that an event may lie in the future.
+    pub future_seconds: f64,
+    /// Seconds between two looks at Lago's metrics and subscriptions. It is looked at again anyway for an event that
+    /// does not fit.
+    pub refresh_seconds: f64,
+}
+
+impl Default for ChecksSection {
+    fn default() -> Self {
+        Self {
+            unknown_metric: Policy::Park,
+            property: Policy::Park,
+            no_subscription: Policy::Park,
+            time: Policy::Park,
+            late: Policy::Pass,
+            future_seconds: 3_600.0,
+            refresh_seconds: 300.0,
+        }
+    }
+}
+
+/// Where usage goes and how fast.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LagoSection {
+    /// Lago's API, for example `http://lago-api:3000`.
+    pub api_url: Option<String>,
+    /// API key of the organisation.
+    pub api_key: Option<Secret>,
+    /// File with the API key.
+    pub api_key_file: Option<PathBuf>,
+    /// PEM file with further certificate authorities for `https`.
+    pub ca_file: Option<PathBuf>,
+    /// Events in one request to Lago at most; it takes 100.
+    pub batch_size: usize,
+    /// Seconds that the first event of a batch waits for others.
+    pub linger_seconds: f64,
+    /// Requests in flight at most. Lago's API has five threads by default, and kills them when they stall.
+    pub concurrency: usize,
+    /// Requests started per second at most; 0 means no limit.
+    pub rate_per_second: u32,
+    /// Time limits of a request.
+    pub timeout: TimeoutSection,
+    /// Seconds before each further attempt with an event that Lago has answered about; after the last one it is
+    /// parked. Each is varied by ±20 %. The default ends after three days.
+    pub retry_schedule_seconds: Vec<f64>,
+    /// When to stop trying for a while.
+    pub circuit: CircuitSection,
+}
+
+impl LagoSection {
+    /// How the client behaves that asks and sends.
+    pub(crate) fn client(&self) -> ClientOptions {
+        let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(1));
+        ClientOptions {
+            connect_timeout: seconds(self.timeout.connect_seconds),
+            read_timeout: seconds(self.timeout.read_seconds),
+            total_timeout: seconds(self.timeout.total_seconds),
+            ca_file: self.ca_file.clone(),
+            ..ClientOptions::default()
+        }
+    }
+
+    /// The schedule, as the delivery engine takes it.
+    pub(crate) fn retry(&self) -> RetrySection {
+        RetrySection { schedule_seconds: self.retry_schedule_seconds.clone(), ..RetrySection::default() }
+    }
+}
+
+impl Default for UsageSection {
+    fn default() -> Self {
+        Self { producer_token: None, producer_token_file: None, body_limit_bytes: 8 << 20, batch_limit: 10_000 }
+    }
+}
+
+impl Default for LagoSection {
+    fn default() -> Self {
+        Self {
+            api_url: None,
+            api_key: None,
+            api_key_file: None,
+            ca_file: None,
+            batch_size: 100,
+            linger_seconds: 0.2,
+            concurrency: 5,
+            rate_per_second: 0,
+            timeout: TimeoutSection { read_seconds: 30.0, total_seconds: 60.0, ..TimeoutSection::default() },
+            retry_schedule_seconds: RetrySection::default().schedule_seconds,
+            circuit: CircuitSection::default(),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: ListenSection {
+                public: "0.0.0.0:8082".to_owned(),
+                admin: "127.0.0.1:9082".to_owned(),
+                ..ListenSection::default()
+            },
+            usage: UsageSection::default(),
+            checks: ChecksSection::default(),
+            lago: LagoSection::default(),
+            journal: JournalSection {
+                path: PathBuf::from("/var/lib/outrigger/lago-usage-tracker.db"),
+                ..JournalSection::default()
+            },
+            admin: AdminSection::default(),
+            log: LogSection::default(),
+            stop: StopSection::default(),
+        }
+    }
+}
+
+impl Common for Config {
+    fn listen(&self) -> &ListenSection {
+        &self.listen
+    }
+
+    fn log(&self) -> &LogSection {
+        &self.log
+    }
+
+    fn stop(&self) -> &StopSection {
+        &self.stop
+    }
+}
+
+impl Section for Config {
+    fn validate(&self, problems: &mut Problems) {
+        self.listen.validate("listen", problems);
+        self.log.validate("log", problems);
+        self.stop.validate("stop", problems);
+        self.journal.validate("journal", problems);
+        self.usage.validate(problems);
+        self.checks.validate(problems);
+        self.lago.validate(problems);
+    }
+}
+
+impl UsageSection {
+    fn validate(&self, problems: &mut Problems) {
+        if self.producer_token.is_none() && self.producer_token_file.is_none() {
+            problems.add("usage.producer_token_file", "must be set: who has no token could bill anybody");
+        }
+        if !(1024..=64 << 20).contains(&self.body_limit_bytes) {
+            problems.add("usage.body_limit_bytes", "must be between 1024 and 67108864");
+        }
+        if !(100..=100_000).contains(&self.batch_limit) {
+            problems.add("usage.batch_limit", "must be between 100, which Lago takes, and 100000");
+        }
+    }
+}
+
+impl ChecksSection {
+    fn validate(&self, problems: &mut Problems) {
+        if !(0.0..=2_592_000.0).contains(&self.future_seconds) {
+            problems.add("checks.future_seconds", "must be a number of seconds from 0 to 30 days");
+        }
+        if !(1.0..=86_400.0).contains(&self.refresh_seconds) {
+            problems.add("checks.refresh_seconds", "must be a number of seconds from 1 to a day");
+        }
+    }
+}
+
+impl LagoSection {
+    fn validate(&self, problems: &mut Problems) {
+        match self.api_url.as_deref() {
+            None | Some("") => {
+                problems.add("lago.api_url", "must be set to Lago's API, for example http://lago-api:3000");
+            }
+            Some(url) => {
+                if let Err(text) = parse_url(url) {
+                    problems.add("lago.api_url", text);
+                }
+            }
+        }
+        if !(1..=100).contains(&self.batch_size) {
+            problems.add("lago.batch_size", "must be between 1 and 100, which is what Lago takes");
+        }
+        if !(0.0..=60.0).contains(&self.linger_seconds) {
+            problems.add("lago.linger_seconds", "must be a number of seconds from 0 to 60");
+        }
+        if !(1..=100).contains(&self.concurrency) {
+            problems.add("lago.concurrency", "must be between 1 and 100");
+        }
+        if self.retry_schedule_seconds.len() > 1000
+            || self.retry_schedule_seconds.iter().any(|seconds| !(0.0..=2_592_000.0).contains(seconds))
+        {
+            problems.add("lago.retry_schedule_seconds", "must be at most 1000 numbers of seconds from 0 to 30 days");
+        }
+        self.timeout.validate("lago.timeout", problems);
+        self.circuit.validate("lago.circuit", problems);
+    }
+}

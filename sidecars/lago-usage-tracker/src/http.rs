@@ -1,0 +1,394 @@
+//! A producer's request and its answer, in Lago's words and statuses: a producer changes its base URL and nothing else.
+//!
+//! Source: getlago/lago-api `app/controllers/api/v1/events_controller.rb` and `app/controllers/concerns/api_errors.rb`,
+//! at v1.16.0 and at the head of 2026-08-21.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use kit::clock::{SharedClock, Timestamp};
+use kit::serve::{BodyError, BodyRules, read_body};
+use kit_journal::{AppendError, Appended, DeliveryState, EventId, Journal, JournalError, NewEvent, StoredEvent};
+use kit_lago::usage::answer::{ALREADY_EXISTS, ErrorAnswer, EventAnswer, TRANSACTION_ID};
+use kit_lago::usage::{BadBody, FieldErrors, Requested, requested};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::admit::{self, SOURCE, Stored};
+use crate::catalogue::{Known, Seen};
+use crate::check::{Finding, Kind, Policy, check};
+use crate::cloudevents::{self, NotCloudEvents};
+use crate::config::ChecksSection;
+use crate::metrics::{Taken, UsageMetrics};
+use crate::producers::{Producer, Producers};
+use crate::sender::SINK;
+
+/// How long a producer waits for what Lago knows now.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// What the intake needs.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    pub(crate) producers: Producers,
+    pub(crate) journal: Journal,
+    pub(crate) clock: SharedClock,
+    pub(crate) metrics: UsageMetrics,
+    pub(crate) body_limit: usize,
+    pub(crate) batch_limit: usize,
+    pub(crate) checks: ChecksSection,
+    pub(crate) known: Known,
+}
+
+/// The public listener's routes.
+pub(crate) fn router(intake: Arc<Intake>) -> Router {
+    Router::new()
+        .route("/api/v1/events", post(one))
+        .route("/api/v1/events/batch", post(batch))
+        .route("/api/v1/cloudevents", post(cloudevents))
+        .route("/api/v1/events/{transaction_id}", get(show))
+        .fallback(|| async { plain(StatusCode::NOT_FOUND, "Not Found", Some("resource_not_found")) })
+        .method_not_allowed_fallback(|| async { plain(StatusCode::NOT_FOUND, "Not Found", Some("resource_not_found")) })
+        .with_state(intake)
+}
+
+/// Why a request is not taken.
+#[derive(Debug)]
+enum Refusal {
+    Encoded,
+    Unauthorized,
+    /// The token's holder may not report for this subscription.
+    Forbidden,
+    Body(BodyError),
+    Bad(BadBody),
+    NotCloudEvents(NotCloudEvents),
+    TooMany,
+    Invalid(FieldErrors),
+    InvalidBatch(BTreeMap<String, FieldErrors>),
+    NotFound,
+    Journal,
+}
+
+impl Refusal {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Encoded => "content_encoding",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::Body(BodyError::TooLarge(_)) => "too_large",
+            Self::Body(BodyError::TimedOut) => "too_slow",
+            Self::Body(BodyError::Stopping) => "stopping",
+            Self::Body(BodyError::BrokenOff) => "broken_off",
+            Self::Bad(_) | Self::NotCloudEvents(_) => "bad_request",
+            Self::TooMany => "too_many_events",
+            Self::Invalid(_) | Self::InvalidBatch(_) => "invalid",
+            Self::NotFound => "not_found",
+            Self::Journal => "journal",
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Encoded => plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported Media Type", None),
+            Self::Unauthorized => plain(StatusCode::UNAUTHORIZED, "Unauthorized", None),
+            Self::Forbidden => plain(StatusCode::FORBIDDEN, "Forbidden", Some("subscription_not_allowed")),
+            Self::Body(BodyError::TooLarge(_)) => plain(StatusCode::PAYLOAD_TOO_LARGE, "Payload Too Large", None),
+            Self::Body(BodyError::TimedOut) => plain(StatusCode::REQUEST_TIMEOUT, "Request Timeout", None),
+            Self::Body(BodyError::BrokenOff) => plain(StatusCode::BAD_REQUEST, "BadRequest: the body broke off", None),
+            Self::Body(BodyError::Stopping) | Self::Journal => again(),
+            Self::Bad(BadBody::NotAnObject) => {
+                plain(StatusCode::BAD_REQUEST, "BadRequest: the body is not a JSON object", None)
+            }
+            Self::Bad(BadBody::NoEvent) => {
+                plain(StatusCode::BAD_REQUEST, "BadRequest: param is missing or the value is empty: event", None)
+            }
+            Self::NotCloudEvents(NotCloudEvents::Type) => {
+                plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported Media Type: no CloudEvents", None)
+            }
+            Self::NotCloudEvents(_) => plain(StatusCode::BAD_REQUEST, "BadRequest: no CloudEvents 1.0", None),
+            Self::Bad(BadBody::NoEvents) => invalid(BTreeMap::from([("events", ["no_events"])])),
+            Self::TooMany => invalid(BTreeMap::from([("events", ["too_many_events"])])),
+            Self::Invalid(errors) => invalid(errors),
+            Self::InvalidBatch(errors) => invalid(errors),
+            Self::NotFound => plain(StatusCode::NOT_FOUND, "Not Found", Some("event_not_found")),
+        }
+    }
+}
+
+async fn one(State(intake): State<Arc<Intake>>, request: Request) -> Response {
+    answered(&intake, take(&intake, request, Shape::One).await)
+}
+
+async fn batch(State(intake): State<Arc<Intake>>, request: Request) -> Response {
+    answered(&intake, take(&intake, request, Shape::Batch).await)
+}
+
+async fn cloudevents(State(intake): State<Arc<Intake>>, request: Request) -> Response {
+    answered(&intake, take(&intake, request, Shape::CloudEvents).await)
+}
+
+/// What a request's body holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    One,
+    Batch,
+    CloudEvents,
+}
+
+async fn show(State(intake): State<Arc<Intake>>, Path(transaction_id): Path<String>, headers: HeaderMap) -> Response {
+    answered(&intake, find(&intake, &headers, &transaction_id).await)
+}
+
+fn answered(intake: &Intake, result: Result<Response, Refusal>) -> Response {
+    result.unwrap_or_else(|refusal| {
+        intake.metrics.refused(refusal.reason());
+        refusal.into_response()
+    })
+}
+
+/// Takes one event, or all of a batch, or none of it.
+async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<Response, Refusal> {
+    let (parts, body) = request.into_parts();
+    // Before the body is read: who has no token costs nothing.
+    let producer = holder(intake, &parts.headers)?;
+    let is_plain = |encoding: &HeaderValue| encoding.as_bytes().eq_ignore_ascii_case(b"identity");
+    if !parts.headers.get_all(header::CONTENT_ENCODING).iter().all(is_plain) {
+        return Err(Refusal::Encoded);
+    }
+    let fallback;
+    let rules = match parts.extensions.get::<Arc<BodyRules>>() {
+        Some(rules) => rules,
+        None => {
+            fallback = BodyRules::unhurried();
+            &fallback
+        }
+    };
+    let body = read_body(&parts.headers, body, intake.body_limit, rules).await.map_err(Refusal::Body)?;
+    let now = intake.clock.now();
+    let (own, from_body);
+    let events: Vec<&RawValue> = if shape == Shape::CloudEvents {
+        own = cloudevents::usage_events(&parts.headers, &body).map_err(Refusal::NotCloudEvents)?;
+        own.iter().map(AsRef::as_ref).collect()
+    } else {
+        from_body = requested(&body, shape == Shape::Batch).map_err(Refusal::Bad)?;
+        match from_body {
+            Requested::One(event) => vec![event],
+            Requested::Batch(events) => events,
+        }
+    };
+    let is_batch = shape != Shape::One;
+    if events.len() > intake.batch_limit {
+        return Err(Refusal::TooMany);
+    }
+    let request_key = idempotency_key(&parts.headers);
+    let (mut admitted, mut errors) = (Vec::with_capacity(events.len()), BTreeMap::new());
+    for (place, event) in events.into_iter().enumerate() {
+        let name = request_key.map(|key| cloudevents::transaction_id(key, &place.to_string()));
+        match admit::admit(event, name, now) {
+            Ok(event) => admitted.push(event.event),
+            Err(wrong) => drop(errors.insert(place, wrong)),
+        }
+    }
+    if !errors.is_empty() {
+        intake.metrics.taken(Taken::Invalid, errors.len() as u64);
+        return Err(told(errors, is_batch));
+    }
+    for event in &admitted {
+        let subscription = event.head.subject.strip_prefix("subscription/");
+        if !producer.may_report(subscription, event.head.tenant.as_deref()) {
+            return Err(Refusal::Forbidden);
+        }
+    }
+    let rejected = reject(intake, &admitted, now).await;
+    if !rejected.is_empty() {
+        intake.metrics.taken(Taken::Invalid, rejected.len() as u64);
+        return Err(told(rejected, is_batch));
+    }
+    append(intake, admitted, is_batch).await
+}
+
+/// Events that do not pass a check whose policy is to refuse them, as far as it is known what Lago knows.
+async fn reject(intake: &Intake, events: &[NewEvent], now: Timestamp) -> BTreeMap<usize, FieldErrors> {
+    let rejects = |kind: &Kind| kind.policy(&intake.checks) == Policy::Reject;
+    if !Kind::ALL.iter().any(rejects) {
+        return BTreeMap::new();
+    }
+    let find = |seen: &Seen| -> BTreeMap<usize, Finding> {
+        let Some(catalogue) = &seen.catalogue else { return BTreeMap::new() };
+        let find = |event: &NewEvent| check(&Stored::read(&event.body)?, catalogue, &intake.checks, now);
+        let found = events.iter().enumerate().filter_map(|(place, event)| Some((place, find(event)?)));
+        found.filter(|(_, finding)| rejects(&finding.kind)).collect()
+    };
+    let mut found = find(&intake.known.current());
+    if found.values().any(|finding| finding.kind.may_change()) {
+        let seen = intake.known.newer_than(now, LOOK_AGAIN).await;
+        found = find(&seen);
+        if seen.looked_at <= now || seen.failed.is_some() {
+            // What Lago knows now is not known: they are taken, and looked at again before they are sent.
+            found.retain(|_, finding| !finding.kind.may_change());
+        }
+    }
+    for finding in found.values() {
+        intake.metrics.found(finding.kind, Policy::Reject);
+    }
+    found
+        .into_iter()
+        .map(|(place, finding)| (place, FieldErrors::from([(finding.field, vec![finding.code])])))
+        .collect()
+}
+
+/// A name of the whole request, for producers whose events have none: the same request has the same one.
+fn idempotency_key(headers: &HeaderMap) -> Option<&str> {
+    let mut keys = headers.get_all("idempotency-key").iter();
+    let (Some(key), None) = (keys.next(), keys.next()) else { return None };
+    key.to_str().ok().map(str::trim).filter(|key| !key.is_empty())
+}
+
+/// Lago's errors: of a single event by field, of a batch by place and field.
+fn told(errors: BTreeMap<usize, FieldErrors>, is_batch: bool) -> Refusal {
+    if is_batch {
+        return Refusal::InvalidBatch(errors.into_iter().map(|(place, errors)| (place.to_string(), errors)).collect());
+    }
+    Refusal::Invalid(errors.into_values().next().unwrap_or_default())
+}
+
+async fn append(intake: &Intake, events: Vec<NewEvent>, is_batch: bool) -> Result<Response, Refusal> {
+    let own: Vec<(EventId, Vec<u8>)> = events.iter().map(|event| (event.head.id, event.body.clone())).collect();
+    let appended = intake.journal.append_together(events).await.map_err(|error: AppendError| {
+        intake.metrics.taken(Taken::Unavailable, own.len() as u64);
+        tracing::debug!(error = %error, "usage not taken: {error}");
+        Refusal::Journal
+    })?;
+    let contradicts = |(own, appended): (&(EventId, Vec<u8>), &Appended)| appended.duplicate && appended.id != own.0;
+    let contradicting: Vec<usize> =
+        own.iter().zip(&appended).enumerate().filter(|(_, pair)| contradicts(*pair)).map(|(place, _)| place).collect();
+    if !contradicting.is_empty() {
+        intake.metrics.taken(Taken::Contradiction, contradicting.len() as u64);
+        intake.metrics.taken(Taken::Withheld, (own.len() - contradicting.len()) as u64);
+        let error = || FieldErrors::from([(TRANSACTION_ID, vec![ALREADY_EXISTS])]);
+        return Err(told(contradicting.into_iter().map(|place| (place, error())).collect(), is_batch));
+    }
+    let duplicates = appended.iter().filter(|appended| appended.duplicate).count();
+    intake.metrics.taken(Taken::Duplicate, duplicates as u64);
+    intake.metrics.taken(Taken::Accepted, (own.len() - duplicates) as u64);
+    let first = if duplicates == 0 { BTreeMap::new() } else { first_ones(intake, &appended).await? };
+    let mut texts = Vec::with_capacity(own.len());
+    for ((id, body), appended) in own.iter().zip(&appended) {
+        let (body, at) = match first.get(&appended.seq).filter(|_| appended.duplicate) {
+            Some(stored) => (&stored.body[..], stored.at),
+            None => (&body[..], appended.at),
+        };
+        let stored = Stored::read(body).ok_or(Refusal::Journal)?;
+        let id = id.to_string();
+        texts.push(serde_json::to_string(&stored.answer(&id, at)).map_err(|_| Refusal::Journal)?);
+    }
+    let body = if is_batch {
+        ["{\"events\":[", &texts.join(","), "]}"].concat()
+    } else {
+        ["{\"event\":", &texts.concat(), "}"].concat()
+    };
+    Ok(json(StatusCode::OK, body))
+}
+
+/// What was stored when duplicates came the first time, as far as it is still there.
+async fn first_ones(intake: &Intake, appended: &[Appended]) -> Result<BTreeMap<i64, StoredEvent>, Refusal> {
+    let seqs: Vec<i64> = appended.iter().filter(|appended| appended.duplicate).map(|appended| appended.seq).collect();
+    let read = intake.journal.read(move |reader| {
+        let mut found = BTreeMap::new();
+        for seq in seqs {
+            if let Ok(Some(event)) = reader.event(seq) {
+                found.insert(seq, event);
+            }
+        }
+        Ok(found)
+    });
+    read.await.map_err(|_| Refusal::Journal)
+}
+
+/// An event and how far it has come.
+#[derive(Serialize)]
+struct Shown<'a> {
+    event: ShownEvent<'a>,
+}
+
+#[derive(Serialize)]
+struct ShownEvent<'a> {
+    #[serde(flatten)]
+    event: EventAnswer<'a>,
+    /// `queued`, `sent`, `confirmed`, `parked` or `dropped`.
+    status: &'static str,
+    reason: Option<&'a str>,
+}
+
+async fn find(intake: &Intake, headers: &HeaderMap, transaction_id: &str) -> Result<Response, Refusal> {
+    let producer = holder(intake, headers)?;
+    let unreadable = |error: JournalError| {
+        tracing::debug!(error = %error, "usage event not shown: {error}");
+        Refusal::Journal
+    };
+    let known = intake.journal.known(SOURCE, transaction_id).await.map_err(unreadable)?;
+    for (_, seq) in known {
+        let read = intake.journal.browse(move |reader| Ok((reader.event(seq)?, reader.found(seq)?)));
+        let (Some(event), Some(found)) = read.await.map_err(unreadable)? else { continue };
+        let stored = Stored::read(&event.body).ok_or(Refusal::Journal)?;
+        let subscription = stored.external_subscription_id.as_deref();
+        if !producer.may_report(subscription, event.head.tenant.as_deref()) {
+            continue;
+        }
+        let delivery = found.deliveries.get(SINK);
+        let row = delivery.and_then(|delivery| delivery.row.as_ref());
+        let status = match delivery.map(|delivery| delivery.state) {
+            Some(DeliveryState::Delivered) => "confirmed",
+            Some(DeliveryState::Parked) => "parked",
+            Some(DeliveryState::Dropped) => "dropped",
+            Some(DeliveryState::Retrying) => "sent",
+            _ => "queued",
+        };
+        let id = event.head.id.to_string();
+        let event = ShownEvent {
+            event: stored.answer(&id, event.at),
+            status,
+            reason: row.map(|row| row.reason.as_str()).filter(|reason| !reason.is_empty()),
+        };
+        let body = serde_json::to_string(&Shown { event }).map_err(|_| Refusal::Journal)?;
+        return Ok(json(StatusCode::OK, body));
+    }
+    Err(Refusal::NotFound)
+}
+
+/// Whose token the request shows. Like Lago: the second word of `Authorization`, whatever the first is.
+fn holder<'a>(intake: &'a Intake, headers: &HeaderMap) -> Result<&'a Producer, Refusal> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return Err(Refusal::Unauthorized) };
+    let token = value.to_str().ok().and_then(|value| value.split_ascii_whitespace().nth(1));
+    token.and_then(|token| intake.producers.holder_of(token.as_bytes())).ok_or(Refusal::Unauthorized)
+}
+
+fn plain(status: StatusCode, error: &'static str, code: Option<&'static str>) -> Response {
+    let answer = ErrorAnswer::plain(status.as_u16(), error, code);
+    json(status, serde_json::to_string(&answer).unwrap_or_default())
+}
+
+fn invalid<D: Serialize>(details: D) -> Response {
+    let answer = ErrorAnswer::invalid(details);
+    json(StatusCode::UNPROCESSABLE_ENTITY, serde_json::to_string(&answer).unwrap_or_default())
+}
+
+/// 503 with the time after which it may work. The same event is safe to send again.
+fn again() -> Response {
+    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", None);
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
+    response
+}
+
+fn json(status: StatusCode, body: String) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json; charset=utf-8")], body).into_response()
+}

@@ -1,0 +1,136 @@
+//! What the daemon tells of its intake and of Lago. Every label is one of fixed words.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+
+use crate::check::{Kind, Policy};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Result {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+/// What became of a producer's event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Taken {
+    Accepted,
+    /// It was there already.
+    Duplicate,
+    /// Another one was there already under its id.
+    Contradiction,
+    /// It was not stored because of another event in its request.
+    Withheld,
+    Invalid,
+    /// The journal could not take it; the producer was told to come again.
+    Unavailable,
+}
+
+impl Taken {
+    const ALL: [Self; 6] =
+        [Self::Accepted, Self::Duplicate, Self::Contradiction, Self::Withheld, Self::Invalid, Self::Unavailable];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Duplicate => "duplicate",
+            Self::Contradiction => "contradiction",
+            Self::Withheld => "withheld",
+            Self::Invalid => "invalid",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// What Lago said of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Billed {
+    Taken,
+    /// It was there already: an earlier request had got through after all.
+    Known,
+    Refused,
+}
+
+impl Billed {
+    const ALL: [Self; 3] = [Self::Taken, Self::Known, Self::Refused];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Taken => "taken",
+            Self::Known => "known",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct UsageMetrics {
+    events: Family<Result, Counter>,
+    refused: Family<Reason, Counter>,
+    lago: Family<Result, Counter>,
+    lago_requests: Counter,
+    findings: Family<Check, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Check {
+    check: &'static str,
+    policy: &'static str,
+}
+
+impl UsageMetrics {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register("usage_events", "Events of producers by what became of them", metrics.events.clone());
+        registry.register(
+            "usage_requests_refused",
+            "Producers' requests not taken, by reason",
+            metrics.refused.clone(),
+        );
+        registry.register("usage_lago_events", "Events sent to Lago by what it said of them", metrics.lago.clone());
+        registry.register("usage_lago_requests", "Requests to Lago's events API", metrics.lago_requests.clone());
+        registry.register(
+            "usage_checks_failed",
+            "Events that Lago would take and not bill, by what is wrong and what was done",
+            metrics.findings.clone(),
+        );
+        for taken in Taken::ALL {
+            drop(metrics.events.get_or_create(&Result { result: taken.word() }));
+        }
+        for billed in Billed::ALL {
+            drop(metrics.lago.get_or_create(&Result { result: billed.word() }));
+        }
+        metrics
+    }
+
+    pub(crate) fn taken(&self, taken: Taken, count: u64) {
+        self.events.get_or_create(&Result { result: taken.word() }).inc_by(count);
+    }
+
+    pub(crate) fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(crate) fn billed(&self, billed: Billed, count: usize) {
+        self.lago.get_or_create(&Result { result: billed.word() }).inc_by(count as u64);
+    }
+
+    pub(crate) fn found(&self, kind: Kind, policy: Policy) {
+        let policy = match policy {
+            Policy::Reject => "reject",
+            Policy::Park => "park",
+            Policy::Pass => "pass",
+        };
+        self.findings.get_or_create(&Check { check: kind.word(), policy }).inc();
+    }
+
+    pub(crate) fn asked_lago(&self) {
+        self.lago_requests.inc();
+    }
+}

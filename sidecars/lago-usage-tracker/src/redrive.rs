@@ -1,0 +1,134 @@
+//! Parked events that fit by now are sent after all: their metric or subscription has appeared.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kit::clock::SharedClock;
+use kit::lifecycle::StopToken;
+use kit_journal::engine::{Action, AuditRecord};
+use kit_journal::{DeliveryState, EventFilter, Journal, JournalError, Seq};
+use tokio::time::Instant;
+
+use crate::admit::Stored;
+use crate::catalogue::{Catalogue, Known};
+use crate::check::{Kind, Policy, check};
+use crate::config::ChecksSection;
+use crate::sender::SINK;
+
+/// Parked events looked at in one read.
+const PAGE: u32 = 500;
+/// Between two reads, so that deliveries come first.
+const PAUSE: Duration = Duration::from_millis(20);
+
+pub(crate) struct Redrive {
+    pub(crate) journal: Journal,
+    pub(crate) known: Known,
+    pub(crate) clock: SharedClock,
+    pub(crate) checks: ChecksSection,
+}
+
+impl Redrive {
+    /// Looks through what is parked whenever Lago tells something new, and now and then for what was parked meanwhile.
+    pub(crate) async fn run(mut self, stop: StopToken) -> Result<(), std::convert::Infallible> {
+        let every = Duration::try_from_secs_f64(self.checks.refresh_seconds).unwrap_or(Duration::from_secs(300));
+        let mut last: Option<(Arc<Catalogue>, Instant)> = None;
+        loop {
+            let changed = tokio::select! {
+                () = stop.stopped() => return Ok(()),
+                seen = self.known.changed() => seen,
+            };
+            // Whoever asks has ended, and with it the daemon.
+            let Some(seen) = changed else { return Ok(()) };
+            let Some(catalogue) = seen.catalogue.filter(|_| seen.failed.is_none()) else { continue };
+            let is_due =
+                last.as_ref().is_none_or(|(known, at)| !known.says_the_same(&catalogue) || at.elapsed() >= every);
+            if !is_due {
+                continue;
+            }
+            tokio::select! {
+                () = stop.stopped() => return Ok(()),
+                looked = self.look_through(Arc::clone(&catalogue)) => match looked {
+                    Ok(0) => {}
+                    Ok(count) => tracing::info!(count, "{count} parked events fit what Lago knows by now and are sent"),
+                    Err(error) => {
+                        let error = kit::error::chain(&error);
+                        tracing::warn!(error = %error, "parked events cannot be looked through: {error}");
+                    }
+                },
+            }
+            last = Some((catalogue, Instant::now()));
+        }
+    }
+
+    async fn look_through(&self, catalogue: Arc<Catalogue>) -> Result<u64, JournalError> {
+        let (mut before, mut sent) = (None, 0);
+        loop {
+            let (now, checks, catalogue) = (self.clock.now(), self.checks.clone(), Arc::clone(&catalogue));
+            let read = self.journal.browse(move |reader| {
+                let mut filter = EventFilter::default();
+                (filter.state, filter.sink) = (Some(DeliveryState::Parked), Some(SINK.to_owned()));
+                let page = reader.search(&filter, before, PAGE, u64::from(PAGE))?;
+                let mut fit: Vec<Seq> = Vec::new();
+                for found in &page.found {
+                    let row = found.deliveries.get(SINK).and_then(|delivery| delivery.row.as_ref());
+                    if !row.is_some_and(|row| may_change(&row.reason)) {
+                        continue;
+                    }
+                    let Some(event) = reader.event(found.event.seq)? else { continue };
+                    let Some(stored) = Stored::read(&event.body) else { continue };
+                    let finding = check(&stored, &catalogue, &checks, now);
+                    if finding.is_none_or(|finding| finding.kind.policy(&checks) == Policy::Pass) {
+                        fit.push(event.seq);
+                    }
+                }
+                Ok((page.next, fit))
+            });
+            let (next, fit) = read.await?;
+            if !fit.is_empty() {
+                sent += self.send(fit).await?;
+            }
+            before = next;
+            if before.is_none() {
+                return Ok(sent);
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn send(&self, seqs: Vec<Seq>) -> Result<u64, JournalError> {
+        let now = self.clock.now();
+        let detail =
+            serde_json::json!({ "sink": SINK, "events": seqs.len(), "why": "they fit what Lago knows by now" });
+        let audit =
+            AuditRecord { at: now, actor: "catalogue".to_owned(), action: "deliveries.replay".to_owned(), detail };
+        let replay = Action::Replay { sink: SINK.to_owned(), seqs, from: now, spacing_ms: 0.0 };
+        let outcomes = self.journal.act(vec![replay, Action::Audit(audit)]).await?;
+        Ok(outcomes.first().map_or(0, |outcome| outcome.changed))
+    }
+}
+
+/// Whether an event was parked for something that Lago may know by now.
+fn may_change(reason: &str) -> bool {
+    let word = reason.split(':').next().unwrap_or_default();
+    Kind::ALL.iter().any(|kind| kind.may_change() && kind.word() == word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_lago_may_know_by_now_is_looked_at_again() {
+        for (reason, expected) in [
+            ("no_subscription: Lago has no active subscription \"s\"", true),
+            ("unknown_metric: Lago has no billable metric with the code \"c\"", true),
+            ("property: gb counts the property \"gb\", which the event does not have", true),
+            ("time: its time is in the future", false),
+            ("Lago refuses it: code: value_is_mandatory", false),
+            ("gave up after 4 attempts: answered 500", false),
+            ("", false),
+        ] {
+            assert_eq!(may_change(reason), expected, "{reason}");
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! Batches to Lago's events API, and what its answers mean for each event.
+//!
+//! Lago stores all of a batch or nothing, and calls an event that it has already an error. A request that got no
+//! answer may have been stored all the same. So the same bytes are sent again until Lago has said of each event that it
+//! has taken it, that it has it already, or what is wrong with it.
+//!
+//! Source: getlago/lago-api `app/services/events/create_batch_service.rb` at v1.16.0 and at the head of 2026-08-21.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use kit::client::read_capped;
+use kit::clock::SharedClock;
+use kit::secret::Secret;
+use kit_delivery::{Batching, Failure, Outcome, Sink, Verdict};
+use kit_journal::{EventHead, StoredEvent};
+use kit_lago::api::{SetupError, api_root, authorization};
+use kit_lago::usage::answer::{batch_errors, in_words, is_known};
+use reqwest::StatusCode;
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use url::Url;
+
+use crate::admit::{READY, Stored, transaction_id};
+use crate::catalogue::{Failed, Known, Seen};
+use crate::check::{Finding, Policy, check};
+use crate::config::{ChecksSection, LagoSection};
+use crate::metrics::{Billed, UsageMetrics};
+
+/// Name of the sink in the journal, metrics and the API.
+pub(crate) const SINK: &str = "lago";
+/// Lago answers with every event it took, and some fields more.
+const ANSWER_BYTES: usize = 16 << 20;
+/// What of an unexpected answer is kept for the delivery log.
+const SHOWN_BYTES: usize = 500;
+/// How long a batch with events that do not fit waits for what Lago knows now.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Requests made for one batch, each with fewer events than the one before.
+const ROUNDS: usize = 8;
+/// Longest wait that Lago may ask for in a request, and how often for one batch; Lago's own client waits as long.
+const LONGEST_PAUSE: Duration = Duration::from_secs(20);
+const PAUSES: usize = 3;
+
+/// Sends usage events to Lago.
+pub(crate) struct LagoSink {
+    client: reqwest::Client,
+    url: Url,
+    authorization: HeaderValue,
+    batching: Batching,
+    metrics: UsageMetrics,
+    checks: ChecksSection,
+    known: Known,
+    clock: SharedClock,
+    /// Lago has asked to be left alone until then, whichever request it said so to.
+    paused_until: Mutex<Option<Instant>>,
+}
+
+/// What a request said about the events in it.
+enum Said {
+    /// Of all of them the same.
+    All(Outcome),
+    /// Of each, by its place; `None` is nothing, because others were wrong.
+    Each(Vec<Option<Outcome>>),
+}
+
+impl LagoSink {
+    /// Sends with `client` to the API of `section`.
+    ///
+    /// # Errors
+    /// The address or the key cannot be right.
+    pub(crate) fn new(
+        (section, checks): (&LagoSection, &ChecksSection),
+        client: reqwest::Client,
+        key: &Secret,
+        known: Known,
+        clock: SharedClock,
+        metrics: UsageMetrics,
+    ) -> Result<Self, SetupError> {
+        let linger = Duration::try_from_secs_f64(section.linger_seconds).unwrap_or_default();
+        let root = api_root(section.api_url.as_deref().unwrap_or_default())?;
+        let url = root.join("events/batch").map_err(|_| SetupError::BadUrl("not a URL"))?;
+        Ok(Self {
+            client,
+            url,
+            authorization: authorization(key)?,
+            batching: Batching { most: section.batch_size, linger },
+            metrics,
+            checks: checks.clone(),
+            known,
+            clock,
+            paused_until: Mutex::default(),
+        })
+    }
+
+    /// Outcomes of events that are not to be sent; `None` for those that are.
+    async fn look_at(&self, events: &[&StoredEvent]) -> Vec<Option<Outcome>> {
+        let mut seen = self.known.current();
+        let mut findings = self.findings(events, &seen);
+        // What was not there when we looked may be there now.
+        let newest =
+            events.iter().zip(&findings).filter(|(_, finding)| finding.as_ref().is_some_and(|f| f.kind.may_change()));
+        if let Some(at) = newest.map(|(event, _)| event.at).max() {
+            seen = self.known.newer_than(at, LOOK_AGAIN).await;
+            findings = self.findings(events, &seen);
+        }
+        let stale = |event: &StoredEvent| seen.catalogue.as_ref().is_some_and(|known| known.asked_at() <= event.at);
+        events
+            .iter()
+            .zip(findings)
+            .map(|(event, finding)| {
+                let finding = finding?;
+                let policy = finding.kind.policy(&self.checks);
+                if policy == Policy::Pass {
+                    self.metrics.found(finding.kind, policy);
+                    return None;
+                }
+                if finding.kind.may_change() && stale(event) && seen.failed == Some(Failed::Away) {
+                    // It would not get the event either; when it is back, it says whether it knows it.
+                    return Some(Outcome::failed(Failure::Unreachable, "Lago is away and cannot be asked about it"));
+                }
+                self.metrics.found(finding.kind, policy);
+                let note = if stale(event) { " (Lago does not tell what is new)" } else { "" };
+                Some(Outcome::failed(Failure::Unsendable, format!("{finding}{note}")))
+            })
+            .collect()
+    }
+
+    /// Nothing can be said as long as Lago has never told anything.
+    fn findings(&self, events: &[&StoredEvent], seen: &Seen) -> Vec<Option<Finding>> {
+        let Some(catalogue) = &seen.catalogue else { return vec![None; events.len()] };
+        let now = self.clock.now();
+        let find = |event: &&StoredEvent| check(&Stored::read(&event.body)?, catalogue, &self.checks, now);
+        events.iter().map(find).collect()
+    }
+
+    /// Sends events whose transaction ids differ, and goes on with those that Lago has said nothing about.
+    async fn send(&self, events: &[&StoredEvent]) -> Vec<Outcome> {
+        let mut outcomes = self.look_at(events).await;
+        for _ in 0..ROUNDS {
+            let open: Vec<usize> = (0..events.len()).filter(|place| outcomes[*place].is_none()).collect();
+            if open.is_empty() {
+                break;
+            }
+            let batch: Vec<&StoredEvent> = open.iter().map(|place| events[*place]).collect();
+            match self.ask(&batch).await {
+                Said::All(outcome) => {
+                    open.iter().for_each(|place| outcomes[*place] = Some(outcome.clone()));
+                }
+                Said::Each(each) => {
+                    for (place, outcome) in open.iter().zip(each) {
+                        outcomes[*place] = outcome;
+                    }
+                }
+            }
+        }
+        let left = || Outcome::failed(Failure::Busy, "Lago refuses other events of its batches again and again");
+        let outcomes: Vec<Outcome> = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(left)).collect();
+        for outcome in &outcomes {
+            let billed = match outcome.verdict {
+                Verdict::Delivered if outcome.status == Some(422) => Billed::Known,
+                Verdict::Delivered => Billed::Taken,
+                Verdict::Failed(failure) if !failure.may_retry() => Billed::Refused,
+                Verdict::Failed(_) => continue,
+            };
+            self.metrics.billed(billed, 1);
+        }
+        outcomes
+    }
+
+    /// One request, and again after a while where Lago asks for a pause.
+    async fn ask(&self, batch: &[&StoredEvent]) -> Said {
+        let mut body = Vec::with_capacity(16 + batch.iter().map(|event| event.body.len() + 1).sum::<usize>());
+        body.extend_from_slice(b"{\"events\":[");
+        for (nth, event) in batch.iter().enumerate() {
+            if nth > 0 {
+                body.push(b',');
+            }
+            body.extend_from_slice(&event.body);
+        }
+        body.extend_from_slice(b"]}");
+        let body = bytes::Bytes::from(body);
+        let mut pauses = 0;
+        loop {
+            self.pause().await;
+            self.metrics.asked_lago();
+            let request = self
+                .client
+                .post(self.url.clone())
+                .header(AUTHORIZATION, &self.authorization)
+                .header(CONTENT_TYPE, "application/json")
+                .header(ACCEPT, "application/json")
+                .body(body.clone());
+            let response = match request.send().await {
+                Ok(response) => response,
+                Err(error) => return Said::All(Outcome::failed(Failure::Unreachable, describe(error))),
+            };
+            let status = response.status();
+            if status == StatusCode::TOO_MANY_REQUESTS && pauses < PAUSES {
+                pauses += 1;
+                let until = Instant::now() + asked_pause(response.headers());
+                let mut paused = self.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
+                *paused = Some(paused.map_or(until, |paused| paused.max(until)));
+                continue;
+            }
+            return match read_capped(response, ANSWER_BYTES).await {
+                Ok(answer) => judge(status, &answer, batch.len()),
+                // Whether the events were stored is not known.
+                Err(error) => {
+                    let error = format!("answer broke off: {}", describe(error));
+                    Said::All(with_status(Outcome::failed(Failure::Unreachable, error), status))
+                }
+            };
+        }
+    }
+
+    async fn pause(&self) {
+        let until = *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(until) = until {
+            tokio::time::sleep_until(until.into()).await;
+        }
+    }
+}
+
+impl Sink for LagoSink {
+    fn name(&self) -> &str {
+        SINK
+    }
+
+    fn wants(&self, head: &EventHead) -> bool {
+        head.event_type == READY
+    }
+
+    fn batching(&self) -> Batching {
+        self.batching
+    }
+
+    fn deliver<'a>(&'a self, event: &'a StoredEvent) -> BoxFuture<'a, Outcome> {
+        async move {
+            let mut outcomes = self.send(&[event]).await;
+            outcomes.pop().unwrap_or_else(|| Outcome::failed(Failure::Unreachable, "no outcome"))
+        }
+        .boxed()
+    }
+
+    fn deliver_all<'a>(&'a self, events: &'a [Arc<StoredEvent>]) -> BoxFuture<'a, Vec<Outcome>> {
+        async move {
+            let mut outcomes: Vec<Option<Outcome>> = vec![None; events.len()];
+            while outcomes.contains(&None) {
+                let places = with_different_ids(events, &outcomes);
+                let batch: Vec<&StoredEvent> = places.iter().map(|place| &*events[*place]).collect();
+                for (place, outcome) in places.into_iter().zip(self.send(&batch).await) {
+                    outcomes[place] = Some(outcome);
+                }
+            }
+            outcomes.into_iter().flatten().collect()
+        }
+        .boxed()
+    }
+}
+
+/// Places of events without an outcome, of which no two have the same transaction id.
+///
+/// From v1.39 on Lago finds out by the transaction id alone which events of a batch it has stored: of two
+/// subscriptions' events with the same id it may call the wrong one known. Two of one subscription are never here.
+fn with_different_ids(events: &[Arc<StoredEvent>], outcomes: &[Option<Outcome>]) -> Vec<usize> {
+    let mut ids = HashSet::new();
+    let open = (0..events.len()).filter(|place| outcomes[*place].is_none());
+    open.filter(|place| ids.insert(transaction_id(&events[*place]))).collect()
+}
+
+/// What an answer says about a batch of so many events.
+fn judge(status: StatusCode, answer: &[u8], events: usize) -> Said {
+    let all = |failure: Failure, error: String| {
+        let mut outcome = with_status(Outcome::failed(failure, error), status);
+        outcome.response = Some(shown(answer));
+        Said::All(outcome)
+    };
+    let about_one = |failure: Failure| if events == 1 { failure } else { Failure::Busy };
+    match status.as_u16() {
+        200..=299 if holds_events(answer, events) => Said::All(Outcome::delivered(status.as_u16())),
+        200..=299 => all(
+            Failure::Condition,
+            format!("answered {status} without the events: is LAGO_API_URL the address of Lago's API?"),
+        ),
+        422 => match batch_errors(answer, events) {
+            Some(errors) => {
+                Said::Each((0..events).map(|place| errors.get(&place).map(|fields| refused(fields, status))).collect())
+            }
+            // Locks and third parties: nothing was stored, and nothing is known about any event.
+            None => all(Failure::Busy, "answered 422 and did not say which event is wrong".to_owned()),
+        },
+        401 | 403 => all(Failure::Denied, format!("Lago refuses LAGO_API_KEY ({status})")),
+        // A redirect would hand the API key to whoever it names.
+        300..=399 | 404 | 405 => {
+            all(Failure::Denied, format!("there is no Lago events API at LAGO_API_URL ({status})"))
+        }
+        502..=504 => all(Failure::Unavailable, format!("answered {status}")),
+        408 | 425 | 429 | 500..=599 => all(Failure::Busy, format!("answered {status}")),
+        // One event may be what is wrong with a batch: then it is soon alone.
+        _ => all(about_one(Failure::Refused), format!("answered {status}")),
+    }
+}
+
+fn refused(fields: &std::collections::BTreeMap<String, Vec<String>>, status: StatusCode) -> Outcome {
+    if is_known(fields) {
+        return Outcome::delivered(status.as_u16());
+    }
+    with_status(Outcome::failed(Failure::Refused, format!("Lago refuses it: {}", in_words(fields))), status)
+}
+
+fn holds_events(answer: &[u8], count: usize) -> bool {
+    #[derive(Deserialize)]
+    struct Answer {
+        events: Vec<IgnoredAny>,
+    }
+    serde_json::from_slice::<Answer>(answer).is_ok_and(|answer| answer.events.len() == count)
+}
+
+fn with_status(outcome: Outcome, status: StatusCode) -> Outcome {
+    Outcome { status: Some(status.as_u16()), ..outcome }
+}
+
+/// How long Lago's cloud asks to be left alone: `X-RateLimit-Reset` in seconds, or `Retry-After`.
+fn asked_pause(headers: &HeaderMap) -> Duration {
+    let seconds = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
+    let asked = seconds("x-ratelimit-reset").or_else(|| seconds("retry-after")).unwrap_or(1.0);
+    Duration::try_from_secs_f64(asked).unwrap_or(LONGEST_PAUSE).clamp(Duration::from_millis(100), LONGEST_PAUSE)
+}
+
+fn shown(answer: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&answer[..answer.len().min(SHOWN_BYTES)]);
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// The error and its causes without the address, which may be private.
+fn describe(error: reqwest::Error) -> String {
+    let kind = if error.is_timeout() { "timed out: " } else { "" };
+    format!("{kind}{}", kit::error::chain(&error.without_url()))
+}

@@ -1,0 +1,204 @@
+//! What Lago would take and never bill is found before it is sent.
+
+use kit_lago::stand_in::billing::{AggregationType, Effect, Fault, Faults, Metric, On, Profile, Subscription, When};
+use serde_json::{Value, json};
+
+use crate::bench::*;
+
+const PARK: [(&str, &str); 2] =
+    [("SIDECAR_CHECKS__UNKNOWN_METRIC", "park"), ("SIDECAR_CHECKS__NO_SUBSCRIPTION", "park")];
+const REJECT: [(&str, &str); 4] = [
+    ("SIDECAR_CHECKS__UNKNOWN_METRIC", "reject"),
+    ("SIDECAR_CHECKS__NO_SUBSCRIPTION", "reject"),
+    ("SIDECAR_CHECKS__PROPERTY", "reject"),
+    ("SIDECAR_CHECKS__TIME", "reject"),
+];
+
+fn subscribe(bench: &Bench, id: &str) {
+    let started = "2024-01-01T00:00:00Z".parse().unwrap();
+    bench.lago.put_subscription(Subscription::active(id, "customer", "plan", started));
+}
+
+fn metrics(bench: &Bench) {
+    bench.lago.put_metric(Metric::new("api_calls", AggregationType::Sum, Some("calls")));
+    bench.lago.put_metric(Metric::new("visits", AggregationType::Count, None));
+}
+
+async fn knows(bench: &Bench, what: &str) {
+    let deadline = std::time::Instant::now() + DEADLINE;
+    // It is remembered before it is used.
+    while !bench.daemon.stdout().contains(what) {
+        assert!(std::time::Instant::now() < deadline, "Lago is never asked");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
+fn of(subscription: &str, transaction: &str, code: &str, properties: Value) -> Value {
+    json!({ "transaction_id": transaction, "external_subscription_id": subscription, "code": code,
+        "timestamp": 1_732_000_000, "properties": properties })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lago_would_not_bill_is_parked_with_a_reason_and_the_rest_is_sent() {
+    let bench = Bench::with(Profile::V1_39, &PARK).await;
+    metrics(&bench);
+    subscribe(&bench, "s");
+    bench
+        .report(&[
+            of("s", "good", "api_calls", json!({ "calls": 1 })),
+            of("x", "nobody", "api_calls", json!({ "calls": 1 })),
+            of("s", "typo", "api_cals", json!({ "calls": 1 })),
+            of("s", "missing", "api_calls", json!({ "cals": 1 })),
+            of("s", "words", "api_calls", json!({ "calls": "many" })),
+            json!({ "transaction_id": "future", "external_subscription_id": "s", "code": "visits", "timestamp": 32_000_000_000_i64 }),
+            json!({ "transaction_id": "past", "external_subscription_id": "s", "code": "visits", "timestamp": 17 }),
+            of("s", "counted", "visits", json!({})),
+        ])
+        .await;
+
+    let row = bench.settled().await;
+
+    assert_eq!((&row["delivered"], &row["parked"]), (&json!(2), &json!(6)));
+    assert_eq!(bench.billed().len(), 2);
+    for (transaction, expected) in [
+        ("nobody", "no_subscription: Lago has no active subscription \"x\""),
+        ("typo", "unknown_metric: Lago has no billable metric with the code \"api_cals\""),
+        ("missing", "property: api_calls counts the property \"calls\", which the event does not have"),
+        ("words", "property: api_calls counts the property \"calls\", which is not a number in the event"),
+        ("future", "time: its time, 2984-01-15T08:53:20.000Z, is in the future"),
+        (
+            "past",
+            "time: its time, 1970-01-01T00:00:17.000Z, is before the subscription began, 2024-01-01T00:00:00.000Z",
+        ),
+    ] {
+        let (_, answer) = bench.get(&format!("/api/v1/events/{transaction}")).await;
+        assert_eq!((&answer["event"]["status"], &answer["event"]["reason"]), (&json!("parked"), &json!(expected)));
+    }
+    let metrics = bench.metrics().await;
+    let count = |check| metrics.get("usage_checks_failed_total", &[("check", check), ("policy", "park")]);
+    assert_eq!((count("no_subscription"), count("property"), count("time")), (Some(1.0), Some(2.0), Some(2.0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_of_a_subscription_that_was_just_made_is_sent() {
+    let bench = Bench::with(Profile::V1_39, &PARK).await;
+    metrics(&bench);
+    knows(&bench, "Lago has told").await;
+    for n in 0..3 {
+        let id = format!("new-{n}");
+        subscribe(&bench, &id);
+        bench.report(&[of(&id, "t", "api_calls", json!({ "calls": 1 }))]).await;
+        let row = bench.settled().await;
+        assert_eq!((&row["delivered"], &row["parked"]), (&json!(n + 1), &json!(0)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parked_events_are_sent_when_their_subscription_or_metric_appears() {
+    let bench = Bench::with(Profile::V1_39, &[PARK[0], PARK[1], ("SIDECAR_CHECKS__REFRESH_SECONDS", "1")]).await;
+    subscribe(&bench, "s");
+    let events: Vec<Value> = (0..700)
+        .map(|n| match n % 3 {
+            0 => of("later", &format!("t-{n}"), "visits", json!({})),
+            1 => of("s", &format!("t-{n}"), "api_calls", json!({ "calls": 1 })),
+            _ => of("never", &format!("t-{n}"), "visits", json!({})),
+        })
+        .collect();
+    bench.report(&events).await;
+    let row = bench.settled().await;
+    assert_eq!((&row["delivered"], &row["parked"]), (&json!(0), &json!(700)));
+
+    metrics(&bench);
+    subscribe(&bench, "later");
+    let row = bench.wait("sending what fits", |row| row["parked"] == 233 && row["pending"] == 0).await;
+
+    assert_eq!(row["delivered"], 467);
+    assert_eq!(bench.billed().len(), 467);
+    let audit = bench.api("/api/v1/audit").await;
+    assert!(audit.to_string().contains("they fit what Lago knows by now"), "{audit}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_to_be_rejected_is_refused_at_once_and_a_new_subscription_is_not() {
+    let mut bench = Bench::with(Profile::V1_39, &REJECT).await;
+    metrics(&bench);
+    subscribe(&bench, "s");
+    let events = json!({ "events": [
+        of("s", "a", "api_calls", json!({ "calls": 1 })),
+        of("x", "b", "visits", json!({})),
+        of("s", "c", "nothing", json!({})),
+        of("s", "d", "api_calls", json!({ "calls": [] })),
+        json!({ "transaction_id": "e", "external_subscription_id": "s", "code": "visits", "timestamp": 17 }),
+    ] });
+
+    let (status, answer) = bench.post("/api/v1/events/batch", &events).await;
+
+    assert_eq!(status, 422, "{answer}");
+    assert_eq!(
+        answer["error_details"],
+        json!({
+            "1": { "external_subscription_id": ["subscription_not_found"] },
+            "2": { "code": ["billable_metric_not_found"] },
+            "3": { "properties": ["value_is_invalid"] },
+            "4": { "timestamp": ["value_is_out_of_range"] },
+        })
+    );
+    assert_eq!(bench.api("/api/v1/statistics").await["accepted"], 0);
+    subscribe(&bench, "x");
+    bench.report(&[of("x", "b", "visits", json!({}))]).await;
+    bench.settled().await;
+
+    // Also after a restart without Lago, as far as what it would say now does not matter.
+    bench.lago.set_faults(Faults {
+        rules: vec![Fault::new(Effect::Reset, When::Always).on(On::Everything)],
+        ..Faults::default()
+    });
+    bench.restart().await;
+    let past = json!({ "event": { "transaction_id": "e", "external_subscription_id": "s", "code": "visits", "timestamp": 17 } });
+    assert_eq!(bench.post("/api/v1/events", &past).await.0, 422);
+    let unknown = json!({ "event": of("y", "f", "visits", json!({})) });
+    assert_eq!(bench.post("/api/v1/events", &unknown).await.0, 200, "Lago may know it by now");
+    bench.lago.set_faults(Faults::default());
+    let row = bench.settled().await;
+    assert_eq!((&row["delivered"], &row["parked"]), (&json!(1), &json!(1)));
+}
+
+/// Nothing is parked for a Lago that cannot be asked; it is asked when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_absent_lago_parks_nothing() {
+    let bench = Bench::with(Profile::V1_39, &PARK).await;
+    metrics(&bench);
+    subscribe(&bench, "s");
+    knows(&bench, "Lago has told").await;
+    bench.lago.set_faults(Faults {
+        rules: vec![Fault::new(Effect::Reset, When::Always).on(On::Everything)],
+        ..Faults::default()
+    });
+    bench.report(&[of("new", "t", "visits", json!({})), of("never", "t", "visits", json!({}))]).await;
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while !bench.api("/api/v1/sinks").await.to_string().contains("cannot be asked about it") {
+        assert!(std::time::Instant::now() < deadline, "it is never tried");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let row = bench.wait("waiting", |_| true).await;
+    assert_eq!((&row["pending"], &row["parked"]), (&json!(2), &json!(0)));
+
+    subscribe(&bench, "new");
+    bench.lago.set_faults(Faults::default());
+    let row = bench.settled().await;
+
+    assert_eq!((&row["delivered"], &row["parked"]), (&json!(1), &json!(1)));
+}
+
+/// An API key that may send events and read nothing: what cannot be checked is sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_catalogue_events_are_sent_unchecked() {
+    let denied = Fault::new(Effect::Answer(403), When::Always).on(On::Reading);
+    let faults = Faults { rules: vec![denied], ..Faults::default() };
+    let bench = Bench::beside(Profile::V1_39, &PARK, |lago| lago.set_faults(faults)).await;
+
+    bench.report(&[of("x", "t", "visits", json!({}))]).await;
+    let row = bench.settled().await;
+
+    assert_eq!((&row["delivered"], &row["parked"]), (&json!(1), &json!(0)));
+}

@@ -1,0 +1,7 @@
+//! The daemon as producers and Lago see it: the real binary, a Lago that speaks over the wire, and requests.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs)]
+
+mod bench;
+mod checks;
+mod delivery;
+mod intake;

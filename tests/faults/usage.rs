@@ -1,0 +1,203 @@
+//! Usage on its way to Lago: whatever dies or says otherwise, what would be billed is what producers sent.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use kit_lago::stand_in::billing::{Effect, Fault, Faults, LagoServer, LagoState, Profile, When};
+use kit_workbench::raw;
+use outrigger_tests::experiment::{Outcome, Trial};
+use outrigger_tests::rig::{REQUEST_DEADLINE, Rig};
+
+/// Events that one count stands for.
+const THOUSAND: u64 = 1_000;
+/// Events in a producer's request.
+const BATCH: u64 = 250;
+const PRODUCERS: u64 = 4;
+const SUBSCRIPTIONS: u64 = 97;
+/// How long everything may take to reach Lago once the producers have ended.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(300);
+
+/// The nth event as its producer sends it: all of it follows from n, so that the books can be checked without keeping
+/// any.
+fn event(n: u64) -> String {
+    format!(
+        r#"{{"transaction_id":"t-{n}","external_subscription_id":"s-{}","code":"gb","timestamp":{},"properties":{}}}"#,
+        n % SUBSCRIPTIONS,
+        timestamp(n),
+        properties(n)
+    )
+}
+
+fn timestamp(n: u64) -> String {
+    format!("{}.{:03}", 1_790_000_000 + n / 1000, 1 + n % 999).trim_end_matches('0').to_owned()
+}
+
+fn properties(n: u64) -> String {
+    format!(r#"{{"gb":{}.{:02},"region":"r-{}"}}"#, n % 1_000, n % 100, n % 5)
+}
+
+/// F19, F20, I6: producers that repeat what was not answered, a Lago that does a twentieth of what it is asked and says
+/// otherwise, or is away, and a daemon that is killed again and again.
+pub(crate) async fn every_event_is_billed_once_as_it_was_sent(mut trial: Trial) -> Result<Outcome> {
+    let profile = Profile::ALL[usize::try_from(trial.seed % 3)?];
+    let settings = [
+        ("SIDECAR_CHECKS__UNKNOWN_METRIC", "pass"),
+        ("SIDECAR_CHECKS__NO_SUBSCRIPTION", "pass"),
+        ("SIDECAR_LAGO__LINGER_SECONDS", "0.02"),
+        ("SIDECAR_LAGO__TIMEOUT__TOTAL_SECONDS", "1"),
+        ("SIDECAR_LAGO__RETRY_SCHEDULE_SECONDS", "0.1,0.2,0.2,0.5,0.5,0.5,0.5,0.5,0.5,0.5,1,1,1,1,1,1,1,1,1,1"),
+        ("SIDECAR_LAGO__CIRCUIT__PROBE_SECONDS", "0.05"),
+        ("SIDECAR_LAGO__CIRCUIT__PROBE_MAX_SECONDS", "0.5"),
+    ];
+    let mut rig = Rig::tracker(profile, &settings).await?;
+    let lago = rig.lago.take().context("a tracker's rig has a Lago")?;
+    lago.set_faults(faults(trial.seed));
+    rig.start().await?;
+    let state = Arc::clone(lago.state());
+
+    let total = u64::from(trial.count) * THOUSAND;
+    let sent = Arc::new(AtomicU64::new(0));
+    let producers: Vec<_> = (0..PRODUCERS)
+        .map(|producer| {
+            let (public, token, sent) = (rig.public, rig.producer.clone(), Arc::clone(&sent));
+            tokio::spawn(async move { produce(public, &token, producer, total, &sent).await })
+        })
+        .collect();
+    let (kills, outages) = disturb(&mut trial, &mut rig, lago, &sent, total).await?;
+    for producer in producers {
+        producer.await??;
+    }
+    state.set_faults(Faults::default());
+    drain(&rig, total).await?;
+    check(&state, total)?;
+    let requests = state.counts().batches;
+    let (exit, _) = rig.stop().await?;
+    ensure!(exit.code == Some(0), "ended with {exit:?}");
+    Ok(Outcome::new(
+        total,
+        format!(
+            "{profile:?}: {kills} kills, {outages} outages of Lago, {requests} requests; each billed once, as sent"
+        ),
+    ))
+}
+
+/// One request in twenty is done and said otherwise, some more are not done.
+fn faults(seed: u64) -> Faults {
+    let rules = vec![
+        Fault::new(Effect::DoneThenClosed, When::Chance(0.03)),
+        Fault::new(Effect::DoneThenAnswer(500), When::Chance(0.02)),
+        Fault::new(Effect::DoneThenSilent, When::Chance(0.002)),
+        Fault::new(Effect::Answer(502), When::Chance(0.01)),
+        Fault::new(Effect::Reset, When::Chance(0.01)),
+    ];
+    Faults { seed, rules, ..Faults::default() }
+}
+
+/// Sends a producer's share, each request until it is answered 200: an answer that is lost says nothing.
+async fn produce(public: std::net::SocketAddr, token: &str, producer: u64, total: u64, sent: &AtomicU64) -> Result<()> {
+    let bearer = format!("Bearer {token}");
+    let headers = [("Authorization", bearer.as_str()), ("Content-Type", "application/json")];
+    let mut first = producer * BATCH;
+    while first < total {
+        let events: Vec<String> = (first..total.min(first + BATCH)).map(event).collect();
+        let body = format!(r#"{{"events":[{}]}}"#, events.join(","));
+        let begin = Instant::now();
+        loop {
+            let path = "/api/v1/events/batch";
+            match raw::request(public, "POST", path, &headers, body.as_bytes(), REQUEST_DEADLINE).await {
+                Ok(answer) if answer.status == 200 => break,
+                Ok(answer) if answer.status != 503 => {
+                    bail!("a producer is answered {}: {}", answer.status, answer.text())
+                }
+                // The daemon is dead, or full: it is asked again.
+                Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+            ensure!(begin.elapsed() < DRAIN_DEADLINE, "a request is never answered 200");
+        }
+        sent.fetch_add(events.len() as u64, Ordering::Relaxed);
+        first += PRODUCERS * BATCH;
+    }
+    Ok(())
+}
+
+/// Kills the daemon and takes Lago away until everything is sent; how often each. Lago is there again in the end.
+async fn disturb(
+    trial: &mut Trial,
+    rig: &mut Rig,
+    lago: LagoServer,
+    sent: &AtomicU64,
+    total: u64,
+) -> Result<(u32, u32)> {
+    let (mut kills, mut outages, mut lago) = (0, 0, lago);
+    loop {
+        // Not waiting for luck: the random moment is the experiment.
+        tokio::time::sleep(trial.millis(200, 1_200)).await;
+        let done = sent.load(Ordering::Relaxed);
+        trial.progress(u32::try_from(done / THOUSAND)?);
+        if done >= total && kills > 0 && outages > 0 {
+            rig.lago = Some(lago);
+            return Ok((kills, outages));
+        }
+        if trial.random.u8(0..4) == 0 {
+            let address = lago.address();
+            let state = lago.stop().await;
+            tokio::time::sleep(trial.millis(100, 2_000)).await;
+            lago = LagoServer::start_with(address, state).await?;
+            outages += 1;
+        } else {
+            rig.kill().await?;
+            rig.start().await.with_context(|| format!("kill {}", kills + 1))?;
+            kills += 1;
+        }
+    }
+}
+
+async fn drain(rig: &Rig, total: u64) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        let statistics = rig.api("/api/v1/statistics").await?;
+        let sink = &statistics["sinks"][0];
+        if sink["pending"] == 0 {
+            let (accepted, delivered, parked) = (&statistics["accepted"], &sink["delivered"], &sink["parked"]);
+            ensure!(
+                *accepted == total && *delivered == total && *parked == 0,
+                "{total} sent, {accepted} accepted, {delivered} delivered, {parked} parked"
+            );
+            return Ok(());
+        }
+        ensure!(begin.elapsed() < DRAIN_DEADLINE, "not drained: {statistics}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// What would be billed: every transaction id once, its time and properties as sent, the same bytes at every arrival.
+fn check(lago: &LagoState, total: u64) -> Result<()> {
+    let mut seen = vec![false; usize::try_from(total)?];
+    let mut wrong = None;
+    lago.visit_ledger(|entry| {
+        let n: Option<u64> = entry.transaction_id.strip_prefix("t-").and_then(|n| n.parse().ok());
+        let known = n.and_then(|n| Some((n, seen.get_mut(usize::try_from(n).ok()?)?)));
+        let Some((n, seen)) = known else {
+            wrong.get_or_insert_with(|| format!("{} was never sent", entry.transaction_id));
+            return;
+        };
+        let as_sent = entry.external_subscription_id == Some(format!("s-{}", n % SUBSCRIPTIONS).as_str())
+            && entry.code == "gb"
+            && entry.timestamp == Some(timestamp(n).as_str())
+            && entry.properties == properties(n);
+        if std::mem::replace(seen, true) || !as_sent {
+            wrong.get_or_insert_with(|| format!("t-{n} is billed twice, or not as it was sent: {entry:?}"));
+        }
+    });
+    if let Some(wrong) = wrong {
+        bail!("{wrong}");
+    }
+    let missing = seen.iter().filter(|seen| !**seen).count();
+    ensure!(missing == 0, "{missing} of {total} events would not be billed");
+    let counts = lago.counts();
+    ensure!(counts.differing_retries == 0, "bytes differ between attempts: {:?}", lago.differing_examples());
+    ensure!(counts.in_batch_duplicates == 0, "{counts:?}");
+    Ok(())
+}
