@@ -88,6 +88,13 @@ impl Circuit {
         self.failed(now)
     }
 
+    /// The probe was of an event that no request could be made of: the next one may go at once.
+    pub(crate) fn unspent(&mut self, now: Instant) {
+        if let State::Probing { delay } = self.state {
+            self.state = State::Open { probe_at: now, delay };
+        }
+    }
+
     /// The probe ended without the sink having been asked: the next one comes after the same time again.
     pub(crate) fn inconclusive(&mut self, now: Instant) {
         if let State::Probing { delay } = self.state {
@@ -159,6 +166,26 @@ mod tests {
             circuit.inconclusive(now);
             assert_eq!(circuit.permit(now), Permit::WaitUntil(now + Duration::from_secs(1)));
         }
+    }
+
+    #[test]
+    fn a_probe_of_what_cannot_be_sent_costs_no_time() {
+        let mut now = Instant::now();
+        let mut circuit = circuit();
+        for _ in 0..3 {
+            circuit.failed(now);
+        }
+        now += Duration::from_secs(1);
+        circuit.probing();
+        circuit.unspent(now);
+        assert_eq!(circuit.permit(now), Permit::Probe);
+        circuit.probing();
+        circuit.failed(now);
+        assert_eq!(
+            circuit.permit(now),
+            Permit::WaitUntil(now + Duration::from_secs(2)),
+            "the distance goes on growing"
+        );
     }
 
     #[test]

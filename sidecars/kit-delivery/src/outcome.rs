@@ -11,13 +11,15 @@ use kit_journal::{EventHead, Seq, StoredEvent};
 pub struct Batching {
     /// At most so many.
     pub most: usize,
+    /// At most about so many bytes of bodies, but always one.
+    pub bytes: usize,
     /// How long the first of a batch waits for others.
     pub linger: Duration,
 }
 
 impl Batching {
     /// Every event on its own, at once.
-    pub const NONE: Self = Self { most: 1, linger: Duration::ZERO };
+    pub const NONE: Self = Self { most: 1, bytes: usize::MAX, linger: Duration::ZERO };
 
     /// How many go together of those that have failed so often: one that fails them all is to be alone soon.
     pub(crate) fn most_after(&self, attempts: u32) -> usize {

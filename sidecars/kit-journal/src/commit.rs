@@ -230,6 +230,15 @@ pub enum Action {
         /// The operator's reason.
         reason: String,
     },
+    /// Deliver those of these again that are dead letters; what an operator has dropped meanwhile stays dropped.
+    Reconsider {
+        /// The sink.
+        sink: String,
+        /// Positions.
+        seqs: Vec<Seq>,
+        /// When they are due.
+        from: Timestamp,
+    },
     /// Make dead letters of these, which were delivered or still wait for their turn: the receiver says later that
     /// it could not use them. What is being tried, parked or dropped stays as it is.
     Park {

@@ -220,6 +220,9 @@ impl Journal {
     /// # Errors
     /// As [`Journal::append`].
     pub async fn append_together(&self, events: Vec<NewEvent>) -> Result<Vec<Appended>, AppendError> {
+        if events.is_empty() {
+            return Ok(Vec::new());
+        }
         let appends = events.into_iter().map(Append::hashed).collect();
         let (answer, answered) = oneshot::channel();
         self.offer(Request::Together(appends, answer), answered).await
@@ -246,7 +249,10 @@ impl Journal {
     pub async fn known(&self, source: &str, key: &str) -> Result<Vec<(EventId, Seq)>, JournalError> {
         let (answer, answered) = oneshot::channel();
         self.send(Request::Known(source.to_owned(), key.to_owned(), answer)).await?;
-        answered.await.unwrap_or_else(|_| Err(stopped()))
+        // The thread that answers waits for the disk like everybody.
+        let late = |_| Err(JournalError::Unavailable("it takes too long".to_owned()));
+        let answer = tokio::time::timeout(self.shared.wait, answered).await;
+        answer.map_or_else(late, |answer| answer.unwrap_or_else(|_| Err(stopped())))
     }
 
     /// Queues a request that appends, and waits as long as an append may take.

@@ -59,6 +59,9 @@ pub enum ApiError {
     /// Any other status than 200.
     #[error("Lago answered status {0}")]
     Status(u16),
+    /// More than are read: some hundred thousand.
+    #[error("Lago has more than {} of these", PAGES * PER_PAGE)]
+    TooMany,
     /// Not Lago's JSON.
     #[error("the answer is not Lago's JSON: check LAGO_API_URL")]
     NotLago,
@@ -143,12 +146,15 @@ pub struct BillableMetric {
     /// The property it counts, where it counts one.
     #[serde(default)]
     pub field_name: Option<String>,
+    /// Lago computes the property itself, from others.
+    #[serde(default)]
+    pub expression: Option<String>,
     /// It goes on into the next period.
     #[serde(default)]
     pub recurring: bool,
 }
 
-/// An active subscription.
+/// A subscription, for a time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subscription {
     /// What events name.
@@ -191,17 +197,21 @@ impl LagoApi {
         self.pages("billable_metrics", |page: Page| (page.billable_metrics, page.meta)).await
     }
 
-    /// Every active subscription.
+    /// Every active subscription, and those that have ended: what happened before their end is still billed. One that was
+    /// upgraded is there twice, under the same external id.
     ///
     /// # Errors
     /// As [`LagoApi::billable_metrics`].
-    pub async fn active_subscriptions(&self) -> Result<Vec<Subscription>, ApiError> {
+    ///
+    /// Source: getlago/lago-api `app/controllers/api/v1/subscriptions_controller.rb`: active ones only, unless asked.
+    pub async fn subscriptions(&self) -> Result<Vec<Subscription>, ApiError> {
         #[derive(Deserialize)]
         struct Page {
             subscriptions: Vec<Subscription>,
             meta: Meta,
         }
-        self.pages("subscriptions", |page: Page| (page.subscriptions, page.meta)).await
+        let both = "subscriptions?status[]=active&status[]=terminated";
+        self.pages(both, |page: Page| (page.subscriptions, page.meta)).await
     }
 
     async fn pages<P: DeserializeOwned, T>(
@@ -220,7 +230,8 @@ impl LagoApi {
             // One that leads back would be read for ever.
             next = meta.next_page.filter(|next| *next > page);
         }
-        Ok(all)
+        // What is incomplete must not be taken for all there is.
+        if next.is_some() { Err(ApiError::TooMany) } else { Ok(all) }
     }
 
     async fn get<T: DeserializeOwned>(&self, url: Url) -> Result<T, ApiError> {

@@ -1,4 +1,4 @@
-//! What Lago knows: metrics and active subscriptions, at hand also while Lago is away and after a restart.
+//! What Lago knows: metrics and subscriptions, at hand also while Lago is away and after a restart.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,35 +14,48 @@ use tokio::time::Instant;
 
 /// Name of the value in the journal.
 const NAME: &str = "catalogue";
+/// Subscriptions that ended longer ago are forgotten.
+const ENDED_MILLIS: i64 = 90 * 86_400_000;
 /// At least this long between two looks, whatever producers send.
 const AT_LEAST: Duration = Duration::from_secs(2);
 /// After a look that failed.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// Metrics by code and active subscriptions by id.
+/// Metrics by code and subscriptions by id.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Catalogue {
     metrics: BTreeMap<String, BillableMetric>,
-    subscriptions: BTreeMap<String, Subscription>,
+    /// By external id: an upgrade ends one and begins another.
+    subscriptions: BTreeMap<String, Vec<Subscription>>,
     /// When Lago was asked.
     asked_at: Timestamp,
 }
 
 impl Catalogue {
     pub(crate) fn new(metrics: Vec<BillableMetric>, subscriptions: Vec<Subscription>, asked_at: Timestamp) -> Self {
-        Self {
-            metrics: metrics.into_iter().map(|metric| (metric.code.clone(), metric)).collect(),
-            subscriptions: subscriptions.into_iter().map(|own| (own.external_id.clone(), own)).collect(),
-            asked_at,
+        let mut by_id: BTreeMap<String, Vec<Subscription>> = BTreeMap::new();
+        let forgotten = asked_at.plus_millis(-ENDED_MILLIS);
+        for subscription in subscriptions {
+            if subscription.terminated_at.is_none_or(|ended| ended >= forgotten) {
+                by_id.entry(subscription.external_id.clone()).or_default().push(subscription);
+            }
         }
+        let metrics = metrics.into_iter().map(|metric| (metric.code.clone(), metric)).collect();
+        Self { metrics, subscriptions: by_id, asked_at }
     }
 
     pub(crate) fn metric(&self, code: &str) -> Option<&BillableMetric> {
         self.metrics.get(code)
     }
 
-    pub(crate) fn subscription(&self, external_id: &str) -> Option<&Subscription> {
-        self.subscriptions.get(external_id)
+    /// Those with this id, active and ended.
+    pub(crate) fn subscriptions(&self, external_id: &str) -> &[Subscription] {
+        self.subscriptions.get(external_id).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether this customer has, or had, a subscription with this id.
+    pub(crate) fn is_of(&self, external_id: &str, customer: &str) -> bool {
+        self.subscriptions(external_id).iter().any(|own| own.external_customer_id == customer)
     }
 
     pub(crate) fn asked_at(&self) -> Timestamp {
@@ -150,7 +163,7 @@ impl CatalogueWorker {
         let looked_at = self.clock.now();
         let asked = async {
             let metrics = self.api.billable_metrics().await?;
-            Ok::<_, ApiError>(Catalogue::new(metrics, self.api.active_subscriptions().await?, looked_at))
+            Ok::<_, ApiError>(Catalogue::new(metrics, self.api.subscriptions().await?, looked_at))
         };
         let before = self.seen.borrow().clone();
         match asked.await {
@@ -170,7 +183,10 @@ impl CatalogueWorker {
             }
             Err(error) => {
                 let failed = match error {
-                    ApiError::Unreachable(_) | ApiError::TooSlow | ApiError::Status(500..) => Failed::Away,
+                    ApiError::Unreachable(_)
+                    | ApiError::TooSlow
+                    | ApiError::NotLago
+                    | ApiError::Status(408 | 429 | 500..) => Failed::Away,
                     _ => Failed::Refused,
                 };
                 if before.failed != Some(failed) {

@@ -8,6 +8,7 @@
 use std::fmt;
 
 use kit::clock::Timestamp;
+use kit_lago::api::Subscription;
 use kit_lago::usage::Quantity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -103,7 +104,9 @@ fn metric(event: &Stored<'_>, catalogue: &Catalogue) -> Option<Finding> {
         let sentence = format!("Lago has no billable metric with the code {code:?}");
         return Some(Finding { kind: Kind::UnknownMetric, field: "code", code: "billable_metric_not_found", sentence });
     };
-    let field = metric.field_name.as_deref().filter(|field| !field.is_empty())?;
+    // Of some metrics Lago computes the property itself (v1.17 on: `expression`).
+    let is_computed = metric.expression.as_deref().is_some_and(|expression| !expression.trim().is_empty());
+    let field = metric.field_name.as_deref().filter(|field| !field.is_empty() && !is_computed)?;
     let wrong = |code, sentence| Some(Finding { kind: Kind::Property, field: "properties", code, sentence });
     match event.property(field) {
         None => {
@@ -119,11 +122,14 @@ fn metric(event: &Stored<'_>, catalogue: &Catalogue) -> Option<Finding> {
 
 fn subscription(event: &Stored<'_>, catalogue: &Catalogue, checks: &ChecksSection, now: Timestamp) -> Option<Finding> {
     let id = event.external_subscription_id.as_deref().unwrap_or_default();
-    let Some(subscription) = catalogue.subscription(id) else {
-        let sentence = format!("Lago has no active subscription {id:?}");
+    let none = |sentence| {
         let (field, code) = ("external_subscription_id", "subscription_not_found");
-        return Some(Finding { kind: Kind::NoSubscription, field, code, sentence });
+        Some(Finding { kind: Kind::NoSubscription, field, code, sentence })
     };
+    let all = catalogue.subscriptions(id);
+    if all.is_empty() {
+        return none(format!("Lago has no active subscription {id:?}"));
+    }
     let at = event.time()?;
     let wrong = |kind, sentence| Some(Finding { kind, field: "timestamp", code: "value_is_out_of_range", sentence });
     #[expect(clippy::cast_possible_truncation, reason = "validated to at most 30 days")]
@@ -132,9 +138,18 @@ fn subscription(event: &Stored<'_>, catalogue: &Catalogue, checks: &ChecksSectio
         return wrong(Kind::Time, format!("its time, {at}, is in the future"));
     }
     // Lago's times are whole seconds.
-    if let Some(started) = subscription.started_at.filter(|started| at.plus_millis(1_000) <= *started) {
-        return wrong(Kind::Time, format!("its time, {at}, is before the subscription began, {started}"));
-    }
+    let began = |own: &&Subscription| own.started_at.is_none_or(|started| at.plus_millis(1_000) > started);
+    let lasts = |own: &&Subscription| own.terminated_at.is_none_or(|ended| at.plus_millis(-1_000) < ended);
+    let Some(subscription) = all.iter().find(|own| began(own) && lasts(own)) else {
+        let first = all.iter().filter_map(|own| own.started_at).min();
+        return match all.iter().filter(began).filter_map(|own| own.terminated_at).max() {
+            Some(ended) => none(format!("its time, {at}, is after the subscription {id:?} ended, {ended}")),
+            None => wrong(
+                Kind::Time,
+                format!("its time, {at}, is before the subscription began, {}", first.unwrap_or_default()),
+            ),
+        };
+    };
     if let Some(period) =
         subscription.current_billing_period_started_at.filter(|period| at.plus_millis(1_000) <= *period)
     {
@@ -151,7 +166,7 @@ fn subscription(event: &Stored<'_>, catalogue: &Catalogue, checks: &ChecksSectio
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use kit_lago::api::{Aggregation, BillableMetric, Subscription};
+    use kit_lago::api::{Aggregation, BillableMetric};
 
     use super::*;
 
@@ -162,13 +177,14 @@ mod tests {
             code: code.to_owned(),
             aggregation_type,
             field_name: field.map(str::to_owned),
+            expression: (code == "computed").then(|| "event.properties.a * 2".to_owned()),
             recurring: false,
         };
-        let subscription = |id: &str, started: &str, period: Option<&str>| Subscription {
+        let subscription = |id: &str, started: &str, ended: Option<&str>, period: Option<&str>| Subscription {
             external_id: id.to_owned(),
             external_customer_id: "c".to_owned(),
             started_at: Some(started.parse().unwrap()),
-            terminated_at: None,
+            terminated_at: ended.map(|ended| ended.parse().unwrap()),
             current_billing_period_started_at: period.map(|period| period.parse().unwrap()),
             current_billing_period_ending_at: None,
         };
@@ -178,10 +194,14 @@ mod tests {
                 metric("gb", Aggregation::SumAgg, Some("gb")),
                 metric("users", Aggregation::UniqueCountAgg, Some("user")),
                 metric("odd", Aggregation::Custom, Some("")),
+                metric("computed", Aggregation::SumAgg, Some("result")),
             ],
             vec![
-                subscription("s", "2026-01-01T00:00:00Z", Some("2026-11-01T00:00:00Z")),
-                subscription("old", "2026-01-01T00:00:00Z", None),
+                subscription("s", "2026-01-01T00:00:00Z", None, Some("2026-11-01T00:00:00Z")),
+                subscription("old", "2026-01-01T00:00:00Z", None, None),
+                subscription("up", "2026-10-01T00:00:00Z", Some("2026-11-20T00:00:00Z"), None),
+                subscription("up", "2026-11-20T00:00:00Z", None, None),
+                subscription("over", "2026-01-01T00:00:00Z", Some("2026-11-20T00:00:00Z"), None),
             ],
             NOW.parse().unwrap(),
         )
@@ -204,7 +224,12 @@ mod tests {
             ("s", "gb", NOW, r#"{"gb":"1.5"}"#),
             ("s", "users", NOW, r#"{"user":"u-1"}"#),
             ("s", "odd", NOW, "{}"),
+            ("s", "computed", NOW, r#"{"a":1}"#),
             ("s", "calls", "2026-11-01T00:00:00Z", "{}"),
+            // Upgraded, or ended: what happened before is billed.
+            ("up", "calls", "2026-11-19T23:59:59Z", "{}"),
+            ("up", "calls", "2026-11-20T00:00:00Z", "{}"),
+            ("over", "calls", "2026-11-19T23:59:59Z", "{}"),
             // An older Lago does not say which period it is.
             ("old", "calls", "2026-02-01T00:00:00Z", "{}"),
             ("s", "calls", "2026-11-21T12:59:59Z", "{}"),
@@ -221,6 +246,20 @@ mod tests {
             ("s", "gb", NOW, r#"{"gb":"much"}"#, "property: gb counts the property \"gb\", which is not a number"),
             ("s", "users", NOW, r#"{"usr":1}"#, "property: users counts the property \"user\""),
             ("x", "calls", NOW, "{}", "no_subscription: Lago has no active subscription \"x\""),
+            (
+                "over",
+                "calls",
+                NOW,
+                "{}",
+                "no_subscription: its time, 2026-11-21T12:00:00.000Z, is after the subscription \"over\" ended",
+            ),
+            (
+                "up",
+                "calls",
+                "2026-09-01T00:00:00Z",
+                "{}",
+                "time: its time, 2026-09-01T00:00:00.000Z, is before the sub",
+            ),
             ("s", "calls", "2026-11-21T13:00:01Z", "{}", "time: its time, 2026-11-21T13:00:01.000Z, is in the future"),
             (
                 "old",

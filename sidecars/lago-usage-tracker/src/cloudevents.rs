@@ -125,8 +125,23 @@ pub(crate) fn transaction_id(source: &str, id: &str) -> String {
         hasher.update((part.len() as u64).to_le_bytes());
         hasher.update(part);
     }
-    let hash = hasher.finalize();
-    hash.iter().take(16).fold(String::from("ce-"), |text, byte| text + &format!("{byte:02x}"))
+    hex("ce-", hasher)
+}
+
+/// The transaction id of an event without a name, by the name of its request and its place in it. Producers with names
+/// of their own do not get in each other's way.
+pub(crate) fn place_in_request(producer: &str, idempotency_key: &str, place: usize) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(b"outrigger/idempotency-key");
+    for part in [producer, idempotency_key, &place.to_string()] {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hex("ik-", hasher)
+}
+
+fn hex(prefix: &str, hasher: Sha256) -> String {
+    hasher.finalize().iter().take(16).fold(prefix.to_owned(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 #[cfg(test)]

@@ -57,8 +57,9 @@ pub struct UsageSection {
     /// Token that producers show as bearer token, as they would show Lago its API key.
     pub producer_token: Option<Secret>,
     /// File with producers' tokens, one a line, so that one can replace another. After a token may follow, separated by
-    /// spaces, whom its holder may report for: `customer:<external id>` and `subscription:<external id>`; nothing
-    /// means everybody.
+    /// spaces, whom its holder may report for: `customer:<external id>` (the subscriptions that Lago says are the
+    /// customer's) and `subscription:<external id>`, nothing means everybody; and `name:<name>`, which keeps the
+    /// `Idempotency-Key`s of several producers apart.
     pub producer_token_file: Option<PathBuf>,
     /// Largest body in bytes.
     pub body_limit_bytes: usize,
@@ -270,10 +271,11 @@ impl LagoSection {
         if !(1..=100).contains(&self.concurrency) {
             problems.add("lago.concurrency", "must be between 1 and 100");
         }
-        if self.retry_schedule_seconds.len() > 1000
+        // One that fails its whole batch is alone at the third attempt; before that nobody may be given up for it.
+        if !(3..=1000).contains(&self.retry_schedule_seconds.len())
             || self.retry_schedule_seconds.iter().any(|seconds| !(0.0..=2_592_000.0).contains(seconds))
         {
-            problems.add("lago.retry_schedule_seconds", "must be at most 1000 numbers of seconds from 0 to 30 days");
+            problems.add("lago.retry_schedule_seconds", "must be 3 to 1000 numbers of seconds from 0 to 30 days");
         }
         self.timeout.validate("lago.timeout", problems);
         self.circuit.validate("lago.circuit", problems);

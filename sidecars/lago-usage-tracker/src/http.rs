@@ -31,7 +31,7 @@ use crate::producers::{Producer, Producers};
 use crate::sender::SINK;
 
 /// How long a producer waits for what Lago knows now.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// What the intake needs.
 #[derive(Debug)]
@@ -191,7 +191,7 @@ async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<R
     let request_key = idempotency_key(&parts.headers);
     let (mut admitted, mut errors) = (Vec::with_capacity(events.len()), BTreeMap::new());
     for (place, event) in events.into_iter().enumerate() {
-        let name = request_key.map(|key| cloudevents::transaction_id(key, &place.to_string()));
+        let name = request_key.map(|key| cloudevents::place_in_request(producer.name(), key, place));
         match admit::admit(event, name, now) {
             Ok(event) => admitted.push(event.event),
             Err(wrong) => drop(errors.insert(place, wrong)),
@@ -201,11 +201,8 @@ async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<R
         intake.metrics.taken(Taken::Invalid, errors.len() as u64);
         return Err(told(errors, is_batch));
     }
-    for event in &admitted {
-        let subscription = event.head.subject.strip_prefix("subscription/");
-        if !producer.may_report(subscription, event.head.tenant.as_deref()) {
-            return Err(Refusal::Forbidden);
-        }
+    if !may_report(intake, producer, &admitted, now).await {
+        return Err(Refusal::Forbidden);
     }
     let rejected = reject(intake, &admitted, now).await;
     if !rejected.is_empty() {
@@ -213,6 +210,24 @@ async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<R
         return Err(told(rejected, is_batch));
     }
     append(intake, admitted, is_batch).await
+}
+
+/// Whether a producer may report all of this. A token for a customer is good for the subscriptions that Lago says are
+/// the customer's.
+async fn may_report(intake: &Intake, producer: &Producer, events: &[NewEvent], now: Timestamp) -> bool {
+    let allows = |seen: &Seen| {
+        let is_of = |subscription: &str, customer: &str| {
+            seen.catalogue.as_ref().is_some_and(|catalogue| catalogue.is_of(subscription, customer))
+        };
+        events.iter().all(|event| {
+            let subscription = event.head.subject.strip_prefix("subscription/");
+            producer.may_report(subscription, is_of) && producer.may_name(event.head.tenant.as_deref())
+        })
+    };
+    if allows(&intake.known.current()) {
+        return true;
+    }
+    producer.is_bound_to_customers() && allows(&intake.known.newer_than(now, LOOK_AGAIN).await)
 }
 
 /// Events that do not pass a check whose policy is to refuse them, as far as it is known what Lago knows.
@@ -301,7 +316,7 @@ async fn append(intake: &Intake, events: Vec<NewEvent>, is_batch: bool) -> Resul
 /// What was stored when duplicates came the first time, as far as it is still there.
 async fn first_ones(intake: &Intake, appended: &[Appended]) -> Result<BTreeMap<i64, StoredEvent>, Refusal> {
     let seqs: Vec<i64> = appended.iter().filter(|appended| appended.duplicate).map(|appended| appended.seq).collect();
-    let read = intake.journal.read(move |reader| {
+    let read = intake.journal.browse(move |reader| {
         let mut found = BTreeMap::new();
         for seq in seqs {
             if let Ok(Some(event)) = reader.event(seq) {
@@ -340,7 +355,11 @@ async fn find(intake: &Intake, headers: &HeaderMap, transaction_id: &str) -> Res
         let (Some(event), Some(found)) = read.await.map_err(unreadable)? else { continue };
         let stored = Stored::read(&event.body).ok_or(Refusal::Journal)?;
         let subscription = stored.external_subscription_id.as_deref();
-        if !producer.may_report(subscription, event.head.tenant.as_deref()) {
+        let seen = intake.known.current();
+        let is_of = |subscription: &str, customer: &str| {
+            seen.catalogue.as_ref().is_some_and(|catalogue| catalogue.is_of(subscription, customer))
+        };
+        if !producer.may_report(subscription, is_of) {
             continue;
         }
         let delivery = found.deliveries.get(SINK);

@@ -19,6 +19,8 @@ pub(crate) struct Producers(Vec<Producer>);
 #[derive(Debug)]
 pub(crate) struct Producer {
     token: Secret,
+    /// The same when its token is replaced by another.
+    name: String,
     customers: BTreeSet<String>,
     subscriptions: BTreeSet<String>,
 }
@@ -37,6 +39,9 @@ impl Producers {
             Ok(lines) => {
                 for (nth, line) in (1..).zip(&lines) {
                     match Producer::parse(line.expose()) {
+                        Ok(producer) if producers.0.iter().any(|known| known.token == producer.token) => {
+                            problems.add("usage.producer_token_file", &format!("token {nth} is there already"));
+                        }
                         Ok(producer) => producers.0.push(producer),
                         Err(what) => problems.add("usage.producer_token_file", &format!("token {nth} {what}")),
                     }
@@ -69,13 +74,21 @@ impl Producer {
         if !token.bytes().all(|b| b.is_ascii_graphic()) {
             return Err("holds characters that a header cannot".to_owned());
         }
-        let mut producer =
-            Self { token: Secret::from(token.to_owned()), customers: BTreeSet::new(), subscriptions: BTreeSet::new() };
+        let mut producer = Self {
+            token: Secret::from(token.to_owned()),
+            name: String::new(),
+            customers: BTreeSet::new(),
+            subscriptions: BTreeSet::new(),
+        };
         for word in words {
             match word.split_once(':') {
+                Some(("name", name)) if !name.is_empty() && producer.name.is_empty() => producer.name = name.to_owned(),
                 Some(("customer", id)) if !id.is_empty() => drop(producer.customers.insert(id.to_owned())),
                 Some(("subscription", id)) if !id.is_empty() => drop(producer.subscriptions.insert(id.to_owned())),
-                _ => return Err("is followed by something other than customer:<id> and subscription:<id>".to_owned()),
+                _ => {
+                    return Err("is followed by something other than name:<name>, customer:<id> and subscription:<id>"
+                        .to_owned());
+                }
             }
         }
         Ok(producer)
@@ -86,11 +99,27 @@ impl Producer {
         self.customers.is_empty() && self.subscriptions.is_empty()
     }
 
-    /// Whether the holder may report for this subscription, or this customer where the subscription is not known.
-    pub(crate) fn may_report(&self, subscription: Option<&str>, customer: Option<&str>) -> bool {
+    /// Whether the holder may report for this subscription. `is_of` says whether it is a customer's, as far as is known.
+    pub(crate) fn may_report(&self, subscription: Option<&str>, is_of: impl Fn(&str, &str) -> bool) -> bool {
+        let Some(subscription) = subscription else { return self.is_unbound() };
         self.is_unbound()
-            || subscription.is_some_and(|id| self.subscriptions.contains(id))
-            || (subscription.is_none() && customer.is_some_and(|id| self.customers.contains(id)))
+            || self.subscriptions.contains(subscription)
+            || self.customers.iter().any(|customer| is_of(subscription, customer))
+    }
+
+    /// Whether the holder may name this customer in an event.
+    pub(crate) fn may_name(&self, customer: Option<&str>) -> bool {
+        self.is_unbound() || customer.is_none_or(|customer| self.customers.contains(customer))
+    }
+
+    /// Whether what Lago says now could allow more.
+    pub(crate) fn is_bound_to_customers(&self) -> bool {
+        !self.customers.is_empty()
+    }
+
+    /// Its name, where it has one.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 }
 
@@ -111,23 +140,21 @@ mod tests {
     #[test]
     fn a_token_is_good_for_those_it_names() {
         let (producers, problems) =
-            producers(&format!("{TOKEN}-all\n{TOKEN}-some customer:c-1 subscription:s-1 subscription:s-2\n"));
+            producers(&format!("{TOKEN}-all\n{TOKEN}-some name:apps customer:c-1 subscription:s-1 subscription:s-2\n"));
         assert_eq!(problems, Vec::<String>::new());
         let all = producers.holder_of(format!("{TOKEN}-all").as_bytes()).unwrap();
         let some = producers.holder_of(format!("{TOKEN}-some").as_bytes()).unwrap();
-        for (subscription, customer, expected) in [
-            (Some("s-1"), None, true),
-            (Some("s-2"), Some("c-9"), true),
-            (Some("s-3"), None, false),
-            // What it names as a customer says nothing of whose subscription it is.
-            (Some("s-3"), Some("c-1"), false),
-            (None, Some("c-1"), true),
-            (None, Some("c-2"), false),
-            (None, None, false),
-        ] {
-            assert_eq!(some.may_report(subscription, customer), expected, "{subscription:?} {customer:?}");
-            assert!(all.may_report(subscription, customer));
+        let is_of = |subscription: &str, customer: &str| (subscription, customer) == ("s-7", "c-1");
+        for (subscription, expected) in
+            [(Some("s-1"), true), (Some("s-2"), true), (Some("s-3"), false), (Some("s-7"), true), (None, false)]
+        {
+            assert_eq!(some.may_report(subscription, is_of), expected, "{subscription:?}");
+            assert!(all.may_report(subscription, is_of));
         }
+        for (customer, expected) in [(None, true), (Some("c-1"), true), (Some("c-2"), false)] {
+            assert_eq!((some.may_name(customer), all.may_name(customer)), (expected, true), "{customer:?}");
+        }
+        assert_eq!((some.name(), all.name()), ("apps", ""));
         for wrong in ["", TOKEN, "0123456789abcdef-som", "0123456789abcdef-some "] {
             assert!(producers.holder_of(wrong.as_bytes()).is_none(), "{wrong}");
         }
@@ -137,9 +164,10 @@ mod tests {
     fn a_line_that_is_no_token_is_named_and_not_shown() {
         for (line, expected) in [
             ("short", "fewer than 16"),
-            ("0123456789abcdef tenant:x", "other than customer"),
-            ("0123456789abcdef customer:", "other than customer"),
+            ("0123456789abcdef tenant:x", "other than name"),
+            ("0123456789abcdef customer:", "other than name"),
             ("0123456789abcd\u{e4}f", "cannot"),
+            ("0123456789abcdef", "is there already"),
         ] {
             let (_, problems) = producers(&format!("{TOKEN}\n{line}"));
             assert_eq!(problems.len(), 1);

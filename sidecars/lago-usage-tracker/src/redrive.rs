@@ -101,7 +101,7 @@ impl Redrive {
             serde_json::json!({ "sink": SINK, "events": seqs.len(), "why": "they fit what Lago knows by now" });
         let audit =
             AuditRecord { at: now, actor: "catalogue".to_owned(), action: "deliveries.replay".to_owned(), detail };
-        let replay = Action::Replay { sink: SINK.to_owned(), seqs, from: now, spacing_ms: 0.0 };
+        let replay = Action::Reconsider { sink: SINK.to_owned(), seqs, from: now };
         let outcomes = self.journal.act(vec![replay, Action::Audit(audit)]).await?;
         Ok(outcomes.first().map_or(0, |outcome| outcome.changed))
     }

@@ -37,6 +37,8 @@ pub(crate) const SINK: &str = "lago";
 const ANSWER_BYTES: usize = 16 << 20;
 /// What of an unexpected answer is kept for the delivery log.
 const SHOWN_BYTES: usize = 500;
+/// Bytes of a batch: nginx in front of Lago takes one mebibyte by default.
+const BATCH_BYTES: usize = 768 << 10;
 /// How long a batch with events that do not fit waits for what Lago knows now.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Requests made for one batch, each with fewer events than the one before.
@@ -87,7 +89,7 @@ impl LagoSink {
             client,
             url,
             authorization: authorization(key)?,
-            batching: Batching { most: section.batch_size, linger },
+            batching: Batching { most: section.batch_size, bytes: BATCH_BYTES, linger },
             metrics,
             checks: checks.clone(),
             known,
@@ -118,9 +120,9 @@ impl LagoSink {
                     self.metrics.found(finding.kind, policy);
                     return None;
                 }
-                if finding.kind.may_change() && stale(event) && seen.failed == Some(Failed::Away) {
-                    // It would not get the event either; when it is back, it says whether it knows it.
-                    return Some(Outcome::failed(Failure::Unreachable, "Lago is away and cannot be asked about it"));
+                if finding.kind.may_change() && stale(event) && seen.failed != Some(Failed::Refused) {
+                    // Away, or slow: when it answers, it says whether it knows it by now.
+                    return Some(Outcome::failed(Failure::Unreachable, "Lago cannot be asked about it now"));
                 }
                 self.metrics.found(finding.kind, policy);
                 let note = if stale(event) { " (Lago does not tell what is new)" } else { "" };

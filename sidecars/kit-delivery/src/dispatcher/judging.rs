@@ -100,8 +100,8 @@ impl<S: Sink> Work<S> {
                 tracing::warn!(sink = %self.name, error = %error, "{} does not take events, waiting and probing: {error}", self.name);
             }
         } else if says.unsendable && !circuit_closed {
-            // No request could be made: nobody was asked.
-            self.circuit.inconclusive(now);
+            // No request could be made: nobody was asked, and somebody else is.
+            self.circuit.unspent(now);
         }
     }
 }

@@ -4,9 +4,10 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use kit::clock::SharedClock;
 use kit::lifecycle::StopToken;
 use kit_journal::engine::{Attempt, ExceptionState, Settlement, SinkRow};
-use kit_journal::{JournalError, Seq};
+use kit_journal::{JournalError, Seq, StoredEvent};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -261,6 +262,7 @@ impl<S: Sink> Work<S> {
                 break;
             }
             if !(self.window.has_ready(now) || permit == Permit::Probe && self.window.next_due().is_some()) {
+                self.lingers_since = None;
                 break;
             }
             if permit == Permit::Go && self.lingers(now) {
@@ -284,7 +286,7 @@ impl<S: Sink> Work<S> {
 
     /// Whether what is ready should wait for more to go with it.
     fn lingers(&mut self, now: Instant) -> bool {
-        let Batching { most, linger } = self.batching;
+        let Batching { most, linger, .. } = self.batching;
         if linger.is_zero() || self.window.has_ready_of(most, now) {
             return false;
         }
@@ -295,41 +297,29 @@ impl<S: Sink> Work<S> {
         let sink = Arc::clone(&self.shell.sink);
         let journal = self.shell.journal.clone();
         let clock = Arc::clone(&self.shell.clock);
+        let bytes = self.batching.bytes;
         self.in_flight.spawn(async move {
-            let (mut deliveries, mut events) = (Vec::with_capacity(starts.len()), Vec::with_capacity(starts.len()));
+            let mut deliveries = Vec::with_capacity(starts.len());
+            // Rows are read as they come, and sent before there are too many bytes of them.
+            let (mut events, mut held) = (Vec::new(), 0);
             for Start { seq, event } in starts {
                 let read = match event {
                     Some(event) => Ok(event),
                     None => read_event(&journal, seq).await,
                 };
                 match read {
-                    Ok(event) => events.push(event),
+                    Ok(event) => {
+                        if !events.is_empty() && event.body.len() > bytes.saturating_sub(held) {
+                            deliveries.extend(ask(&*sink, &clock, &std::mem::take(&mut events)).await);
+                            held = 0;
+                        }
+                        held += event.body.len();
+                        events.push(event);
+                    }
                     Err(why) => deliveries.push((seq, Err(why))),
                 }
             }
-            if events.is_empty() {
-                return Finished { deliveries, circuit_closed };
-            }
-            let (at, started) = (clock.now(), Instant::now());
-            let mut outcomes = match &events[..] {
-                [event] => vec![sink.deliver(event).await],
-                events => sink.deliver_all(events).await,
-            };
-            // An event without an outcome would be in flight for ever.
-            outcomes.resize_with(events.len(), || Outcome::failed(Failure::Unreachable, "the sink said nothing of it"));
-            let ms = u32::try_from(started.elapsed().as_millis()).unwrap_or(u32::MAX);
-            deliveries.extend(events.iter().zip(outcomes).map(|(event, outcome)| {
-                let attempt = Attempt {
-                    seq: event.seq,
-                    at,
-                    ms,
-                    status: outcome.status,
-                    outcome: outcome.word().to_owned(),
-                    error: outcome.error.clone(),
-                    response: outcome.response.clone(),
-                };
-                (event.seq, Ok((outcome, attempt)))
-            }));
+            deliveries.extend(ask(&*sink, &clock, &events).await);
             Finished { deliveries, circuit_closed }
         });
     }
@@ -403,8 +393,9 @@ impl<S: Sink> Work<S> {
         } else if !self.paused && self.in_flight.len() < self.shell.settings.concurrency {
             match self.circuit.permit(now) {
                 Permit::Go => {
-                    sooner(self.window.next_due());
-                    sooner(self.lingers_since.map(|since| since + self.batching.linger));
+                    // What was due before now is started, or waits for something that wakes us.
+                    sooner(self.window.next_due().filter(|due| *due > now));
+                    sooner(self.lingers_since.map(|since| since + self.batching.linger).filter(|due| *due > now));
                     if self.limiter.is_some() && self.window.has_ready(now) {
                         let wait = Duration::from_secs_f64(1.0 / f64::from(self.shell.settings.rate_per_second.max(1)));
                         sooner(Some(now + wait));
@@ -417,4 +408,32 @@ impl<S: Sink> Work<S> {
         // Never a busy loop, whatever the arithmetic above says.
         wake.max(now + Duration::from_millis(1))
     }
+}
+
+/// One request with these events.
+async fn ask<S: Sink>(sink: &S, clock: &SharedClock, events: &[Arc<StoredEvent>]) -> Vec<(Seq, Ended)> {
+    if events.is_empty() {
+        return Vec::new();
+    }
+    let (at, started) = (clock.now(), Instant::now());
+    let mut outcomes = match events {
+        [event] => vec![sink.deliver(event).await],
+        events => sink.deliver_all(events).await,
+    };
+    // An event without an outcome would be in flight for ever.
+    outcomes.resize_with(events.len(), || Outcome::failed(Failure::Unreachable, "the sink said nothing of it"));
+    let ms = u32::try_from(started.elapsed().as_millis()).unwrap_or(u32::MAX);
+    let ended = |(event, outcome): (&Arc<StoredEvent>, Outcome)| {
+        let attempt = Attempt {
+            seq: event.seq,
+            at,
+            ms,
+            status: outcome.status,
+            outcome: outcome.word().to_owned(),
+            error: outcome.error.clone(),
+            response: outcome.response.clone(),
+        };
+        (event.seq, Ok((outcome, attempt)))
+    };
+    events.iter().zip(outcomes).map(ended).collect()
 }

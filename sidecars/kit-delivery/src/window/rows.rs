@@ -129,6 +129,11 @@ impl Window {
                 if let Some(slot) = self.slots.get_mut(nth) {
                     *slot = Slot::OwnRow;
                 }
+            } else if let Ok(nth) = usize::try_from(seq - self.cursor - 1)
+                && let Some(slot @ Slot::Unwanted) = self.slots.get_mut(nth)
+            {
+                // It has a row of its own now, and counts by that.
+                *slot = Slot::OwnRow;
             }
         }
     }

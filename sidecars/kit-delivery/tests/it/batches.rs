@@ -33,7 +33,7 @@ struct Scripted {
 
 impl Scripted {
     fn new(most: usize, answer: impl Fn(&[Seq]) -> Result<(), Failure> + Send + Sync + 'static) -> Self {
-        let batching = Batching { most, linger: Duration::from_millis(100) };
+        let batching = Batching { most, bytes: 1 << 20, linger: Duration::from_millis(100) };
         Self { batching, answer: Box::new(answer), requests: Mutex::default(), recorded: Mutex::default() }
     }
 

@@ -20,6 +20,7 @@ impl Sinks {
         if let Action::Replay { sink, .. }
         | Action::Drop { sink, .. }
         | Action::Park { sink, .. }
+        | Action::Reconsider { sink, .. }
         | Action::Pause { sink, .. } = action
             && self.id(sink).is_err()
         {
@@ -37,6 +38,13 @@ impl Sinks {
             Action::Drop { sink, seqs, reason } => {
                 let sink = self.id(sink)?;
                 self.change(conn, sink, seqs, last_seq, |change, _| change.give_up(reason))
+            }
+            Action::Reconsider { sink, seqs, from } => {
+                let sink = self.id(sink)?;
+                self.change(conn, sink, seqs, last_seq, |change, _| match change.previous {
+                    Some(ExceptionState::Parked) => change.replay(*from),
+                    _ => Ok(Changed::No),
+                })
             }
             Action::Park { sink, seqs, reason } => {
                 let sink = self.id(sink)?;

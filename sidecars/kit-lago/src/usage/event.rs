@@ -12,6 +12,10 @@ use super::moment::EpochSeconds;
 /// What is wrong with an event, by field, in Lago's words.
 pub type FieldErrors = BTreeMap<&'static str, Vec<&'static str>>;
 
+/// Deepest nesting of properties, within the levels of the request around them.
+const DEEPEST: u32 = 90;
+/// Largest event.
+const LARGEST: usize = 256 << 10;
 /// Longest id or code.
 const LONGEST_NAME: usize = 500;
 
@@ -110,7 +114,7 @@ impl<'a> UsageEvent<'a> {
             properties: Option<&'a RawValue>,
         }
         let mut errors = FieldErrors::new();
-        let is_object = event.get().starts_with('{');
+        let is_object = event.get().starts_with('{') && event.get().len() <= LARGEST;
         let Some(fields) = is_object.then(|| serde_json::from_str::<Fields<'a>>(event.get()).ok()).flatten() else {
             errors.insert("event", vec!["value_is_invalid"]);
             return Err(errors);
@@ -144,6 +148,9 @@ impl<'a> UsageEvent<'a> {
         };
         // Lago drops what is not an object.
         let properties = fields.properties.filter(|value| value.get().starts_with('{'));
+        if properties.is_some_and(|object| read_properties(object).is_none() || !is_storable(object.get())) {
+            errors.insert("properties", vec!["value_is_invalid"]);
+        }
         let Some(code) = code.filter(|_| errors.is_empty()) else { return Err(errors) };
         Ok(Self {
             transaction_id,
@@ -228,9 +235,40 @@ pub fn property<'a>(object: &'a RawValue, name: &str) -> Option<&'a RawValue> {
 }
 
 fn properties(object: &RawValue) -> BTreeMap<Cow<'_, str>, &RawValue> {
+    read_properties(object).unwrap_or_default()
+}
+
+/// `None` for names that are no text, such as half of a surrogate pair.
+fn read_properties(object: &RawValue) -> Option<BTreeMap<Cow<'_, str>, &RawValue>> {
     #[derive(Deserialize)]
     struct Object<'a>(#[serde(borrow)] BTreeMap<Cow<'a, str>, &'a RawValue>);
-    serde_json::from_str(object.get()).map(|Object(properties)| properties).unwrap_or_default()
+    serde_json::from_str(object.get()).map(|Object(properties)| properties).ok()
+}
+
+/// Whether Lago can read and store a JSON text: Ruby reads a hundred levels, and PostgreSQL takes no NUL in `jsonb`. It
+/// answers 500 to the whole batch otherwise.
+fn is_storable(json: &str) -> bool {
+    let (mut depth, mut deepest, mut in_text, mut escaped) = (0_u32, 0, false, false);
+    for byte in json.bytes() {
+        if in_text {
+            match (escaped, byte) {
+                (false, b'\\') => escaped = true,
+                (false, b'"') => in_text = false,
+                _ => escaped = false,
+            }
+            continue;
+        }
+        match byte {
+            b'"' => in_text = true,
+            b'{' | b'[' => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest <= DEEPEST && !json.contains("\\u0000")
 }
 
 fn is_nothing(value: &RawValue) -> bool {
@@ -309,6 +347,19 @@ mod tests {
             &format!(r#"{{"code":"c","external_subscription_id":"s","transaction_id":"{long}"}}"#),
             &[("transaction_id", "value_is_invalid")],
         );
+        for properties in [
+            r#"{"\ud800":1}"#.to_owned(),
+            r#"{"a":"\u0000"}"#.to_owned(),
+            format!(r#"{{"a":{}{}}}"#, "[".repeat(91), "]".repeat(91)),
+        ] {
+            check(
+                &format!(r#"{{"code":"c","external_subscription_id":"s","properties":{properties}}}"#),
+                &[("properties", "value_is_invalid")],
+            );
+        }
+        let huge =
+            format!(r#"{{"code":"c","external_subscription_id":"s","properties":{{"a":"{}"}}}}"#, "x".repeat(300_000));
+        check(&huge, &[("event", "value_is_invalid")]);
         check("[1]", &[("event", "value_is_invalid")]);
         check("7", &[("event", "value_is_invalid")]);
     }

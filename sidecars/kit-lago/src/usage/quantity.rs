@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 /// Longest text that is a quantity: 10^1000000000 is a short text and a large number.
 const LONGEST: usize = 100;
 /// Largest exponent either way.
-const LARGEST_EXPONENT: i64 = 100;
+const LARGEST_EXPONENT: u64 = 100;
 
 /// A decimal number, exact.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,7 +84,7 @@ impl FromStr for Quantity {
             return Err(NotANumber);
         }
         let number = BigDecimal::from_str(text).map_err(|_| NotANumber)?;
-        if number.fractional_digit_count().abs() > LARGEST_EXPONENT {
+        if number.fractional_digit_count().unsigned_abs() > LARGEST_EXPONENT {
             return Err(NotANumber);
         }
         Ok(Self(number))
@@ -133,7 +133,9 @@ mod tests {
         {
             assert_eq!(json(text), Err(NotANumber), "{text}");
         }
-        for text in ["1e101", "1e-101", "1e999999999", "1e-999999999"] {
+        for text in
+            ["1e101", "1e-101", "1e999999999", "1e-999999999", "1e9223372036854775808", "1e-9223372036854775807"]
+        {
             assert_eq!(json(text), Err(NotANumber), "{text}");
         }
         assert_eq!("1".repeat(101).parse::<Quantity>(), Err(NotANumber));

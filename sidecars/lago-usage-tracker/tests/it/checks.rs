@@ -176,7 +176,7 @@ async fn an_absent_lago_parks_nothing() {
     });
     bench.report(&[of("new", "t", "visits", json!({})), of("never", "t", "visits", json!({}))]).await;
     let deadline = std::time::Instant::now() + DEADLINE;
-    while !bench.api("/api/v1/sinks").await.to_string().contains("cannot be asked about it") {
+    while !bench.api("/api/v1/sinks").await.to_string().contains("Lago cannot be asked about it now") {
         assert!(std::time::Instant::now() < deadline, "it is never tried");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
@@ -201,4 +201,50 @@ async fn without_a_catalogue_events_are_sent_unchecked() {
     let row = bench.settled().await;
 
     assert_eq!((&row["delivered"], &row["parked"]), (&json!(1), &json!(0)));
+}
+
+/// A token for a customer is good for what Lago says is the customer's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_a_customer_is_good_for_its_subscriptions() {
+    let tokens = "first-token-0123456 customer:customer\nsecond-token-012345 customer:other";
+    let bench = Bench::with(Profile::V1_39, &[PARK[0], PARK[1], ("USAGE_PRODUCER_TOKEN", tokens)]).await;
+    metrics(&bench);
+    subscribe(&bench, "s");
+    let body = |customer: Value| {
+        let mut event = of("s", "t", "visits", json!({}));
+        event["external_customer_id"] = customer;
+        json!({ "event": event }).to_string()
+    };
+    for (token, customer, expected) in [
+        ("second-token-012345", Value::Null, 403),
+        ("second-token-012345", json!("other"), 403),
+        ("first-token-0123456", json!("other"), 403),
+        ("first-token-0123456", Value::Null, 200),
+    ] {
+        let (status, answer) =
+            bench.request(reqwest::Method::POST, "/api/v1/events", Some(token), body(customer.clone())).await;
+        assert_eq!(status, expected, "{token} {customer}: {answer}");
+    }
+    for (token, expected) in [("first-token-0123456", 200), ("second-token-012345", 404)] {
+        let shown = bench.request(reqwest::Method::GET, "/api/v1/events/t", Some(token), String::new()).await;
+        assert_eq!(shown.0, expected, "{token}");
+    }
+}
+
+/// What happened before an upgrade or an end is billed.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_usage_of_a_subscription_is_sent_after_its_end() {
+    let bench = Bench::with(Profile::V1_39, &PARK).await;
+    metrics(&bench);
+    subscribe(&bench, "s");
+    let now = kit::clock::Clock::now(&kit::clock::SystemClock).as_millis() / 1000;
+    assert!(bench.lago.end_subscription("s", jiff::Timestamp::from_second(now - 60).unwrap()));
+    let at = |transaction: &str, seconds: i64| json!({ "transaction_id": transaction, "external_subscription_id": "s", "code": "visits", "timestamp": seconds });
+
+    bench.report(&[at("before", now - 90), at("after", now - 30)]).await;
+    let row = bench.settled().await;
+
+    assert_eq!((&row["delivered"], &row["parked"]), (&json!(1), &json!(1)));
+    let (_, answer) = bench.get("/api/v1/events/after").await;
+    assert!(answer["event"]["reason"].as_str().unwrap().contains("ended"), "{answer}");
 }

@@ -144,6 +144,11 @@ fn what_was_delivered_can_be_parked_afterwards_and_delivered_again() {
     bench.act(Action::Replay { sink: SINK.to_owned(), seqs: vec![1], from: Timestamp::default(), spacing_ms: 0.0 });
     bench.settle(Settlement { cursor: 5, delivered: vec![1], ..Settlement::default() });
     check(&bench, 2, 1);
+    // 5 is parked, 3 was dropped by a person, 1 is delivered.
+    let again = Action::Reconsider { sink: SINK.to_owned(), seqs: vec![1, 3, 5], from: Timestamp::default() };
+    assert_eq!(bench.act(again).changed, 1);
+    assert_eq!((bench.state(3), bench.state(5)), (DeliveryState::Dropped, DeliveryState::Retrying));
+    check(&bench, 2, 0);
 }
 
 /// The same settlement may come twice: what is remembered with it is what is true afterwards.
