@@ -114,12 +114,15 @@ fn what_the_architecture_names_exists() {
 }
 
 #[test]
-fn every_mutant_is_listed_with_what_catches_it_and_was_caught() {
+fn every_mutant_applies_is_listed_with_what_catches_it_and_was_caught() {
     let (page, ledger) = (read("docs/guarantees.md"), read("tests/mutants/ledger.jsonl"));
     let mut mutants = 0;
     for path in files(".patch") {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let text = std::fs::read_to_string(&path).unwrap();
+        let mut git = std::process::Command::new("git");
+        let applies = git.current_dir(repository()).args(["apply", "--check"]).arg(&path).output().unwrap();
+        assert!(applies.status.success(), "{name}: {}", String::from_utf8_lossy(&applies.stderr));
         let experiment = text.lines().next().and_then(|line| line.strip_prefix("# caught by: ")).unwrap();
         let listed = page.lines().find(|line| line.starts_with(&format!("| `{name}` |")));
         assert!(listed.is_some_and(|line| line.contains(experiment)), "{name} is not listed with {experiment}");
