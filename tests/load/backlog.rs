@@ -44,6 +44,7 @@ fn event(number: u64, body: &[u8]) -> NewEvent {
         event_type: description.event_type,
         subject: description.subject,
         key,
+        scope: None,
         tenant: description.tenant,
         unattributed: description.tenant_unattributed,
         time: description.time,

@@ -218,6 +218,7 @@ pub(crate) mod tests {
                 event_type: "lago.invoice.created".to_owned(),
                 subject: "invoice/Zoë \"1\" 100%".to_owned(),
                 key: "k".to_owned(),
+                scope: None,
                 tenant: Some("tenant-1".to_owned()),
                 unattributed: false,
                 time: None,

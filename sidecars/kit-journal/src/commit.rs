@@ -15,7 +15,7 @@ pub struct Commit {
     /// Events to append, in order.
     pub appends: Vec<Append>,
     /// Ranges of `appends` that are stored together or not at all: none of them, where the key of one is known with
-    /// other content ([`Dedupe::Scoped`]). In order, without overlaps.
+    /// other content ([`Dedupe::Key`]). In order, without overlaps.
     pub together: Vec<std::ops::Range<usize>>,
     /// Results of deliveries.
     pub settlements: Vec<Settlement>,

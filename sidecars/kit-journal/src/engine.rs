@@ -134,7 +134,8 @@ pub trait Engine: Send {
     /// The last position.
     fn last_seq(&self) -> Seq;
 
-    /// The events that are remembered under this key, in order of position.
+    /// The events that are remembered under this key, in any scope, in order of position; now and then another key's
+    /// among them.
     ///
     /// # Errors
     /// Unreadable.

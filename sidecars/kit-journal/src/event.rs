@@ -49,26 +49,15 @@ impl EventId {
         Self::version_8(first_16(&hash))
     }
 
-    /// Derives the id of an event whose key is unique within `scope` only, and whose content decides whether a
-    /// second arrival is the same: the first half follows from source, key and scope, the second from all of it.
-    /// Two halves are enough, because ids are compared only with those of the same source and key.
+    /// Derives the id of an event whose key is unique within `scope` only, and whose content tells whether a second
+    /// arrival is the same event.
     pub fn derive_scoped(source: &str, key: &str, scope: &str, content: &BodyDigest) -> Self {
         let mut hasher = key_hasher(b"outrigger/scoped-id", source, key);
+        hasher.update((scope.len() as u64).to_le_bytes());
         hasher.update(scope.as_bytes());
-        let scoped: [u8; 32] = hasher.finalize().into();
-        let mut hasher = Sha256::new();
-        hasher.update(scoped);
         hasher.update(content.0);
-        let whole: [u8; 32] = hasher.finalize().into();
-        let mut bytes = first_16(&whole);
-        bytes[..8].copy_from_slice(&scoped[..8]);
-        Self::version_8(bytes)
-    }
-
-    /// Whether both were made by [`EventId::derive_scoped`] of the same source, key and scope; for ids of the same
-    /// source and key.
-    pub(crate) fn has_scope_of(&self, other: &Self) -> bool {
-        self.0[..8] == other.0[..8]
+        let hash: [u8; 32] = hasher.finalize().into();
+        Self::version_8(first_16(&hash))
     }
 
     fn version_8(mut bytes: [u8; 16]) -> Self {
@@ -131,14 +120,35 @@ impl<'de> Deserialize<'de> for EventId {
     }
 }
 
-/// Sixteen bytes that stand for (source, key) in the deduplication memory.
+/// Sixteen bytes that stand for (source, key) in the deduplication memory, or for (source, key, scope): then the first
+/// [`KeyHash::SHARED`] are those that all scopes of the key share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct KeyHash(pub(crate) [u8; 16]);
 
 impl KeyHash {
+    /// So many bytes are the same for every scope of a key. The rest of the eight in memory tells scopes apart there,
+    /// so that a key which thousands of scopes have is not looked for on disk once for each of them.
+    pub(crate) const SHARED: usize = 5;
+
     pub(crate) fn of(source: &str, key: &str) -> Self {
         let hash: [u8; 32] = key_hasher(b"outrigger/key", source, key).finalize().into();
         Self(first_16(&hash))
+    }
+
+    pub(crate) fn within(source: &str, key: &str, scope: Option<&str>) -> Self {
+        let mut whole = Self::of(source, key);
+        if let Some(scope) = scope {
+            let mut hasher = key_hasher(b"outrigger/scoped-key", source, key);
+            hasher.update(scope.as_bytes());
+            let hash: [u8; 32] = hasher.finalize().into();
+            whole.0[Self::SHARED..].copy_from_slice(&hash[Self::SHARED..16]);
+        }
+        whole
+    }
+
+    /// What all scopes of the key share.
+    pub(crate) fn shared(&self) -> &[u8] {
+        &self.0[..Self::SHARED]
     }
 
     /// The fingerprint kept in memory; confirmed on disk when it matches.
@@ -172,11 +182,9 @@ pub enum Dedupe {
     /// Key and body together: another body under a known key is a *conflict* – accepted as a new
     /// event, flagged and counted.
     KeyAndBody,
-    /// The key alone: the first arrival wins and later ones are duplicates whatever they carry.
+    /// The key alone: the first arrival wins and later ones are duplicates whatever they carry. A duplicate has the
+    /// first one's id, which is its own only where the id says the same ([`EventId::derive_scoped`]: the content).
     Key,
-    /// The key within the scope that the id was made with ([`EventId::derive_scoped`]): the first arrival wins. A
-    /// later one is a duplicate with the first one's id, which is its own only where the content is the same.
-    Scoped,
 }
 
 /// The part of an event that the envelope is built from. Stored as JSON beside the body.
@@ -193,6 +201,9 @@ pub struct EventHead {
     pub subject: String,
     /// The sender's deduplication key.
     pub key: String,
+    /// Within what the key is unique, where that is not the whole source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
     /// CloudEvents extension `tenantid`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
@@ -237,6 +248,7 @@ impl EventHead {
             event_type: event_type.into(),
             subject: subject.into(),
             key: key.into(),
+            scope: None,
             tenant: None,
             unattributed: false,
             time: None,
@@ -323,13 +335,19 @@ mod tests {
         let content = BodyDigest::of(b"{}");
         let id = EventId::derive_scoped("usage", "k", "sub-1", &content);
 
-        let other_content = EventId::derive_scoped("usage", "k", "sub-1", &BodyDigest::of(b"[]"));
-        assert!(id != other_content && id.has_scope_of(&other_content));
-        let other_scope = EventId::derive_scoped("usage", "k", "sub-2", &content);
-        assert!(id != other_scope && !id.has_scope_of(&other_scope));
-        assert_ne!(id.0[8..], other_scope.0[8..]);
-        let other_key = EventId::derive_scoped("usage", "ksub", "-1", &content);
-        assert!(!id.has_scope_of(&other_key));
+        for (key, scope, content) in
+            [("k", "sub-1", "[]"), ("k", "sub-2", "{}"), ("ksub", "-1", "{}"), ("ks", "ub-1", "{}")]
+        {
+            assert_ne!(
+                EventId::derive_scoped("usage", key, scope, &BodyDigest::of(content.as_bytes())),
+                id,
+                "{key} {scope}"
+            );
+        }
+        let hash = |scope| KeyHash::within("usage", "k", scope);
+        assert!(hash(Some("a")) != hash(Some("b")) && hash(Some("a")).fingerprint() != hash(Some("b")).fingerprint());
+        assert_eq!(hash(Some("a")).shared(), hash(None).shared());
+        assert_eq!(hash(None), KeyHash::of("usage", "k"));
         assert_eq!(&id.to_string()[14..15], "8");
     }
 

@@ -214,7 +214,7 @@ impl Journal {
     }
 
     /// Appends events together: all of them in one commit, and none where the key of one is known with other content
-    /// ([`Dedupe::Scoped`](crate::Dedupe::Scoped)). Which one that is shows in the answers, which are in the order of
+    /// ([`Dedupe::Key`](crate::Dedupe::Key)). Which one that is shows in the answers, which are in the order of
     /// the events: a duplicate with another id than its own.
     ///
     /// # Errors
@@ -242,7 +242,8 @@ impl Journal {
         self.offer(Request::Instead(appends, settlement, answer), answered).await
     }
 
-    /// The events that are remembered under a key, in order of position.
+    /// The events that are remembered under a key, in any scope, in order of position. Look at the event itself: now and
+    /// then another key's is among them.
     ///
     /// # Errors
     /// The store cannot be read.

@@ -47,8 +47,9 @@ impl Drop for Bench {
 
 fn usage(subscription: &str, transaction: &str, content: &[u8]) -> NewEvent {
     let id = EventId::derive_scoped("usage", transaction, subscription, &BodyDigest::of(content));
-    let head = EventHead::new(id, "usage", "usage.event", subscription, transaction);
-    NewEvent { head, body: content.to_vec(), dedupe: Dedupe::Scoped }
+    let scope = Some(subscription.to_owned());
+    let head = EventHead { scope, ..EventHead::new(id, "usage", "usage.event", subscription, transaction) };
+    NewEvent { head, body: content.to_vec(), dedupe: Dedupe::Key }
 }
 
 fn up_to(cursor: i64) -> Settlement {

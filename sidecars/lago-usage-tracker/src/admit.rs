@@ -47,11 +47,12 @@ pub(crate) fn admit(event: &RawValue, name: Option<String>, now: Timestamp) -> R
     let content = BodyDigest(event.content().0);
     let id = EventId::derive_scoped(SOURCE, transaction_id, subscription, &content);
     let head = EventHead {
+        scope: Some(subscription.to_owned()),
         tenant: customer.map(str::to_owned),
         json: true,
         ..EventHead::new(id, SOURCE, READY, format!("subscription/{subscription}"), transaction_id)
     };
-    Ok(Admitted { event: NewEvent { head, body, dedupe: Dedupe::Scoped } })
+    Ok(Admitted { event: NewEvent { head, body, dedupe: Dedupe::Key } })
 }
 
 /// A stored event, read back for an answer.

@@ -33,6 +33,9 @@ use crate::sender::SINK;
 /// How long a producer waits for what Lago knows now.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// Events with one transaction id that are looked at to find one that the producer may see.
+const SHOWN_AT_MOST: usize = 200;
+
 /// What the intake needs.
 #[derive(Debug)]
 pub(crate) struct Intake {
@@ -350,10 +353,13 @@ async fn find(intake: &Intake, headers: &HeaderMap, transaction_id: &str) -> Res
         Refusal::Journal
     };
     let known = intake.journal.known(SOURCE, transaction_id).await.map_err(unreadable)?;
-    for (_, seq) in known {
+    for (_, seq) in known.into_iter().take(SHOWN_AT_MOST) {
         let read = intake.journal.browse(move |reader| Ok((reader.event(seq)?, reader.found(seq)?)));
         let (Some(event), Some(found)) = read.await.map_err(unreadable)? else { continue };
         let stored = Stored::read(&event.body).ok_or(Refusal::Journal)?;
+        if stored.transaction_id != transaction_id {
+            continue;
+        }
         let subscription = stored.external_subscription_id.as_deref();
         let seen = intake.known.current();
         let is_of = |subscription: &str, customer: &str| {

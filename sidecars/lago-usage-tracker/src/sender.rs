@@ -257,11 +257,22 @@ impl Sink for LagoSink {
                 for (place, outcome) in places.into_iter().zip(self.send(&batch).await) {
                     outcomes[place] = Some(outcome);
                 }
+                // Whoever gives no answer is not asked a hundred times in a row.
+                let silent = outcomes.iter().flatten().find(|outcome| says_nothing_of_events(outcome)).cloned();
+                if let Some(silent) = silent {
+                    for outcome in outcomes.iter_mut().filter(|outcome| outcome.is_none()) {
+                        *outcome = Some(silent.clone());
+                    }
+                }
             }
             outcomes.into_iter().flatten().collect()
         }
         .boxed()
     }
+}
+
+fn says_nothing_of_events(outcome: &Outcome) -> bool {
+    matches!(outcome.verdict, Verdict::Failed(Failure::Unreachable | Failure::Unavailable | Failure::Denied))
 }
 
 /// Places of events without an outcome, of which no two have the same transaction id.

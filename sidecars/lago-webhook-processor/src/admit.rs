@@ -57,6 +57,7 @@ pub(crate) fn event(
         event_type: description.event_type,
         subject: description.subject,
         key,
+        scope: None,
         tenant: description.tenant,
         unattributed: description.tenant_unattributed,
         time: description.time,

@@ -117,7 +117,7 @@ impl DedupeIndex {
             }
         }
         let fingerprint = key.fingerprint();
-        for recent in self.recent.iter_hash(fingerprint) {
+        for recent in self.recent.iter_hash(spread(fingerprint)) {
             if recent.fingerprint == fingerprint
                 && let Some((stored, id)) = self.entry_at(conn, recent.seq)?
                 && stored == key
@@ -127,6 +127,26 @@ impl DedupeIndex {
         }
         if let Some(staged) = self.staged_by_key.get(&key) {
             known.extend(staged);
+        }
+        known.sort_unstable_by_key(|(_, seq)| *seq);
+        Ok(known)
+    }
+
+    /// Every event known under this key in any scope, the earliest first; in memory and on disk it is told by a few
+    /// bytes, so that another key's may be among them.
+    pub(super) fn in_any_scope(&self, conn: &Connection, key: KeyHash) -> Result<Vec<(EventId, Seq)>, JournalError> {
+        let mut known = Vec::new();
+        for run in &self.runs {
+            lookup_shared(conn, run.run, key, &mut known)?;
+        }
+        let fingerprint = key.fingerprint();
+        for recent in self.recent.iter_hash(spread(fingerprint)) {
+            if recent.fingerprint >> SCOPE_BITS == fingerprint >> SCOPE_BITS
+                && let Some((stored, id)) = self.entry_at(conn, recent.seq)?
+                && stored.shared() == key.shared()
+            {
+                known.push((id, recent.seq));
+            }
         }
         known.sort_unstable_by_key(|(_, seq)| *seq);
         Ok(known)
@@ -275,7 +295,7 @@ impl DedupeIndex {
             self.runs.retain(|r| r.run != run);
         }
         for (fingerprint, seq) in forgotten.recent {
-            if let Ok(entry) = self.recent.find_entry(fingerprint, |r| r.seq == seq) {
+            if let Ok(entry) = self.recent.find_entry(spread(fingerprint), |r| r.seq == seq) {
                 entry.remove();
             }
         }
@@ -330,9 +350,17 @@ pub(super) fn parse_block(entries: &[u8]) -> impl Iterator<Item = (KeyHash, Even
     })
 }
 
+/// Bits of a fingerprint that tell scopes of a key apart.
+const SCOPE_BITS: usize = 64 - 8 * KeyHash::SHARED;
+
+/// Where a fingerprint is in the table: all scopes of a key together, and the rest as far apart as can be.
+fn spread(fingerprint: u64) -> u64 {
+    (fingerprint >> SCOPE_BITS).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
 fn remember(recent: &mut HashTable<Recent>, key: KeyHash, seq: Seq) {
     let fingerprint = key.fingerprint();
-    recent.insert_unique(fingerprint, Recent { fingerprint, seq }, |recent| recent.fingerprint);
+    recent.insert_unique(spread(fingerprint), Recent { fingerprint, seq }, |recent| spread(recent.fingerprint));
 }
 
 fn saved_entry_at(conn: &Connection, seq: Seq) -> Result<Option<(KeyHash, EventId)>, JournalError> {
@@ -347,6 +375,30 @@ fn saved_entry_at(conn: &Connection, seq: Seq) -> Result<Option<(KeyHash, EventI
         })
         .optional()?;
     Ok(found.flatten())
+}
+
+/// Blocks are in order of their first key: those that begin with what is shared, and the one before them.
+fn lookup_shared(
+    conn: &Connection,
+    run: i64,
+    key: KeyHash,
+    known: &mut Vec<(EventId, Seq)>,
+) -> Result<(), JournalError> {
+    let mut query = conn.prepare_cached(
+        "SELECT first_key, entries FROM key_blocks WHERE run = ? AND first_key <= ? ORDER BY first_key DESC",
+    )?;
+    let mut last = [0xff; 16];
+    last[..KeyHash::SHARED].copy_from_slice(key.shared());
+    let mut rows = query.query(params![run, last.as_slice()])?;
+    while let Some(row) = rows.next()? {
+        let entries = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
+        known.extend(parse_block(entries).filter(|(k, _, _)| k.shared() == key.shared()).map(|(_, id, seq)| (id, seq)));
+        let first = row.get_ref(0)?.as_blob().map_err(rusqlite::Error::from)?;
+        if first.get(..KeyHash::SHARED).is_none_or(|first| first < key.shared()) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn lookup_run(conn: &Connection, run: i64, key: KeyHash, known: &mut Vec<(EventId, Seq)>) -> Result<(), JournalError> {

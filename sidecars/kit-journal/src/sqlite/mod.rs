@@ -188,13 +188,13 @@ impl SqliteEngine {
         for (append, place) in group.iter().zip(first_place..) {
             let id = append.head.id;
             let mut verdict = Verdict { id, seq: 0, duplicate: false, conflict: false, withheld: true };
-            if append.dedupe == Dedupe::Scoped {
-                let key = KeyHash::of(&append.head.source, &append.head.key);
+            if append.dedupe == Dedupe::Key {
+                let key = key_of(append);
                 let known = self.look_up(key, place, left_out)?;
                 let earlier = own.entry(key).or_default();
                 let known = known.iter().map(|(known, seq)| (*known, *seq));
                 let mut all = known.chain(earlier.iter().map(|known| (*known, 0)));
-                if let Some((known, seq)) = all.find(|(known, _)| known.has_scope_of(&id)) {
+                if let Some((known, seq)) = all.next() {
                     contradicts |= known != id;
                     verdict = Verdict { id: known, seq, duplicate: true, conflict: false, withheld: seq == 0 };
                 }
@@ -221,18 +221,17 @@ impl SqliteEngine {
         last: &mut Seq,
         left_out: &mut LeftOut,
     ) -> Result<Verdict, JournalError> {
-        let key = KeyHash::of(&append.head.source, &append.head.key);
+        let key = key_of(append);
         let known = self.look_up(key, place, left_out)?;
         let id = append.head.id;
         let same = match append.dedupe {
             Dedupe::Key => known.first(),
             Dedupe::KeyAndBody => known.iter().find(|(known, _)| *known == id),
-            Dedupe::Scoped => known.iter().find(|(known, _)| known.has_scope_of(&id)),
         };
         if let Some(&(id, seq)) = same {
             return Ok(Verdict { id, seq, duplicate: true, conflict: false, withheld: false });
         }
-        if !known.is_empty() && append.dedupe != Dedupe::Scoped {
+        if !known.is_empty() {
             append.head.conflict = true;
             append.json = append.head.to_json();
         }
@@ -313,7 +312,7 @@ impl Engine for SqliteEngine {
     }
 
     fn known(&self, source: &str, key: &str) -> Result<Vec<(EventId, Seq)>, JournalError> {
-        self.dedupe.lookup(&self.conn, KeyHash::of(source, key))
+        self.dedupe.in_any_scope(&self.conn, KeyHash::of(source, key))
     }
 
     fn remembered(&self, name: &str) -> Result<(Option<Vec<u8>>, Option<Timestamp>), JournalError> {
@@ -383,6 +382,10 @@ impl SqliteEngine {
         self.conn = Connection::open_in_memory()?;
         Ok(())
     }
+}
+
+fn key_of(append: &Append) -> KeyHash {
+    KeyHash::within(&append.head.source, &append.head.key, append.head.scope.as_deref())
 }
 
 /// Opens the write connection with everything that durability rests on.

@@ -30,6 +30,8 @@ struct HeadKey<'a> {
     source: Cow<'a, str>,
     #[serde(borrow)]
     key: Cow<'a, str>,
+    #[serde(borrow, default)]
+    scope: Option<Cow<'a, str>>,
 }
 
 /// The keys without a row, in order of position.
@@ -53,7 +55,9 @@ impl Unsaved {
             let key = event.query_row([seq], |row| {
                 let head = row.get_ref(0)?.as_str()?;
                 let read = serde_json::from_str::<HeadKey<'_>>(head).ok();
-                Ok(read.map(|HeadKey { id, source, key }| (KeyHash::of(&source, &key), id, seq)))
+                Ok(read.map(|HeadKey { id, source, key, scope }| {
+                    (KeyHash::within(&source, &key, scope.as_deref()), id, seq)
+                }))
             });
             match key.optional().map_err(JournalError::from) {
                 Ok(key) => keys.extend(key.flatten()),
