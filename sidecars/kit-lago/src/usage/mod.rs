@@ -9,5 +9,5 @@ mod moment;
 pub mod quantity;
 
 pub use event::{BadBody, Content, FieldErrors, Requested, UsageEvent, property, requested};
-pub use moment::EpochSeconds;
+pub use moment::{EpochSeconds, NotATime};
 pub use quantity::Quantity;
