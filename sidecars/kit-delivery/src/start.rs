@@ -2,16 +2,22 @@
 
 use std::sync::{Arc, Mutex};
 
-use kit::admin::{Part, Readiness};
+use axum::Router;
+use kit::admin::{self, AdminState, Readiness};
 use kit::clock::SharedClock;
-use kit::config::ListenSection;
+use kit::config::AdminSection;
 use kit::lifecycle::{Shell, StopToken, exit};
-use kit::run::StartError;
+use kit::run::{Common, StartError};
 use kit::serve::{Limits, ServeMetrics, Server};
 use kit::telemetry::Metrics;
 use kit_journal::{Health, Journal, JournalSection, JournalTask, OpenError};
+use utoipa::openapi::OpenApi;
 
+use crate::api::{self, ApiState};
 use crate::{DeliveryMetrics, Dispatcher, DispatcherSettings, Sink, SinkStatus};
+
+/// The admin listener's heads are small.
+const ADMIN_HEAD: usize = 16 << 10;
 
 /// A configuration that cannot be started with: exit code 78.
 pub fn configuration(message: impl Into<String>) -> StartError {
@@ -84,34 +90,71 @@ pub fn deliver<S: Sink>(
     status
 }
 
-/// Binds one of the two listeners with these limits.
+/// What a daemon shows on its two listeners.
+pub struct Served {
+    /// What it is for.
+    pub business: Router,
+    /// How the listener for that is limited.
+    pub limits: Limits,
+    /// Title and text of the admin API's description.
+    pub description: OpenApi,
+    /// What the admin API works on.
+    pub api: ApiState,
+    /// What `/metrics` shows.
+    pub metrics: Arc<Metrics>,
+    /// What `/readyz` shows.
+    pub readiness: Readiness,
+}
+
+impl std::fmt::Debug for Served {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Served").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// Binds both listeners and serves until the daemon stops: business on one; health, metrics and the admin API on the
+/// other.
 ///
 /// # Errors
-/// The address is not ours to listen on.
-pub async fn bind(
-    listen: &ListenSection,
+/// An address is not ours to listen on, or the admin API's token cannot be had.
+pub async fn serve<C: Common>(
+    shell: &mut Shell,
+    config: &C,
+    admin_section: &AdminSection,
+    served: Served,
+) -> Result<(), StartError> {
+    let Served { business, limits, mut description, api, metrics, readiness } = served;
+    let serve_metrics = metrics.with_registry(ServeMetrics::register);
+    let (listen, stop) = (config.listen(), shell.stop_token());
+    let public = bind(&listen.public, "public", limits, &serve_metrics, &stop).await?;
+    let limits = Limits::new(listen, config.stop(), ADMIN_HEAD);
+    let admin = bind(&listen.admin, "admin", limits, &serve_metrics, &stop).await?;
+    let (routes, described) = api::router(api).split_for_parts();
+    description.merge(described);
+    let token = admin_section.resolve().map_err(|(_, message)| configuration(message))?;
+    let state = AdminState { metrics, readiness: readiness.clone(), token, api: routes, openapi: description };
+    shell.spawn("public listener", public.run(business));
+    shell.spawn("admin listener", admin.run(admin::router(state)));
+    say_when_stopping(shell, &readiness);
+    Ok(())
+}
+
+async fn bind(
+    address: &str,
     name: &'static str,
     limits: Limits,
     metrics: &ServeMetrics,
-    token: &StopToken,
+    stop: &StopToken,
 ) -> Result<Server, StartError> {
-    let address = if name == ADMIN { &listen.admin } else { &listen.public };
-    let bound = Server::bind(address, name, limits, metrics.clone(), token.clone()).await;
+    let bound = Server::bind(address, name, limits, metrics.clone(), stop.clone()).await;
     bound.map_err(|error| {
         configuration(format!("SIDECAR_LISTEN__{}: cannot listen on {address}: {error}", name.to_uppercase()))
     })
 }
 
-/// The listener for business.
-pub const PUBLIC: &str = "public";
-/// The listener for health, metrics and the admin API.
-pub const ADMIN: &str = "admin";
-/// The admin listener's heads are small.
-pub const ADMIN_HEAD: usize = 16 << 10;
-
 /// Says in the readiness when the daemon begins to stop.
-pub fn say_when_stopping(shell: &mut Shell, readiness: &Readiness) {
-    let running: Part = readiness.part("running");
+fn say_when_stopping(shell: &mut Shell, readiness: &Readiness) {
+    let running = readiness.part("running");
     running.set_ready();
     let stop = shell.stop_token();
     shell.spawn("readiness", async move {

@@ -3,11 +3,12 @@
 //! Source: getlago/lago-api `app/controllers/api/v1/` and `app/serializers/v1/`, read at v1.16.0 and at the head of
 //! 2026-08-21.
 
+use std::path::Path;
 use std::time::Duration;
 
 use kit::client::read_capped;
 use kit::clock::Timestamp;
-use kit::secret::Secret;
+use kit::secret::{self, Secret, SecretError};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue};
 use reqwest::{Client, StatusCode};
 use serde::de::DeserializeOwned;
@@ -87,6 +88,14 @@ pub fn api_root(api_url: &str) -> Result<Url, SetupError> {
     let root = format!("{}/api/v1/", path.strip_suffix("/api/v1").unwrap_or(path).trim_end_matches('/'));
     url.set_path(&root);
     Ok(url)
+}
+
+/// The API key from `LAGO_API_KEY` or `LAGO_API_KEY_FILE`; `None` where neither is set.
+///
+/// # Errors
+/// Both are set, or the file cannot be read; names the variable.
+pub fn api_key(value: Option<&Secret>, file: Option<&Path>) -> Result<Option<Secret>, SecretError> {
+    secret::resolve("LAGO_API_KEY", value, "LAGO_API_KEY_FILE", file)
 }
 
 /// The `Authorization` of an API key; it prints as sensitive.

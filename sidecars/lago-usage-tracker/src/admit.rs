@@ -17,15 +17,9 @@ pub(crate) const READY: &str = "usage.event";
 /// Tenants that mean nobody in particular: whatever is reported for them is nobody's bill.
 const NOBODY: [&str; 4] = ["default", "default_tenant", "global", "system"];
 
-/// An event that can be stored.
-#[derive(Debug)]
-pub(crate) struct Admitted {
-    pub(crate) event: NewEvent,
-}
-
 /// Turns a producer's event into one for the journal; what is wrong with it is said as Lago would. `name` is its
 /// transaction id where it has none.
-pub(crate) fn admit(event: &RawValue, name: Option<String>, now: Timestamp) -> Result<Admitted, FieldErrors> {
+pub(crate) fn admit(event: &RawValue, name: Option<String>, now: Timestamp) -> Result<NewEvent, FieldErrors> {
     let event = UsageEvent::read(event)?;
     let mut errors = FieldErrors::new();
     let Some(transaction_id) = event.transaction_id.as_deref().or(name.as_deref()) else {
@@ -52,7 +46,7 @@ pub(crate) fn admit(event: &RawValue, name: Option<String>, now: Timestamp) -> R
         json: true,
         ..EventHead::new(id, SOURCE, READY, format!("subscription/{subscription}"), transaction_id)
     };
-    Ok(Admitted { event: NewEvent { head, body, dedupe: Dedupe::Key } })
+    Ok(NewEvent { head, body, dedupe: Dedupe::Key })
 }
 
 /// A stored event, read back for an answer.
@@ -118,7 +112,7 @@ mod tests {
     const NOW: Timestamp = Timestamp::from_millis(1_732_000_000_250);
 
     fn admitted(json: &str) -> Result<NewEvent, FieldErrors> {
-        admit(serde_json::from_str(json).unwrap(), None, NOW).map(|admitted| admitted.event)
+        admit(serde_json::from_str(json).unwrap(), None, NOW)
     }
 
     #[test]
@@ -130,7 +124,7 @@ mod tests {
         );
         // Its identity does not hang on that: the same event comes again later.
         let json = r#"{"transaction_id":"t","external_subscription_id":"s","code":"c"}"#;
-        let later = admit(serde_json::from_str(json).unwrap(), None, NOW.plus_millis(5_000)).unwrap().event;
+        let later = admit(serde_json::from_str(json).unwrap(), None, NOW.plus_millis(5_000)).unwrap();
         assert_eq!(later.head.id, event.head.id);
     }
 

@@ -1,21 +1,20 @@
 //! How the parts are put together.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kit::admin::{self, AdminState, Readiness};
+use kit::admin::Readiness;
 use kit::client::http_client;
 use kit::clock::{SharedClock, SystemClock};
 use kit::config::{Problems, WellKnown};
 use kit::lifecycle::Shell;
 use kit::run::{Daemon, StartError};
-use kit::secret::{self, Secret};
-use kit::serve::{Limits, ServeMetrics};
+use kit::secret::Secret;
+use kit::serve::Limits;
 use kit::telemetry::Metrics;
-use kit_delivery::api::{self, ApiState};
-use kit_delivery::start::{self, configuration};
+use kit_delivery::api::ApiState;
+use kit_delivery::start::{self, Served, configuration};
 use kit_delivery::{DeliveryMetrics, DispatcherSettings};
 use kit_lago::api::LagoApi;
 use utoipa::OpenApi as _;
@@ -100,7 +99,6 @@ impl Daemon for LagoUsageTracker {
         let delivery_metrics = metrics.with_registry(DeliveryMetrics::register);
         let status = start::deliver(shell, Arc::new(sink), &journal, &clock, settings, &delivery_metrics);
 
-        let serve_metrics = metrics.with_registry(ServeMetrics::register);
         let intake = Intake {
             producers,
             journal: journal.clone(),
@@ -111,31 +109,24 @@ impl Daemon for LagoUsageTracker {
             checks: config.checks.clone(),
             known,
         };
-        let stop = shell.stop_token();
-        let listen = &config.listen;
-        let limits = Limits::new(listen, &config.stop, PUBLIC_HEAD);
+        let limits = Limits::new(&config.listen, &config.stop, PUBLIC_HEAD);
         // Producers choose transaction ids, and ask for them in the path.
         let limits = Limits { any_path: true, ..limits };
-        let public = start::bind(listen, start::PUBLIC, limits, &serve_metrics, &stop).await?;
-        let limits = Limits::new(listen, &config.stop, start::ADMIN_HEAD);
-        let admin = start::bind(listen, start::ADMIN, limits, &serve_metrics, &stop).await?;
-
         let api_state = ApiState { journal, clock, sinks: Arc::new(BTreeMap::from([(SINK.to_owned(), status)])) };
-        let (routes, description) = api::router(api_state).split_for_parts();
-        let mut openapi = ApiDescription::openapi();
-        openapi.merge(description);
-        let token = config.admin.resolve().map_err(|(_, message)| configuration(message))?;
-        let state = AdminState { metrics, readiness: readiness.clone(), token, api: routes, openapi };
-        shell.spawn("public listener", public.run(http::router(Arc::new(intake))));
-        shell.spawn("admin listener", admin.run(admin::router(state)));
-        start::say_when_stopping(shell, &readiness);
-        Ok(())
+        let served = Served {
+            business: http::router(Arc::new(intake)),
+            limits,
+            description: ApiDescription::openapi(),
+            api: api_state,
+            metrics,
+            readiness,
+        };
+        start::serve(shell, &config, &config.admin, served).await
     }
 }
 
 fn api_key(section: &LagoSection) -> Result<Secret, String> {
-    let file: Option<&Path> = section.api_key_file.as_deref();
-    secret::resolve("LAGO_API_KEY", section.api_key.as_ref(), "LAGO_API_KEY_FILE", file)
+    kit_lago::api::api_key(section.api_key.as_ref(), section.api_key_file.as_deref())
         .map_err(|error| error.to_string())?
         .ok_or_else(|| "must be set: Lago takes no usage without".to_owned())
 }

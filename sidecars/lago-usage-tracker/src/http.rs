@@ -196,7 +196,7 @@ async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<R
     for (place, event) in events.into_iter().enumerate() {
         let name = request_key.map(|key| cloudevents::place_in_request(producer.name(), key, place));
         match admit::admit(event, name, now) {
-            Ok(event) => admitted.push(event.event),
+            Ok(event) => admitted.push(event),
             Err(wrong) => drop(errors.insert(place, wrong)),
         }
     }

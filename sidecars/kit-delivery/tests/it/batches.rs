@@ -12,11 +12,11 @@ use kit_delivery::{
     Batching, DeliveryMetrics, Dispatcher, DispatcherSettings, Failure, GatewaySection, Outcome, Sink, SinkStatus,
 };
 use kit_journal::engine::SinkRow;
-use kit_journal::{Dedupe, EventHead, EventId, Journal, JournalSection, JournalTask, NewEvent, Seq, StoredEvent};
+use kit_journal::{Dedupe, EventHead, EventId, Journal, JournalTask, NewEvent, Seq, StoredEvent};
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 
-use crate::bench::DEADLINE;
+use crate::bench::{DEADLINE, open};
 
 const NAME: &str = "batches";
 
@@ -162,11 +162,6 @@ impl Bench {
         let value = self.journal.read(|reader| reader.value("recorded")).await.unwrap();
         String::from_utf8(value.unwrap_or_default()).unwrap()
     }
-}
-
-fn open(directory: &TempDir) -> (Journal, JournalTask) {
-    let section = JournalSection { path: directory.path().join("j.db"), ..JournalSection::default() };
-    Journal::open(&section, Arc::new(SystemClock), &mut Registry::default()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

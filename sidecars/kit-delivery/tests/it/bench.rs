@@ -235,7 +235,7 @@ pub(crate) fn subject_is(head: &ReceivedHead, subject: &str) -> bool {
     head.subject.as_deref() == Some(subject)
 }
 
-fn open(directory: &TempDir) -> (Journal, JournalTask) {
+pub(crate) fn open(directory: &TempDir) -> (Journal, JournalTask) {
     let section = JournalSection { path: directory.path().join("j.db"), ..JournalSection::default() };
     Journal::open(&section, Arc::new(SystemClock), &mut Registry::default()).unwrap()
 }

@@ -116,14 +116,12 @@ async fn going_down_breaks_requests_in_progress() {
     assert_eq!((state.counts().in_progress, state.ledger().len()), (0, 1));
 }
 
-/// Takes a while without optimisation: `cargo test --release -- --ignored`.
+/// So that a run of a million, which needs ten times as much, fits beside a daemon under test.
 #[test]
-#[ignore = "a figure, not a behaviour"]
-fn a_million_events_fit_into_400_mib_and_a_batch_takes_less_than_a_millisecond() {
+fn a_hundred_thousand_events_fit_into_40_mib() {
     let state = LagoState::new(Profile::V1_39, key());
     let before = resident_mib();
-    let started = std::time::Instant::now();
-    for batch in 0..10_000_u64 {
+    for batch in 0..1_000_u64 {
         let events: Vec<_> = (0..100)
             .map(|number| {
                 let id = format!("{batch:08x}-0000-4000-8000-{number:012x}");
@@ -143,11 +141,9 @@ fn a_million_events_fit_into_400_mib_and_a_batch_takes_less_than_a_millisecond()
         assert_eq!(answer.status, 200);
     }
 
-    let (per_batch, grown) = (started.elapsed() / 10_000, resident_mib() - before);
-    assert_eq!(state.counts().stored, 1_000_000);
-    assert!(grown < 400, "{grown} MiB, {per_batch:?} a batch");
-    assert!(per_batch < Duration::from_millis(1) || cfg!(debug_assertions), "{per_batch:?} a batch");
-    eprintln!("{grown} MiB, {per_batch:?} a batch");
+    let grown = resident_mib() - before;
+    assert_eq!(state.counts().stored, 100_000);
+    assert!(grown <= 40, "{grown} MiB");
 }
 
 fn resident_mib() -> u64 {
