@@ -12,6 +12,7 @@ pub mod experiment;
 pub mod images;
 pub mod journal_file;
 pub mod limits;
+pub mod machine;
 pub mod named;
 pub mod namespace;
 pub mod picture;
