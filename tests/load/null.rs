@@ -206,6 +206,10 @@ impl Reader for Handle {
         Ok(None)
     }
 
+    fn values(&mut self, _: &str) -> Result<Vec<(String, Vec<u8>)>, JournalError> {
+        Ok(Vec::new())
+    }
+
     fn statistics(&mut self) -> Result<Statistics, JournalError> {
         let sink = self.sink("gateway")?;
         let accepted = u64::try_from(self.memory().last).unwrap_or(0);

@@ -10,8 +10,10 @@ use kit::lifecycle::{Shell, StopToken, exit};
 use kit::run::{Common, StartError};
 use kit::serve::{Limits, ServeMetrics, Server};
 use kit::telemetry::Metrics;
+use kit_journal::engine::Action;
 use kit_journal::{Health, Journal, JournalSection, JournalTask, OpenError};
 use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
 
 use crate::api::{self, ApiState};
 use crate::{DeliveryMetrics, Dispatcher, DispatcherSettings, Sink, SinkStatus};
@@ -73,6 +75,16 @@ pub fn watch_journal(shell: &mut Shell, journal: &Journal, readiness: &Readiness
     });
 }
 
+/// Makes a sink known before events are taken for it: one that is known later begins later. Of several sinks of a new
+/// journal every one is to be made known so.
+///
+/// # Errors
+/// The journal cannot be written.
+pub async fn register(journal: &Journal, sink: &str) -> Result<(), StartError> {
+    let registered = journal.act(vec![Action::Register { sink: sink.to_owned() }]).await;
+    registered.map(drop).map_err(|error| StartError { code: exit::DIED, message: kit::error::chain(&error) })
+}
+
 /// Starts delivering to a sink, and says what it is doing.
 pub fn deliver<S: Sink>(
     shell: &mut Shell,
@@ -100,6 +112,8 @@ pub struct Served {
     pub description: OpenApi,
     /// What the admin API works on.
     pub api: ApiState,
+    /// Routes of the admin API that only this daemon has, below `/api/v1`.
+    pub more: OpenApiRouter,
     /// What `/metrics` shows.
     pub metrics: Arc<Metrics>,
     /// What `/readyz` shows.
@@ -123,13 +137,13 @@ pub async fn serve<C: Common>(
     admin_section: &AdminSection,
     served: Served,
 ) -> Result<(), StartError> {
-    let Served { business, limits, mut description, api, metrics, readiness } = served;
+    let Served { business, limits, mut description, api, more, metrics, readiness } = served;
     let serve_metrics = metrics.with_registry(ServeMetrics::register);
     let (listen, stop) = (config.listen(), shell.stop_token());
     let public = bind(&listen.public, "public", limits, &serve_metrics, &stop).await?;
     let limits = Limits::new(listen, config.stop(), ADMIN_HEAD);
     let admin = bind(&listen.admin, "admin", limits, &serve_metrics, &stop).await?;
-    let (routes, described) = api::router(api).split_for_parts();
+    let (routes, described) = api::router(api).merge(more).split_for_parts();
     description.merge(described);
     let token = admin_section.resolve().map_err(|(_, message)| configuration(message))?;
     let state = AdminState { metrics, readiness: readiness.clone(), token, api: routes, openapi: description };

@@ -257,6 +257,12 @@ pub trait Reader: Send {
     /// Unreadable.
     fn value(&mut self, name: &str) -> Result<Option<Vec<u8>>, JournalError>;
 
+    /// Every remembered value whose name begins with `prefix`, in order of the names.
+    ///
+    /// # Errors
+    /// Unreadable.
+    fn values(&mut self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, JournalError>;
+
     /// Totals.
     ///
     /// # Errors

@@ -14,6 +14,8 @@ use serde_json::value::RawValue;
 pub(crate) const SOURCE: &str = "usage";
 /// Type of an event that Lago can be sent as it is.
 pub(crate) const READY: &str = "usage.event";
+/// Type of an event that is added up with others first.
+pub(crate) const ROLLUP: &str = "usage.rollup";
 /// Tenants that mean nobody in particular: whatever is reported for them is nobody's bill.
 const NOBODY: [&str; 4] = ["default", "default_tenant", "global", "system"];
 
@@ -61,9 +63,9 @@ pub(crate) struct Stored<'a> {
     #[serde(borrow)]
     timestamp: &'a RawValue,
     #[serde(borrow, default)]
-    precise_total_amount_cents: Option<Cow<'a, str>>,
+    pub(crate) precise_total_amount_cents: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
-    properties: Option<&'a RawValue>,
+    pub(crate) properties: Option<&'a RawValue>,
 }
 
 impl<'a> Stored<'a> {
@@ -79,7 +81,12 @@ impl<'a> Stored<'a> {
 
     /// When it happened.
     pub(crate) fn time(&self) -> Option<Timestamp> {
-        EpochSeconds::of_json(self.timestamp).ok().map(|seconds| seconds.to_timestamp())
+        self.seconds().map(|seconds| seconds.to_timestamp())
+    }
+
+    /// The same, digit by digit.
+    pub(crate) fn seconds(&self) -> Option<EpochSeconds> {
+        EpochSeconds::of_json(self.timestamp).ok()
     }
 
     /// The event as Lago would show it, received at `at`.

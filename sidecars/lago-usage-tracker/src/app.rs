@@ -1,30 +1,39 @@
 //! How the parts are put together.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kit::admin::Readiness;
 use kit::client::http_client;
 use kit::clock::{SharedClock, SystemClock};
 use kit::config::{Problems, WellKnown};
-use kit::lifecycle::Shell;
+use kit::lifecycle::{Shell, exit};
 use kit::run::{Daemon, StartError};
 use kit::secret::Secret;
 use kit::serve::Limits;
 use kit::telemetry::Metrics;
 use kit_delivery::api::ApiState;
 use kit_delivery::start::{self, Served, configuration};
-use kit_delivery::{DeliveryMetrics, DispatcherSettings};
+use kit_delivery::config::GatewaySection;
+use kit_delivery::{DeliveryMetrics, DispatcherSettings, HttpSink, Sink, SinkStatus};
+use kit_journal::Journal;
 use kit_lago::api::LagoApi;
+use tokio::sync::Notify;
 use utoipa::OpenApi as _;
 
-use crate::catalogue::CatalogueWorker;
+use crate::alerts::{self, Alerts, Gateway};
+use crate::api::{self, LedgerState};
+use crate::canary::Canary;
+use crate::catalogue::{CatalogueWorker, Known};
 use crate::config::{Config, LagoSection, well_known};
 use crate::http::{self, Intake};
+use crate::ledger::{self, Ledger};
 use crate::metrics::UsageMetrics;
 use crate::producers::Producers;
+use crate::reconcile::{Books, Reconciler};
 use crate::redrive::Redrive;
+use crate::rollup::Rollup;
 use crate::sender::{LagoSink, SINK};
 
 /// Largest request head: a token and an id.
@@ -59,6 +68,13 @@ impl Daemon for LagoUsageTracker {
         if let Err((field, message)) = config.admin.resolve() {
             problems.add(&format!("admin.{field}"), &message);
         }
+        if config.gateway.url.is_some()
+            && let Err(errors) = HttpSink::new(alerts::SINK, &config.gateway, Arc::new(SystemClock))
+        {
+            for error in errors {
+                problems.add(&format!("gateway.{}", error.path), &error.message);
+            }
+        }
     }
 
     async fn start(config: Config, metrics: Arc<Metrics>, shell: &mut Shell) -> Result<(), StartError> {
@@ -74,30 +90,35 @@ impl Daemon for LagoUsageTracker {
             return Err(configuration(problems.lines(&well_known()).join("; ")));
         }
         let usage_metrics = metrics.with_registry(UsageMetrics::register);
+        let delivery_metrics = metrics.with_registry(DeliveryMetrics::register);
+        let parts = Parts { journal, clock, usage: usage_metrics, delivery: delivery_metrics };
+        let books = parts.books().await;
+        let (alerts, mut sinks) = parts.start_gateway(shell, &config.gateway)?;
         let lago = &config.lago;
         let key = api_key(lago).map_err(configuration)?;
         let client = http_client(&lago.client()).map_err(|error| configuration(kit::error::chain(&error)))?;
         let api = LagoApi::new(client.clone(), lago.api_url.as_deref().unwrap_or_default(), &key)
             .map_err(|error| configuration(error.to_string()))?;
-        let refresh = Duration::try_from_secs_f64(config.checks.refresh_seconds).unwrap_or(Duration::from_secs(300));
-        let (worker, known) = CatalogueWorker::new(api, journal.clone(), Arc::clone(&clock), refresh).await;
-        let stop = shell.stop_token();
-        shell.spawn("catalogue", worker.run(stop));
+        let known = parts.start_catalogue(shell, api.clone(), &config).await;
         let sections = (lago, &config.checks);
-        let sink = LagoSink::new(sections, client, &key, known.clone(), Arc::clone(&clock), usage_metrics.clone())
-            .map_err(|error| configuration(error.to_string()))?;
+        let sink = LagoSink::new(
+            sections,
+            client,
+            &key,
+            known.clone(),
+            Arc::clone(&parts.clock),
+            parts.usage.clone(),
+            Arc::clone(&books),
+        )
+        .map_err(|error| configuration(error.to_string()))?;
         let settings =
             DispatcherSettings::unordered((lago.concurrency, lago.rate_per_second), &lago.retry(), &lago.circuit);
-        let redrive = Redrive {
-            journal: journal.clone(),
-            known: known.clone(),
-            clock: Arc::clone(&clock),
-            checks: config.checks.clone(),
-        };
-        let stop = shell.stop_token();
-        shell.spawn("parked events", redrive.run(stop));
-        let delivery_metrics = metrics.with_registry(DeliveryMetrics::register);
-        let status = start::deliver(shell, Arc::new(sink), &journal, &clock, settings, &delivery_metrics);
+        // Before anything is taken: a sink that is known later begins later.
+        start::register(&parts.journal, SINK).await?;
+        sinks.insert(SINK.to_owned(), parts.deliver(shell, Arc::new(sink), settings));
+        parts.start_rollup(shell, &config, &known).await?;
+        let asked = parts.start_proof(shell, &config, &api, &known, &books, &alerts);
+        let Parts { journal, clock, usage: usage_metrics, .. } = parts;
 
         let intake = Intake {
             producers,
@@ -107,21 +128,144 @@ impl Daemon for LagoUsageTracker {
             body_limit: config.usage.body_limit_bytes,
             batch_limit: config.usage.batch_limit,
             checks: config.checks.clone(),
+            rollup: config.rollup.codes.clone(),
             known,
         };
+        let more = api::router(LedgerState { books, asked, clock: Arc::clone(&clock) });
         let limits = Limits::new(&config.listen, &config.stop, PUBLIC_HEAD);
         // Producers choose transaction ids, and ask for them in the path.
         let limits = Limits { any_path: true, ..limits };
-        let api_state = ApiState { journal, clock, sinks: Arc::new(BTreeMap::from([(SINK.to_owned(), status)])) };
+        let api_state = ApiState { journal, clock, sinks: Arc::new(sinks) };
         let served = Served {
             business: http::router(Arc::new(intake)),
             limits,
             description: ApiDescription::openapi(),
             api: api_state,
+            more,
             metrics,
             readiness,
         };
         start::serve(shell, &config, &config.admin, served).await
+    }
+}
+
+/// What every part of the daemon is made with.
+struct Parts {
+    journal: Journal,
+    clock: SharedClock,
+    usage: UsageMetrics,
+    delivery: DeliveryMetrics,
+}
+
+type Status = Arc<Mutex<SinkStatus>>;
+
+impl Parts {
+    fn deliver<S: Sink>(&self, shell: &mut Shell, sink: Arc<S>, settings: DispatcherSettings) -> Status {
+        start::deliver(shell, sink, &self.journal, &self.clock, settings, &self.delivery)
+    }
+
+    /// The ledger, as the journal remembers it.
+    async fn books(&self) -> Arc<Books> {
+        let values = self.journal.read(|reader| reader.values(ledger::PREFIX)).await.unwrap_or_else(|error| {
+            tracing::error!(error = %error, "the ledger cannot be read and begins anew: {error}");
+            Vec::new()
+        });
+        let (ledger, unreadable) = Ledger::load(values);
+        if unreadable > 0 {
+            tracing::error!(count = unreadable, "{unreadable} pages of the ledger cannot be read and begin anew");
+        }
+        Arc::new(Books::new(ledger))
+    }
+
+    /// The gateway's sink, if there is a gateway.
+    fn start_gateway(
+        &self,
+        shell: &mut Shell,
+        section: &GatewaySection,
+    ) -> Result<(Alerts, BTreeMap<String, Status>), StartError> {
+        if section.url.is_none() {
+            return Ok((Alerts::new(None, Arc::clone(&self.clock)), BTreeMap::new()));
+        }
+        let sink = HttpSink::new(alerts::SINK, section, Arc::clone(&self.clock))
+            .map_err(|errors| configuration(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
+        let status = self.deliver(shell, Arc::new(Gateway(sink)), DispatcherSettings::from(section));
+        let sinks = BTreeMap::from([(alerts::SINK.to_owned(), status)]);
+        Ok((Alerts::new(Some(self.journal.clone()), Arc::clone(&self.clock)), sinks))
+    }
+
+    /// What Lago knows, and what is sent after all because it knows more by now.
+    async fn start_catalogue(&self, shell: &mut Shell, api: LagoApi, config: &Config) -> Known {
+        let refresh = Duration::try_from_secs_f64(config.checks.refresh_seconds).unwrap_or(Duration::from_secs(300));
+        let (worker, known) =
+            CatalogueWorker::new(api, self.journal.clone(), Arc::clone(&self.clock), refresh).await;
+        let stop = shell.stop_token();
+        shell.spawn("catalogue", worker.run(stop));
+        let redrive = Redrive {
+            journal: self.journal.clone(),
+            known: known.clone(),
+            clock: Arc::clone(&self.clock),
+            checks: config.checks.clone(),
+        };
+        let stop = shell.stop_token();
+        shell.spawn("parked events", redrive.run(stop));
+        known
+    }
+
+    async fn start_rollup(&self, shell: &mut Shell, config: &Config, known: &Known) -> Result<(), StartError> {
+        let prepared = Rollup::prepare(&self.journal, &config.rollup).await;
+        if prepared.map_err(|error| StartError { code: exit::DIED, message: kit::error::chain(&error) })? {
+            let rollup = Rollup {
+                journal: self.journal.clone(),
+                known: known.clone(),
+                clock: Arc::clone(&self.clock),
+                checks: config.checks.clone(),
+                section: config.rollup.clone(),
+                metrics: self.usage.clone(),
+            };
+            let stop = shell.stop_token();
+            shell.spawn("roll-up", rollup.run(stop));
+        }
+        Ok(())
+    }
+
+    /// The comparison and the canary; what is given back asks for a comparison.
+    fn start_proof(
+        &self,
+        shell: &mut Shell,
+        config: &Config,
+        api: &LagoApi,
+        known: &Known,
+        books: &Arc<Books>,
+        alerts: &Alerts,
+    ) -> Arc<Notify> {
+        let asked = Arc::new(Notify::new());
+        let reconciler = Reconciler {
+            api: api.clone(),
+            clock: Arc::clone(&self.clock),
+            known: known.clone(),
+            books: Arc::clone(books),
+            section: config.reconcile.clone(),
+            metrics: self.usage.clone(),
+            alerts: alerts.clone(),
+            asked: Arc::clone(&asked),
+        };
+        let stop = shell.stop_token();
+        shell.spawn("comparison", reconciler.run(stop));
+        if config.canary.subscription.is_some() {
+            let canary = Canary {
+                section: config.canary.clone(),
+                api: api.clone(),
+                journal: self.journal.clone(),
+                clock: Arc::clone(&self.clock),
+                known: known.clone(),
+                books: Arc::clone(books),
+                metrics: self.usage.clone(),
+                alerts: alerts.clone(),
+            };
+            let stop = shell.stop_token();
+            shell.spawn("canary", canary.run(stop));
+        }
+        asked
     }
 }
 

@@ -7,10 +7,13 @@ use std::time::Duration;
 use kit::clock::{SharedClock, Timestamp};
 use kit::lifecycle::StopToken;
 use kit_journal::Journal;
-use kit_lago::api::{ApiError, BillableMetric, LagoApi, Subscription};
+use kit_lago::api::{Aggregation, ApiError, BillableMetric, LagoApi, Subscription};
+use kit_lago::usage::Quantity;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+
+use crate::admit::Stored;
 
 /// Name of the value in the journal.
 const NAME: &str = "catalogue";
@@ -56,6 +59,16 @@ impl Catalogue {
     /// Whether this customer has, or had, a subscription with this id.
     pub(crate) fn is_of(&self, external_id: &str, customer: &str) -> bool {
         self.subscriptions(external_id).iter().any(|own| own.external_customer_id == customer)
+    }
+
+    /// How much of its metric an event is: of metrics that count events or add up a property.
+    pub(crate) fn units(&self, event: &Stored<'_>) -> Option<Quantity> {
+        let metric = self.metric(&event.code)?;
+        match metric.aggregation_type {
+            Aggregation::CountAgg => Some(Quantity::whole(1)),
+            Aggregation::SumAgg => Quantity::of_json(event.property(metric.counted_field()?)?).ok(),
+            _ => None,
+        }
     }
 
     pub(crate) fn asked_at(&self) -> Timestamp {

@@ -105,8 +105,7 @@ fn metric(event: &Stored<'_>, catalogue: &Catalogue) -> Option<Finding> {
         return Some(Finding { kind: Kind::UnknownMetric, field: "code", code: "billable_metric_not_found", sentence });
     };
     // Of some metrics Lago computes the property itself (v1.17 on: `expression`).
-    let is_computed = metric.expression.as_deref().is_some_and(|expression| !expression.trim().is_empty());
-    let field = metric.field_name.as_deref().filter(|field| !field.is_empty() && !is_computed)?;
+    let field = metric.counted_field()?;
     let wrong = |code, sentence| Some(Finding { kind: Kind::Property, field: "properties", code, sentence });
     match event.property(field) {
         None => {
@@ -179,6 +178,7 @@ mod tests {
             field_name: field.map(str::to_owned),
             expression: (code == "computed").then(|| "event.properties.a * 2".to_owned()),
             recurring: false,
+            rounding_function: None,
         };
         let subscription = |id: &str, started: &str, ended: Option<&str>, period: Option<&str>| Subscription {
             external_id: id.to_owned(),

@@ -1,5 +1,6 @@
 //! What can be set.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use kit::config::{
 };
 use kit::run::Common;
 use kit::secret::Secret;
-use kit_delivery::config::{CircuitSection, RetrySection, TimeoutSection, parse_url};
+use kit_delivery::config::{CircuitSection, GatewaySection, RetrySection, TimeoutSection, parse_url};
 use kit_journal::JournalSection;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,14 @@ pub struct Config {
     pub checks: ChecksSection,
     /// Where usage goes and how fast.
     pub lago: LagoSection,
+    /// Many small events made few before they are sent.
+    pub rollup: RollupSection,
+    /// What Lago has counted beside what it has confirmed.
+    pub reconcile: ReconcileSection,
+    /// An event at an interval that is looked for in what Lago has counted.
+    pub canary: CanarySection,
+    /// Where `usage.drift` and other events of the daemon's own go; nowhere without a URL.
+    pub gateway: GatewaySection,
     /// Where and how events are kept.
     pub journal: JournalSection,
     /// Access to the admin API.
@@ -101,6 +110,67 @@ impl Default for ChecksSection {
             late: Policy::Pass,
             future_seconds: 3_600.0,
             refresh_seconds: 300.0,
+        }
+    }
+}
+
+/// Many small events made few before they are sent: what is alike but for the number that its metric adds up becomes one
+/// event with the exact sum. Not for metrics whose charges have a price for each event.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RollupSection {
+    /// Codes of the metrics; each must be one that adds up a property (`sum_agg`).
+    pub codes: BTreeSet<String>,
+    /// Seconds that events are gathered.
+    pub window_seconds: f64,
+}
+
+/// What Lago has counted (`current_usage`) beside what it has confirmed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReconcileSection {
+    /// Seconds between two comparisons; 0 means only when asked for.
+    pub every_seconds: f64,
+    /// Seconds that Lago may take to count what it has confirmed.
+    pub settling_seconds: f64,
+}
+
+/// An event at an interval that is looked for in what Lago has counted. Give it a subscription and a metric of its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CanarySection {
+    /// External id of its subscription; no canary without.
+    pub subscription: Option<String>,
+    /// Code of its metric.
+    pub code: Option<String>,
+    /// Properties of its events.
+    pub properties: BTreeMap<String, String>,
+    /// Seconds between two events.
+    pub every_seconds: f64,
+    /// Seconds after which an event that Lago has confirmed and not counted is told to the gateway.
+    pub alarm_seconds: f64,
+}
+
+impl Default for RollupSection {
+    fn default() -> Self {
+        Self { codes: BTreeSet::new(), window_seconds: 60.0 }
+    }
+}
+
+impl Default for ReconcileSection {
+    fn default() -> Self {
+        Self { every_seconds: 300.0, settling_seconds: 120.0 }
+    }
+}
+
+impl Default for CanarySection {
+    fn default() -> Self {
+        Self {
+            subscription: None,
+            code: None,
+            properties: BTreeMap::new(),
+            every_seconds: 300.0,
+            alarm_seconds: 900.0,
         }
     }
 }
@@ -188,6 +258,10 @@ impl Default for Config {
             usage: UsageSection::default(),
             checks: ChecksSection::default(),
             lago: LagoSection::default(),
+            rollup: RollupSection::default(),
+            reconcile: ReconcileSection::default(),
+            canary: CanarySection::default(),
+            gateway: GatewaySection::default(),
             journal: JournalSection {
                 path: PathBuf::from("/var/lib/outrigger/lago-usage-tracker.db"),
                 ..JournalSection::default()
@@ -222,6 +296,45 @@ impl Section for Config {
         self.usage.validate(problems);
         self.checks.validate(problems);
         self.lago.validate(problems);
+        self.rollup.validate(problems);
+        self.reconcile.validate(problems);
+        self.canary.validate(problems);
+        if self.gateway.url.is_some() {
+            self.gateway.validate("gateway", problems);
+        }
+    }
+}
+
+impl RollupSection {
+    fn validate(&self, problems: &mut Problems) {
+        if !(1.0..=3_600.0).contains(&self.window_seconds) {
+            problems.add("rollup.window_seconds", "must be a number of seconds from 1 to an hour");
+        }
+    }
+}
+
+impl ReconcileSection {
+    fn validate(&self, problems: &mut Problems) {
+        if self.every_seconds != 0.0 && !(1.0..=86_400.0).contains(&self.every_seconds) {
+            problems.add("reconcile.every_seconds", "must be 0, or a number of seconds from 1 to a day");
+        }
+        if !(0.0..=3_600.0).contains(&self.settling_seconds) {
+            problems.add("reconcile.settling_seconds", "must be a number of seconds from 0 to an hour");
+        }
+    }
+}
+
+impl CanarySection {
+    fn validate(&self, problems: &mut Problems) {
+        if self.subscription.is_some() != self.code.is_some() {
+            problems.add("canary.code", "must be set together with SIDECAR_CANARY__SUBSCRIPTION, or neither");
+        }
+        if !(1.0..=86_400.0).contains(&self.every_seconds) {
+            problems.add("canary.every_seconds", "must be a number of seconds from 1 to a day");
+        }
+        if !(1.0..=604_800.0).contains(&self.alarm_seconds) {
+            problems.add("canary.alarm_seconds", "must be a number of seconds from 1 to a week");
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Source: getlago/lago-api `app/controllers/api/v1/events_controller.rb` and `app/controllers/concerns/api_errors.rb`,
 //! at v1.16.0 and at the head of 2026-08-21.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,13 +21,14 @@ use kit_lago::usage::{BadBody, FieldErrors, Requested, requested};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::admit::{self, SOURCE, Stored};
+use crate::admit::{self, READY, ROLLUP, SOURCE, Stored};
 use crate::catalogue::{Known, Seen};
 use crate::check::{Finding, Kind, Policy, check};
 use crate::cloudevents::{self, NotCloudEvents};
 use crate::config::ChecksSection;
 use crate::metrics::{Taken, UsageMetrics};
 use crate::producers::{Producer, Producers};
+use crate::rollup::{self, Place};
 use crate::sender::SINK;
 
 /// How long a producer waits for what Lago knows now.
@@ -46,7 +47,22 @@ pub(crate) struct Intake {
     pub(crate) body_limit: usize,
     pub(crate) batch_limit: usize,
     pub(crate) checks: ChecksSection,
+    /// Metrics whose events are added up before they are sent.
+    pub(crate) rollup: BTreeSet<String>,
     pub(crate) known: Known,
+}
+
+impl Intake {
+    /// Which way an event goes to Lago.
+    fn route(&self, mut event: NewEvent) -> NewEvent {
+        let is_summed = !self.rollup.is_empty()
+            && event.head.event_type == READY
+            && Stored::read(&event.body).is_some_and(|stored| self.rollup.contains(&*stored.code));
+        if is_summed {
+            ROLLUP.clone_into(&mut event.head.event_type);
+        }
+        event
+    }
 }
 
 /// The public listener's routes.
@@ -196,7 +212,7 @@ async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<R
     for (place, event) in events.into_iter().enumerate() {
         let name = request_key.map(|key| cloudevents::place_in_request(producer.name(), key, place));
         match admit::admit(event, name, now) {
-            Ok(event) => admitted.push(event),
+            Ok(event) => admitted.push(intake.route(event)),
             Err(wrong) => drop(errors.insert(place, wrong)),
         }
     }
@@ -354,8 +370,17 @@ async fn find(intake: &Intake, headers: &HeaderMap, transaction_id: &str) -> Res
     };
     let known = intake.journal.known(SOURCE, transaction_id).await.map_err(unreadable)?;
     for (_, seq) in known.into_iter().take(SHOWN_AT_MOST) {
-        let read = intake.journal.browse(move |reader| Ok((reader.event(seq)?, reader.found(seq)?)));
-        let (Some(event), Some(found)) = read.await.map_err(unreadable)? else { continue };
+        let catalogue = intake.known.current().catalogue;
+        let read = intake.journal.browse(move |reader| {
+            let Some(event) = reader.event(seq)? else { return Ok(None) };
+            let place = match event.head.event_type == ROLLUP {
+                true => rollup::find(reader, &event, catalogue.as_deref())?,
+                false => Place::At(seq),
+            };
+            let found = reader.found(if let Place::At(seq) = place { seq } else { seq })?;
+            Ok(Some((event, place, found)))
+        });
+        let Some((event, place, Some(found))) = read.await.map_err(unreadable)? else { continue };
         let stored = Stored::read(&event.body).ok_or(Refusal::Journal)?;
         if stored.transaction_id != transaction_id {
             continue;
@@ -371,6 +396,8 @@ async fn find(intake: &Intake, headers: &HeaderMap, transaction_id: &str) -> Res
         let delivery = found.deliveries.get(SINK);
         let row = delivery.and_then(|delivery| delivery.row.as_ref());
         let status = match delivery.map(|delivery| delivery.state) {
+            _ if place == Place::Waiting => "queued",
+            _ if place == Place::Somewhere => "sent",
             Some(DeliveryState::Delivered) => "confirmed",
             Some(DeliveryState::Parked) => "parked",
             Some(DeliveryState::Dropped) => "dropped",

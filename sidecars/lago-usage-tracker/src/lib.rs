@@ -4,18 +4,26 @@
 //! `config` what can be set · `app` how the parts are put together · `http` a producer's request and its answer ·
 //! `producers` who may report for whom · `cloudevents` CloudEvents as usage · `admit` from a usage event to one for the journal, without I/O · `catalogue`
 //! what Lago knows · `check` what it would never bill, without I/O · `sender` batches to Lago and what its answers mean ·
-//! `redrive` parked events that fit by now.
+//! `redrive` parked events that fit by now · `rollup` many events made few before they are sent · `ledger` what Lago has confirmed, without I/O ·
+//! `reconcile` whether Lago has counted it · `canary` an event that is known to be billable · `alerts` events of the daemon's
+//! own for the gateway · `api` the ledger for operators.
 
 mod admit;
+mod alerts;
+mod api;
 mod app;
+mod canary;
 mod catalogue;
 mod check;
 mod cloudevents;
 pub mod config;
 mod http;
+mod ledger;
 mod metrics;
 mod producers;
+mod reconcile;
 mod redrive;
+mod rollup;
 mod sender;
 
 use std::ffi::OsString;

@@ -1,11 +1,15 @@
 //! What the daemon tells of its intake and of Lago. Every label is one of fixed words.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::check::{Kind, Policy};
+use crate::reconcile::State;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Result {
@@ -76,6 +80,16 @@ pub(crate) struct UsageMetrics {
     lago: Family<Result, Counter>,
     lago_requests: Counter,
     findings: Family<Check, Counter>,
+    pairs: Family<Stands, Gauge>,
+    missing: Gauge,
+    canary_events: Counter,
+    canary_waits: Gauge<f64, AtomicU64>,
+    rollup: Family<Result, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Stands {
+    state: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -99,6 +113,27 @@ impl UsageMetrics {
             "usage_checks_failed",
             "Events that Lago would take and not bill, by what is wrong and what was done",
             metrics.findings.clone(),
+        );
+        registry.register(
+            "usage_ledger_pairs",
+            "Subscriptions and metrics by how what Lago has counted compares with what it has confirmed",
+            metrics.pairs.clone(),
+        );
+        registry.register(
+            "usage_missing_events",
+            "Events that Lago has confirmed and not counted at the last comparison",
+            metrics.missing.clone(),
+        );
+        registry.register("usage_canary_events", "Canary events stored", metrics.canary_events.clone());
+        registry.register(
+            "usage_canary_unbilled_seconds",
+            "How long the oldest canary event that Lago has confirmed waits to be counted",
+            metrics.canary_waits.clone(),
+        );
+        registry.register(
+            "usage_rollup_events",
+            "Events rolled up (summed), what came out (sums), and those that went on as they are (alone)",
+            metrics.rollup.clone(),
         );
         for taken in Taken::ALL {
             drop(metrics.events.get_or_create(&Result { result: taken.word() }));
@@ -128,6 +163,28 @@ impl UsageMetrics {
             Policy::Pass => "pass",
         };
         self.findings.get_or_create(&Check { check: kind.word(), policy }).inc();
+    }
+
+    pub(crate) fn rolled_up(&self, summed: u64, sums: u64, alone: u64) {
+        for (result, count) in [("summed", summed), ("sums", sums), ("alone", alone)] {
+            self.rollup.get_or_create(&Result { result }).inc_by(count);
+        }
+    }
+
+    pub(crate) fn compared(&self, state: State, pairs: usize) {
+        self.pairs.get_or_create(&Stands { state: state.word() }).set(i64::try_from(pairs).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn missing(&self, events: u64) {
+        self.missing.set(i64::try_from(events).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn canary_sent(&self) {
+        self.canary_events.inc();
+    }
+
+    pub(crate) fn canary_waits(&self, seconds: f64) {
+        self.canary_waits.set(seconds);
     }
 
     pub(crate) fn asked_lago(&self) {

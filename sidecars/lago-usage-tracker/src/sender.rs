@@ -6,18 +6,19 @@
 //!
 //! Source: getlago/lago-api `app/services/events/create_batch_service.rb` at v1.16.0 and at the head of 2026-08-21.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use kit::client::read_capped;
-use kit::clock::SharedClock;
+use kit::clock::{SharedClock, Timestamp};
 use kit::secret::Secret;
 use kit_delivery::{Batching, Failure, Outcome, Sink, Verdict};
-use kit_journal::{EventHead, StoredEvent};
+use kit_journal::{EventHead, Seq, StoredEvent};
 use kit_lago::api::{SetupError, api_root, authorization};
+use kit_lago::usage::Quantity;
 use kit_lago::usage::answer::{batch_errors, in_words, is_known};
 use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
@@ -29,7 +30,9 @@ use crate::admit::{READY, Stored, transaction_id};
 use crate::catalogue::{Failed, Known, Seen};
 use crate::check::{Finding, Policy, check};
 use crate::config::{ChecksSection, LagoSection};
+use crate::ledger::Name;
 use crate::metrics::{Billed, UsageMetrics};
+use crate::reconcile::Books;
 
 /// Name of the sink in the journal, metrics and the API.
 pub(crate) const SINK: &str = "lago";
@@ -59,7 +62,13 @@ pub(crate) struct LagoSink {
     clock: SharedClock,
     /// Lago has asked to be left alone until then, whichever request it said so to.
     paused_until: Mutex<Option<Instant>>,
+    books: Arc<Books>,
+    /// What Lago has confirmed and is not recorded yet.
+    confirmed: Mutex<HashMap<Seq, Confirmed>>,
 }
+
+/// For the ledger: the pair, when it happened and how much it is.
+type Confirmed = (Name, Timestamp, Option<Quantity>);
 
 /// What a request said about the events in it.
 enum Said {
@@ -81,6 +90,7 @@ impl LagoSink {
         known: Known,
         clock: SharedClock,
         metrics: UsageMetrics,
+        books: Arc<Books>,
     ) -> Result<Self, SetupError> {
         let linger = Duration::try_from_secs_f64(section.linger_seconds).unwrap_or_default();
         let root = api_root(section.api_url.as_deref().unwrap_or_default())?;
@@ -95,7 +105,20 @@ impl LagoSink {
             known,
             clock,
             paused_until: Mutex::default(),
+            books,
+            confirmed: Mutex::default(),
         })
+    }
+
+    /// Notes what Lago has confirmed, for when it is recorded.
+    fn confirm(&self, event: &StoredEvent) {
+        let Some(stored) = Stored::read(&event.body) else { return };
+        let (Some(subscription), Some(at)) = (stored.external_subscription_id.as_deref(), stored.time()) else { return };
+        let catalogue = self.known.current().catalogue;
+        let units = catalogue.as_ref().and_then(|catalogue| catalogue.units(&stored));
+        let name = (subscription.to_owned(), stored.code.to_string());
+        let mut confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        confirmed.insert(event.seq, (name, at, units));
     }
 
     /// Outcomes of events that are not to be sent; `None` for those that are.
@@ -161,7 +184,10 @@ impl LagoSink {
         }
         let left = || Outcome::failed(Failure::Busy, "Lago refuses other events of its batches again and again");
         let outcomes: Vec<Outcome> = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(left)).collect();
-        for outcome in &outcomes {
+        for (event, outcome) in events.iter().zip(&outcomes) {
+            if outcome.verdict == Verdict::Delivered {
+                self.confirm(event);
+            }
             let billed = match outcome.verdict {
                 Verdict::Delivered if outcome.status == Some(422) => Billed::Known,
                 Verdict::Delivered => Billed::Taken,
@@ -238,6 +264,20 @@ impl Sink for LagoSink {
 
     fn batching(&self) -> Batching {
         self.batching
+    }
+
+    fn recording(&self, delivered: &[Seq]) -> Vec<(String, Vec<u8>)> {
+        let mut confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ledger = self.books.ledger();
+        let now = self.clock.now();
+        let mut changed = BTreeSet::new();
+        for seq in delivered {
+            if let Some((name, at, units)) = confirmed.remove(seq) {
+                ledger.book(&name, at, units, now);
+                changed.insert(name);
+            }
+        }
+        changed.iter().filter_map(|name| ledger.value(name)).collect()
     }
 
     fn deliver<'a>(&'a self, event: &'a StoredEvent) -> BoxFuture<'a, Outcome> {

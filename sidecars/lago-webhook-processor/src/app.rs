@@ -18,6 +18,7 @@ use kit_delivery::start::{self, Served, configuration};
 use kit_delivery::{DeliveryMetrics, DispatcherSettings, HttpSink};
 use kit_journal::{Journal, JournalTask};
 use utoipa::OpenApi as _;
+use utoipa_axum::router::OpenApiRouter;
 
 use crate::config::{Config, LagoSection, well_known};
 use crate::http::{self, Intake};
@@ -122,6 +123,7 @@ impl LagoWebhookProcessor {
             limits,
             description: ApiDescription::openapi(),
             api: api_state,
+            more: OpenApiRouter::new(),
             metrics,
             readiness,
         };

@@ -113,6 +113,10 @@ impl Reader for Troubled {
         self.inner.value(name)
     }
 
+    fn values(&mut self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, JournalError> {
+        self.inner.values(prefix)
+    }
+
     fn statistics(&mut self) -> Result<Statistics, JournalError> {
         self.inner.statistics()
     }

@@ -438,6 +438,13 @@ impl Reader for SqliteReader {
             .map_err(Into::into)
     }
 
+    fn values(&mut self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, JournalError> {
+        let sql = "SELECT name, value FROM meta WHERE name >= ?1 AND substr(name, 1, length(?1)) = ?1 ORDER BY name";
+        let mut statement = self.conn.prepare(sql)?;
+        let rows = statement.query_map([prefix], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        rows.collect::<Result<_, _>>().map_err(Into::into)
+    }
+
     fn statistics(&mut self) -> Result<Statistics, JournalError> {
         let snapshot = self.conn.unchecked_transaction()?;
         let sinks = self.sinks()?.into_iter().map(|(_, sink)| sink).collect();

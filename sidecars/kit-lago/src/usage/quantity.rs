@@ -5,12 +5,15 @@ use std::str::FromStr;
 
 use bigdecimal::num_bigint::BigInt;
 use bigdecimal::{BigDecimal, Zero};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 /// Longest text that is a quantity: 10^1000000000 is a short text and a large number.
 const LONGEST: usize = 100;
 /// Largest exponent either way.
 const LARGEST_EXPONENT: u64 = 100;
+/// Longest text of a sum: of numbers as long as both limits allow.
+const LONGEST_SUM: usize = 1_000;
 
 /// A decimal number, exact.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -91,6 +94,23 @@ impl FromStr for Quantity {
     }
 }
 
+/// As a text, in plain digits: a JSON number would be cut off by whoever reads it as floating point.
+impl Serialize for Quantity {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// What was serialized: sums may have more digits than what a producer may send.
+impl<'de> Deserialize<'de> for Quantity {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let number = Some(&text).filter(|text| text.len() <= LONGEST_SUM && !text.contains(['e', 'E']));
+        let number = number.and_then(|text| BigDecimal::from_str(text).ok());
+        number.map(Self).ok_or_else(|| serde::de::Error::custom(NotANumber))
+    }
+}
+
 /// In plain digits, without zeros at the end of a fraction.
 impl fmt::Display for Quantity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -139,6 +159,17 @@ mod tests {
             assert_eq!(json(text), Err(NotANumber), "{text}");
         }
         assert_eq!("1".repeat(101).parse::<Quantity>(), Err(NotANumber));
+    }
+
+    #[test]
+    fn a_sum_is_kept_with_more_digits_than_a_producer_may_send() {
+        let mut sum: Quantity = "1e99".parse().unwrap();
+        sum += &"1e-99".parse().unwrap();
+        let text = serde_json::to_string(&sum).unwrap();
+        assert_eq!(serde_json::from_str::<Quantity>(&text).unwrap(), sum);
+        for wrong in ["\"1e5\"", "\"x\"", "1", "\"\""] {
+            assert!(serde_json::from_str::<Quantity>(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -1,0 +1,170 @@
+//! The ledger in the admin API.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use kit::clock::SharedClock;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::ledger::{Name, Pair, Sum};
+use crate::reconcile::{Books, Compared, State as Stands};
+
+/// Rows of a page at most, and without a wish.
+const MOST: usize = 1_000;
+const USUAL: usize = 200;
+
+/// What the routes work on.
+#[derive(Clone, Debug)]
+pub(crate) struct LedgerState {
+    pub(crate) books: Arc<Books>,
+    pub(crate) asked: Arc<Notify>,
+    pub(crate) clock: SharedClock,
+}
+
+/// The routes below `/api/v1`, with their description.
+pub(crate) fn router(state: LedgerState) -> OpenApiRouter {
+    OpenApiRouter::new().routes(routes!(show_ledger)).routes(routes!(reconcile)).with_state(state)
+}
+
+/// Which rows.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct LedgerQuery {
+    /// Of this subscription only.
+    subscription: Option<String>,
+    /// Of this metric only.
+    code: Option<String>,
+    /// In this state only.
+    state: Option<String>,
+    /// The `next` of the page before.
+    after: Option<String>,
+    /// Rows of the page, 200 without, 1000 at most.
+    limit: Option<usize>,
+}
+
+/// What Lago has confirmed, beside what it has counted.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+struct LedgerPage {
+    rows: Vec<LedgerRow>,
+    /// For the next page, where there is one.
+    next: Option<String>,
+    /// When the last complete comparison began.
+    compared_at: Option<String>,
+    /// Why the last one was not complete.
+    failed: Option<String>,
+}
+
+/// One subscription and metric.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+struct LedgerRow {
+    subscription: String,
+    code: String,
+    /// The billing period, where Lago has told it.
+    from: Option<String>,
+    /// Its last second.
+    to: Option<String>,
+    /// Events of the period that Lago has confirmed; of any time as long as the period is not known.
+    events: u64,
+    /// What they add up to, exactly; of metrics that count events or add up a property.
+    units: Option<String>,
+    /// What Lago has counted.
+    lago: Option<LagoCounted>,
+    /// Events that Lago has confirmed and not counted.
+    missing_events: u64,
+    /// Events that Lago has counted and did not get from here.
+    surplus_events: u64,
+    state: Stands,
+}
+
+/// What Lago has counted, and when it said so.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+struct LagoCounted {
+    events: u64,
+    units: String,
+    at: String,
+}
+
+fn row((name, pair): (&Name, &Pair), compared: Option<&Compared>) -> LedgerRow {
+    let waiting;
+    let sum: &Sum = match pair.current_sum() {
+        Some(sum) => sum,
+        None => {
+            waiting = pair.waiting();
+            &waiting
+        }
+    };
+    let period = pair.current.as_ref().map(|current| current.period);
+    let lago = compared.and_then(|compared| {
+        let lago = compared.lago.as_ref()?;
+        Some(LagoCounted { events: lago.events, units: lago.units.to_string(), at: compared.at.to_string() })
+    });
+    LedgerRow {
+        subscription: name.0.clone(),
+        code: name.1.clone(),
+        from: period.map(|period| period.from.to_string()),
+        to: period.map(|period| period.to.to_string()),
+        events: sum.events,
+        units: sum.units.as_ref().map(ToString::to_string),
+        lago,
+        missing_events: compared.map_or(0, |compared| compared.missing_events),
+        surplus_events: compared.map_or(0, |compared| compared.surplus_events),
+        state: compared.map_or(Stands::Unknown, |compared| compared.state),
+    }
+}
+
+/// What Lago has confirmed in the current billing periods, and what it has counted.
+#[utoipa::path(get, path = "/usage/ledger", tag = "usage", params(LedgerQuery),
+    responses((status = 200, body = LedgerPage), (status = 400, description = "not a page")))]
+async fn show_ledger(
+    State(state): State<LedgerState>,
+    Query(query): Query<LedgerQuery>,
+) -> Result<Json<LedgerPage>, (StatusCode, Json<serde_json::Value>)> {
+    let wrong = |message: &str| (StatusCode::BAD_REQUEST, Json(serde_json::json!({ "error": message })));
+    let after = match query.after.as_deref().map(serde_json::from_str::<Name>) {
+        None => None,
+        Some(Ok(name)) => Some(name),
+        Some(Err(_)) => return Err(wrong("after: must be the `next` of a page")),
+    };
+    if query.state.as_deref().is_some_and(|word| Stands::ALL.iter().all(|state| state.word() != word)) {
+        return Err(wrong("state: must be equal, missing, surplus, settling, not_charged or unknown"));
+    }
+    let limit = query.limit.unwrap_or(USUAL).clamp(1, MOST);
+    let ledger = state.books.ledger();
+    let results = state.books.results();
+    let wanted = |row: &LedgerRow| {
+        query.subscription.as_ref().is_none_or(|wanted| *wanted == row.subscription)
+            && query.code.as_ref().is_none_or(|wanted| *wanted == row.code)
+            && query.state.as_ref().is_none_or(|wanted| wanted == row.state.word())
+    };
+    let mut rows = ledger.pairs(after.as_ref()).map(|(name, pair)| row((name, pair), results.pairs.get(name)));
+    let page: Vec<LedgerRow> = rows.by_ref().filter(wanted).take(limit).collect();
+    let more = rows.any(|row| wanted(&row));
+    let next = page.last().filter(|_| more).map(|last| serde_json::json!([last.subscription, last.code]).to_string());
+    Ok(Json(LedgerPage {
+        rows: page,
+        next,
+        compared_at: results.compared_at.map(|at| at.to_string()),
+        failed: results.failed.clone(),
+    }))
+}
+
+/// A comparison that was asked for.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+struct Started {
+    /// Wait for a `compared_at` that is not before this.
+    at: String,
+}
+
+/// Compares everything now. It takes the settling time, and then a question to Lago for each subscription.
+#[utoipa::path(post, path = "/usage/reconcile", tag = "usage", responses((status = 202, body = Started)))]
+async fn reconcile(State(state): State<LedgerState>) -> (StatusCode, Json<Started>) {
+    let at = state.clock.now().to_string();
+    state.asked.notify_one();
+    (StatusCode::ACCEPTED, Json(Started { at }))
+}

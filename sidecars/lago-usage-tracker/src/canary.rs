@@ -1,0 +1,212 @@
+//! One event at an interval that is known to be billable: when Lago stops counting it, it has stopped counting.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kit::clock::{SharedClock, Timestamp};
+use kit::lifecycle::StopToken;
+use kit_journal::Journal;
+use kit_lago::api::LagoApi;
+use kit_lago::usage::EpochSeconds;
+use serde_json::value::RawValue;
+
+use crate::admit;
+use crate::alerts::Alerts;
+use crate::catalogue::Known;
+use crate::config::CanarySection;
+use crate::ledger::{Name, Period};
+use crate::metrics::UsageMetrics;
+use crate::reconcile::Books;
+
+/// How often Lago is asked at least, while something is waited for.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// Sends the events and looks for them.
+pub(crate) struct Canary {
+    pub(crate) section: CanarySection,
+    pub(crate) api: LagoApi,
+    pub(crate) journal: Journal,
+    pub(crate) clock: SharedClock,
+    pub(crate) known: Known,
+    pub(crate) books: Arc<Books>,
+    pub(crate) metrics: UsageMetrics,
+    pub(crate) alerts: Alerts,
+}
+
+/// Numbers of events that Lago has confirmed and not counted yet, with when each was reached.
+#[derive(Debug, Default)]
+struct Waiting {
+    period: Option<Timestamp>,
+    marks: VecDeque<(u64, Timestamp)>,
+}
+
+impl Waiting {
+    /// So many events of the period that began at `period` are confirmed.
+    fn confirmed(&mut self, period: Option<Timestamp>, events: u64, now: Timestamp) {
+        if self.period != period {
+            (self.period, self.marks) = (period, VecDeque::new());
+        }
+        if self.marks.back().is_none_or(|(known, _)| *known < events) && events > 0 {
+            self.marks.push_back((events, now));
+        }
+    }
+
+    /// Lago has counted so many.
+    fn counted(&mut self, events: u64) {
+        // The last one stays, so that it is not taken for a new one.
+        while self.marks.len() > 1 && self.marks.front().is_some_and(|(mark, _)| *mark <= events) {
+            self.marks.pop_front();
+        }
+    }
+
+    /// How long the oldest that is not counted has been waiting.
+    fn oldest_millis(&self, counted: u64, now: Timestamp) -> i64 {
+        let oldest = self.marks.iter().find(|(mark, _)| *mark > counted);
+        oldest.map_or(0, |(_, since)| now.as_millis() - since.as_millis()).max(0)
+    }
+}
+
+impl Canary {
+    /// Sends one event at each interval, and looks whether Lago has counted them.
+    pub(crate) async fn run(self, stop: StopToken) -> Result<(), std::convert::Infallible> {
+        let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(LOOK_EVERY);
+        let every = seconds(self.section.every_seconds);
+        let look_every = every.min(LOOK_EVERY);
+        let mut waiting = Waiting::default();
+        let mut sent = None;
+        let mut is_late = false;
+        loop {
+            let millis = i64::try_from(every.as_millis()).unwrap_or(i64::MAX).max(1);
+            let slot = self.clock.now().as_millis().div_euclid(millis);
+            if sent != Some(slot) && self.send(slot, millis).await {
+                sent = Some(slot);
+            }
+            tokio::select! {
+                () = stop.stopped() => return Ok(()),
+                () = self.look(&mut waiting, &mut is_late) => {}
+            }
+            tokio::select! {
+                () = stop.stopped() => return Ok(()),
+                () = tokio::time::sleep(look_every) => {}
+            }
+        }
+    }
+
+    fn name(&self) -> Option<Name> {
+        Some((self.section.subscription.clone()?, self.section.code.clone()?))
+    }
+
+    /// The event of an interval: the same one when the daemon was started again within it. True when it is on disk.
+    async fn send(&self, slot: i64, millis: i64) -> bool {
+        let Some((subscription, code)) = self.name() else { return true };
+        let now = self.clock.now();
+        let timestamp = EpochSeconds::from(Timestamp::from_millis(slot.saturating_mul(millis)).max(Timestamp::from_millis(0)));
+        let event = serde_json::json!({
+            "transaction_id": format!("canary-{slot}"),
+            "external_subscription_id": subscription,
+            "code": code,
+            "timestamp": timestamp.as_str(),
+            "properties": self.section.properties,
+        });
+        let Ok(event) = RawValue::from_string(event.to_string()) else { return true };
+        let Ok(event) = admit::admit(&event, None, now) else { return true };
+        match self.journal.append(event).await {
+            Ok(appended) => {
+                if !appended.duplicate {
+                    self.metrics.canary_sent();
+                }
+                true
+            }
+            Err(error) => {
+                tracing::debug!(error = %error, "the canary's event is not stored, trying again: {error}");
+                false
+            }
+        }
+    }
+
+    async fn look(&self, waiting: &mut Waiting, is_late: &mut bool) {
+        let Some(name) = self.name() else { return };
+        let (period, events) = self.booked(&name);
+        waiting.confirmed(period, events, self.clock.now());
+        let Some(customer) = self.customer(&name.0) else { return };
+        let usage = match self.api.current_usage(&customer, &name.0).await {
+            Ok(usage) => usage,
+            Err(error) => {
+                tracing::debug!(error = %error, "Lago does not say whether it has counted the canary: {error}");
+                self.judge(waiting, 0, is_late).await;
+                return;
+            }
+        };
+        let period = Period { from: usage.from_datetime, to: usage.to_datetime };
+        self.books.ledger().set_period(&name.0, period);
+        let (period, events) = self.booked(&name);
+        waiting.confirmed(period, events, self.clock.now());
+        let of_code = usage.charges_usage.iter().filter(|charge| charge.billable_metric.code == name.1);
+        let counted = of_code.map(|charge| charge.events_count).max().unwrap_or(0);
+        waiting.counted(counted);
+        self.judge(waiting, counted, is_late).await;
+    }
+
+    async fn judge(&self, waiting: &Waiting, counted: u64, is_late: &mut bool) {
+        let millis = waiting.oldest_millis(counted, self.clock.now());
+        #[expect(clippy::cast_precision_loss, reason = "a metric")]
+        let seconds = millis as f64 / 1000.0;
+        self.metrics.canary_waits(seconds);
+        let was_late = std::mem::replace(is_late, seconds >= self.section.alarm_seconds);
+        if *is_late == was_late {
+            return;
+        }
+        let kind = if *is_late { "usage.canary_unbilled" } else { "usage.canary_billed" };
+        let data = serde_json::json!({
+            "subscription": self.section.subscription,
+            "code": self.section.code,
+            "unbilled_seconds": seconds,
+            "lago_events": counted,
+        });
+        let subject = format!("subscription/{}", self.section.subscription.as_deref().unwrap_or_default());
+        let since = waiting.marks.front().map_or_else(String::new, |(mark, at)| format!("{mark}/{at}"));
+        tracing::warn!(seconds, "{kind}: the oldest of the canary's events waits for {seconds:.0} s to be counted");
+        self.alerts.tell(kind, &subject, &since, &data).await;
+    }
+
+    fn booked(&self, name: &Name) -> (Option<Timestamp>, u64) {
+        let ledger = self.books.ledger();
+        let current = ledger.pair(name).and_then(|pair| pair.current.as_ref());
+        current.map_or((None, 0), |current| (Some(current.period.from), current.sum.events))
+    }
+
+    fn customer(&self, subscription: &str) -> Option<String> {
+        let catalogue = self.known.current().catalogue?;
+        let active = catalogue.subscriptions(subscription).iter().find(|own| own.terminated_at.is_none());
+        active.map(|own| own.external_customer_id.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_millis(seconds * 1000)
+    }
+
+    #[test]
+    fn the_oldest_event_that_is_not_counted_says_how_long_it_takes() {
+        let mut waiting = Waiting::default();
+        let november = Some(at(1));
+        waiting.confirmed(november, 1, at(100));
+        waiting.confirmed(november, 1, at(130));
+        assert_eq!(waiting.oldest_millis(0, at(160)), 60_000);
+        waiting.confirmed(november, 2, at(200));
+        waiting.counted(1);
+        assert_eq!(waiting.oldest_millis(1, at(260)), 60_000);
+        waiting.counted(2);
+        waiting.confirmed(november, 2, at(300));
+        assert_eq!(waiting.oldest_millis(2, at(400)), 0);
+        // In a new period both begin again.
+        waiting.confirmed(Some(at(1_000)), 1, at(1_010));
+        assert_eq!(waiting.oldest_millis(0, at(1_020)), 10_000);
+        assert_eq!(waiting.oldest_millis(1, at(1_020)), 0);
+    }
+}

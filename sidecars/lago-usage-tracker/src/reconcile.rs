@@ -1,0 +1,383 @@
+//! Whether Lago has counted what it has confirmed: the ledger beside `current_usage`.
+//!
+//! Lago counts a while after it has taken events, and caches what it has counted. So what was booked a settling time ago
+//! is compared, and whatever came since is left out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kit::clock::{SharedClock, Timestamp};
+use kit::lifecycle::StopToken;
+use kit_lago::api::{ApiError, CurrentUsage, LagoApi};
+use kit_lago::usage::Quantity;
+use serde::Serialize;
+use tokio::sync::Notify;
+
+use crate::alerts::Alerts;
+use crate::catalogue::Known;
+use crate::config::ReconcileSection;
+use crate::ledger::{Ledger, Name, Period, Sum};
+use crate::metrics::UsageMetrics;
+
+/// Between two questions, so that Lago comes to other things.
+const PAUSE: Duration = Duration::from_millis(50);
+/// What was equal is looked at again after this long, changed or not.
+const EQUAL_FOR_MILLIS: i64 = 3_600_000;
+/// Drifts told in one comparison at most; the metric counts all.
+const TOLD_AT_ONCE: usize = 100;
+
+/// The ledger and what became of its last comparison, as the sink, the comparison and the API share it.
+#[derive(Debug, Default)]
+pub(crate) struct Books {
+    ledger: Mutex<Ledger>,
+    results: Mutex<Results>,
+}
+
+impl Books {
+    pub(crate) fn new(ledger: Ledger) -> Self {
+        Self { ledger: Mutex::new(ledger), results: Mutex::default() }
+    }
+
+    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn results(&self) -> MutexGuard<'_, Results> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the comparisons have found.
+#[derive(Debug, Default)]
+pub(crate) struct Results {
+    pub(crate) pairs: BTreeMap<Name, Compared>,
+    /// When the last complete comparison began.
+    pub(crate) compared_at: Option<Timestamp>,
+    /// Why the last one was not complete.
+    pub(crate) failed: Option<String>,
+}
+
+/// How a pair stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum State {
+    /// Lago has counted what it has confirmed.
+    Equal,
+    /// Lago has counted less.
+    Missing,
+    /// Lago has counted more: somebody else reports too, or did so before.
+    Surplus,
+    /// Nothing is missing of what is old enough, and events go on coming.
+    Settling,
+    /// No charge of the subscription's plan counts this metric.
+    NotCharged,
+    /// Lago does not say.
+    Unknown,
+}
+
+impl State {
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Equal, Self::Missing, Self::Surplus, Self::Settling, Self::NotCharged, Self::Unknown];
+
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Equal => "equal",
+            Self::Missing => "missing",
+            Self::Surplus => "surplus",
+            Self::Settling => "settling",
+            Self::NotCharged => "not_charged",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// One pair's comparison.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Compared {
+    pub(crate) state: State,
+    pub(crate) at: Timestamp,
+    pub(crate) lago: Option<Counted>,
+    pub(crate) missing_events: u64,
+    pub(crate) surplus_events: u64,
+}
+
+/// What Lago has counted of a metric.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Counted {
+    pub(crate) events: u64,
+    pub(crate) units: Quantity,
+}
+
+/// What is to be compared.
+struct Ours<'a> {
+    /// Booked a settling time before Lago was asked.
+    then: &'a Sum,
+    /// Booked when Lago had answered.
+    now: &'a Sum,
+    /// Lago may have more for good reasons: the metric goes on from period to period.
+    carries_over: bool,
+    /// Lago's units are ours, if the events are.
+    exact_units: bool,
+}
+
+fn compare(ours: &Ours<'_>, lago: Option<Counted>, at: Timestamp) -> Compared {
+    let Some(lago) = lago else {
+        return Compared { state: State::NotCharged, at, lago: None, missing_events: 0, surplus_events: 0 };
+    };
+    let missing_events = ours.then.events.saturating_sub(lago.events);
+    let is_quiet = ours.then == ours.now;
+    let surplus_events = if ours.carries_over { 0 } else { lago.events.saturating_sub(ours.now.events) };
+    let units = ours.now.units.as_ref().filter(|_| ours.exact_units && lago.events == ours.now.events);
+    let state = if missing_events > 0 {
+        State::Missing
+    } else if !is_quiet {
+        State::Settling
+    } else if surplus_events > 0 {
+        State::Surplus
+    } else {
+        match units.map(|units| units.cmp(&lago.units)) {
+            Some(std::cmp::Ordering::Greater) => State::Missing,
+            Some(std::cmp::Ordering::Less) => State::Surplus,
+            _ => State::Equal,
+        }
+    };
+    let surplus_events = if is_quiet { surplus_events } else { 0 };
+    Compared { state, at, lago: Some(lago), missing_events, surplus_events }
+}
+
+/// What Lago has counted of a metric: of several charges of it the one that has counted most, because a charge may leave
+/// events out.
+fn counted(usage: &CurrentUsage, code: &str) -> Option<Counted> {
+    let of_code = usage.charges_usage.iter().filter(|charge| charge.billable_metric.code == code);
+    let most = of_code.max_by_key(|charge| charge.events_count)?;
+    Some(Counted { events: most.events_count, units: most.units.clone() })
+}
+
+/// Compares again and again.
+pub(crate) struct Reconciler {
+    pub(crate) api: LagoApi,
+    pub(crate) clock: SharedClock,
+    pub(crate) known: Known,
+    pub(crate) books: Arc<Books>,
+    pub(crate) section: ReconcileSection,
+    pub(crate) metrics: UsageMetrics,
+    pub(crate) alerts: Alerts,
+    /// Somebody wants it now.
+    pub(crate) asked: Arc<Notify>,
+}
+
+impl Reconciler {
+    pub(crate) async fn run(self, stop: StopToken) -> Result<(), std::convert::Infallible> {
+        let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(300));
+        let every = seconds(self.section.every_seconds);
+        loop {
+            let asked = tokio::select! {
+                () = stop.stopped() => return Ok(()),
+                () = self.asked.notified() => true,
+                () = tokio::time::sleep(every), if !every.is_zero() => false,
+            };
+            tokio::select! {
+                () = stop.stopped() => return Ok(()),
+                () = self.round(asked, seconds(self.section.settling_seconds)) => {}
+            }
+        }
+    }
+
+    /// One comparison: of everything where somebody `asked`, of what may have changed otherwise.
+    async fn round(&self, asked: bool, settling: Duration) {
+        let began = self.clock.now();
+        let then = self.snapshot(asked, began);
+        let subscriptions: BTreeSet<&str> = then.keys().map(|(subscription, _)| subscription.as_str()).collect();
+        if !subscriptions.is_empty() {
+            tokio::time::sleep(settling).await;
+        }
+        let mut drifted = Vec::new();
+        for subscription in subscriptions {
+            match self.ask(subscription).await {
+                Ok(usage) => drifted.extend(self.compare_subscription(subscription, usage.as_ref(), &then)),
+                Err(error) => {
+                    let error = kit::error::chain(&error);
+                    let mut results = self.books.results();
+                    if results.failed.is_none() {
+                        tracing::warn!(error = %error, "what Lago has counted cannot be compared: {error}");
+                    }
+                    results.failed = Some(error);
+                    return;
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        self.finish(began);
+        for name in drifted.iter().take(TOLD_AT_ONCE) {
+            self.tell(name).await;
+        }
+    }
+
+    /// What was booked before Lago is asked, of the pairs that are to be compared.
+    fn snapshot(&self, all: bool, now: Timestamp) -> BTreeMap<Name, Sum> {
+        let ledger = self.books.ledger();
+        let results = self.books.results();
+        let is_due = |name: &Name, changed_at: Timestamp| {
+            let Some(last) = results.pairs.get(name).filter(|_| !all) else { return true };
+            last.state != State::Equal || changed_at >= last.at || last.at.plus_millis(EQUAL_FOR_MILLIS) <= now
+        };
+        let due = ledger.pairs(None).filter(|(name, pair)| is_due(name, pair.changed_at));
+        due.map(|(name, pair)| (name.clone(), pair.current_sum().cloned().unwrap_or_default())).collect()
+    }
+
+    /// What Lago says of a subscription; `None` where it does not know an active one of this name.
+    async fn ask(&self, subscription: &str) -> Result<Option<CurrentUsage>, ApiError> {
+        let catalogue = self.known.current().catalogue;
+        let customer = catalogue.as_ref().and_then(|catalogue| {
+            let active = catalogue.subscriptions(subscription).iter().find(|own| own.terminated_at.is_none());
+            active.map(|own| own.external_customer_id.clone())
+        });
+        let Some(customer) = customer else { return Ok(None) };
+        match self.api.current_usage(&customer, subscription).await {
+            Ok(usage) => Ok(Some(usage)),
+            Err(ApiError::NotFound | ApiError::NotAllowed) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives the pairs of which something is missing.
+    fn compare_subscription(
+        &self,
+        subscription: &str,
+        usage: Option<&CurrentUsage>,
+        then: &BTreeMap<Name, Sum>,
+    ) -> Vec<Name> {
+        let at = self.clock.now();
+        let catalogue = self.known.current().catalogue;
+        let mut ledger = self.books.ledger();
+        let period = usage.map(|usage| Period { from: usage.from_datetime, to: usage.to_datetime });
+        // What was booked before is of the period that was the current one then.
+        let is_new = |name: &Name| {
+            let known = ledger.pair(name).and_then(|pair| pair.current.as_ref()).map(|current| current.period.from);
+            known != period.map(|period| period.from)
+        };
+        let new: BTreeSet<Name> = then.keys().filter(|(own, _)| own == subscription).filter(|n| is_new(n)).cloned().collect();
+        if let Some(period) = period {
+            ledger.set_period(subscription, period);
+        }
+        let mut missing = Vec::new();
+        let mut results = self.books.results();
+        for (name, pair) in ledger.of_subscription(subscription) {
+            let Some(before) = then.get(name) else { continue };
+            let now = pair.current_sum().cloned().unwrap_or_default();
+            let metric = catalogue.as_ref().and_then(|catalogue| catalogue.metric(&name.1));
+            let nothing = Sum::default();
+            let ours = Ours {
+                then: if new.contains(name) { &nothing } else { before },
+                now: &now,
+                carries_over: metric.is_some_and(|metric| metric.recurring),
+                exact_units: metric.is_some_and(|metric| !metric.recurring && metric.rounding_function.is_none()),
+            };
+            let compared = match usage {
+                Some(usage) => compare(&ours, counted(usage, &name.1), at),
+                None => Compared { state: State::Unknown, at, lago: None, missing_events: 0, surplus_events: 0 },
+            };
+            if compared.state == State::Missing {
+                missing.push(name.clone());
+            }
+            results.pairs.insert(name.clone(), compared);
+        }
+        missing
+    }
+
+    fn finish(&self, began: Timestamp) {
+        let mut results = self.books.results();
+        (results.compared_at, results.failed) = (Some(began), None);
+        let of = |state: State| results.pairs.values().filter(|compared| compared.state == state).count();
+        for state in State::ALL {
+            self.metrics.compared(state, of(state));
+        }
+        self.metrics.missing(results.pairs.values().map(|compared| compared.missing_events).sum());
+    }
+
+    /// Tells of a pair of which something is missing, once for each amount.
+    async fn tell(&self, name: &Name) {
+        let (data, key) = {
+            let (ledger, results) = (self.books.ledger(), self.books.results());
+            let (Some(pair), Some(compared)) = (ledger.pair(name), results.pairs.get(name)) else { return };
+            let Some(current) = &pair.current else { return };
+            let lago = compared.lago.as_ref();
+            let data = serde_json::json!({
+                "subscription": name.0,
+                "code": name.1,
+                "from": current.period.from,
+                "to": current.period.to,
+                "events": current.sum.events,
+                "units": current.sum.units,
+                "lago_events": lago.map(|lago| lago.events),
+                "lago_units": lago.map(|lago| &lago.units),
+                "missing_events": compared.missing_events,
+            });
+            let amount = (compared.missing_events, lago.map(|lago| lago.units.to_string()));
+            (data, serde_json::json!([name, current.period.from, amount]).to_string())
+        };
+        self.alerts.tell("usage.drift", &format!("subscription/{}", name.0), &key, &data).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn sum(events: u64, units: Option<&str>) -> Sum {
+        Sum { events, units: units.map(|units| units.parse().unwrap()) }
+    }
+
+    fn state(then: &Sum, now: &Sum, lago: Option<(u64, &str)>, carries_over: bool) -> (State, u64, u64) {
+        let ours = Ours { then, now, carries_over, exact_units: !carries_over };
+        let lago = lago.map(|(events, units)| Counted { events, units: units.parse().unwrap() });
+        let compared = compare(&ours, lago, Timestamp::default());
+        (compared.state, compared.missing_events, compared.surplus_events)
+    }
+
+    #[test]
+    fn only_what_is_old_enough_can_be_missing() {
+        let (ten, twelve) = (sum(10, Some("1.5")), sum(12, Some("1.8")));
+        for (then, now, lago, expected) in [
+            (&ten, &ten, Some((10, "1.50")), (State::Equal, 0, 0)),
+            (&ten, &ten, Some((9, "1.4")), (State::Missing, 1, 0)),
+            (&ten, &ten, Some((11, "1.7")), (State::Surplus, 0, 1)),
+            (&ten, &ten, Some((10, "1.4")), (State::Missing, 0, 0)),
+            (&ten, &ten, Some((10, "1.6")), (State::Surplus, 0, 0)),
+            (&ten, &ten, None, (State::NotCharged, 0, 0)),
+            // Lago has not counted the last two, or one of them, or both.
+            (&ten, &twelve, Some((10, "1.5")), (State::Settling, 0, 0)),
+            (&ten, &twelve, Some((12, "1.8")), (State::Settling, 0, 0)),
+            (&ten, &twelve, Some((13, "1.8")), (State::Settling, 0, 0)),
+            (&ten, &twelve, Some((8, "1")), (State::Missing, 2, 0)),
+        ] {
+            assert_eq!(state(then, now, lago, false), expected, "{lago:?}");
+        }
+    }
+
+    #[test]
+    fn a_metric_that_carries_over_has_more_and_units_that_are_not_known_are_not_compared() {
+        let ten = sum(10, Some("1.5"));
+        assert_eq!(state(&ten, &ten, Some((25, "9")), true), (State::Equal, 0, 0));
+        assert_eq!(state(&ten, &ten, Some((9, "9")), true), (State::Missing, 1, 0));
+        let unknown = sum(10, None);
+        assert_eq!(state(&unknown, &unknown, Some((10, "7")), false), (State::Equal, 0, 0));
+    }
+
+    #[test]
+    fn of_several_charges_the_one_that_counts_most_is_ours() {
+        let usage: CurrentUsage = serde_json::from_value(serde_json::json!({
+            "from_datetime": "2026-11-01T00:00:00Z", "to_datetime": "2026-11-30T23:59:59Z",
+            "charges_usage": [
+                { "units": "3.0", "events_count": 3, "billable_metric": { "code": "a" } },
+                { "units": "5.0", "events_count": 5, "billable_metric": { "code": "a" } },
+                { "units": "9.0", "events_count": 9, "billable_metric": { "code": "b" } },
+            ],
+        }))
+        .unwrap();
+        assert_eq!(counted(&usage, "a").unwrap().events, 5);
+        assert_eq!(counted(&usage, "c"), None);
+    }
+}

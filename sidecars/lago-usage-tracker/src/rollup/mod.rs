@@ -1,0 +1,254 @@
+//! Roll-up: many small events of a metric that adds up become few, before they are sent.
+//!
+//! What is to be rolled up is stored as it came, under a type of its own, and read here when its window is over. The
+//! sums and how far has been read are one commit, so that a crash leaves both or neither, and each sum has its bytes and
+//! its transaction id before it is sent for the first time.
+
+mod group;
+
+use std::time::Duration;
+
+use kit::clock::{SharedClock, Timestamp};
+use kit::lifecycle::StopToken;
+use kit_journal::engine::{Action, ExceptionRow, ExceptionState, Reader, Settlement};
+use kit_journal::{AppendError, EventFilter, Journal, JournalError, Seq, StoredEvent};
+
+use crate::admit::{READY, ROLLUP, Stored};
+use crate::catalogue::{Catalogue, Failed, Known};
+use crate::check::check;
+use crate::config::{ChecksSection, RollupSection};
+use crate::metrics::UsageMetrics;
+use group::Groups;
+pub(crate) use group::SOURCE;
+
+/// Name of the row in the journal that says how far has been read.
+pub(crate) const SINK: &str = "rollup";
+/// Events of one commit at most, and about so many bytes of them.
+const MOST: usize = 10_000;
+const MOST_BYTES: u64 = 8 << 20;
+/// Events read at a time.
+const PAGE: u32 = 1_000;
+/// How often it is looked whether a window is over.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Records that are looked at to find the sum that holds an event.
+const LOOKED_AT: u64 = 20_000;
+
+/// Reads what is to be rolled up, and stores what comes out.
+pub(crate) struct Rollup {
+    pub(crate) journal: Journal,
+    pub(crate) known: Known,
+    pub(crate) clock: SharedClock,
+    pub(crate) checks: ChecksSection,
+    pub(crate) section: RollupSection,
+    pub(crate) metrics: UsageMetrics,
+}
+
+/// What one commit is to hold.
+struct Step {
+    rolled: group::Rolled,
+    cursor: Seq,
+    passed_by: u64,
+    /// A record that cannot be read: parked, so that what is behind it goes on.
+    damaged: Option<ExceptionRow>,
+    /// There may be more that can be read now.
+    more: bool,
+}
+
+impl Rollup {
+    /// Whether there is anything to do: metrics are configured, or were, and events of that time may be left.
+    ///
+    /// # Errors
+    /// The journal cannot be read or written.
+    pub(crate) async fn prepare(journal: &Journal, section: &RollupSection) -> Result<bool, JournalError> {
+        if !section.codes.is_empty() {
+            journal.act(vec![Action::Register { sink: SINK.to_owned() }]).await?;
+            return Ok(true);
+        }
+        let known = journal.read(|reader| match reader.sink(SINK) {
+            Ok(_) => Ok(true),
+            Err(JournalError::UnknownSink(_)) => Ok(false),
+            Err(error) => Err(error),
+        });
+        known.await
+    }
+
+    pub(crate) async fn run(self, stop: StopToken) -> Result<(), std::convert::Infallible> {
+        loop {
+            let step = tokio::select! {
+                () = stop.stopped() => return Ok(()),
+                step = self.step() => step,
+            };
+            match step {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) => {
+                    let error = kit::error::chain(&error);
+                    tracing::warn!(error = %error, "usage cannot be rolled up now, trying again: {error}");
+                }
+            }
+            tokio::select! {
+                () = stop.stopped() => return Ok(()),
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    /// One commit; true when there may be another one to make at once.
+    async fn step(&self) -> Result<bool, JournalError> {
+        let seen = self.known.current();
+        // Which property is added up only Lago says. Where it never will, everything goes on as it is.
+        if seen.catalogue.is_none() && seen.failed != Some(Failed::Refused) {
+            return Ok(false);
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "validated to at most an hour")]
+        let window = ((self.section.window_seconds * 1000.0) as i64).max(1);
+        let now = self.clock.now();
+        let over = Timestamp::from_millis(now.as_millis().div_euclid(window).saturating_mul(window));
+        let (checks, catalogue) = (self.checks.clone(), seen.catalogue);
+        let read = self.journal.browse(move |reader| {
+            let field = |event: &StoredEvent| {
+                let stored = Stored::read(&event.body)?;
+                let catalogue = catalogue.as_deref()?;
+                // What does not fit is looked at on its own, by whoever sends.
+                check(&stored, catalogue, &checks, now).is_none().then_some(())?;
+                summed_field(catalogue, &stored.code)
+            };
+            read_step(reader, over, field)
+        });
+        let Some(step) = read.await? else { return Ok(false) };
+        let settlement = Settlement {
+            sink: SINK.to_owned(),
+            cursor: step.cursor,
+            filtered: step.passed_by,
+            set: step.damaged.into_iter().collect(),
+            ..Settlement::default()
+        };
+        let (summed, sums, alone) = (step.rolled.summed, step.rolled.sums, step.rolled.alone);
+        match self.journal.append_instead(step.rolled.events, settlement).await {
+            Ok(_) => {
+                self.metrics.rolled_up(summed, sums, alone);
+                Ok(step.more)
+            }
+            Err(AppendError::Busy) => Ok(false),
+            Err(error) => {
+                // It may be stored yet, and what is read now would be stored beside it: first it has to be known how
+                // far the journal is. What is asked later is done later.
+                tracing::debug!(error = %error, "a roll-up is in doubt: {error}");
+                self.journal.settle(vec![Settlement { sink: SINK.to_owned(), ..Settlement::default() }]).await?;
+                Ok(true)
+            }
+        }
+    }
+}
+
+/// The property that a metric adds up, if that is what it does.
+fn summed_field(catalogue: &Catalogue, code: &str) -> Option<String> {
+    let metric = catalogue.metric(code)?;
+    let is_sum = metric.aggregation_type == kit_lago::api::Aggregation::SumAgg;
+    metric.counted_field().filter(|_| is_sum).map(str::to_owned)
+}
+
+/// Reads on from the cursor to the first event whose window is not over; `None` where there is nothing.
+fn read_step(
+    reader: &mut dyn Reader,
+    over: Timestamp,
+    field: impl Fn(&StoredEvent) -> Option<String>,
+) -> Result<Option<Step>, JournalError> {
+    let begin = reader.sink(SINK)?.cursor;
+    let (mut cursor, mut passed_by, mut taken, mut bytes) = (begin, 0, 0, 0);
+    let mut groups = Groups::default();
+    let more = 'read: loop {
+        let (events, with_rows) = match reader.events_after(SINK, cursor, PAGE, MOST_BYTES) {
+            Ok(read) => read,
+            Err(JournalError::Damaged { seq, what }) if cursor == begin => {
+                tracing::error!(seq, "event {seq} is parked and not rolled up: its record is damaged ({what})");
+                let damaged = Some(parked(seq, what));
+                return Ok(Some(Step { rolled: group::Rolled::default(), cursor: seq, passed_by: 0, damaged, more: true }));
+            }
+            // First what has been read.
+            Err(JournalError::Damaged { .. }) => break true,
+            Err(error) => return Err(error),
+        };
+        let Some(last) = events.iter().map(|event| event.seq).chain(with_rows.iter().copied()).max() else {
+            break false;
+        };
+        for event in events {
+            if event.head.event_type == ROLLUP {
+                if event.at >= over {
+                    break 'read false;
+                }
+                groups.take(&event, field(&event).as_deref());
+                taken += 1;
+                bytes += event.body.len() as u64;
+            } else {
+                passed_by += 1;
+            }
+            cursor = event.seq;
+            if taken >= MOST || bytes >= MOST_BYTES {
+                break 'read true;
+            }
+        }
+        // What an operator has dropped is not read again.
+        cursor = cursor.max(last);
+    };
+    Ok((cursor > begin).then(|| Step { rolled: groups.finish(), cursor, passed_by, damaged: None, more }))
+}
+
+fn parked(seq: Seq, what: &str) -> ExceptionRow {
+    ExceptionRow {
+        seq,
+        state: ExceptionState::Parked,
+        lane: 0,
+        attempts: 0,
+        first_at: None,
+        next_at: None,
+        reason: format!("its record in the journal is damaged: {what}"),
+    }
+}
+
+/// Where an event that was to be rolled up is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Its window lasts, or it has not been read yet.
+    Waiting,
+    /// In the sum at this position, or on its own there.
+    At(Seq),
+    /// Rolled up, too long ago to be found.
+    Somewhere,
+}
+
+/// Where an event that was to be rolled up has gone.
+///
+/// # Errors
+/// The journal cannot be read.
+pub(crate) fn find(
+    reader: &mut dyn Reader,
+    event: &StoredEvent,
+    catalogue: Option<&Catalogue>,
+) -> Result<Place, JournalError> {
+    if reader.sink(SINK)?.cursor < event.seq {
+        return Ok(Place::Waiting);
+    }
+    let field = Stored::read(&event.body).and_then(|stored| summed_field(catalogue?, &stored.code));
+    let mut filter = EventFilter::default();
+    (filter.subject, filter.since) = (Some(event.head.subject.clone()), Some(event.at));
+    let (mut before, mut left) = (None, LOOKED_AT);
+    while left > 0 {
+        let page = reader.search(&filter, before, PAGE, left)?;
+        for found in &page.found {
+            let head = &found.event.head;
+            let is_later = found.event.seq > event.seq;
+            let is_ours = is_later && head.source == SOURCE && head.event_type == READY;
+            let holds = || field.as_deref().is_some_and(|field| group::holds(&head.key, event, field));
+            if is_ours && (head.key == event.head.key || holds()) {
+                return Ok(Place::At(found.event.seq));
+            }
+        }
+        left = left.saturating_sub(page.examined.max(1));
+        before = page.next.filter(|next| *next > event.seq);
+        if before.is_none() {
+            break;
+        }
+    }
+    Ok(Place::Somewhere)
+}
