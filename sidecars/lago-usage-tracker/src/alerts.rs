@@ -1,9 +1,9 @@
 //! Events of the daemon's own, for the gateway.
 
+use futures_util::future::BoxFuture;
 use kit::clock::SharedClock;
 use kit_delivery::HttpSink;
 use kit_delivery::{Outcome, Sink};
-use futures_util::future::BoxFuture;
 use kit_journal::{Dedupe, EventHead, EventId, Journal, NewEvent, StoredEvent};
 use serde_json::Value;
 

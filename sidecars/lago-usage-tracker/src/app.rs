@@ -14,8 +14,8 @@ use kit::secret::Secret;
 use kit::serve::Limits;
 use kit::telemetry::Metrics;
 use kit_delivery::api::ApiState;
-use kit_delivery::start::{self, Served, configuration};
 use kit_delivery::config::GatewaySection;
+use kit_delivery::start::{self, Served, configuration};
 use kit_delivery::{DeliveryMetrics, DispatcherSettings, HttpSink, Sink, SinkStatus};
 use kit_journal::Journal;
 use kit_lago::api::LagoApi;
@@ -196,8 +196,7 @@ impl Parts {
     /// What Lago knows, and what is sent after all because it knows more by now.
     async fn start_catalogue(&self, shell: &mut Shell, api: LagoApi, config: &Config) -> Known {
         let refresh = Duration::try_from_secs_f64(config.checks.refresh_seconds).unwrap_or(Duration::from_secs(300));
-        let (worker, known) =
-            CatalogueWorker::new(api, self.journal.clone(), Arc::clone(&self.clock), refresh).await;
+        let (worker, known) = CatalogueWorker::new(api, self.journal.clone(), Arc::clone(&self.clock), refresh).await;
         let stop = shell.stop_token();
         shell.spawn("catalogue", worker.run(stop));
         let redrive = Redrive {

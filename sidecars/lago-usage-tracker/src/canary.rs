@@ -101,7 +101,8 @@ impl Canary {
     async fn send(&self, slot: i64, millis: i64) -> bool {
         let Some((subscription, code)) = self.name() else { return true };
         let now = self.clock.now();
-        let timestamp = EpochSeconds::from(Timestamp::from_millis(slot.saturating_mul(millis)).max(Timestamp::from_millis(0)));
+        let timestamp =
+            EpochSeconds::from(Timestamp::from_millis(slot.saturating_mul(millis)).max(Timestamp::from_millis(0)));
         let event = serde_json::json!({
             "transaction_id": format!("canary-{slot}"),
             "external_subscription_id": subscription,

@@ -165,13 +165,7 @@ impl Default for ReconcileSection {
 
 impl Default for CanarySection {
     fn default() -> Self {
-        Self {
-            subscription: None,
-            code: None,
-            properties: BTreeMap::new(),
-            every_seconds: 300.0,
-            alarm_seconds: 900.0,
-        }
+        Self { subscription: None, code: None, properties: BTreeMap::new(), every_seconds: 300.0, alarm_seconds: 900.0 }
     }
 }
 

@@ -146,6 +146,10 @@ fn compare(ours: &Ours<'_>, lago: Option<Counted>, at: Timestamp) -> Compared {
     Compared { state, at, lago: Some(lago), missing_events, surplus_events }
 }
 
+fn period(usage: &CurrentUsage) -> Period {
+    Period { from: usage.from_datetime, to: usage.to_datetime }
+}
+
 /// What Lago has counted of a metric: of several charges of it the one that has counted most, because a charge may leave
 /// events out.
 fn counted(usage: &CurrentUsage, code: &str) -> Option<Counted> {
@@ -187,31 +191,50 @@ impl Reconciler {
     /// One comparison: of everything where somebody `asked`, of what may have changed otherwise.
     async fn round(&self, asked: bool, settling: Duration) {
         let began = self.clock.now();
-        let then = self.snapshot(asked, began);
+        match self.compare_all(asked, settling).await {
+            Ok(drifted) => {
+                self.finish(began);
+                for name in drifted.iter().take(TOLD_AT_ONCE) {
+                    self.tell(name).await;
+                }
+            }
+            Err(error) => {
+                let error = kit::error::chain(&error);
+                let before = self.books.results().failed.replace(error.clone());
+                if before.is_none() {
+                    tracing::warn!(error = %error, "what Lago has counted cannot be compared: {error}");
+                }
+            }
+        }
+    }
+
+    /// Gives the pairs of which something is missing.
+    async fn compare_all(&self, all: bool, settling: Duration) -> Result<Vec<Name>, ApiError> {
+        // What waits for its period cannot be compared.
+        for subscription in self.without_period() {
+            if let Some(usage) = self.ask(&subscription).await? {
+                self.books.ledger().set_period(&subscription, period(&usage));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        let then = self.snapshot(all, self.clock.now());
         let subscriptions: BTreeSet<&str> = then.keys().map(|(subscription, _)| subscription.as_str()).collect();
         if !subscriptions.is_empty() {
             tokio::time::sleep(settling).await;
         }
         let mut drifted = Vec::new();
         for subscription in subscriptions {
-            match self.ask(subscription).await {
-                Ok(usage) => drifted.extend(self.compare_subscription(subscription, usage.as_ref(), &then)),
-                Err(error) => {
-                    let error = kit::error::chain(&error);
-                    let mut results = self.books.results();
-                    if results.failed.is_none() {
-                        tracing::warn!(error = %error, "what Lago has counted cannot be compared: {error}");
-                    }
-                    results.failed = Some(error);
-                    return;
-                }
-            }
+            let usage = self.ask(subscription).await?;
+            drifted.extend(self.compare_subscription(subscription, usage.as_ref(), &then));
             tokio::time::sleep(PAUSE).await;
         }
-        self.finish(began);
-        for name in drifted.iter().take(TOLD_AT_ONCE) {
-            self.tell(name).await;
-        }
+        Ok(drifted)
+    }
+
+    fn without_period(&self) -> BTreeSet<String> {
+        let ledger = self.books.ledger();
+        let without = ledger.pairs(None).filter(|(_, pair)| pair.current.is_none());
+        without.map(|((subscription, _), _)| subscription.clone()).collect()
     }
 
     /// What was booked before Lago is asked, of the pairs that are to be compared.
@@ -251,13 +274,14 @@ impl Reconciler {
         let at = self.clock.now();
         let catalogue = self.known.current().catalogue;
         let mut ledger = self.books.ledger();
-        let period = usage.map(|usage| Period { from: usage.from_datetime, to: usage.to_datetime });
+        let period = usage.map(period);
         // What was booked before is of the period that was the current one then.
         let is_new = |name: &Name| {
             let known = ledger.pair(name).and_then(|pair| pair.current.as_ref()).map(|current| current.period.from);
             known != period.map(|period| period.from)
         };
-        let new: BTreeSet<Name> = then.keys().filter(|(own, _)| own == subscription).filter(|n| is_new(n)).cloned().collect();
+        let new: BTreeSet<Name> =
+            then.keys().filter(|(own, _)| own == subscription).filter(|n| is_new(n)).cloned().collect();
         if let Some(period) = period {
             ledger.set_period(subscription, period);
         }

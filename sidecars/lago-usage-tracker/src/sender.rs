@@ -113,7 +113,9 @@ impl LagoSink {
     /// Notes what Lago has confirmed, for when it is recorded.
     fn confirm(&self, event: &StoredEvent) {
         let Some(stored) = Stored::read(&event.body) else { return };
-        let (Some(subscription), Some(at)) = (stored.external_subscription_id.as_deref(), stored.time()) else { return };
+        let (Some(subscription), Some(at)) = (stored.external_subscription_id.as_deref(), stored.time()) else {
+            return;
+        };
         let catalogue = self.known.current().catalogue;
         let units = catalogue.as_ref().and_then(|catalogue| catalogue.units(&stored));
         let name = (subscription.to_owned(), stored.code.to_string());

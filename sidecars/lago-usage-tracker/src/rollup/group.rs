@@ -276,15 +276,13 @@ mod tests {
                 r#"{"transaction_id":"t-4","external_subscription_id":"s","code":"gb","precise_total_amount_cents":"1","properties":{"gb":1}}"#,
             ),
         ];
-        let bodies: Vec<String> =
-            events.iter().map(|event| String::from_utf8(event.body.to_vec()).unwrap()).collect();
+        let bodies: Vec<String> = events.iter().map(|event| String::from_utf8(event.body.to_vec()).unwrap()).collect();
         assert_eq!(rolled(&events), bodies);
     }
 
     #[test]
     fn sums_that_would_be_no_number_to_the_checks_are_not_made() {
-        let events =
-            [event(1, "s", 1_732_000_500, r#"{"gb":1e90}"#), event(2, "s", 1_732_000_500, r#"{"gb":1e-90}"#)];
+        let events = [event(1, "s", 1_732_000_500, r#"{"gb":1e90}"#), event(2, "s", 1_732_000_500, r#"{"gb":1e-90}"#)];
         let rolled = rolled(&events);
         assert_eq!(rolled.len(), 2);
         for body in rolled {

@@ -15,7 +15,7 @@ use kit_journal::{AppendError, EventFilter, Journal, JournalError, Seq, StoredEv
 
 use crate::admit::{READY, ROLLUP, Stored};
 use crate::catalogue::{Catalogue, Failed, Known};
-use crate::check::check;
+use crate::check::{Kind, Policy, check};
 use crate::config::{ChecksSection, RollupSection};
 use crate::metrics::UsageMetrics;
 use group::Groups;
@@ -110,7 +110,9 @@ impl Rollup {
                 let stored = Stored::read(&event.body)?;
                 let catalogue = catalogue.as_deref()?;
                 // What does not fit is looked at on its own, by whoever sends.
-                check(&stored, catalogue, &checks, now).is_none().then_some(())?;
+                let finding = check(&stored, catalogue, &checks, now);
+                let is_only_late = |kind: Kind| kind == Kind::Late && kind.policy(&checks) == Policy::Pass;
+                finding.is_none_or(|finding| is_only_late(finding.kind)).then_some(())?;
                 summed_field(catalogue, &stored.code)
             };
             read_step(reader, over, field)
@@ -163,7 +165,13 @@ fn read_step(
             Err(JournalError::Damaged { seq, what }) if cursor == begin => {
                 tracing::error!(seq, "event {seq} is parked and not rolled up: its record is damaged ({what})");
                 let damaged = Some(parked(seq, what));
-                return Ok(Some(Step { rolled: group::Rolled::default(), cursor: seq, passed_by: 0, damaged, more: true }));
+                return Ok(Some(Step {
+                    rolled: group::Rolled::default(),
+                    cursor: seq,
+                    passed_by: 0,
+                    damaged,
+                    more: true,
+                }));
             }
             // First what has been read.
             Err(JournalError::Damaged { .. }) => break true,

@@ -119,6 +119,29 @@ impl Bench {
         serde_json::from_str(&response.text().await.unwrap()).unwrap_or(Value::Null)
     }
 
+    /// An operator's request without a body.
+    pub(crate) async fn act(&self, path: &str) -> Value {
+        let url = format!("http://{}{path}", self.admin);
+        let response = self.client.post(url).bearer_auth(ADMIN).send().await.unwrap();
+        serde_json::from_str(&response.text().await.unwrap()).unwrap_or(Value::Null)
+    }
+
+    /// Waits for something about the sinks, which are given by name.
+    pub(crate) async fn until(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let statistics = self.api("/api/v1/statistics").await;
+            let sinks = statistics["sinks"].as_array().into_iter().flatten();
+            let named = sinks.map(|sink| (sink["name"].as_str().unwrap_or_default().to_owned(), sink.clone()));
+            let named: Value = named.collect::<serde_json::Map<_, _>>().into();
+            if wanted(&named) {
+                return named;
+            }
+            assert!(Instant::now() < deadline, "{what} did not happen: {statistics}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Sends events in batches of a hundred.
     pub(crate) async fn report(&self, events: &[Value]) {
         for batch in events.chunks(100) {

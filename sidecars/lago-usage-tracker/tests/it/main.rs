@@ -5,3 +5,5 @@ mod bench;
 mod checks;
 mod delivery;
 mod intake;
+mod proof;
+mod rollup;

@@ -1,0 +1,201 @@
+//! Whether Lago has counted what it has confirmed: the ledger, drifts and the canary.
+
+use std::time::{Duration, Instant};
+
+use kit_lago::stand_in::billing::{
+    AggregationType, Effect, Fault, Faults, LagoServer, Metric, Profile, Subscription, When,
+};
+use kit_workbench::gateway::{Gateway, GatewayOptions};
+use serde_json::{Value, json};
+
+use crate::bench::*;
+
+const SETTLE: (&str, &str) = ("SIDECAR_RECONCILE__SETTLING_SECONDS", "0.1");
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn prepare(lago: &LagoServer) {
+    lago.put_metric(Metric::new("api_calls", AggregationType::Sum, Some("calls")));
+    lago.put_metric(Metric::new("visits", AggregationType::Count, None));
+    lago.put_metric(Metric::new("seats", AggregationType::UniqueCount, Some("seat")));
+    for subscription in ["s-0", "s-1"] {
+        let started = "2024-01-01T00:00:00Z".parse().unwrap();
+        lago.put_subscription(Subscription::active(subscription, "customer", "plan", started));
+    }
+}
+
+fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}
+
+fn event(n: usize) -> Value {
+    let (code, properties) = match n % 3 {
+        0 => ("api_calls", format!(r#"{{"calls":0.{:02}}}"#, n % 100)),
+        1 => ("visits", "{}".to_owned()),
+        _ => ("seats", format!(r#"{{"seat":"{}"}}"#, n % 11)),
+    };
+    let text = format!(
+        r#"{{"transaction_id":"t-{n}","external_subscription_id":"s-{}","code":"{code}","timestamp":{},"properties":{properties}}}"#,
+        n % 2,
+        now()
+    );
+    serde_json::from_str(&text).unwrap()
+}
+
+/// The ledger after a comparison that begins now.
+async fn compared(bench: &Bench) -> Value {
+    let started = bench.act("/api/v1/usage/reconcile").await;
+    let since = started["at"].as_str().unwrap().to_owned();
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let ledger = bench.api("/api/v1/usage/ledger").await;
+        if ledger["compared_at"].as_str().is_some_and(|at| at >= since.as_str()) {
+            return ledger;
+        }
+        assert!(Instant::now() < deadline, "no comparison: {ledger}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn states(ledger: &Value) -> Vec<String> {
+    let rows = ledger["rows"].as_array().unwrap().iter();
+    let text = |row: &Value| {
+        let field = |name: &str| row[name].as_str().unwrap_or("-").to_owned();
+        format!("{} {} {} {} {}", field("subscription"), field("code"), row["events"], field("units"), field("state"))
+    };
+    rows.map(text).collect()
+}
+
+/// Kills, and a Lago that does what it is asked and says otherwise: the ledger counts each event once.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ledger_holds_what_lago_has_counted_whatever_dies() {
+    for profile in Profile::ALL {
+        let mut bench = Bench::beside(profile, &[SETTLE], prepare).await;
+        let rules = vec![
+            Fault::new(Effect::DoneThenClosed, When::Chance(0.2)),
+            Fault::new(Effect::DoneThenAnswer(500), When::Chance(0.2)),
+        ];
+        bench.lago.set_faults(Faults { rules, ..Faults::default() });
+        let events: Vec<Value> = (0..600).map(event).collect();
+        for part in events.chunks(60) {
+            bench.report(part).await;
+            bench.restart().await;
+        }
+        bench.lago.set_faults(Faults::default());
+        bench.until("sending", |sinks| sinks["lago"]["pending"] == 0).await;
+
+        let ledger = compared(&bench).await;
+
+        let units = |first: usize| {
+            let hundredths: usize = (first..600).step_by(6).map(|n| n % 100).sum();
+            format!("{}.{:02}", hundredths / 100, hundredths % 100)
+                .trim_end_matches('0')
+                .trim_end_matches('.')
+                .to_owned()
+        };
+        let expected = [
+            format!("s-0 api_calls 100 {} equal", units(0)),
+            "s-0 seats 100 - equal".to_owned(),
+            "s-0 visits 100 100 equal".to_owned(),
+            format!("s-1 api_calls 100 {} equal", units(3)),
+            "s-1 seats 100 - equal".to_owned(),
+            "s-1 visits 100 100 equal".to_owned(),
+        ];
+        assert_eq!(states(&ledger), expected, "{profile:?} {ledger}");
+        let metrics = bench.metrics().await;
+        assert_eq!(metrics.get("usage_ledger_pairs", &[("state", "equal")]), Some(6.0));
+        assert_eq!(metrics.get("usage_missing_events", &[]), Some(0.0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lago_does_not_count_is_told_once_and_what_others_report_is_not_ours() {
+    let gateway = Gateway::start(GatewayOptions::default()).await.unwrap();
+    let url = gateway.url();
+    let bench = Bench::beside(Profile::V1_39, &[SETTLE, ("SIDECAR_GATEWAY__URL", &url)], prepare).await;
+    bench.lago.set_faults(Faults { usage_lag: HOUR, ..Faults::default() });
+    bench.report(&(0..6).map(event).collect::<Vec<_>>()).await;
+    bench.until("sending", |sinks| sinks["lago"]["pending"] == 0).await;
+
+    for _ in 0..2 {
+        let ledger = compared(&bench).await;
+        assert_eq!(ledger["rows"].as_array().unwrap().len(), 6);
+        for row in ledger["rows"].as_array().unwrap() {
+            assert_eq!((&row["state"], &row["missing_events"]), (&json!("missing"), &row["events"]), "{row}");
+        }
+    }
+    assert_eq!(bench.metrics().await.get("usage_missing_events", &[]), Some(6.0));
+    gateway.wait_for_unique(6, DEADLINE).await.unwrap();
+    // Told once: the second comparison said the same.
+    bench.until("telling", |sinks| sinks["gateway"]["pending"] == 0 && sinks["gateway"]["delivered"] == 6).await;
+    assert!(gateway.received().iter().all(|told| told.event_type.as_deref() == Some("usage.drift")));
+
+    bench.lago.set_faults(Faults::default());
+    let ledger = compared(&bench).await;
+    assert!(states(&ledger).iter().all(|row| row.ends_with(" equal")), "{ledger}");
+
+    // Somebody else reports to Lago itself.
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let body = json!({ "event": { "transaction_id": "theirs", "external_subscription_id": "s-0", "code": "visits",
+        "timestamp": now() } });
+    let theirs = client.post(format!("{}/api/v1/events", bench.lago.url())).bearer_auth(API_KEY).json(&body);
+    assert_eq!(theirs.send().await.unwrap().status(), 200);
+    let ledger = compared(&bench).await;
+    let visits = ledger["rows"].as_array().unwrap().iter().find(|row| row["code"] == "visits").unwrap();
+    assert_eq!((&visits["state"], &visits["surplus_events"]), (&json!("surplus"), &json!(1)), "{ledger}");
+    let page = bench.api("/api/v1/usage/ledger?limit=4&code=visits").await;
+    assert_eq!((page["rows"].as_array().unwrap().len(), &page["next"]), (2, &Value::Null));
+    let page = bench.api("/api/v1/usage/ledger?limit=4").await;
+    let next =
+        percent_encoding::utf8_percent_encode(page["next"].as_str().unwrap(), percent_encoding::NON_ALPHANUMERIC);
+    let rest = bench.api(&format!("/api/v1/usage/ledger?limit=4&after={next}")).await;
+    assert_eq!(rest["rows"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lago_that_does_not_answer_is_no_drift() {
+    let bench = Bench::beside(Profile::V1_16, &[SETTLE], prepare).await;
+    bench.report(&(0..6).map(event).collect::<Vec<_>>()).await;
+    bench.until("sending", |sinks| sinks["lago"]["pending"] == 0).await;
+    bench.lago.set_faults(Faults { no_active_subscription: true, ..Faults::default() });
+    let ledger = compared(&bench).await;
+    assert!(states(&ledger).iter().all(|row| row.ends_with(" unknown")), "{ledger}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canary_that_lago_stops_counting_is_told() {
+    let gateway = Gateway::start(GatewayOptions::default()).await.unwrap();
+    let url = gateway.url();
+    let env = [
+        ("SIDECAR_GATEWAY__URL", url.as_str()),
+        ("SIDECAR_CANARY__SUBSCRIPTION", "s-0"),
+        ("SIDECAR_CANARY__CODE", "visits"),
+        ("SIDECAR_CANARY__EVERY_SECONDS", "1"),
+        ("SIDECAR_CANARY__ALARM_SECONDS", "3"),
+    ];
+    let bench = Bench::beside(Profile::V1_39, &env, prepare).await;
+    let waits = async |wanted: &dyn Fn(f64) -> bool| {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let metrics = bench.metrics().await;
+            let seconds = metrics.get("usage_canary_unbilled_seconds", &[]).unwrap_or_default();
+            let sent = metrics.get("usage_canary_events_total", &[]).unwrap_or_default();
+            if sent >= 2.0 && wanted(seconds) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{seconds} s, {sent} sent");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    waits(&|seconds| seconds < 3.0).await;
+    assert!(gateway.received().is_empty());
+
+    bench.lago.set_faults(Faults { usage_lag: HOUR, ..Faults::default() });
+    waits(&|seconds| seconds >= 3.0).await;
+    gateway.wait_for_unique(1, DEADLINE).await.unwrap();
+    bench.lago.set_faults(Faults::default());
+    waits(&|seconds| seconds < 3.0).await;
+    gateway.wait_for_unique(2, DEADLINE).await.unwrap();
+
+    let told: Vec<Option<String>> = gateway.received().into_iter().map(|told| told.event_type).collect();
+    assert_eq!(told, [Some("usage.canary_unbilled".to_owned()), Some("usage.canary_billed".to_owned())]);
+}
