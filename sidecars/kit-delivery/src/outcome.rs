@@ -47,6 +47,11 @@ pub trait Sink: Send + Sync + 'static {
         Batching::NONE
     }
 
+    /// Whether an operator may have events delivered again that were delivered.
+    fn repeats(&self) -> bool {
+        true
+    }
+
     /// Delivers several events and judges each; as many outcomes as events, in their order. Never hangs.
     fn deliver_all<'a>(&'a self, events: &'a [Arc<StoredEvent>]) -> BoxFuture<'a, Vec<Outcome>> {
         Box::pin(async move {

@@ -230,6 +230,18 @@ pub enum Action {
         /// The operator's reason.
         reason: String,
     },
+    /// Deliver those of these again that are not delivered: dead letters, dropped ones and those being retried. For
+    /// sinks to which nothing is to be delivered twice.
+    Revive {
+        /// The sink.
+        sink: String,
+        /// Positions.
+        seqs: Vec<Seq>,
+        /// When the first is due.
+        from: Timestamp,
+        /// Milliseconds between one and the next.
+        spacing_ms: f64,
+    },
     /// Deliver those of these again that are dead letters; what an operator has dropped meanwhile stays dropped.
     Reconsider {
         /// The sink.

@@ -268,6 +268,11 @@ impl Sink for LagoSink {
         self.batching
     }
 
+    /// Lago has it, and the ledger counts it once.
+    fn repeats(&self) -> bool {
+        false
+    }
+
     fn recording(&self, delivered: &[Seq]) -> Vec<(String, Vec<u8>)> {
         let mut confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
         let mut ledger = self.books.ledger();

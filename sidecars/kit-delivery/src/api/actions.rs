@@ -18,7 +18,8 @@ const PAGE: u32 = 500;
 /// Longest reason that is kept.
 const REASON_CHARS: usize = 500;
 
-/// Deliver again: dead letters, delivered events, or ones that are being retried.
+/// Deliver again: dead letters, delivered events, or ones that are being retried. Where a second delivery would be wrong,
+/// as with usage, delivered ones are left as they are.
 #[utoipa::path(post, path = "/deliveries/replay", tag = "deliveries", request_body = ReplayRequest, responses(
     (status = 200, body = ActionResult), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn replay(
@@ -40,7 +41,12 @@ pub(super) async fn replay(
             reason = "milliseconds of at most some days"
         )]
         let from = from.plus_millis((already as f64 * spacing_ms) as i64);
-        Action::Replay { sink: sink.to_owned(), seqs, from, spacing_ms }
+        let sink = sink.to_owned();
+        if state.repeats(&sink) {
+            Action::Replay { sink, seqs, from, spacing_ms }
+        } else {
+            Action::Revive { sink, seqs, from, spacing_ms }
+        }
     });
     let result = result.await?;
     record(&state, &peer, "deliveries.replay", &asked, &result).await?;

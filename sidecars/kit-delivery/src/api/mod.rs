@@ -7,7 +7,7 @@ mod query;
 mod views;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -29,6 +29,13 @@ pub struct ApiState {
     pub clock: SharedClock,
     /// What each sink is doing, by name.
     pub sinks: Arc<BTreeMap<String, Arc<Mutex<SinkStatus>>>>,
+}
+
+impl ApiState {
+    /// Whether what was delivered to a sink may be delivered again.
+    fn repeats(&self, sink: &str) -> bool {
+        self.sinks.get(sink).is_none_or(|status| status.lock().unwrap_or_else(PoisonError::into_inner).repeats)
+    }
 }
 
 /// The routes below `/api/v1`, with their description.

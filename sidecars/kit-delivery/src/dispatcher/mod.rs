@@ -99,6 +99,9 @@ pub struct SinkStatus {
     pub in_flight: usize,
     /// So many deliveries wait for another attempt that nothing new is fetched.
     pub stalled: bool,
+    /// What was delivered may be delivered again.
+    #[serde(skip)]
+    pub repeats: bool,
     /// The last failure in a sentence.
     pub last_error: Option<String>,
     /// When it happened.
@@ -131,7 +134,8 @@ impl<S: Sink> Dispatcher<S> {
         metrics: DeliveryMetrics,
     ) -> Self {
         metrics.prepare(sink.name());
-        let status = Arc::new(Mutex::new(SinkStatus { circuit: "closed", ..SinkStatus::default() }));
+        let status =
+            Arc::new(Mutex::new(SinkStatus { circuit: "closed", repeats: sink.repeats(), ..SinkStatus::default() }));
         Self { sink, journal, clock, settings, metrics, status }
     }
 

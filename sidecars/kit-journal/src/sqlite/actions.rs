@@ -20,6 +20,7 @@ impl Sinks {
         if let Action::Replay { sink, .. }
         | Action::Drop { sink, .. }
         | Action::Park { sink, .. }
+        | Action::Revive { sink, .. }
         | Action::Reconsider { sink, .. }
         | Action::Pause { sink, .. } = action
             && self.id(sink).is_err()
@@ -29,10 +30,13 @@ impl Sinks {
         match action {
             Action::Replay { sink, seqs, from, spacing_ms } => {
                 let sink = self.id(sink)?;
-                self.change(conn, sink, seqs, last_seq, |change, nth| {
-                    #[expect(clippy::cast_possible_truncation, reason = "milliseconds of at most some days")]
-                    let due = from.plus_millis((spacing_ms * nth as f64) as i64);
-                    change.replay(due)
+                self.change(conn, sink, seqs, last_seq, |change, nth| change.replay(due(*from, *spacing_ms, nth)))
+            }
+            Action::Revive { sink, seqs, from, spacing_ms } => {
+                let sink = self.id(sink)?;
+                self.change(conn, sink, seqs, last_seq, |change, nth| match change.previous {
+                    Some(_) => change.replay(due(*from, *spacing_ms, nth)),
+                    None => Ok(Changed::No),
                 })
             }
             Action::Drop { sink, seqs, reason } => {
@@ -173,6 +177,16 @@ impl Change<'_> {
         put_row(self.conn, self.sink, &row)?;
         Ok(Changed::Yes)
     }
+}
+
+/// When the nth of several is due.
+fn due(from: Timestamp, spacing_ms: f64, nth: usize) -> Timestamp {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        reason = "milliseconds of at most some days"
+    )]
+    from.plus_millis((spacing_ms * nth as f64) as i64)
 }
 
 fn outcome(changed: bool) -> ActionOutcome {

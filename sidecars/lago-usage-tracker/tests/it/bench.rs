@@ -121,8 +121,15 @@ impl Bench {
 
     /// An operator's request without a body.
     pub(crate) async fn act(&self, path: &str) -> Value {
+        self.act_with(path, &Value::Null).await
+    }
+
+    /// An operator's request.
+    pub(crate) async fn act_with(&self, path: &str, body: &Value) -> Value {
         let url = format!("http://{}{path}", self.admin);
-        let response = self.client.post(url).bearer_auth(ADMIN).send().await.unwrap();
+        let request = self.client.post(url).bearer_auth(ADMIN);
+        let request = if body.is_null() { request } else { request.json(body) };
+        let response = request.send().await.unwrap();
         serde_json::from_str(&response.text().await.unwrap()).unwrap_or(Value::Null)
     }
 

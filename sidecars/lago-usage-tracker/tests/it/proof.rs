@@ -151,6 +151,21 @@ async fn what_lago_does_not_count_is_told_once_and_what_others_report_is_not_our
     assert_eq!(rest["rows"].as_array().unwrap().len(), 2);
 }
 
+/// An operator who has everything delivered again: what Lago has confirmed is left, and counted once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lago_has_is_neither_sent_nor_counted_again() {
+    let bench = Bench::beside(Profile::V1_39, &[SETTLE], prepare).await;
+    bench.report(&(0..6).map(event).collect::<Vec<_>>()).await;
+    bench.until("sending", |sinks| sinks["lago"]["pending"] == 0).await;
+    let requests = bench.lago.counts().batches;
+    let select = json!({ "select": { "type": "usage.*", "state": "delivered" } });
+    let result = bench.act_with("/api/v1/deliveries/replay", &select).await;
+    assert_eq!((&result["matched"], &result["changed"], &result["unchanged"]), (&json!(6), &json!(0), &json!(6)));
+    let ledger = compared(&bench).await;
+    assert!(states(&ledger).iter().all(|row| row.ends_with(" equal")), "{ledger}");
+    assert_eq!(bench.lago.counts().batches, requests);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lago_that_does_not_answer_is_no_drift() {
     let bench = Bench::beside(Profile::V1_16, &[SETTLE], prepare).await;

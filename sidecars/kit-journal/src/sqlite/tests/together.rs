@@ -150,6 +150,23 @@ fn what_was_delivered_can_be_parked_afterwards_and_delivered_again() {
     assert_eq!(bench.act(again).changed, 1);
     assert_eq!((bench.state(3), bench.state(5)), (DeliveryState::Dropped, DeliveryState::Retrying));
     check(&bench, 2, 0);
+    // 1 is delivered, and stays so.
+    let revive =
+        Action::Revive { sink: SINK.to_owned(), seqs: vec![1, 3, 9], from: Timestamp::default(), spacing_ms: 0.0 };
+    let outcome = bench.act(revive);
+    assert_eq!((outcome.changed, outcome.unchanged, outcome.unavailable), (1, 1, 1));
+    assert_eq!((bench.state(1), bench.state(3)), (DeliveryState::Delivered, DeliveryState::Retrying));
+}
+
+#[test]
+fn values_are_found_by_how_their_names_begin() {
+    let mut bench = Bench::new();
+    bench.append(vec![usage("a", "1", "1")]);
+    let value = |name: &str| (name.to_owned(), name.as_bytes().to_vec());
+    let values: Vec<_> = ["ledger/a", "ledger/\u{e4}", "ledger", "ledges", "ledger%b"].map(value).into();
+    bench.settle(Settlement { sink: SINK.to_owned(), cursor: 1, values, ..Settlement::default() });
+    assert_eq!(bench.reader().values("ledger/").unwrap(), [value("ledger/a"), value("ledger/\u{e4}")]);
+    assert_eq!(bench.reader().values("nothing").unwrap(), []);
 }
 
 /// The same settlement may come twice: what is remembered with it is what is true afterwards.
