@@ -37,7 +37,9 @@ impl Alerts {
         };
         let event = NewEvent { head, body: data.to_string().into_bytes(), dedupe: Dedupe::Key };
         match journal.append(event).await {
-            Ok(appended) if !appended.duplicate => tracing::warn!(kind, id = %appended.id, "{kind}: {data}"),
+            Ok(appended) if !appended.duplicate => {
+                tracing::info!(kind, id = %appended.id, "{kind} is told to the gateway")
+            }
             Ok(_) => {}
             Err(error) => {
                 let error = kit::error::chain(&error);

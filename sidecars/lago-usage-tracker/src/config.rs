@@ -19,10 +19,11 @@ use crate::check::Policy;
 
 /// Variables known under names of their own.
 pub fn well_known() -> Vec<WellKnown> {
-    const OURS: [WellKnown; 5] = [
+    const OURS: [WellKnown; 6] = [
         WellKnown { env: "LAGO_API_URL", path: "lago.api_url" },
         WellKnown { env: "LAGO_API_KEY", path: "lago.api_key" },
         WellKnown { env: "LAGO_API_KEY_FILE", path: "lago.api_key_file" },
+        WellKnown { env: "BRAIN_GATEWAY_URL", path: "gateway.url" },
         WellKnown { env: "USAGE_PRODUCER_TOKEN", path: "usage.producer_token" },
         WellKnown { env: "USAGE_PRODUCER_TOKEN_FILE", path: "usage.producer_token_file" },
     ];

@@ -52,6 +52,8 @@ impl Books {
 #[derive(Debug, Default)]
 pub(crate) struct Results {
     pub(crate) pairs: BTreeMap<Name, Compared>,
+    /// Events missing at the last one.
+    missing: u64,
     /// When the last complete comparison began.
     pub(crate) compared_at: Option<Timestamp>,
     /// Why the last one was not complete.
@@ -317,7 +319,17 @@ impl Reconciler {
         for state in State::ALL {
             self.metrics.compared(state, of(state));
         }
-        self.metrics.missing(results.pairs.values().map(|compared| compared.missing_events).sum());
+        let missing = results.pairs.values().map(|compared| compared.missing_events).sum();
+        self.metrics.missing(missing);
+        let before = std::mem::replace(&mut results.missing, missing);
+        if missing > before {
+            tracing::warn!(
+                count = missing,
+                "{missing} events that Lago has confirmed are not in what it has counted: see `outrigger usage reconcile`"
+            );
+        } else if missing == 0 && before > 0 {
+            tracing::info!("Lago has counted everything that it has confirmed");
+        }
     }
 
     /// Tells of a pair of which something is missing, once for each amount.
