@@ -18,7 +18,7 @@ use kit_delivery::config::GatewaySection;
 use kit_delivery::start::{self, Served, configuration};
 use kit_delivery::{DeliveryMetrics, DispatcherSettings, HttpSink, Sink, SinkStatus};
 use kit_journal::Journal;
-use kit_lago::api::LagoApi;
+use kit_lago::api::{LagoApi, api_root};
 use tokio::sync::Notify;
 use utoipa::OpenApi as _;
 
@@ -31,6 +31,7 @@ use crate::http::{self, Intake};
 use crate::ledger::{self, Ledger};
 use crate::metrics::UsageMetrics;
 use crate::producers::Producers;
+use crate::proxy::Proxy;
 use crate::reconcile::{Books, Reconciler};
 use crate::redrive::Redrive;
 use crate::rollup::Rollup;
@@ -99,6 +100,9 @@ impl Daemon for LagoUsageTracker {
         let client = http_client(&lago.client()).map_err(|error| configuration(kit::error::chain(&error)))?;
         let api = LagoApi::new(client.clone(), lago.api_url.as_deref().unwrap_or_default(), &key)
             .map_err(|error| configuration(error.to_string()))?;
+        let root = api_root(lago.api_url.as_deref().unwrap_or_default());
+        let root = root.map_err(|error| configuration(error.to_string()))?;
+        let proxy = config.usage.proxy.then(|| Proxy::new(client.clone(), root));
         let known = parts.start_catalogue(shell, api.clone(), &config).await;
         let sections = (lago, &config.checks);
         let sink = LagoSink::new(
@@ -130,6 +134,7 @@ impl Daemon for LagoUsageTracker {
             checks: config.checks.clone(),
             rollup: config.rollup.codes.clone(),
             known,
+            proxy,
         };
         let more = api::router(LedgerState { books, asked, clock: Arc::clone(&clock) });
         let limits = Limits::new(&config.listen, &config.stop, PUBLIC_HEAD);

@@ -75,6 +75,9 @@ pub struct UsageSection {
     pub body_limit_bytes: usize,
     /// Events in one request at most. Lago itself takes 100; larger batches are cut for it.
     pub batch_limit: usize,
+    /// Pass other requests below `/api/v1/` on to Lago, with the key that the producer shows. They are answered 404
+    /// otherwise.
+    pub proxy: bool,
 }
 
 /// What is looked at before an event is sent: things that Lago takes with a 200 and never bills. Each is `park`
@@ -220,7 +223,13 @@ impl LagoSection {
 
 impl Default for UsageSection {
     fn default() -> Self {
-        Self { producer_token: None, producer_token_file: None, body_limit_bytes: 8 << 20, batch_limit: 10_000 }
+        Self {
+            producer_token: None,
+            producer_token_file: None,
+            body_limit_bytes: 8 << 20,
+            batch_limit: 10_000,
+            proxy: false,
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -28,6 +29,7 @@ use crate::cloudevents::{self, NotCloudEvents};
 use crate::config::ChecksSection;
 use crate::metrics::{Taken, UsageMetrics};
 use crate::producers::{Producer, Producers};
+use crate::proxy::{self, Proxy};
 use crate::rollup::{self, Place};
 use crate::sender::SINK;
 
@@ -50,6 +52,8 @@ pub(crate) struct Intake {
     /// Metrics whose events are added up before they are sent.
     pub(crate) rollup: BTreeSet<String>,
     pub(crate) known: Known,
+    /// For Lago's other paths, where that is wanted.
+    pub(crate) proxy: Option<Proxy>,
 }
 
 impl Intake {
@@ -72,8 +76,8 @@ pub(crate) fn router(intake: Arc<Intake>) -> Router {
         .route("/api/v1/events/batch", post(batch))
         .route("/api/v1/cloudevents", post(cloudevents))
         .route("/api/v1/events/{transaction_id}", get(show))
-        .fallback(|| async { plain(StatusCode::NOT_FOUND, "Not Found", Some("resource_not_found")) })
-        .method_not_allowed_fallback(|| async { plain(StatusCode::NOT_FOUND, "Not Found", Some("resource_not_found")) })
+        .fallback(other)
+        .method_not_allowed_fallback(other)
         .with_state(intake)
 }
 
@@ -142,6 +146,41 @@ impl IntoResponse for Refusal {
     }
 }
 
+/// Lago's other paths.
+async fn other(State(intake): State<Arc<Intake>>, request: Request) -> Response {
+    let unknown = if intake.proxy.is_none() && request.uri().path().starts_with("/api/v1/") {
+        "Not Found: only usage events are taken here, unless SIDECAR_USAGE__PROXY=true"
+    } else {
+        "Not Found"
+    };
+    let Some(proxy) = &intake.proxy else {
+        return plain(StatusCode::NOT_FOUND, unknown, Some("resource_not_found"));
+    };
+    let (parts, body) = request.into_parts();
+    let body = match read(&parts, body, proxy::REQUEST_BYTES).await {
+        Ok(body) => body,
+        Err(refusal) => return answered(&intake, Err(refusal)),
+    };
+    let passed_on = proxy.pass_on(parts.method, &parts.uri, &parts.headers, body).await;
+    passed_on.unwrap_or_else(|error| {
+        let (status, text) = error.answer();
+        plain(status, text, None)
+    })
+}
+
+/// A request's body, within the listener's limits.
+async fn read(parts: &Parts, body: Body, limit: usize) -> Result<Vec<u8>, Refusal> {
+    let fallback;
+    let rules = match parts.extensions.get::<Arc<BodyRules>>() {
+        Some(rules) => rules,
+        None => {
+            fallback = BodyRules::unhurried();
+            &fallback
+        }
+    };
+    read_body(&parts.headers, body, limit, rules).await.map_err(Refusal::Body)
+}
+
 async fn one(State(intake): State<Arc<Intake>>, request: Request) -> Response {
     answered(&intake, take(&intake, request, Shape::One).await)
 }
@@ -182,15 +221,7 @@ async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<R
     if !parts.headers.get_all(header::CONTENT_ENCODING).iter().all(is_plain) {
         return Err(Refusal::Encoded);
     }
-    let fallback;
-    let rules = match parts.extensions.get::<Arc<BodyRules>>() {
-        Some(rules) => rules,
-        None => {
-            fallback = BodyRules::unhurried();
-            &fallback
-        }
-    };
-    let body = read_body(&parts.headers, body, intake.body_limit, rules).await.map_err(Refusal::Body)?;
+    let body = read(&parts, body, intake.body_limit).await?;
     let now = intake.clock.now();
     let (own, from_body);
     let events: Vec<&RawValue> = if shape == Shape::CloudEvents {

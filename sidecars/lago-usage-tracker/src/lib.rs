@@ -6,7 +6,7 @@
 //! what Lago knows · `check` what it would never bill, without I/O · `sender` batches to Lago and what its answers mean ·
 //! `redrive` parked events that fit by now · `rollup` many events made few before they are sent · `ledger` what Lago has confirmed, without I/O ·
 //! `reconcile` whether Lago has counted it · `canary` an event that is known to be billable · `alerts` events of the daemon's
-//! own for the gateway · `api` the ledger for operators.
+//! own for the gateway · `api` the ledger for operators · `proxy` Lago's other paths.
 
 mod admit;
 mod alerts;
@@ -21,6 +21,7 @@ mod http;
 mod ledger;
 mod metrics;
 mod producers;
+mod proxy;
 mod reconcile;
 mod redrive;
 mod rollup;

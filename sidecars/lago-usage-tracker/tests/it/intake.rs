@@ -226,3 +226,32 @@ async fn a_request_with_an_idempotency_key_names_its_events() {
     bench.settled().await;
     assert_eq!(bench.billed().len(), 4);
 }
+
+/// A producer that uses more of Lago than usage changes its base URL all the same, where the operator wants that.
+#[tokio::test(flavor = "multi_thread")]
+async fn lagos_other_paths_are_passed_on_only_where_that_is_wanted() {
+    let bench = Bench::new(Profile::V1_39).await;
+    for (method, path) in [(reqwest::Method::GET, "/api/v1/billable_metrics"), (reqwest::Method::GET, "/api/v1/events")]
+    {
+        let (status, answer) = bench.request(method, path, Some(API_KEY), String::new()).await;
+        assert_eq!((status, &answer["code"]), (404, &json!("resource_not_found")));
+        assert!(answer["error"].as_str().unwrap().contains("SIDECAR_USAGE__PROXY"), "{answer}");
+    }
+    let bench = Bench::with(Profile::V1_39, &[("SIDECAR_USAGE__PROXY", "true")]).await;
+    let path = "/api/v1/billable_metrics?page=1&per_page=1";
+    let (status, answer) = bench.request(reqwest::Method::GET, path, Some(API_KEY), String::new()).await;
+    assert_eq!((status, &answer["meta"]["current_page"]), (200, &json!(0)), "{answer}");
+    // Its own key is what Lago is shown, not ours.
+    let (status, _) = bench.request(reqwest::Method::GET, path, Some(PRODUCER), String::new()).await;
+    assert_eq!(status, 401);
+    let (status, answer) = bench.request(reqwest::Method::GET, "/api/v2/x", Some(API_KEY), String::new()).await;
+    assert_eq!((status, &answer["error"]), (404, &json!("Not Found")));
+    // Usage stays here.
+    let (status, _) = bench.post("/api/v1/events", &json!({ "event": usage("s", "t", "1") })).await;
+    assert_eq!(status, 200);
+    bench.settled().await;
+    assert_eq!(bench.billed().len(), 1);
+    let large = "x".repeat(2 << 20);
+    let (status, _) = bench.request(reqwest::Method::POST, "/api/v1/customers", Some(API_KEY), large).await;
+    assert_eq!(status, 413);
+}
