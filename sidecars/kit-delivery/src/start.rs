@@ -10,6 +10,7 @@ use kit::lifecycle::{Shell, StopToken, exit};
 use kit::run::{Common, StartError};
 use kit::serve::{Limits, ServeMetrics, Server};
 use kit::telemetry::Metrics;
+use kit_journal::engine::Action;
 use kit_journal::{Health, Journal, JournalSection, JournalTask, OpenError};
 use utoipa::openapi::OpenApi;
 
@@ -71,6 +72,17 @@ pub fn watch_journal(shell: &mut Shell, journal: &Journal, readiness: &Readiness
         #[expect(unreachable_code, reason = "names the error type")]
         Ok::<(), &'static str>(())
     });
+}
+
+/// Makes sinks known to the journal, the first one first: it begins with the journal's first event, any other one that
+/// is new with the next event. Where there are several, this comes before anything is taken.
+///
+/// # Errors
+/// The journal cannot write it down.
+pub async fn register(journal: &Journal, sinks: &[&str]) -> Result<(), StartError> {
+    let actions = sinks.iter().map(|sink| Action::Register { sink: (*sink).to_owned() }).collect();
+    let registered = journal.act(actions).await;
+    registered.map(drop).map_err(|error| StartError { code: exit::DIED, message: kit::error::chain(&error) })
 }
 
 /// Starts delivering to a sink, and says what it is doing.

@@ -25,6 +25,7 @@ use crate::http::{self, Intake};
 use crate::metrics::UsageMetrics;
 use crate::producers::Producers;
 use crate::redrive::Redrive;
+use crate::resolve::{self, RESOLVE, Resolver};
 use crate::sender::{LagoSink, SINK};
 
 /// Largest request head: a token and an id.
@@ -97,7 +98,12 @@ impl Daemon for LagoUsageTracker {
         let stop = shell.stop_token();
         shell.spawn("parked events", redrive.run(stop));
         let delivery_metrics = metrics.with_registry(DeliveryMetrics::register);
+        // Both before anything is taken: a sink that is new to a journal begins with the next event.
+        start::register(&journal, &[SINK, RESOLVE]).await?;
         let status = start::deliver(shell, Arc::new(sink), &journal, &clock, settings, &delivery_metrics);
+        let resolver = Resolver::new(journal.clone(), known.clone(), usage_metrics.clone());
+        let settings = DispatcherSettings::unordered((resolve::CONCURRENCY, 0), &lago.retry(), &lago.circuit);
+        let resolving = start::deliver(shell, Arc::new(resolver), &journal, &clock, settings, &delivery_metrics);
 
         let intake = Intake {
             producers,
@@ -112,7 +118,8 @@ impl Daemon for LagoUsageTracker {
         let limits = Limits::new(&config.listen, &config.stop, PUBLIC_HEAD);
         // Producers choose transaction ids, and ask for them in the path.
         let limits = Limits { any_path: true, ..limits };
-        let api_state = ApiState { journal, clock, sinks: Arc::new(BTreeMap::from([(SINK.to_owned(), status)])) };
+        let sinks = BTreeMap::from([(SINK.to_owned(), status), (RESOLVE.to_owned(), resolving)]);
+        let api_state = ApiState { journal, clock, sinks: Arc::new(sinks) };
         let served = Served {
             business: http::router(Arc::new(intake)),
             limits,

@@ -4,7 +4,8 @@
 //! `config` what can be set · `app` how the parts are put together · `http` a producer's request and its answer ·
 //! `producers` who may report for whom · `cloudevents` CloudEvents as usage · `admit` from a usage event to one for the journal, without I/O · `catalogue`
 //! what Lago knows · `check` what it would never bill, without I/O · `sender` batches to Lago and what its answers mean ·
-//! `redrive` parked events that fit by now.
+//! `resolve` the subscription of usage that names only a customer · `redrive` parked events that fit by now · `show` how
+//! far an event has come.
 
 mod admit;
 mod app;
@@ -16,7 +17,9 @@ mod http;
 mod metrics;
 mod producers;
 mod redrive;
+mod resolve;
 mod sender;
+mod show;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

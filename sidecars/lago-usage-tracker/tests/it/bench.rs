@@ -119,6 +119,14 @@ impl Bench {
         serde_json::from_str(&response.text().await.unwrap()).unwrap_or(Value::Null)
     }
 
+    /// A write of the admin API.
+    pub(crate) async fn act(&self, path: &str, body: &Value) -> Value {
+        let url = format!("http://{}{path}", self.admin);
+        let request = self.client.post(url).bearer_auth(ADMIN).header("content-type", "application/json");
+        let response = request.body(body.to_string()).send().await.unwrap();
+        serde_json::from_str(&response.text().await.unwrap()).unwrap_or(Value::Null)
+    }
+
     /// Sends events in batches of a hundred.
     pub(crate) async fn report(&self, events: &[Value]) {
         for batch in events.chunks(100) {
