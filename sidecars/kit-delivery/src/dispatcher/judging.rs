@@ -81,7 +81,7 @@ impl<S: Sink> Work<S> {
             self.note(error.clone());
         }
         if let Decision::Park { reason } = &decision {
-            tracing::error!(seq, sink = %self.name, reason = %reason, "event {seq} parked as a dead letter: {reason}");
+            self.say_parked(seq, reason);
         }
         self.window.complete(seq, &decision, Some(attempt), self.successes, Instant::now());
     }
