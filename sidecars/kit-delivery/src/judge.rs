@@ -3,7 +3,8 @@
 //! The schedule is used up only by answers about the event itself. A sink that is away – nothing
 //! answers, or a proxy answers 502, 503 or 504 in its place while the circuit is open – costs an
 //! event nothing, so that it may be away for weeks. But an event that gets no answer while others do
-//! is charged: otherwise one that crashes the receiver would be sent for ever.
+//! is charged: otherwise one that crashes the receiver would be sent for ever. An event that its sink withholds, so that
+//! nobody was asked, costs nothing however often.
 
 use std::time::Duration;
 
@@ -54,7 +55,7 @@ pub(crate) fn decide(outcome: &Outcome, schedule: &Schedule, c: &Circumstances) 
 fn is_charged(failure: Failure, c: &Circumstances) -> bool {
     let others_got_through = c.successes > c.history.successes_seen && c.history.uncharged > 0;
     match failure {
-        Failure::Denied => false,
+        Failure::Denied | Failure::Withheld => false,
         Failure::Unreachable => others_got_through,
         Failure::Unavailable => c.circuit_closed || others_got_through,
         _ => c.circuit_closed || c.history.was_due,
@@ -64,4 +65,32 @@ fn is_charged(failure: Failure, c: &Circumstances) -> bool {
 fn retry(charged: bool, delay: Duration, now: Timestamp, error: &str) -> Decision {
     let next_at = now.plus_millis(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
     Decision::Retry { charged, delay, next_at, reason: error.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_732_000_000_000);
+
+    /// The circumstances under which any other failure is charged.
+    fn charging(uncharged: u32) -> Circumstances {
+        let history = History { attempts: 0, uncharged, was_due: true, successes_seen: 0 };
+        Circumstances { history, circuit_closed: true, successes: 7, now: NOW, random: 0.5 }
+    }
+
+    #[test]
+    fn what_is_withheld_is_never_charged_and_waits_as_long_as_the_sink_says() {
+        let schedule = Schedule::new(vec![Duration::from_secs(1)]);
+        for (uncharged, asked, expected) in [(0, 0, 1), (0, 40, 40), (3, 5, 8), (3, 40, 40), (9, 1, 60)] {
+            let outcome = Outcome::withheld("not known yet", Duration::from_secs(asked));
+            let decision = decide(&outcome, &schedule, &charging(uncharged));
+            let delay = Duration::from_secs(expected);
+            let next_at = NOW.plus_millis(i64::try_from(expected).unwrap_or_default() * 1000);
+            let reason = "not known yet".to_owned();
+            assert_eq!(decision, Decision::Retry { charged: false, delay, next_at, reason }, "{uncharged} {asked}");
+        }
+        let unreachable = decide(&Outcome::failed(Failure::Unreachable, ""), &schedule, &charging(1));
+        assert!(matches!(unreachable, Decision::Retry { charged: true, .. }), "{unreachable:?}");
+    }
 }

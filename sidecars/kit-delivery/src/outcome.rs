@@ -106,6 +106,11 @@ impl Outcome {
         }
     }
 
+    /// Nobody was asked yet, and in about so long there may be reason to.
+    pub fn withheld(error: impl Into<String>, retry_after: Duration) -> Self {
+        Self { retry_after: Some(retry_after), ..Self::failed(Failure::Withheld, error) }
+    }
+
     /// The word for this outcome in metrics and the delivery log; a bounded set.
     pub fn word(&self) -> &'static str {
         match self.verdict {
@@ -146,6 +151,9 @@ pub enum Failure {
     Redirected,
     /// The event cannot be turned into a request at all.
     Unsendable,
+    /// Nobody was asked yet: the sink waits for something that it has to know about the event first. Costs the event
+    /// nothing and says nothing about the sink; [`Outcome::retry_after`] is when it may know.
+    Withheld,
 }
 
 impl Failure {
@@ -161,11 +169,12 @@ impl Failure {
             Self::Refused => "refused",
             Self::Redirected => "redirected",
             Self::Unsendable => "unsendable",
+            Self::Withheld => "withheld",
         }
     }
 
     /// Every word there is, for metrics that exist from the start.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Unreachable,
         Self::Unavailable,
         Self::Denied,
@@ -175,15 +184,19 @@ impl Failure {
         Self::Refused,
         Self::Redirected,
         Self::Unsendable,
+        Self::Withheld,
     ];
 
     /// Trying again may help.
     pub fn may_retry(self) -> bool {
-        matches!(self, Self::Unreachable | Self::Unavailable | Self::Denied | Self::Busy | Self::Condition)
+        matches!(
+            self,
+            Self::Unreachable | Self::Unavailable | Self::Denied | Self::Busy | Self::Condition | Self::Withheld
+        )
     }
 
     /// The sink itself spoke about this event.
     pub fn is_answer_about_event(self) -> bool {
-        !matches!(self, Self::Unreachable | Self::Unavailable | Self::Denied)
+        !matches!(self, Self::Unreachable | Self::Unavailable | Self::Denied | Self::Withheld)
     }
 }

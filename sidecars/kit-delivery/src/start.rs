@@ -75,13 +75,14 @@ pub fn watch_journal(shell: &mut Shell, journal: &Journal, readiness: &Readiness
     });
 }
 
-/// Makes a sink known before events are taken for it: one that is known later begins later. Of several sinks of a new
-/// journal every one is to be made known so.
+/// Makes sinks known to the journal, the first one first: it begins with the journal's first event, any other one that
+/// is new with the next event. Where there are several, this comes before anything is taken.
 ///
 /// # Errors
-/// The journal cannot be written.
-pub async fn register(journal: &Journal, sink: &str) -> Result<(), StartError> {
-    let registered = journal.act(vec![Action::Register { sink: sink.to_owned() }]).await;
+/// The journal cannot write it down.
+pub async fn register(journal: &Journal, sinks: &[&str]) -> Result<(), StartError> {
+    let actions = sinks.iter().map(|sink| Action::Register { sink: (*sink).to_owned() }).collect();
+    let registered = journal.act(actions).await;
     registered.map(drop).map_err(|error| StartError { code: exit::DIED, message: kit::error::chain(&error) })
 }
 

@@ -16,11 +16,16 @@ pub(crate) const SOURCE: &str = "usage";
 pub(crate) const READY: &str = "usage.event";
 /// Type of an event that is added up with others first.
 pub(crate) const ROLLUP: &str = "usage.rollup";
+/// Source of what producers report for a customer without naming the subscription, whose scope is the customer. It is
+/// another one, so that a customer and a subscription may have the same id.
+pub(crate) const CUSTOMERS: &str = "usage/customer";
+/// Type of an event whose subscription is to be found.
+pub(crate) const UNRESOLVED: &str = "usage.unresolved";
 /// Tenants that mean nobody in particular: whatever is reported for them is nobody's bill.
 const NOBODY: [&str; 4] = ["default", "default_tenant", "global", "system"];
 
 /// Turns a producer's event into one for the journal; what is wrong with it is said as Lago would. `name` is its
-/// transaction id where it has none.
+/// transaction id where it has none. One that names only a customer is [`UNRESOLVED`].
 pub(crate) fn admit(event: &RawValue, name: Option<String>, now: Timestamp) -> Result<NewEvent, FieldErrors> {
     let event = UsageEvent::read(event)?;
     let mut errors = FieldErrors::new();
@@ -29,26 +34,61 @@ pub(crate) fn admit(event: &RawValue, name: Option<String>, now: Timestamp) -> R
         errors.insert("transaction_id", vec!["value_is_mandatory"]);
         return Err(errors);
     };
-    let Some(subscription) = event.external_subscription_id.as_deref() else {
-        errors.insert("external_subscription_id", vec!["value_is_mandatory"]);
-        return Err(errors);
-    };
     let customer = event.external_customer_id.as_deref();
     if customer.is_some_and(|customer| NOBODY.contains(&customer)) {
         errors.insert("external_customer_id", vec!["value_is_invalid"]);
         return Err(errors);
     }
     let timestamp = event.timestamp.clone().unwrap_or_else(|| EpochSeconds::from(now));
-    let body = event.to_json(transaction_id, Some(subscription), &timestamp);
     let content = BodyDigest(event.content().0);
-    let id = EventId::derive_scoped(SOURCE, transaction_id, subscription, &content);
+    match (event.external_subscription_id.as_deref(), customer) {
+        (Some(subscription), _) => Ok(ready(&event, transaction_id, subscription, &timestamp, &content)),
+        (None, Some(customer)) => {
+            let id = EventId::derive_scoped(CUSTOMERS, transaction_id, customer, &content);
+            let head = EventHead {
+                scope: Some(customer.to_owned()),
+                tenant: Some(customer.to_owned()),
+                // Whether the time is the producer's: an event is the same whenever it comes.
+                time: event.timestamp.as_ref().map(|time| time.to_timestamp().to_string()),
+                json: true,
+                ..EventHead::new(id, CUSTOMERS, UNRESOLVED, format!("customer/{customer}"), transaction_id)
+            };
+            Ok(NewEvent { head, body: event.to_json(transaction_id, None, &timestamp), dedupe: Dedupe::Key })
+        }
+        (None, None) => {
+            errors.insert("external_subscription_id", vec!["value_is_mandatory"]);
+            Err(errors)
+        }
+    }
+}
+
+/// An event for Lago. `content` is what its producer sent.
+fn ready(
+    event: &UsageEvent<'_>,
+    transaction_id: &str,
+    subscription: &str,
+    timestamp: &EpochSeconds,
+    content: &BodyDigest,
+) -> NewEvent {
+    let id = EventId::derive_scoped(SOURCE, transaction_id, subscription, content);
     let head = EventHead {
         scope: Some(subscription.to_owned()),
-        tenant: customer.map(str::to_owned),
+        tenant: event.external_customer_id.as_deref().map(str::to_owned),
         json: true,
         ..EventHead::new(id, SOURCE, READY, format!("subscription/{subscription}"), transaction_id)
     };
-    Ok(NewEvent { head, body, dedupe: Dedupe::Key })
+    NewEvent { head, body: event.to_json(transaction_id, Some(subscription), timestamp), dedupe: Dedupe::Key }
+}
+
+/// An [`UNRESOLVED`] event as the event of this subscription: the same, id and all, as if its producer had named it.
+pub(crate) fn resolved(unresolved: &StoredEvent, subscription: &str) -> Option<NewEvent> {
+    let event = UsageEvent::reread(&unresolved.body)?;
+    let timestamp = event.timestamp.clone()?;
+    let sent = match unresolved.head.time {
+        Some(_) => event.content(),
+        None => UsageEvent { timestamp: None, ..event.clone() }.content(),
+    };
+    Some(ready(&event, &unresolved.head.key, subscription, &timestamp, &BodyDigest(sent.0)))
 }
 
 /// A stored event, read back for an answer.
@@ -58,6 +98,9 @@ pub(crate) struct Stored<'a> {
     pub(crate) transaction_id: Cow<'a, str>,
     #[serde(borrow)]
     pub(crate) external_subscription_id: Option<Cow<'a, str>>,
+    /// Only where no subscription is named.
+    #[serde(borrow, default)]
+    pub(crate) external_customer_id: Option<Cow<'a, str>>,
     #[serde(borrow)]
     pub(crate) code: Cow<'a, str>,
     #[serde(borrow)]
@@ -147,6 +190,46 @@ mod tests {
             ),
         ] {
             assert_eq!(admitted(json).unwrap_err(), FieldErrors::from([(field, vec![code])]), "{json}");
+        }
+    }
+
+    fn stored(event: &NewEvent) -> StoredEvent {
+        StoredEvent { seq: 1, at: NOW, head: event.head.clone(), body: event.body.clone().into() }
+    }
+
+    #[test]
+    fn a_resolved_event_is_the_one_that_names_the_subscription() {
+        for time in [r#","timestamp":"2024-11-19T07:06:40Z""#, ""] {
+            let rest = format!(r#""transaction_id":"t","code":"c","properties":{{"gb":0.10}}{time}"#);
+            let unresolved = admitted(&format!(r#"{{"external_customer_id":"c-1",{rest}}}"#)).unwrap();
+            let direct =
+                admitted(&format!(r#"{{"external_subscription_id":"s","external_customer_id":"c-1",{rest}}}"#))
+                    .unwrap();
+            assert_eq!(
+                (unresolved.head.event_type.as_str(), unresolved.head.subject.as_str()),
+                (UNRESOLVED, "customer/c-1")
+            );
+
+            let event = resolved(&stored(&unresolved), "s").unwrap();
+
+            assert_eq!((&event.head, &event.body), (&direct.head, &direct.body));
+            assert_ne!(resolved(&stored(&unresolved), "s-2").unwrap().head.id, event.head.id);
+            // It comes again later, and is the same.
+            let json = format!(r#"{{"external_customer_id":"c-1",{rest}}}"#);
+            let later = admit(serde_json::from_str(&json).unwrap(), None, NOW.plus_millis(5_000)).unwrap();
+            assert_eq!(later.head.id, unresolved.head.id);
+            assert_eq!(resolved(&stored(&later), "s").unwrap().head.id, event.head.id);
+        }
+    }
+
+    #[test]
+    fn a_customer_and_a_subscription_may_have_the_same_id() {
+        let of = |field: &str, id: &str| admitted(&format!(r#"{{"transaction_id":"t","code":"c","{field}":"{id}"}}"#));
+        let customer = of("external_customer_id", "x").unwrap().head;
+        for id in ["x", "customer/x"] {
+            let subscription = of("external_subscription_id", id).unwrap().head;
+            assert_ne!(customer.id, subscription.id);
+            assert_ne!((&customer.source, &customer.scope), (&subscription.source, &subscription.scope));
         }
     }
 

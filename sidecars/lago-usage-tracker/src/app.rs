@@ -34,6 +34,7 @@ use crate::producers::Producers;
 use crate::proxy::Proxy;
 use crate::reconcile::{Books, Reconciler};
 use crate::redrive::Redrive;
+use crate::resolve::{self, RESOLVE, Resolver};
 use crate::rollup::Rollup;
 use crate::sender::{LagoSink, SINK};
 
@@ -117,9 +118,13 @@ impl Daemon for LagoUsageTracker {
         .map_err(|error| configuration(error.to_string()))?;
         let settings =
             DispatcherSettings::unordered((lago.concurrency, lago.rate_per_second), &lago.retry(), &lago.circuit);
-        // Before anything is taken: a sink that is known later begins later.
-        start::register(&parts.journal, SINK).await?;
+        // All before anything is taken: a sink that is new to a journal begins with the next event.
+        start::register(&parts.journal, &[SINK, RESOLVE]).await?;
         sinks.insert(SINK.to_owned(), parts.deliver(shell, Arc::new(sink), settings));
+        let codes = config.rollup.codes.clone();
+        let resolver = Resolver::new(parts.journal.clone(), known.clone(), parts.usage.clone(), codes);
+        let settings = DispatcherSettings::unordered((resolve::CONCURRENCY, 0), &lago.retry(), &lago.circuit);
+        sinks.insert(RESOLVE.to_owned(), parts.deliver(shell, Arc::new(resolver), settings));
         parts.start_rollup(shell, &config, &known).await?;
         let asked = parts.start_proof(shell, &config, &api, &known, &books, &alerts);
         let Parts { journal, clock, usage: usage_metrics, .. } = parts;

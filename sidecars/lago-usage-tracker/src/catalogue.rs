@@ -1,6 +1,9 @@
 //! What Lago knows: metrics and subscriptions, at hand also while Lago is away and after a restart.
+//!
+//! A look reads all of it. It is made on a timer, and sooner for an event that does not fit what was seen before the event
+//! came (a *doubt*): the more such looks have shown nothing new, the further they are apart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +13,7 @@ use kit_journal::Journal;
 use kit_lago::api::{Aggregation, ApiError, BillableMetric, LagoApi, Subscription};
 use kit_lago::usage::Quantity;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::admit::Stored;
@@ -21,6 +24,12 @@ const NAME: &str = "catalogue";
 const ENDED_MILLIS: i64 = 90 * 86_400_000;
 /// At least this long between two looks, whatever producers send.
 const AT_LEAST: Duration = Duration::from_secs(2);
+/// At most this long between two looks where there are doubts, unless looks take long …
+const AT_MOST: Duration = Duration::from_secs(60);
+/// … because of which Lago is left alone for so many times as long as it took.
+const REST: u32 = 10;
+/// Who waits for a look comes back so much after it should have ended.
+const A_LITTLE_LATER: Duration = Duration::from_millis(200);
 /// After a look that failed.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -30,6 +39,9 @@ pub(crate) struct Catalogue {
     metrics: BTreeMap<String, BillableMetric>,
     /// By external id: an upgrade ends one and begins another.
     subscriptions: BTreeMap<String, Vec<Subscription>>,
+    /// The external ids of each customer's subscriptions; made of the above.
+    #[serde(skip)]
+    customers: BTreeMap<String, BTreeSet<String>>,
     /// When Lago was asked.
     asked_at: Timestamp,
 }
@@ -44,7 +56,15 @@ impl Catalogue {
             }
         }
         let metrics = metrics.into_iter().map(|metric| (metric.code.clone(), metric)).collect();
-        Self { metrics, subscriptions: by_id, asked_at }
+        Self { metrics, subscriptions: by_id, customers: BTreeMap::new(), asked_at }.with_customers()
+    }
+
+    fn with_customers(mut self) -> Self {
+        for own in self.subscriptions.values().flatten() {
+            let ids = self.customers.entry(own.external_customer_id.clone()).or_default();
+            ids.insert(own.external_id.clone());
+        }
+        self
     }
 
     pub(crate) fn metric(&self, code: &str) -> Option<&BillableMetric> {
@@ -54,6 +74,12 @@ impl Catalogue {
     /// Those with this id, active and ended.
     pub(crate) fn subscriptions(&self, external_id: &str) -> &[Subscription] {
         self.subscriptions.get(external_id).map_or(&[], Vec::as_slice)
+    }
+
+    /// Those of this customer, active and ended.
+    pub(crate) fn subscriptions_of<'a>(&'a self, customer: &'a str) -> impl Iterator<Item = &'a Subscription> {
+        let ids = self.customers.get(customer).into_iter().flatten();
+        ids.flat_map(|id| self.subscriptions(id)).filter(move |own| own.external_customer_id == customer)
     }
 
     /// Whether this customer has, or had, a subscription with this id.
@@ -71,10 +97,6 @@ impl Catalogue {
         }
     }
 
-    pub(crate) fn asked_at(&self) -> Timestamp {
-        self.asked_at
-    }
-
     pub(crate) fn says_the_same(&self, other: &Self) -> bool {
         self.metrics == other.metrics && self.subscriptions == other.subscriptions
     }
@@ -88,6 +110,34 @@ pub(crate) struct Seen {
     /// When the last look began, and why it failed if it did.
     pub(crate) looked_at: Timestamp,
     pub(crate) failed: Option<Failed>,
+    /// Before then no doubt leads to another look; and how long the last one took.
+    next_look: Option<Instant>,
+    took: Duration,
+}
+
+impl Seen {
+    /// Whether Lago has told nothing since `at`.
+    pub(crate) fn is_behind(&self, at: Timestamp) -> bool {
+        self.catalogue.as_ref().is_none_or(|catalogue| catalogue.asked_at <= at)
+    }
+
+    /// Whether Lago may tell more when it is asked again.
+    pub(crate) fn may_tell(&self) -> bool {
+        self.failed != Some(Failed::Refused)
+    }
+
+    /// Whether Lago has told nothing since `at`, and may tell more.
+    pub(crate) fn is_older_than(&self, at: Timestamp) -> bool {
+        self.is_behind(at) && self.may_tell()
+    }
+
+    /// Why what would be said of such an event is not said yet.
+    pub(crate) fn why_wait(&self) -> &'static str {
+        match self.failed {
+            Some(Failed::Away) => "Lago cannot be asked about it now",
+            _ => "does not fit what Lago knew before it came, Lago is asked again",
+        }
+    }
 }
 
 /// Why a look failed.
@@ -103,10 +153,18 @@ pub(crate) enum Failed {
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
     seen: watch::Receiver<Seen>,
-    doubts: Arc<Notify>,
+    /// When the last event came that a newer look is wanted for.
+    doubts: Arc<watch::Sender<Timestamp>>,
 }
 
 impl Known {
+    /// What a test says that Lago knows.
+    #[cfg(test)]
+    pub(crate) fn told(catalogue: Option<Catalogue>, failed: Option<Failed>) -> (watch::Sender<Seen>, Self) {
+        let (sender, seen) = watch::channel(Seen { catalogue: catalogue.map(Arc::new), failed, ..Seen::default() });
+        (sender, Self { seen, doubts: Arc::new(watch::channel(Timestamp::default()).0) })
+    }
+
     pub(crate) fn current(&self) -> Seen {
         self.seen.borrow().clone()
     }
@@ -117,11 +175,23 @@ impl Known {
         Some(self.seen.borrow_and_update().clone())
     }
 
+    /// Asks for a look that begins after `at`, and says in how long one will likely have ended.
+    pub(crate) fn doubt(&self, at: Timestamp) -> Duration {
+        self.doubts.send_if_modified(|newest| {
+            let is_newer = at > *newest;
+            *newest = at.max(*newest);
+            is_newer
+        });
+        let seen = self.seen.borrow();
+        let wait = seen.next_look.map_or(AT_LEAST, |next| next.saturating_duration_since(Instant::now()));
+        wait + seen.took + A_LITTLE_LATER
+    }
+
     /// A look that began after `at`, if there is one within `patience`; the newest there is otherwise.
     pub(crate) async fn newer_than(&self, at: Timestamp, patience: Duration) -> Seen {
         let mut seen = self.seen.clone();
         if seen.borrow_and_update().looked_at <= at {
-            self.doubts.notify_one();
+            self.doubt(at);
             let _ = tokio::time::timeout(patience, seen.wait_for(|seen| seen.looked_at > at)).await;
         }
         seen.borrow().clone()
@@ -135,7 +205,7 @@ pub(crate) struct CatalogueWorker {
     clock: SharedClock,
     refresh: Duration,
     seen: watch::Sender<Seen>,
-    doubts: Arc<Notify>,
+    doubts: watch::Receiver<Timestamp>,
 }
 
 impl CatalogueWorker {
@@ -145,24 +215,38 @@ impl CatalogueWorker {
             tracing::warn!(error = %error, "the remembered catalogue cannot be read, Lago is asked: {error}");
             None
         });
-        let catalogue = stored.and_then(|stored| serde_json::from_slice(&stored).ok()).map(Arc::new);
+        let catalogue: Option<Catalogue> = stored.and_then(|stored| serde_json::from_slice(&stored).ok());
+        let catalogue = catalogue.map(|catalogue| Arc::new(catalogue.with_customers()));
         let (seen, receiver) = watch::channel(Seen { catalogue, ..Seen::default() });
-        let doubts = Arc::new(Notify::new());
-        let known = Known { seen: receiver, doubts: Arc::clone(&doubts) };
+        let (doubt, doubts) = watch::channel(Timestamp::default());
+        let known = Known { seen: receiver, doubts: Arc::new(doubt) };
         (Self { api, journal, clock, refresh, seen, doubts }, known)
     }
 
-    pub(crate) async fn run(self, stop: StopToken) -> Result<(), std::convert::Infallible> {
+    pub(crate) async fn run(mut self, stop: StopToken) -> Result<(), std::convert::Infallible> {
+        let mut spacing = Spacing::default();
         loop {
+            let is_doubted = self.is_doubted();
             let began = Instant::now();
-            tokio::select! {
+            let told_new = tokio::select! {
                 () = stop.stopped() => return Ok(()),
-                () = self.look() => {}
-            }
+                told_new = self.look() => told_new,
+            };
+            let took = began.elapsed();
+            let next_look = Instant::now() + spacing.after(is_doubted, told_new, took);
+            self.seen.send_modify(|seen| (seen.next_look, seen.took) = (Some(next_look), took));
             let wait = if self.seen.borrow().failed.is_some() { AGAIN.min(self.refresh) } else { self.refresh };
+            let doubted = async {
+                let looked_at = self.seen.borrow().looked_at;
+                // Fails when nobody is left who could doubt: then the timer is enough.
+                if self.doubts.wait_for(|at| *at >= looked_at).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                tokio::time::sleep_until(next_look).await;
+            };
             tokio::select! {
                 () = stop.stopped() => return Ok(()),
-                () = self.doubts.notified() => {}
+                () = doubted => {}
                 () = tokio::time::sleep(wait) => {}
             }
             tokio::select! {
@@ -172,7 +256,13 @@ impl CatalogueWorker {
         }
     }
 
-    async fn look(&self) {
+    /// Whether an event came after the last look that a newer one is wanted for.
+    fn is_doubted(&self) -> bool {
+        *self.doubts.borrow() >= self.seen.borrow().looked_at
+    }
+
+    /// Reads everything; true where it differs from what was known.
+    async fn look(&self) -> bool {
         let looked_at = self.clock.now();
         let asked = async {
             let metrics = self.api.billable_metrics().await?;
@@ -192,7 +282,9 @@ impl CatalogueWorker {
                 if !same {
                     self.store(&catalogue).await;
                 }
-                self.seen.send_replace(Seen { catalogue: Some(Arc::new(catalogue)), looked_at, failed: None });
+                let catalogue = Some(Arc::new(catalogue));
+                self.seen.send_replace(Seen { catalogue, looked_at, failed: None, ..before });
+                !same
             }
             Err(error) => {
                 let failed = match error {
@@ -207,6 +299,7 @@ impl CatalogueWorker {
                     tracing::warn!(error = %error, "Lago does not tell its metrics and subscriptions, going by what was known: {error}");
                 }
                 self.seen.send_replace(Seen { looked_at, failed: Some(failed), ..before });
+                false
             }
         }
     }
@@ -216,5 +309,52 @@ impl CatalogueWorker {
         if let Err(error) = self.journal.put_value(NAME, value).await {
             tracing::warn!(error = %error, "the catalogue is not remembered, a restart asks Lago again: {error}");
         }
+    }
+}
+
+/// How far looks are apart that doubts lead to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spacing {
+    /// Such looks in a row that have shown nothing new.
+    in_vain: u32,
+}
+
+impl Spacing {
+    /// How long after a look a doubt may lead to the next one. `is_doubted`: the look was for a doubt; where there was
+    /// none for a whole turn of the timer, it begins anew.
+    fn after(&mut self, is_doubted: bool, told_new: bool, took: Duration) -> Duration {
+        self.in_vain = if is_doubted && !told_new { self.in_vain.saturating_add(1) } else { 0 };
+        let doubled = AT_LEAST * 2_u32.pow(self.in_vain.saturating_sub(1).min(5));
+        doubled.min(AT_MOST).max(took * REST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(of: Duration) -> f64 {
+        of.as_secs_f64()
+    }
+
+    #[test]
+    fn looks_for_doubts_are_further_and_further_apart_until_one_shows_something_new() {
+        let mut spacing = Spacing::default();
+        let quick = Duration::from_millis(10);
+        let apart: Vec<f64> = (0..8).map(|_| seconds(spacing.after(true, false, quick))).collect();
+        assert_eq!(apart, [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]);
+
+        assert_eq!(seconds(spacing.after(true, true, quick)), 2.0, "it was worth while");
+        spacing.after(true, false, quick);
+        spacing.after(true, false, quick);
+        assert_eq!(seconds(spacing.after(false, false, quick)), 2.0, "nobody had a doubt for a while");
+        assert_eq!(seconds(spacing.after(true, false, quick)), 2.0);
+    }
+
+    #[test]
+    fn a_lago_with_much_to_tell_is_left_alone_for_longer() {
+        let mut spacing = Spacing::default();
+        assert_eq!(seconds(spacing.after(true, true, Duration::from_secs(3))), 30.0);
+        assert_eq!(seconds(spacing.after(true, false, Duration::from_secs(30))), 300.0);
     }
 }

@@ -5,6 +5,7 @@
 //!
 //! Source: getlago/lago-api `app/services/events/validate_creation_service.rb` and `db/views/last_hour_events_mv_v04.sql`.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use kit::clock::Timestamp;
@@ -16,6 +17,9 @@ use serde::{Deserialize, Serialize};
 use crate::admit::Stored;
 use crate::catalogue::Catalogue;
 use crate::config::ChecksSection;
+
+/// So many subscriptions are named in a reason.
+const NAMED: usize = 5;
 
 /// What happens to an event that does not pass a check.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -36,13 +40,20 @@ pub(crate) enum Kind {
     UnknownMetric,
     Property,
     NoSubscription,
+    AmbiguousSubscription,
     Time,
     Late,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::UnknownMetric, Self::Property, Self::NoSubscription, Self::Time, Self::Late];
+    pub(crate) const ALL: [Self; 6] = [
+        Self::UnknownMetric,
+        Self::Property,
+        Self::NoSubscription,
+        Self::AmbiguousSubscription,
+        Self::Time,
+        Self::Late,
+    ];
 
     /// The word in metrics, and at the beginning of a parked event's reason.
     pub(crate) fn word(self) -> &'static str {
@@ -50,6 +61,7 @@ impl Kind {
             Self::UnknownMetric => "unknown_metric",
             Self::Property => "property",
             Self::NoSubscription => "no_subscription",
+            Self::AmbiguousSubscription => "ambiguous_subscription",
             Self::Time => "time",
             Self::Late => "late",
         }
@@ -57,7 +69,10 @@ impl Kind {
 
     /// Whether a newer catalogue may say otherwise.
     pub(crate) fn may_change(self) -> bool {
-        matches!(self, Self::UnknownMetric | Self::Property | Self::NoSubscription)
+        match self {
+            Self::UnknownMetric | Self::Property | Self::NoSubscription | Self::AmbiguousSubscription => true,
+            Self::Time | Self::Late => false,
+        }
     }
 
     pub(crate) fn policy(self, checks: &ChecksSection) -> Policy {
@@ -65,6 +80,7 @@ impl Kind {
             Self::UnknownMetric => checks.unknown_metric,
             Self::Property => checks.property,
             Self::NoSubscription => checks.no_subscription,
+            Self::AmbiguousSubscription => checks.ambiguous_subscription,
             Self::Time => checks.time,
             Self::Late => checks.late,
         }
@@ -79,6 +95,16 @@ pub(crate) struct Finding {
     pub(crate) field: &'static str,
     pub(crate) code: &'static str,
     sentence: String,
+}
+
+impl Finding {
+    /// Of an event that names only its customer, where Lago does not tell whose its subscriptions are.
+    pub(crate) fn untold(customer: &str) -> Self {
+        let sentence =
+            format!("Lago does not tell its subscriptions, so that the customer {customer:?}'s is not known");
+        let (field, code) = ("external_customer_id", "subscription_not_found");
+        Self { kind: Kind::NoSubscription, field, code, sentence }
+    }
 }
 
 /// As a parked event's reason: the kind, then a sentence for a person.
@@ -119,8 +145,59 @@ fn metric(event: &Stored<'_>, catalogue: &Catalogue) -> Option<Finding> {
     }
 }
 
+/// The one subscription that a customer had at that time.
+pub(crate) fn whose<'a>(customer: &'a str, at: Timestamp, catalogue: &'a Catalogue) -> Result<&'a str, Finding> {
+    let having = |had: fn(&Subscription, Timestamp) -> bool| -> BTreeSet<&str> {
+        let own = catalogue.subscriptions_of(customer).filter(|own| had(own, at));
+        own.map(|own| own.external_id.as_str()).collect()
+    };
+    let exactly = having(|own, at| {
+        own.started_at.is_none_or(|started| started <= at) && own.terminated_at.is_none_or(|ended| at < ended)
+    });
+    // Where one ends and the next begins, both are near.
+    let found = if exactly.is_empty() { having(|own, at| began(own, at) && lasts(own, at)) } else { exactly };
+    let field = "external_customer_id";
+    let mut names = found.iter().copied();
+    match (names.next(), found.len()) {
+        (Some(id), 1) => Ok(id),
+        (None, _) => {
+            let sentence = if catalogue.subscriptions_of(customer).next().is_none() {
+                format!("Lago has no active subscription of the customer {customer:?}")
+            } else {
+                format!("the customer {customer:?} had no active subscription at its time, {at}")
+            };
+            Err(Finding { kind: Kind::NoSubscription, field, code: "subscription_not_found", sentence })
+        }
+        (Some(_), count) => {
+            let names: Vec<String> = found.iter().take(NAMED).map(|id| format!("{id:?}")).collect();
+            let more = if count > NAMED { ", …" } else { "" };
+            let sentence = format!(
+                "the customer {customer:?} had {count} subscriptions at its time, {at}, and the event does not say which is meant: {}{more}",
+                names.join(", ")
+            );
+            Err(Finding { kind: Kind::AmbiguousSubscription, field, code: "subscription_is_ambiguous", sentence })
+        }
+    }
+}
+
+// Lago's times are whole seconds.
+fn began(own: &Subscription, at: Timestamp) -> bool {
+    own.started_at.is_none_or(|started| at.plus_millis(1_000) > started)
+}
+
+fn lasts(own: &Subscription, at: Timestamp) -> bool {
+    own.terminated_at.is_none_or(|ended| at.plus_millis(-1_000) < ended)
+}
+
 fn subscription(event: &Stored<'_>, catalogue: &Catalogue, checks: &ChecksSection, now: Timestamp) -> Option<Finding> {
-    let id = event.external_subscription_id.as_deref().unwrap_or_default();
+    let at = event.time()?;
+    let id = match (event.external_subscription_id.as_deref(), event.external_customer_id.as_deref()) {
+        (None, Some(customer)) => match whose(customer, at, catalogue) {
+            Ok(id) => id,
+            Err(finding) => return Some(finding),
+        },
+        (id, _) => id.unwrap_or_default(),
+    };
     let none = |sentence| {
         let (field, code) = ("external_subscription_id", "subscription_not_found");
         Some(Finding { kind: Kind::NoSubscription, field, code, sentence })
@@ -129,19 +206,15 @@ fn subscription(event: &Stored<'_>, catalogue: &Catalogue, checks: &ChecksSectio
     if all.is_empty() {
         return none(format!("Lago has no active subscription {id:?}"));
     }
-    let at = event.time()?;
     let wrong = |kind, sentence| Some(Finding { kind, field: "timestamp", code: "value_is_out_of_range", sentence });
     #[expect(clippy::cast_possible_truncation, reason = "validated to at most 30 days")]
     let latest = now.plus_millis((checks.future_seconds * 1000.0) as i64);
     if at > latest {
         return wrong(Kind::Time, format!("its time, {at}, is in the future"));
     }
-    // Lago's times are whole seconds.
-    let began = |own: &&Subscription| own.started_at.is_none_or(|started| at.plus_millis(1_000) > started);
-    let lasts = |own: &&Subscription| own.terminated_at.is_none_or(|ended| at.plus_millis(-1_000) < ended);
-    let Some(subscription) = all.iter().find(|own| began(own) && lasts(own)) else {
+    let Some(subscription) = all.iter().find(|own| began(own, at) && lasts(own, at)) else {
         let first = all.iter().filter_map(|own| own.started_at).min();
-        return match all.iter().filter(began).filter_map(|own| own.terminated_at).max() {
+        return match all.iter().filter(|own| began(own, at)).filter_map(|own| own.terminated_at).max() {
             Some(ended) => none(format!("its time, {at}, is after the subscription {id:?} ended, {ended}")),
             None => wrong(
                 Kind::Time,
@@ -205,6 +278,51 @@ mod tests {
             ],
             NOW.parse().unwrap(),
         )
+    }
+
+    #[test]
+    fn a_customers_subscription_is_the_one_it_had_at_that_time() {
+        let of = |id: &str, customer: &str, started: &str, ended: Option<&str>| Subscription {
+            external_id: id.to_owned(),
+            external_customer_id: customer.to_owned(),
+            started_at: Some(started.parse().unwrap()),
+            terminated_at: ended.map(|ended| ended.parse().unwrap()),
+            current_billing_period_started_at: None,
+            current_billing_period_ending_at: None,
+        };
+        let catalogue = Catalogue::new(
+            vec![],
+            vec![
+                // Upgraded: the same id twice. Then another one.
+                of("a", "one", "2026-10-01T00:00:00Z", Some("2026-10-20T00:00:00Z")),
+                of("a", "one", "2026-10-20T00:00:00Z", Some("2026-11-01T00:00:00Z")),
+                of("b", "one", "2026-11-01T00:00:00Z", None),
+                of("c", "two", "2026-10-01T00:00:00Z", None),
+                of("d", "two", "2026-11-01T00:00:00Z", None),
+            ],
+            NOW.parse().unwrap(),
+        );
+        let none =
+            "no_subscription: the customer \"one\" had no active subscription at its time, 2026-09-30T23:59:58.000Z";
+        let several = "ambiguous_subscription: the customer \"two\" had 2 subscriptions at its time, 2026-11-21T12:00:00.000Z, and the event does not say which is meant: \"c\", \"d\"";
+        for (customer, at, expected) in [
+            ("one", "2026-10-19T23:59:59Z", Ok("a")),
+            ("one", "2026-10-20T00:00:00Z", Ok("a")),
+            ("one", "2026-11-01T00:00:00Z", Ok("b")),
+            ("one", "2026-10-31T23:59:59.5Z", Ok("a")),
+            ("one", "2026-09-30T23:59:59.5Z", Ok("a")),
+            ("one", "2026-09-30T23:59:58Z", Err(none)),
+            ("two", "2026-10-02T00:00:00Z", Ok("c")),
+            ("two", NOW, Err(several)),
+            ("a", NOW, Err("no_subscription: Lago has no active subscription of the customer \"a\"")),
+        ] {
+            let found = whose(customer, at.parse().unwrap(), &catalogue).map_err(|finding| finding.to_string());
+            assert_eq!(
+                found.as_deref().map_err(String::as_str),
+                expected.as_ref().map(|id| *id).map_err(|text| *text),
+                "{customer} {at}"
+            );
+        }
     }
 
     fn found(subscription: &str, code: &str, time: &str, properties: &str) -> Option<String> {

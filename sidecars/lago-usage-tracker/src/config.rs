@@ -92,6 +92,9 @@ pub struct ChecksSection {
     pub property: Policy,
     /// Lago has no active subscription with the event's id.
     pub no_subscription: Policy,
+    /// The event names only its customer, who had several subscriptions at the event's time. `pass` is as `park`: Lago
+    /// bills nobody for an event without a subscription. The same is true of `no_subscription` for such an event.
+    pub ambiguous_subscription: Policy,
     /// The event is of a time before its subscription began, or in the future.
     pub time: Policy,
     /// The event is of a time before the current billing period. Lago bills it only as long as that period's invoice is
@@ -110,6 +113,7 @@ impl Default for ChecksSection {
             unknown_metric: Policy::Park,
             property: Policy::Park,
             no_subscription: Policy::Park,
+            ambiguous_subscription: Policy::Park,
             time: Policy::Park,
             late: Policy::Pass,
             future_seconds: 3_600.0,

@@ -16,13 +16,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use kit::clock::{SharedClock, Timestamp};
 use kit::serve::{BodyError, BodyRules, read_body};
-use kit_journal::{AppendError, Appended, DeliveryState, EventId, Journal, JournalError, NewEvent, StoredEvent};
-use kit_lago::usage::answer::{ALREADY_EXISTS, ErrorAnswer, EventAnswer, TRANSACTION_ID};
+use kit_journal::{AppendError, Appended, EventId, Journal, NewEvent, StoredEvent};
+use kit_lago::usage::answer::{ALREADY_EXISTS, ErrorAnswer, TRANSACTION_ID};
 use kit_lago::usage::{BadBody, FieldErrors, Requested, requested};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::admit::{self, READY, ROLLUP, SOURCE, Stored};
+use crate::admit::{self, Stored, UNRESOLVED};
 use crate::catalogue::{Known, Seen};
 use crate::check::{Finding, Kind, Policy, check};
 use crate::cloudevents::{self, NotCloudEvents};
@@ -30,14 +30,11 @@ use crate::config::ChecksSection;
 use crate::metrics::{Taken, UsageMetrics};
 use crate::producers::{Producer, Producers};
 use crate::proxy::{self, Proxy};
-use crate::rollup::{self, Place};
-use crate::sender::SINK;
+use crate::rollup;
+use crate::show;
 
 /// How long a producer waits for what Lago knows now.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-
-/// Events with one transaction id that are looked at to find one that the producer may see.
-const SHOWN_AT_MOST: usize = 200;
 
 /// What the intake needs.
 #[derive(Debug)]
@@ -56,26 +53,13 @@ pub(crate) struct Intake {
     pub(crate) proxy: Option<Proxy>,
 }
 
-impl Intake {
-    /// Which way an event goes to Lago.
-    fn route(&self, mut event: NewEvent) -> NewEvent {
-        let is_summed = !self.rollup.is_empty()
-            && event.head.event_type == READY
-            && Stored::read(&event.body).is_some_and(|stored| self.rollup.contains(&*stored.code));
-        if is_summed {
-            ROLLUP.clone_into(&mut event.head.event_type);
-        }
-        event
-    }
-}
-
 /// The public listener's routes.
 pub(crate) fn router(intake: Arc<Intake>) -> Router {
     Router::new()
         .route("/api/v1/events", post(one))
         .route("/api/v1/events/batch", post(batch))
         .route("/api/v1/cloudevents", post(cloudevents))
-        .route("/api/v1/events/{transaction_id}", get(show))
+        .route("/api/v1/events/{transaction_id}", get(shown))
         .fallback(other)
         .method_not_allowed_fallback(other)
         .with_state(intake)
@@ -83,11 +67,13 @@ pub(crate) fn router(intake: Arc<Intake>) -> Router {
 
 /// Why a request is not taken.
 #[derive(Debug)]
-enum Refusal {
+pub(crate) enum Refusal {
     Encoded,
     Unauthorized,
     /// The token's holder may not report for this subscription.
     Forbidden,
+    /// Whether it may is not known before Lago tells more.
+    Undecided,
     Body(BodyError),
     Bad(BadBody),
     NotCloudEvents(NotCloudEvents),
@@ -104,6 +90,7 @@ impl Refusal {
             Self::Encoded => "content_encoding",
             Self::Unauthorized => "unauthorized",
             Self::Forbidden => "forbidden",
+            Self::Undecided => "undecided",
             Self::Body(BodyError::TooLarge(_)) => "too_large",
             Self::Body(BodyError::TimedOut) => "too_slow",
             Self::Body(BodyError::Stopping) => "stopping",
@@ -126,7 +113,7 @@ impl IntoResponse for Refusal {
             Self::Body(BodyError::TooLarge(_)) => plain(StatusCode::PAYLOAD_TOO_LARGE, "Payload Too Large", None),
             Self::Body(BodyError::TimedOut) => plain(StatusCode::REQUEST_TIMEOUT, "Request Timeout", None),
             Self::Body(BodyError::BrokenOff) => plain(StatusCode::BAD_REQUEST, "BadRequest: the body broke off", None),
-            Self::Body(BodyError::Stopping) | Self::Journal => again(),
+            Self::Body(BodyError::Stopping) | Self::Journal | Self::Undecided => again(),
             Self::Bad(BadBody::NotAnObject) => {
                 plain(StatusCode::BAD_REQUEST, "BadRequest: the body is not a JSON object", None)
             }
@@ -201,8 +188,8 @@ enum Shape {
     CloudEvents,
 }
 
-async fn show(State(intake): State<Arc<Intake>>, Path(transaction_id): Path<String>, headers: HeaderMap) -> Response {
-    answered(&intake, find(&intake, &headers, &transaction_id).await)
+async fn shown(State(intake): State<Arc<Intake>>, Path(transaction_id): Path<String>, headers: HeaderMap) -> Response {
+    answered(&intake, show::find(&intake, &headers, &transaction_id).await)
 }
 
 fn answered(intake: &Intake, result: Result<Response, Refusal>) -> Response {
@@ -243,7 +230,7 @@ async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<R
     for (place, event) in events.into_iter().enumerate() {
         let name = request_key.map(|key| cloudevents::place_in_request(producer.name(), key, place));
         match admit::admit(event, name, now) {
-            Ok(event) => admitted.push(intake.route(event)),
+            Ok(event) => admitted.push(rollup::route(&intake.rollup, event)),
             Err(wrong) => drop(errors.insert(place, wrong)),
         }
     }
@@ -251,9 +238,7 @@ async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<R
         intake.metrics.taken(Taken::Invalid, errors.len() as u64);
         return Err(told(errors, is_batch));
     }
-    if !may_report(intake, producer, &admitted, now).await {
-        return Err(Refusal::Forbidden);
-    }
+    may_report(intake, producer, &admitted, now).await?;
     let rejected = reject(intake, &admitted, now).await;
     if !rejected.is_empty() {
         intake.metrics.taken(Taken::Invalid, rejected.len() as u64);
@@ -263,21 +248,31 @@ async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<R
 }
 
 /// Whether a producer may report all of this. A token for a customer is good for the subscriptions that Lago says are
-/// the customer's.
-async fn may_report(intake: &Intake, producer: &Producer, events: &[NewEvent], now: Timestamp) -> bool {
+/// the customer's, and for what names only the customer.
+async fn may_report(intake: &Intake, producer: &Producer, events: &[NewEvent], now: Timestamp) -> Result<(), Refusal> {
+    if !events.iter().all(|event| producer.may_name(event.head.tenant.as_deref())) {
+        return Err(Refusal::Forbidden);
+    }
     let allows = |seen: &Seen| {
         let is_of = |subscription: &str, customer: &str| {
             seen.catalogue.as_ref().is_some_and(|catalogue| catalogue.is_of(subscription, customer))
         };
-        events.iter().all(|event| {
-            let subscription = event.head.subject.strip_prefix("subscription/");
-            producer.may_report(subscription, is_of) && producer.may_name(event.head.tenant.as_deref())
-        })
+        let mut named = events.iter().filter(|event| event.head.event_type != UNRESOLVED);
+        named.all(|event| producer.may_report(event.head.scope.as_deref(), is_of))
     };
     if allows(&intake.known.current()) {
-        return true;
+        return Ok(());
     }
-    producer.is_bound_to_customers() && allows(&intake.known.newer_than(now, LOOK_AGAIN).await)
+    if !producer.is_bound_to_customers() {
+        return Err(Refusal::Forbidden);
+    }
+    let seen = intake.known.newer_than(now, LOOK_AGAIN).await;
+    match allows(&seen) {
+        true => Ok(()),
+        // A no is for ever: the subscription may be a minute old.
+        false if seen.may_tell() && seen.is_behind(now) => Err(Refusal::Undecided),
+        false => Err(Refusal::Forbidden),
+    }
 }
 
 /// Events that do not pass a check whose policy is to refuse them, as far as it is known what Lago knows.
@@ -378,77 +373,8 @@ async fn first_ones(intake: &Intake, appended: &[Appended]) -> Result<BTreeMap<i
     read.await.map_err(|_| Refusal::Journal)
 }
 
-/// An event and how far it has come.
-#[derive(Serialize)]
-struct Shown<'a> {
-    event: ShownEvent<'a>,
-}
-
-#[derive(Serialize)]
-struct ShownEvent<'a> {
-    #[serde(flatten)]
-    event: EventAnswer<'a>,
-    /// `queued`, `sent`, `confirmed`, `parked` or `dropped`.
-    status: &'static str,
-    reason: Option<&'a str>,
-}
-
-async fn find(intake: &Intake, headers: &HeaderMap, transaction_id: &str) -> Result<Response, Refusal> {
-    let producer = holder(intake, headers)?;
-    let unreadable = |error: JournalError| {
-        tracing::debug!(error = %error, "usage event not shown: {error}");
-        Refusal::Journal
-    };
-    let known = intake.journal.known(SOURCE, transaction_id).await.map_err(unreadable)?;
-    for (_, seq) in known.into_iter().take(SHOWN_AT_MOST) {
-        let catalogue = intake.known.current().catalogue;
-        let read = intake.journal.browse(move |reader| {
-            let Some(event) = reader.event(seq)? else { return Ok(None) };
-            let place = match event.head.event_type == ROLLUP {
-                true => rollup::find(reader, &event, catalogue.as_deref())?,
-                false => Place::At(seq),
-            };
-            let found = reader.found(if let Place::At(seq) = place { seq } else { seq })?;
-            Ok(Some((event, place, found)))
-        });
-        let Some((event, place, Some(found))) = read.await.map_err(unreadable)? else { continue };
-        let stored = Stored::read(&event.body).ok_or(Refusal::Journal)?;
-        if stored.transaction_id != transaction_id {
-            continue;
-        }
-        let subscription = stored.external_subscription_id.as_deref();
-        let seen = intake.known.current();
-        let is_of = |subscription: &str, customer: &str| {
-            seen.catalogue.as_ref().is_some_and(|catalogue| catalogue.is_of(subscription, customer))
-        };
-        if !producer.may_report(subscription, is_of) {
-            continue;
-        }
-        let delivery = found.deliveries.get(SINK);
-        let row = delivery.and_then(|delivery| delivery.row.as_ref());
-        let status = match delivery.map(|delivery| delivery.state) {
-            _ if place == Place::Waiting => "queued",
-            _ if place == Place::Somewhere => "sent",
-            Some(DeliveryState::Delivered) => "confirmed",
-            Some(DeliveryState::Parked) => "parked",
-            Some(DeliveryState::Dropped) => "dropped",
-            Some(DeliveryState::Retrying) => "sent",
-            _ => "queued",
-        };
-        let id = event.head.id.to_string();
-        let event = ShownEvent {
-            event: stored.answer(&id, event.at),
-            status,
-            reason: row.map(|row| row.reason.as_str()).filter(|reason| !reason.is_empty()),
-        };
-        let body = serde_json::to_string(&Shown { event }).map_err(|_| Refusal::Journal)?;
-        return Ok(json(StatusCode::OK, body));
-    }
-    Err(Refusal::NotFound)
-}
-
 /// Whose token the request shows. Like Lago: the second word of `Authorization`, whatever the first is.
-fn holder<'a>(intake: &'a Intake, headers: &HeaderMap) -> Result<&'a Producer, Refusal> {
+pub(crate) fn holder<'a>(intake: &'a Intake, headers: &HeaderMap) -> Result<&'a Producer, Refusal> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else { return Err(Refusal::Unauthorized) };
     let token = value.to_str().ok().and_then(|value| value.split_ascii_whitespace().nth(1));
@@ -472,6 +398,6 @@ fn again() -> Response {
     response
 }
 
-fn json(status: StatusCode, body: String) -> Response {
+pub(crate) fn json(status: StatusCode, body: String) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json; charset=utf-8")], body).into_response()
 }

@@ -4,9 +4,10 @@
 //! `config` what can be set · `app` how the parts are put together · `http` a producer's request and its answer ·
 //! `producers` who may report for whom · `cloudevents` CloudEvents as usage · `admit` from a usage event to one for the journal, without I/O · `catalogue`
 //! what Lago knows · `check` what it would never bill, without I/O · `sender` batches to Lago and what its answers mean ·
-//! `redrive` parked events that fit by now · `rollup` many events made few before they are sent · `ledger` what Lago has confirmed, without I/O ·
-//! `reconcile` whether Lago has counted it · `canary` an event that is known to be billable · `alerts` events of the daemon's
-//! own for the gateway · `api` the ledger for operators · `proxy` Lago's other paths.
+//! `resolve` the subscription of usage that names only a customer · `redrive` parked events that fit by now · `show` how
+//! far an event has come · `rollup` many events made few before they are sent · `ledger` what Lago has confirmed, without
+//! I/O · `reconcile` whether Lago has counted it · `canary` an event that is known to be billable · `alerts` events of the
+//! daemon's own for the gateway · `api` the ledger for operators · `proxy` Lago's other paths.
 
 mod admit;
 mod alerts;
@@ -24,8 +25,10 @@ mod producers;
 mod proxy;
 mod reconcile;
 mod redrive;
+mod resolve;
 mod rollup;
 mod sender;
+mod show;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

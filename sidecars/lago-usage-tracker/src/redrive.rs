@@ -1,18 +1,19 @@
-//! Parked events that fit by now are sent after all: their metric or subscription has appeared.
+//! Parked events that fit by now go on after all: their metric or subscription has appeared.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use kit::clock::SharedClock;
+use kit::clock::{SharedClock, Timestamp};
 use kit::lifecycle::StopToken;
 use kit_journal::engine::{Action, AuditRecord};
-use kit_journal::{DeliveryState, EventFilter, Journal, JournalError, Seq};
+use kit_journal::{DeliveryState, EventFilter, Journal, JournalError, Seq, StoredEvent};
 use tokio::time::Instant;
 
 use crate::admit::Stored;
 use crate::catalogue::{Catalogue, Known};
-use crate::check::{Kind, Policy, check};
+use crate::check::{Kind, Policy, check, whose};
 use crate::config::ChecksSection;
+use crate::resolve::RESOLVE;
 use crate::sender::SINK;
 
 /// Parked events looked at in one read.
@@ -61,23 +62,21 @@ impl Redrive {
     }
 
     async fn look_through(&self, catalogue: Arc<Catalogue>) -> Result<u64, JournalError> {
-        let (mut before, mut sent) = (None, 0);
+        let (mut before, mut sink, mut sent) = (None, RESOLVE, 0);
         loop {
             let (now, checks, catalogue) = (self.clock.now(), self.checks.clone(), Arc::clone(&catalogue));
             let read = self.journal.browse(move |reader| {
                 let mut filter = EventFilter::default();
-                (filter.state, filter.sink) = (Some(DeliveryState::Parked), Some(SINK.to_owned()));
+                (filter.state, filter.sink) = (Some(DeliveryState::Parked), Some(sink.to_owned()));
                 let page = reader.search(&filter, before, PAGE, u64::from(PAGE))?;
                 let mut fit: Vec<Seq> = Vec::new();
                 for found in &page.found {
-                    let row = found.deliveries.get(SINK).and_then(|delivery| delivery.row.as_ref());
+                    let row = found.deliveries.get(sink).and_then(|delivery| delivery.row.as_ref());
                     if !row.is_some_and(|row| may_change(&row.reason)) {
                         continue;
                     }
                     let Some(event) = reader.event(found.event.seq)? else { continue };
-                    let Some(stored) = Stored::read(&event.body) else { continue };
-                    let finding = check(&stored, &catalogue, &checks, now);
-                    if finding.is_none_or(|finding| finding.kind.policy(&checks) == Policy::Pass) {
+                    if fits(&event, sink, &catalogue, &checks, now) {
                         fit.push(event.seq);
                     }
                 }
@@ -85,26 +84,37 @@ impl Redrive {
             });
             let (next, fit) = read.await?;
             if !fit.is_empty() {
-                sent += self.send(fit).await?;
+                sent += self.send(sink, fit).await?;
             }
-            before = next;
-            if before.is_none() {
-                return Ok(sent);
-            }
+            (before, sink) = match (next, sink) {
+                (Some(next), sink) => (Some(next), sink),
+                (None, RESOLVE) => (None, SINK),
+                (None, _) => return Ok(sent),
+            };
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    async fn send(&self, seqs: Vec<Seq>) -> Result<u64, JournalError> {
+    async fn send(&self, sink: &str, seqs: Vec<Seq>) -> Result<u64, JournalError> {
         let now = self.clock.now();
         let detail =
-            serde_json::json!({ "sink": SINK, "events": seqs.len(), "why": "they fit what Lago knows by now" });
+            serde_json::json!({ "sink": sink, "events": seqs.len(), "why": "they fit what Lago knows by now" });
         let audit =
             AuditRecord { at: now, actor: "catalogue".to_owned(), action: "deliveries.replay".to_owned(), detail };
-        let replay = Action::Reconsider { sink: SINK.to_owned(), seqs, from: now };
+        let replay = Action::Reconsider { sink: sink.to_owned(), seqs, from: now };
         let outcomes = self.journal.act(vec![replay, Action::Audit(audit)]).await?;
         Ok(outcomes.first().map_or(0, |outcome| outcome.changed))
     }
+}
+
+/// Whether a sink would take by now what it has parked.
+fn fits(event: &StoredEvent, sink: &str, catalogue: &Catalogue, checks: &ChecksSection, now: Timestamp) -> bool {
+    let Some(stored) = Stored::read(&event.body) else { return false };
+    if sink == RESOLVE {
+        let customer = event.head.tenant.as_deref().unwrap_or_default();
+        return whose(customer, stored.time().unwrap_or(event.at), catalogue).is_ok();
+    }
+    check(&stored, catalogue, checks, now).is_none_or(|finding| finding.kind.policy(checks) == Policy::Pass)
 }
 
 /// Whether an event was parked for something that Lago may know by now.
@@ -121,6 +131,8 @@ mod tests {
     fn only_what_lago_may_know_by_now_is_looked_at_again() {
         for (reason, expected) in [
             ("no_subscription: Lago has no active subscription \"s\"", true),
+            ("ambiguous_subscription: the customer \"c\" had 2 subscriptions", true),
+            ("contradiction: its customer's subscription has another event with this transaction id", false),
             ("unknown_metric: Lago has no billable metric with the code \"c\"", true),
             ("property: gb counts the property \"gb\", which the event does not have", true),
             ("time: its time is in the future", false),

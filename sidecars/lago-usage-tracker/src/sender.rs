@@ -27,7 +27,7 @@ use serde::de::IgnoredAny;
 use url::Url;
 
 use crate::admit::{READY, Stored, transaction_id};
-use crate::catalogue::{Failed, Known, Seen};
+use crate::catalogue::{Known, Seen};
 use crate::check::{Finding, Policy, check};
 use crate::config::{ChecksSection, LagoSection};
 use crate::ledger::Name;
@@ -42,8 +42,6 @@ const ANSWER_BYTES: usize = 16 << 20;
 const SHOWN_BYTES: usize = 500;
 /// Bytes of a batch: nginx in front of Lago takes one mebibyte by default.
 const BATCH_BYTES: usize = 768 << 10;
-/// How long a batch with events that do not fit waits for what Lago knows now.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Requests made for one batch, each with fewer events than the one before.
 const ROUNDS: usize = 8;
 /// Longest wait that Lago may ask for in a request, and how often for one batch; Lago's own client waits as long.
@@ -123,37 +121,24 @@ impl LagoSink {
         confirmed.insert(event.seq, (name, at, units));
     }
 
-    /// Outcomes of events that are not to be sent; `None` for those that are.
-    async fn look_at(&self, events: &[&StoredEvent]) -> Vec<Option<Outcome>> {
-        let mut seen = self.known.current();
-        let mut findings = self.findings(events, &seen);
-        // What was not there when we looked may be there now.
-        let newest =
-            events.iter().zip(&findings).filter(|(_, finding)| finding.as_ref().is_some_and(|f| f.kind.may_change()));
-        if let Some(at) = newest.map(|(event, _)| event.at).max() {
-            seen = self.known.newer_than(at, LOOK_AGAIN).await;
-            findings = self.findings(events, &seen);
-        }
-        let stale = |event: &StoredEvent| seen.catalogue.as_ref().is_some_and(|known| known.asked_at() <= event.at);
-        events
-            .iter()
-            .zip(findings)
-            .map(|(event, finding)| {
-                let finding = finding?;
-                let policy = finding.kind.policy(&self.checks);
-                if policy == Policy::Pass {
-                    self.metrics.found(finding.kind, policy);
-                    return None;
-                }
-                if finding.kind.may_change() && stale(event) && seen.failed != Some(Failed::Refused) {
-                    // Away, or slow: when it answers, it says whether it knows it by now.
-                    return Some(Outcome::failed(Failure::Unreachable, "Lago cannot be asked about it now"));
-                }
-                self.metrics.found(finding.kind, policy);
-                let note = if stale(event) { " (Lago does not tell what is new)" } else { "" };
-                Some(Outcome::failed(Failure::Unsendable, format!("{finding}{note}")))
-            })
-            .collect()
+    /// Outcomes of events that are not to be sent; `None` for those that are. Nothing is waited for: what does not fit,
+    /// and may fit what Lago knows by now, comes again after the next look at Lago.
+    fn look_at(&self, events: &[&StoredEvent]) -> Vec<Option<Outcome>> {
+        let seen = self.known.current();
+        let judge = |(event, finding): (&&StoredEvent, Option<Finding>)| {
+            let finding = finding?;
+            let policy = finding.kind.policy(&self.checks);
+            if policy != Policy::Pass && finding.kind.may_change() && seen.is_older_than(event.at) {
+                return Some(Outcome::withheld(seen.why_wait(), self.known.doubt(event.at)));
+            }
+            self.metrics.found(finding.kind, policy);
+            if policy == Policy::Pass {
+                return None;
+            }
+            let note = if seen.is_behind(event.at) { " (Lago does not tell what is new)" } else { "" };
+            Some(Outcome::failed(Failure::Unsendable, format!("{finding}{note}")))
+        };
+        events.iter().zip(self.findings(events, &seen)).map(judge).collect()
     }
 
     /// Nothing can be said as long as Lago has never told anything.
@@ -166,7 +151,7 @@ impl LagoSink {
 
     /// Sends events whose transaction ids differ, and goes on with those that Lago has said nothing about.
     async fn send(&self, events: &[&StoredEvent]) -> Vec<Outcome> {
-        let mut outcomes = self.look_at(events).await;
+        let mut outcomes = self.look_at(events);
         for _ in 0..ROUNDS {
             let open: Vec<usize> = (0..events.len()).filter(|place| outcomes[*place].is_none()).collect();
             if open.is_empty() {

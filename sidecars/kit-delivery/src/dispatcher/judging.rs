@@ -16,6 +16,7 @@ struct Says {
     alive: bool,
     denied: bool,
     unsendable: bool,
+    withheld: bool,
     failed: Option<String>,
 }
 
@@ -24,6 +25,7 @@ impl Says {
         match outcome.verdict {
             Verdict::Delivered => self.alive = true,
             Verdict::Failed(Failure::Unsendable) => self.unsendable = true,
+            Verdict::Failed(Failure::Withheld) => self.withheld = true,
             Verdict::Failed(failure) if !failure.may_retry() => self.alive = true,
             Verdict::Failed(failure) => {
                 self.denied |= failure == Failure::Denied;
@@ -79,7 +81,7 @@ impl<S: Sink> Work<S> {
             self.note(error.clone());
         }
         if let Decision::Park { reason } = &decision {
-            tracing::error!(seq, sink = %self.name, reason = %reason, "event {seq} parked as a dead letter: {reason}");
+            self.say_parked(seq, reason);
         }
         self.window.complete(seq, &decision, Some(attempt), self.successes, Instant::now());
     }
@@ -99,6 +101,9 @@ impl<S: Sink> Work<S> {
             } else if opened {
                 tracing::warn!(sink = %self.name, error = %error, "{} does not take events, waiting and probing: {error}", self.name);
             }
+        } else if says.withheld && !circuit_closed {
+            // Nobody was asked, and this one is still there: asking at once would come to it again.
+            self.circuit.inconclusive(now);
         } else if says.unsendable && !circuit_closed {
             // No request could be made: nobody was asked, and somebody else is.
             self.circuit.unspent(now);

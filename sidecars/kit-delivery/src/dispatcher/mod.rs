@@ -2,6 +2,7 @@
 //! circuit; everything durable is in the journal, so that it can be cut off at any moment.
 
 mod judging;
+mod parking;
 mod reading;
 mod settling;
 mod stall;

@@ -91,7 +91,7 @@ impl<S: Sink> Work<S> {
         }
         match why {
             NotAsked::Lost(reason) => {
-                tracing::error!(seq, sink = %self.name, reason = %reason, "event {seq} parked as a dead letter: {reason}");
+                self.say_parked(seq, &reason);
                 self.note(reason.clone());
                 self.window.complete(seq, &Decision::Park { reason }, None, self.successes, now);
             }

@@ -92,6 +92,7 @@ impl<S: Sink> Work<S> {
             self.finished(finished);
         }
         self.in_flight.abort_all();
+        self.say_how_many_parked(true);
         self.window.let_go(self.shell.clock.now());
         let mut left = Vec::new();
         if let Some(settling) = self.settling.take()

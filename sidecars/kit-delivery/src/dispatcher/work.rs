@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::Dispatcher;
+use super::parking::Parking;
 use super::reading::{NotAsked, Unread, read_event};
 use super::settling::{SETTLE_AGAIN, Settling, settled};
 use super::stall::Stall;
@@ -49,6 +50,7 @@ pub(super) struct Work<S> {
     limiter: Option<DefaultDirectRateLimiter>,
     pub(super) paused: bool,
     pub(super) stall: Stall,
+    pub(super) parking: Parking,
     pub(super) in_flight: JoinSet<Finished>,
     pub(super) settling: Option<Settling>,
     /// A settlement that the journal refused, and when to offer it again.
@@ -83,6 +85,7 @@ impl<S: Sink> Work<S> {
                 .map(|rate| RateLimiter::direct(Quota::per_second(rate).allow_burst(std::num::NonZeroU32::MIN))),
             paused: row.paused,
             stall: Stall::default(),
+            parking: Parking::default(),
             in_flight: JoinSet::new(),
             settling: None,
             settle_again: None,
@@ -111,6 +114,7 @@ impl<S: Sink> Work<S> {
                 self.load().await;
             }
             self.watch_stall();
+            self.say_how_many_parked(false);
             self.start_what_may_start();
             self.settle();
             self.observe().await;
@@ -387,6 +391,7 @@ impl<S: Sink> Work<S> {
         };
         sooner(self.settle_again.as_ref().map(|(due, _)| *due));
         sooner(self.unread.looked(now));
+        sooner(self.parking.due());
         sooner(self.next_replay.filter(|_| self.window.replays() < REPLAYS as usize / 2));
         if let Some(until) = self.unread.held_off(now) {
             sooner(Some(until));

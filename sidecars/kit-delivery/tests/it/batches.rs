@@ -258,6 +258,58 @@ async fn a_sink_that_refuses_us_is_left_alone_until_it_takes_us() {
     assert_eq!((row.delivered, row.parked), (200, 0));
 }
 
+/// What the sink does not know enough about yet: nobody was asked, and nobody pays for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sink_withholds_uses_up_nothing_and_opens_no_circuit() {
+    let seen: Mutex<HashMap<Seq, u32>> = Mutex::default();
+    let answer = move |seqs: &[Seq]| {
+        let mut seen = seen.lock().unwrap();
+        let first = seqs.iter().filter(|seq| {
+            let times = seen.entry(**seq).or_default();
+            *times += 1;
+            *times == 1
+        });
+        if first.count() > 0 { Err(Failure::Withheld) } else { Ok(()) }
+    };
+    let mut bench = Bench::new(Scripted::new(10, answer));
+    bench.append("wanted", 100).await;
+    bench.start();
+
+    let row = bench.all_settled().await;
+
+    assert_eq!((row.delivered, row.parked), (100, 0));
+    let requests = bench.sink.requests();
+    // So many failures in a row would have opened the circuit, and what is charged goes one by one.
+    assert!(requests[..10].iter().all(|request| request.len() == 10), "{requests:?}");
+    assert!(requests.len() < 60, "{requests:?}");
+}
+
+/// A probe that asked nobody is not made again at once: it would come to the same event.
+#[tokio::test(flavor = "multi_thread")]
+async fn withheld_probes_keep_their_distance() {
+    let (begin, times) = (Instant::now(), Arc::new(Mutex::new(Vec::new())));
+    let answer = {
+        let times = Arc::clone(&times);
+        move |_: &[Seq]| {
+            let mut times = times.lock().unwrap();
+            times.push(begin.elapsed());
+            if times.len() <= 8 { Err(Failure::Unreachable) } else { Err(Failure::Withheld) }
+        }
+    };
+    let mut bench = Bench::new(Scripted::new(1, answer));
+    bench.append("wanted", 200).await;
+    bench.start();
+    let deadline = Instant::now() + DEADLINE;
+    while times.lock().unwrap().len() < 16 {
+        assert!(Instant::now() < deadline, "it is not probed");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let times = times.lock().unwrap().clone();
+    let distances: Vec<Duration> = times[9..].windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(distances.iter().all(|distance| *distance >= Duration::from_millis(45)), "{distances:?}");
+    assert_eq!(bench.status.lock().unwrap().circuit, "open");
+}
+
 /// What the sink remembers is in the same commit as the deliveries: cut off anywhere, both agree.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_sink_remembers_agrees_with_what_is_delivered() {

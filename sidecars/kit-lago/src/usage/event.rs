@@ -96,6 +96,20 @@ impl<'a> UsageEvent<'a> {
     /// Source: getlago/lago-api `app/services/events/create_service.rb`; `external_subscription_id` is not required
     /// there, and an event without one is never billed.
     pub fn read(event: &'a RawValue) -> Result<Self, FieldErrors> {
+        if event.get().len() > LARGEST {
+            return Err(FieldErrors::from([("event", vec!["value_is_invalid"])]));
+        }
+        Self::parse(event)
+    }
+
+    /// Reads what [`UsageEvent::to_json`] has written. It may be larger than what it was made of.
+    ///
+    /// `None` for anything else.
+    pub fn reread(json: &'a [u8]) -> Option<Self> {
+        Self::parse(serde_json::from_slice(json).ok()?).ok()
+    }
+
+    fn parse(event: &'a RawValue) -> Result<Self, FieldErrors> {
         #[derive(Deserialize)]
         struct Fields<'a> {
             #[serde(borrow, default)]
@@ -114,7 +128,7 @@ impl<'a> UsageEvent<'a> {
             properties: Option<&'a RawValue>,
         }
         let mut errors = FieldErrors::new();
-        let is_object = event.get().starts_with('{') && event.get().len() <= LARGEST;
+        let is_object = event.get().starts_with('{');
         let Some(fields) = is_object.then(|| serde_json::from_str::<Fields<'a>>(event.get()).ok()).flatten() else {
             errors.insert("event", vec!["value_is_invalid"]);
             return Err(errors);
@@ -384,6 +398,26 @@ mod tests {
         ] {
             assert_ne!(content(other), first, "{other}");
         }
+    }
+
+    #[test]
+    fn what_was_written_is_read_again_as_it_was_also_where_it_has_grown() {
+        let properties = format!(r#"{{"gb":0.10,"region":"{}"}}"#, "x".repeat(LARGEST - 200));
+        let sent = format!(
+            r#"{{"transaction_id":17,"external_customer_id":"c","code":"x","timestamp":"2024-11-19T07:06:40Z",
+                "precise_total_amount_cents":1.50,"properties":{properties}}}"#
+        );
+        let event = read(&sent).unwrap();
+        let written = event.to_json(&"t".repeat(400), None, event.timestamp.as_ref().unwrap());
+
+        let again = UsageEvent::reread(&written).unwrap();
+
+        assert!(written.len() > LARGEST && again.content() == event.content());
+        assert_eq!(again.external_customer_id.as_deref(), Some("c"));
+        assert_eq!(again.to_json("t", Some("s"), &EpochSeconds::of_text("1").unwrap()).len(), {
+            event.to_json("t", Some("s"), &EpochSeconds::of_text("1").unwrap()).len()
+        });
+        assert!(UsageEvent::reread(b"7").is_none());
     }
 
     #[test]

@@ -6,12 +6,13 @@
 
 mod group;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use kit::clock::{SharedClock, Timestamp};
 use kit::lifecycle::StopToken;
 use kit_journal::engine::{Action, ExceptionRow, ExceptionState, Reader, Settlement};
-use kit_journal::{AppendError, EventFilter, Journal, JournalError, Seq, StoredEvent};
+use kit_journal::{AppendError, EventFilter, Journal, JournalError, NewEvent, Seq, StoredEvent};
 
 use crate::admit::{READY, ROLLUP, Stored};
 use crate::catalogue::{Catalogue, Failed, Known};
@@ -32,6 +33,17 @@ const PAGE: u32 = 1_000;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Records that are looked at to find the sum that holds an event.
 const LOOKED_AT: u64 = 20_000;
+
+/// An event on the way that its metric goes to Lago: to be rolled up, where that is configured, or as it is.
+pub(crate) fn route(codes: &BTreeSet<String>, mut event: NewEvent) -> NewEvent {
+    let is_summed = !codes.is_empty()
+        && event.head.event_type == READY
+        && Stored::read(&event.body).is_some_and(|stored| codes.contains(&*stored.code));
+    if is_summed {
+        ROLLUP.clone_into(&mut event.head.event_type);
+    }
+    event
+}
 
 /// Reads what is to be rolled up, and stores what comes out.
 pub(crate) struct Rollup {

@@ -134,7 +134,7 @@ impl Bench {
     }
 
     /// Waits for something about the sinks, which are given by name.
-    pub(crate) async fn until(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) async fn until_sinks(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + DEADLINE;
         loop {
             let statistics = self.api("/api/v1/statistics").await;

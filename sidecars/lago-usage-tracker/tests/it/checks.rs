@@ -93,6 +93,74 @@ async fn an_event_of_a_subscription_that_was_just_made_is_sent() {
     }
 }
 
+/// Requests for what Lago knows.
+fn asked(bench: &Bench) -> u64 {
+    let counts = bench.lago.counts();
+    counts.requests - counts.batches
+}
+
+/// What does not fit waits for the next look at Lago; what does is sent beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_does_not_fit_holds_up_nobody() {
+    let bench = Bench::beside(Profile::V1_39, &PARK, |lago| {
+        lago.put_metric(Metric::new("visits", AggregationType::Count, None));
+    })
+    .await;
+    subscribe(&bench, "s");
+    knows(&bench, "Lago has told").await;
+    bench.report(&[of("s", "seen", "visits", json!({}))]).await;
+    bench.settled().await;
+    let before = asked(&bench);
+
+    bench.report(&[of("s", "good", "visits", json!({})), of("x", "bad", "visits", json!({}))]).await;
+    bench.wait("sending what fits", |row| row["delivered"] == 2).await;
+
+    assert_eq!(asked(&bench), before, "it went without waiting for a look");
+    let row = bench.settled().await;
+    assert_eq!((&row["delivered"], &row["parked"]), (&json!(2), &json!(1)));
+    assert!(asked(&bench) > before, "and what did not fit was not parked without one");
+    let metrics = bench.metrics().await;
+    let withheld = metrics.get("delivery_attempts_total", &[("sink", "lago"), ("outcome", "withheld")]);
+    assert!(withheld >= Some(1.0), "{withheld:?}");
+    assert_eq!(metrics.get("delivery_circuit_open", &[("sink", "lago")]), Some(0.0));
+}
+
+/// A producer whose events never fit is a matter between it and us.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_never_fit_do_not_have_lago_asked_all_the_time() {
+    let bench = Bench::with(Profile::V1_39, &PARK).await;
+    knows(&bench, "Lago has told").await;
+    let begin = std::time::Instant::now();
+    let mut reported = 0;
+    while begin.elapsed() < std::time::Duration::from_millis(7_500) {
+        bench.report(&[of("x", &format!("t-{reported}"), "visits", json!({}))]).await;
+        reported += 1;
+        // As fast as such a producer may be.
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+
+    // At the start, 2 s later, another 2 s later, and the next one not before another 4 s: two requests each.
+    assert!((4..=6).contains(&asked(&bench)), "{} requests", asked(&bench));
+    let row = bench.settled().await;
+    assert_eq!((&row["delivered"], &row["parked"]), (&json!(0), &json!(reported)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_dead_letters_is_told_in_one_line() {
+    let mut bench = Bench::with(Profile::V1_39, &PARK).await;
+    let events: Vec<Value> = (0..300).map(|n| of("x", &format!("t-{n}"), "visits", json!({}))).collect();
+    bench.report(&events).await;
+    assert_eq!(bench.settled().await["parked"], 300);
+
+    bench.daemon.term().unwrap();
+    bench.daemon.wait(DEADLINE).await.unwrap();
+
+    let log = bench.daemon.stdout();
+    assert_eq!(log.matches("parked as a dead letter:").count(), 10, "{log}");
+    let rest = "290 more events parked as dead letters within a minute, the last one: unknown_metric: Lago has no";
+    assert_eq!(log.matches(rest).count(), 1, "{log}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn parked_events_are_sent_when_their_subscription_or_metric_appears() {
     let bench = Bench::with(Profile::V1_39, &[PARK[0], PARK[1], ("SIDECAR_CHECKS__REFRESH_SECONDS", "1")]).await;

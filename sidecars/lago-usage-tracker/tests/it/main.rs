@@ -6,4 +6,5 @@ mod checks;
 mod delivery;
 mod intake;
 mod proof;
+mod resolve;
 mod rollup;

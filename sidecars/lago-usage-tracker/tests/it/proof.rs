@@ -81,7 +81,7 @@ async fn the_ledger_holds_what_lago_has_counted_whatever_dies() {
             bench.restart().await;
         }
         bench.lago.set_faults(Faults::default());
-        bench.until("sending", |sinks| sinks["lago"]["pending"] == 0).await;
+        bench.until_sinks("sending", |sinks| sinks["lago"]["pending"] == 0).await;
 
         let ledger = compared(&bench).await;
 
@@ -114,7 +114,7 @@ async fn what_lago_does_not_count_is_told_once_and_what_others_report_is_not_our
     let bench = Bench::beside(Profile::V1_39, &[SETTLE, ("SIDECAR_GATEWAY__URL", &url)], prepare).await;
     bench.lago.set_faults(Faults { usage_lag: HOUR, ..Faults::default() });
     bench.report(&(0..6).map(event).collect::<Vec<_>>()).await;
-    bench.until("sending", |sinks| sinks["lago"]["pending"] == 0).await;
+    bench.until_sinks("sending", |sinks| sinks["lago"]["pending"] == 0).await;
 
     for _ in 0..2 {
         let ledger = compared(&bench).await;
@@ -126,7 +126,7 @@ async fn what_lago_does_not_count_is_told_once_and_what_others_report_is_not_our
     assert_eq!(bench.metrics().await.get("usage_missing_events", &[]), Some(6.0));
     gateway.wait_for_unique(6, DEADLINE).await.unwrap();
     // Told once: the second comparison said the same.
-    bench.until("telling", |sinks| sinks["gateway"]["pending"] == 0 && sinks["gateway"]["delivered"] == 6).await;
+    bench.until_sinks("telling", |sinks| sinks["gateway"]["pending"] == 0 && sinks["gateway"]["delivered"] == 6).await;
     assert!(gateway.received().iter().all(|told| told.event_type.as_deref() == Some("usage.drift")));
 
     bench.lago.set_faults(Faults::default());
@@ -156,9 +156,9 @@ async fn what_lago_does_not_count_is_told_once_and_what_others_report_is_not_our
 async fn what_lago_has_is_neither_sent_nor_counted_again() {
     let bench = Bench::beside(Profile::V1_39, &[SETTLE], prepare).await;
     bench.report(&(0..6).map(event).collect::<Vec<_>>()).await;
-    bench.until("sending", |sinks| sinks["lago"]["pending"] == 0).await;
+    bench.until_sinks("sending", |sinks| sinks["lago"]["pending"] == 0).await;
     let requests = bench.lago.counts().batches;
-    let select = json!({ "select": { "type": "usage.*", "state": "delivered" } });
+    let select = json!({ "select": { "sink": "lago", "type": "usage.*", "state": "delivered" } });
     let result = bench.act_with("/api/v1/deliveries/replay", &select).await;
     assert_eq!((&result["matched"], &result["changed"], &result["unchanged"]), (&json!(6), &json!(0), &json!(6)));
     let ledger = compared(&bench).await;
@@ -170,7 +170,7 @@ async fn what_lago_has_is_neither_sent_nor_counted_again() {
 async fn a_lago_that_does_not_answer_is_no_drift() {
     let bench = Bench::beside(Profile::V1_16, &[SETTLE], prepare).await;
     bench.report(&(0..6).map(event).collect::<Vec<_>>()).await;
-    bench.until("sending", |sinks| sinks["lago"]["pending"] == 0).await;
+    bench.until_sinks("sending", |sinks| sinks["lago"]["pending"] == 0).await;
     bench.lago.set_faults(Faults { no_active_subscription: true, ..Faults::default() });
     let ledger = compared(&bench).await;
     assert!(states(&ledger).iter().all(|row| row.ends_with(" unknown")), "{ledger}");

@@ -47,9 +47,9 @@ fn totals<'a>(events: impl Iterator<Item = (&'a str, &'a Value)>) -> std::collec
 async fn rolled_up(bench: &Bench, expected: u64) -> Value {
     // What came out of the last window is counted when that is stored.
     bench
-        .until("rolling up", |sinks| sinks["rollup"]["delivered"] == expected && sinks["rollup"]["pending"] == 0)
+        .until_sinks("rolling up", |sinks| sinks["rollup"]["delivered"] == expected && sinks["rollup"]["pending"] == 0)
         .await;
-    bench.until("sending", |sinks| sinks["lago"]["pending"] == 0).await
+    bench.until_sinks("sending", |sinks| sinks["lago"]["pending"] == 0).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,4 +118,33 @@ async fn what_cannot_be_added_up_is_sent_as_it_came() {
     assert_eq!(ids, ["other", "v"]);
     let (_, answer) = bench.get("/api/v1/events/w").await;
     assert_eq!(answer["event"]["status"], "parked", "{answer}");
+}
+
+/// What names only the customer is added up with what names the subscription.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_customers_usage_is_added_up_too() {
+    let bench = Bench::beside(Profile::V1_39, &ROLLUP, |lago| {
+        lago.put_metric(Metric::new("gb", AggregationType::Sum, Some("gb")));
+        let started = "2024-01-01T00:00:00Z".parse().unwrap();
+        lago.put_subscription(Subscription::active("s-0", "customer", "plan", started));
+    })
+    .await;
+    let mut of_customer = gb(3);
+    of_customer["external_customer_id"] = json!("customer");
+    of_customer.as_object_mut().unwrap().remove("external_subscription_id");
+    of_customer["properties"]["region"] = json!("r-0");
+    bench.report(&[gb(0), gb(6), of_customer]).await;
+    rolled_up(&bench, 3).await;
+    let (_, answer) = bench.get("/api/v1/events/t-3").await;
+    assert_eq!(answer["event"]["status"], "confirmed", "{answer}");
+    let events = bench.lago.ledger();
+    let units = events.iter().map(|event| {
+        let properties: Value = serde_json::from_str(&event.properties.to_string()).unwrap();
+        properties["gb"].as_str().unwrap().parse::<Quantity>().unwrap()
+    });
+    let sum = units.fold(Quantity::default(), |mut sum, units| {
+        sum += &units;
+        sum
+    });
+    assert_eq!(sum.to_string(), "0.009");
 }
