@@ -26,6 +26,7 @@ use crate::metrics::UsageMetrics;
 use crate::producers::Producers;
 use crate::redrive::Redrive;
 use crate::sender::{LagoSink, SINK};
+use crate::webhooks::Webhooks;
 
 /// Largest request head: a token and an id.
 const PUBLIC_HEAD: usize = 16 << 10;
@@ -53,6 +54,7 @@ impl Daemon for LagoUsageTracker {
 
     fn check(config: &Config, problems: &mut Problems) {
         Producers::load(&config.usage, problems);
+        Webhooks::load(&config.webhooks, problems);
         if let Err(message) = api_key(&config.lago) {
             problems.add("lago.api_key_file", &message);
         }
@@ -70,6 +72,7 @@ impl Daemon for LagoUsageTracker {
 
         let mut problems = Problems::default();
         let producers = Producers::load(&config.usage, &mut problems);
+        let webhooks = Webhooks::load(&config.webhooks, &mut problems);
         if !problems.is_empty() {
             return Err(configuration(problems.lines(&well_known()).join("; ")));
         }
@@ -108,6 +111,7 @@ impl Daemon for LagoUsageTracker {
             batch_limit: config.usage.batch_limit,
             checks: config.checks.clone(),
             known,
+            webhooks,
         };
         let limits = Limits::new(&config.listen, &config.stop, PUBLIC_HEAD);
         // Producers choose transaction ids, and ask for them in the path.

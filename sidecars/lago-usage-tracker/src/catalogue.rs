@@ -104,6 +104,11 @@ impl Known {
         Some(self.seen.borrow_and_update().clone())
     }
 
+    /// Asks for a look soon: somebody says that what Lago knows has changed.
+    pub(crate) fn look_again(&self) {
+        self.doubts.notify_one();
+    }
+
     /// A look that began after `at`, if there is one within `patience`; the newest there is otherwise.
     pub(crate) async fn newer_than(&self, at: Timestamp, patience: Duration) -> Seen {
         let mut seen = self.seen.clone();

@@ -10,11 +10,13 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use kit::clock::{SharedClock, Timestamp};
 use kit::serve::{BodyError, BodyRules, read_body};
+use kit_delivery::signature::Unverified;
 use kit_journal::{AppendError, Appended, DeliveryState, EventId, Journal, JournalError, NewEvent, StoredEvent};
 use kit_lago::usage::answer::{ALREADY_EXISTS, ErrorAnswer, EventAnswer, TRANSACTION_ID};
 use kit_lago::usage::{BadBody, FieldErrors, Requested, requested};
@@ -29,6 +31,7 @@ use crate::config::ChecksSection;
 use crate::metrics::{Taken, UsageMetrics};
 use crate::producers::{Producer, Producers};
 use crate::sender::SINK;
+use crate::webhooks::{self, Webhooks};
 
 /// How long a producer waits for what Lago knows now.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -47,6 +50,7 @@ pub(crate) struct Intake {
     pub(crate) batch_limit: usize,
     pub(crate) checks: ChecksSection,
     pub(crate) known: Known,
+    pub(crate) webhooks: Option<Webhooks>,
 }
 
 /// The public listener's routes.
@@ -56,16 +60,19 @@ pub(crate) fn router(intake: Arc<Intake>) -> Router {
         .route("/api/v1/events/batch", post(batch))
         .route("/api/v1/cloudevents", post(cloudevents))
         .route("/api/v1/events/{transaction_id}", get(show))
-        .fallback(|| async { plain(StatusCode::NOT_FOUND, "Not Found", Some("resource_not_found")) })
-        .method_not_allowed_fallback(|| async { plain(StatusCode::NOT_FOUND, "Not Found", Some("resource_not_found")) })
+        .route("/webhooks/events", post(webhooks::take))
+        .fallback(|| async { no_such_path() })
+        .method_not_allowed_fallback(|| async { no_such_path() })
         .with_state(intake)
 }
 
 /// Why a request is not taken.
 #[derive(Debug)]
-enum Refusal {
+pub(crate) enum Refusal {
     Encoded,
     Unauthorized,
+    /// A webhook that nobody has signed whom we know.
+    Unsigned(Unverified),
     /// The token's holder may not report for this subscription.
     Forbidden,
     Body(BodyError),
@@ -83,6 +90,7 @@ impl Refusal {
         match self {
             Self::Encoded => "content_encoding",
             Self::Unauthorized => "unauthorized",
+            Self::Unsigned(_) => "signature",
             Self::Forbidden => "forbidden",
             Self::Body(BodyError::TooLarge(_)) => "too_large",
             Self::Body(BodyError::TimedOut) => "too_slow",
@@ -101,7 +109,7 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         match self {
             Self::Encoded => plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported Media Type", None),
-            Self::Unauthorized => plain(StatusCode::UNAUTHORIZED, "Unauthorized", None),
+            Self::Unauthorized | Self::Unsigned(_) => plain(StatusCode::UNAUTHORIZED, "Unauthorized", None),
             Self::Forbidden => plain(StatusCode::FORBIDDEN, "Forbidden", Some("subscription_not_allowed")),
             Self::Body(BodyError::TooLarge(_)) => plain(StatusCode::PAYLOAD_TOO_LARGE, "Payload Too Large", None),
             Self::Body(BodyError::TimedOut) => plain(StatusCode::REQUEST_TIMEOUT, "Request Timeout", None),
@@ -150,8 +158,12 @@ async fn show(State(intake): State<Arc<Intake>>, Path(transaction_id): Path<Stri
     answered(&intake, find(&intake, &headers, &transaction_id).await)
 }
 
-fn answered(intake: &Intake, result: Result<Response, Refusal>) -> Response {
+/// The answer, a refusal counted.
+pub(crate) fn answered(intake: &Intake, result: Result<Response, Refusal>) -> Response {
     result.unwrap_or_else(|refusal| {
+        if let Refusal::Unsigned(why) = &refusal {
+            tracing::debug!(reason = %why, "webhook refused: {why}");
+        }
         intake.metrics.refused(refusal.reason());
         refusal.into_response()
     })
@@ -162,19 +174,7 @@ async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<R
     let (parts, body) = request.into_parts();
     // Before the body is read: who has no token costs nothing.
     let producer = holder(intake, &parts.headers)?;
-    let is_plain = |encoding: &HeaderValue| encoding.as_bytes().eq_ignore_ascii_case(b"identity");
-    if !parts.headers.get_all(header::CONTENT_ENCODING).iter().all(is_plain) {
-        return Err(Refusal::Encoded);
-    }
-    let fallback;
-    let rules = match parts.extensions.get::<Arc<BodyRules>>() {
-        Some(rules) => rules,
-        None => {
-            fallback = BodyRules::unhurried();
-            &fallback
-        }
-    };
-    let body = read_body(&parts.headers, body, intake.body_limit, rules).await.map_err(Refusal::Body)?;
+    let body = whole_body(intake, &parts, body).await?;
     let now = intake.clock.now();
     let (own, from_body);
     let events: Vec<&RawValue> = if shape == Shape::CloudEvents {
@@ -213,6 +213,23 @@ async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<R
         return Err(told(rejected, is_batch));
     }
     append(intake, admitted, is_batch).await
+}
+
+/// The body as it was sent, under its limits.
+pub(crate) async fn whole_body(intake: &Intake, parts: &Parts, body: Body) -> Result<Vec<u8>, Refusal> {
+    let is_plain = |encoding: &HeaderValue| encoding.as_bytes().eq_ignore_ascii_case(b"identity");
+    if !parts.headers.get_all(header::CONTENT_ENCODING).iter().all(is_plain) {
+        return Err(Refusal::Encoded);
+    }
+    let fallback;
+    let rules = match parts.extensions.get::<Arc<BodyRules>>() {
+        Some(rules) => rules,
+        None => {
+            fallback = BodyRules::unhurried();
+            &fallback
+        }
+    };
+    read_body(&parts.headers, body, intake.body_limit, rules).await.map_err(Refusal::Body)
 }
 
 /// Whether a producer may report all of this. A token for a customer is good for the subscriptions that Lago says are
@@ -414,6 +431,12 @@ fn again() -> Response {
     response
 }
 
-fn json(status: StatusCode, body: String) -> Response {
+/// As Lago answers where it has nothing.
+pub(crate) fn no_such_path() -> Response {
+    plain(StatusCode::NOT_FOUND, "Not Found", Some("resource_not_found"))
+}
+
+/// A JSON text.
+pub(crate) fn json(status: StatusCode, body: String) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json; charset=utf-8")], body).into_response()
 }

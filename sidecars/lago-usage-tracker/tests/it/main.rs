@@ -5,3 +5,4 @@ mod bench;
 mod checks;
 mod delivery;
 mod intake;
+mod webhooks;
