@@ -11,6 +11,7 @@ use url::Url;
 
 use crate::conditions::Condition;
 use crate::format::Format;
+use crate::signature;
 
 /// The path used when neither the URL nor `path` names one.
 pub const DEFAULT_PATH: &str = "/webhooks/events";
@@ -306,9 +307,9 @@ const RESERVED_HEADERS: [&str; 8] = [
     "transfer-encoding",
     "host",
     "connection",
-    "webhook-id",
-    "webhook-timestamp",
-    "webhook-signature",
+    signature::ID,
+    signature::TIMESTAMP,
+    signature::SIGNATURE,
 ];
 
 /// The header a configuration key means: the environment cannot hold dashes.

@@ -19,7 +19,7 @@ use crate::config::{DEFAULT_PATH, GatewaySection, HeaderSource, header_name, par
 use crate::format::{Format, render};
 use crate::oauth::TokenSource;
 use crate::outcome::{Failure, Outcome, Sink, Verdict};
-use crate::signature::{SigningSecret, signature_header};
+use crate::signature::{self, SigningSecret, signature_header};
 
 /// Bytes of a response that are read at most.
 const RESPONSE_BYTES: usize = 64 * 1024;
@@ -195,9 +195,9 @@ impl HttpSink {
         let mut headers = rendered.headers;
         headers.extend(self.headers.clone());
         let own = [
-            ("webhook-id", id.clone()),
-            ("webhook-timestamp", timestamp.to_string()),
-            ("webhook-signature", signature_header(&self.secrets, &id, timestamp, &rendered.body)),
+            (signature::ID, id.clone()),
+            (signature::TIMESTAMP, timestamp.to_string()),
+            (signature::SIGNATURE, signature_header(&self.secrets, &id, timestamp, &rendered.body)),
         ];
         for (name, value) in own {
             if let (false, Ok(value)) = (value.is_empty(), HeaderValue::try_from(value)) {

@@ -37,6 +37,7 @@ use crate::redrive::Redrive;
 use crate::resolve::{self, RESOLVE, Resolver};
 use crate::rollup::Rollup;
 use crate::sender::{LagoSink, SINK};
+use crate::webhooks::Webhooks;
 
 /// Largest request head: a token and an id.
 const PUBLIC_HEAD: usize = 16 << 10;
@@ -64,6 +65,7 @@ impl Daemon for LagoUsageTracker {
 
     fn check(config: &Config, problems: &mut Problems) {
         Producers::load(&config.usage, problems);
+        Webhooks::load(&config.webhooks, problems);
         if let Err(message) = api_key(&config.lago) {
             problems.add("lago.api_key_file", &message);
         }
@@ -88,6 +90,7 @@ impl Daemon for LagoUsageTracker {
 
         let mut problems = Problems::default();
         let producers = Producers::load(&config.usage, &mut problems);
+        let webhooks = Webhooks::load(&config.webhooks, &mut problems);
         if !problems.is_empty() {
             return Err(configuration(problems.lines(&well_known()).join("; ")));
         }
@@ -139,7 +142,9 @@ impl Daemon for LagoUsageTracker {
             checks: config.checks.clone(),
             rollup: config.rollup.codes.clone(),
             known,
+            books: Arc::clone(&books),
             proxy,
+            webhooks,
         };
         let more = api::router(LedgerState { books, asked, clock: Arc::clone(&clock) });
         let limits = Limits::new(&config.listen, &config.stop, PUBLIC_HEAD);

@@ -121,6 +121,11 @@ impl Seen {
         self.catalogue.as_ref().is_none_or(|catalogue| catalogue.asked_at <= at)
     }
 
+    /// Whether the first look of all is still under way.
+    pub(crate) fn is_first_look(&self) -> bool {
+        self.catalogue.is_none() && self.failed.is_none()
+    }
+
     /// Whether Lago may tell more when it is asked again.
     pub(crate) fn may_tell(&self) -> bool {
         self.failed != Some(Failed::Refused)
@@ -185,6 +190,11 @@ impl Known {
         let seen = self.seen.borrow();
         let wait = seen.next_look.map_or(AT_LEAST, |next| next.saturating_duration_since(Instant::now()));
         wait + seen.took + A_LITTLE_LATER
+    }
+
+    /// Asks for a look soon: somebody says at this time that what Lago knows has changed.
+    pub(crate) fn look_again(&self, at: Timestamp) {
+        self.doubt(at);
     }
 
     /// A look that began after `at`, if there is one within `patience`; the newest there is otherwise.

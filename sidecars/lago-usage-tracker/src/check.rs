@@ -114,14 +114,20 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The first thing that is wrong with an event, if anything is.
+/// The first thing that is wrong with an event, if anything is; what may pass only where there is nothing else.
 pub(crate) fn check(
     event: &Stored<'_>,
     catalogue: &Catalogue,
     checks: &ChecksSection,
     now: Timestamp,
 ) -> Option<Finding> {
-    metric(event, catalogue).or_else(|| subscription(event, catalogue, checks, now))
+    let passes = |finding: &Finding| finding.kind.policy(checks) == Policy::Pass;
+    match metric(event, catalogue) {
+        Some(finding) if !passes(&finding) => Some(finding),
+        first => {
+            subscription(event, catalogue, checks, now).filter(|second| first.is_none() || !passes(second)).or(first)
+        }
+    }
 }
 
 fn metric(event: &Stored<'_>, catalogue: &Catalogue) -> Option<Finding> {
@@ -353,6 +359,22 @@ mod tests {
             ("s", "calls", "2026-11-21T12:59:59Z", "{}"),
         ] {
             assert_eq!(found(subscription, code, time, properties), None, "{subscription} {code} {time} {properties}");
+        }
+    }
+
+    #[test]
+    fn what_may_pass_does_not_hide_what_may_not() {
+        let event = r#"{"transaction_id":"t","external_subscription_id":"x","code":"cals","timestamp":1790000000}"#;
+        let event = Stored::read(event.as_bytes()).unwrap();
+        for (unknown_metric, no_subscription, expected) in [
+            (Policy::Park, Policy::Park, Kind::UnknownMetric),
+            (Policy::Pass, Policy::Park, Kind::NoSubscription),
+            (Policy::Pass, Policy::Reject, Kind::NoSubscription),
+            (Policy::Pass, Policy::Pass, Kind::UnknownMetric),
+        ] {
+            let checks = ChecksSection { unknown_metric, no_subscription, ..ChecksSection::default() };
+            let found = check(&event, &catalogue(), &checks, NOW.parse().unwrap()).unwrap();
+            assert_eq!(found.kind, expected, "{checks:?}");
         }
     }
 

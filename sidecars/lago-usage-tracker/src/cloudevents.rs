@@ -23,22 +23,37 @@ pub(crate) enum NotCloudEvents {
     Empty,
 }
 
+/// One CloudEvent, as far as it is looked at.
 #[derive(Debug, Default, Deserialize)]
-struct Attributes<'a> {
+pub(crate) struct CloudEvent<'a> {
     #[serde(default)]
-    specversion: String,
+    pub(crate) specversion: String,
     #[serde(default)]
-    id: String,
+    pub(crate) id: String,
     #[serde(default)]
-    source: String,
+    pub(crate) source: String,
     #[serde(rename = "type", default)]
-    event_type: String,
+    pub(crate) event_type: String,
+    /// Extension of our own daemons: a second name of the type.
+    #[serde(rename = "typealias", default)]
+    pub(crate) type_alias: Option<String>,
     #[serde(default)]
-    subject: Option<String>,
+    pub(crate) subject: Option<String>,
     #[serde(default)]
-    time: Option<String>,
+    pub(crate) time: Option<String>,
+    /// JSON only.
     #[serde(borrow, default)]
-    data: Option<&'a RawValue>,
+    pub(crate) data: Option<&'a RawValue>,
+    /// The attributes came as headers.
+    #[serde(skip)]
+    pub(crate) is_binary: bool,
+}
+
+impl CloudEvent<'_> {
+    /// Has what every event has: version 1, and the two that name it for ever.
+    fn is_named(&self) -> bool {
+        self.specversion.starts_with("1.") && !self.id.is_empty() && !self.source.is_empty()
+    }
 }
 
 /// The events of a request, as a producer would write them for Lago.
@@ -46,9 +61,7 @@ struct Attributes<'a> {
 /// # Errors
 /// [`NotCloudEvents`]. What an event itself lacks is found when it is read as usage.
 pub(crate) fn usage_events(headers: &HeaderMap, body: &[u8]) -> Result<Vec<Box<RawValue>>, NotCloudEvents> {
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let events: Vec<Box<RawValue>> = match media_type.as_str() {
+    let events: Vec<Box<RawValue>> = match media_type(headers).as_str() {
         "application/cloudevents+json" => vec![usage(&attributes(parse(body)?)?)?],
         "application/cloudevents-batch+json" => {
             let events: Vec<&RawValue> = parse(body)?;
@@ -60,34 +73,56 @@ pub(crate) fn usage_events(headers: &HeaderMap, body: &[u8]) -> Result<Vec<Box<R
     if events.is_empty() { Err(NotCloudEvents::Empty) } else { Ok(events) }
 }
 
+/// The one event of a request, structured or binary. Data that is not JSON is left out.
+///
+/// # Errors
+/// [`NotCloudEvents`].
+pub(crate) fn event<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<CloudEvent<'a>, NotCloudEvents> {
+    let event = match media_type(headers).as_str() {
+        "application/cloudevents+json" => attributes(parse(body)?)?,
+        media_type if headers.contains_key("ce-id") => {
+            binary(headers, if media_type.ends_with("json") { body } else { b"" })?
+        }
+        _ => return Err(NotCloudEvents::Type),
+    };
+    if event.is_named() { Ok(event) } else { Err(NotCloudEvents::Body) }
+}
+
+fn media_type(headers: &HeaderMap) -> String {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, NotCloudEvents> {
     serde_json::from_slice(body).map_err(|_| NotCloudEvents::Body)
 }
 
-fn attributes(event: &RawValue) -> Result<Attributes<'_>, NotCloudEvents> {
+fn attributes(event: &RawValue) -> Result<CloudEvent<'_>, NotCloudEvents> {
     // An array would be taken for the attributes in their order.
     if event.get().starts_with('{') { parse(event.get().as_bytes()) } else { Err(NotCloudEvents::Body) }
 }
 
-fn binary<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Attributes<'a>, NotCloudEvents> {
+fn binary<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<CloudEvent<'a>, NotCloudEvents> {
     let text = |name: &str| {
         let value = headers.get(name)?.to_str().ok()?;
         Some(percent_decode_str(value).decode_utf8().ok()?.into_owned())
     };
     let data = if body.trim_ascii().is_empty() { None } else { Some(parse(body)?) };
-    Ok(Attributes {
+    Ok(CloudEvent {
         specversion: text("ce-specversion").unwrap_or_default(),
         id: text("ce-id").unwrap_or_default(),
         source: text("ce-source").unwrap_or_default(),
         event_type: text("ce-type").unwrap_or_default(),
+        type_alias: text("ce-typealias"),
         subject: text("ce-subject"),
         time: text("ce-time"),
         data,
+        is_binary: true,
     })
 }
 
-fn usage(event: &Attributes<'_>) -> Result<Box<RawValue>, NotCloudEvents> {
-    if !event.specversion.starts_with("1.") || event.id.is_empty() || event.source.is_empty() {
+fn usage(event: &CloudEvent<'_>) -> Result<Box<RawValue>, NotCloudEvents> {
+    if !event.is_named() {
         return Err(NotCloudEvents::Body);
     }
     let (mut subscription, mut customer) = (None, None);
@@ -109,13 +144,13 @@ fn usage(event: &Attributes<'_>) -> Result<Box<RawValue>, NotCloudEvents> {
 
 /// As a producer would write it for Lago.
 #[derive(Serialize)]
-struct Usage<'a> {
-    transaction_id: String,
-    external_subscription_id: Option<&'a str>,
-    external_customer_id: Option<&'a str>,
-    code: &'a str,
-    timestamp: Option<&'a str>,
-    properties: Option<&'a RawValue>,
+pub(crate) struct Usage<'a> {
+    pub(crate) transaction_id: String,
+    pub(crate) external_subscription_id: Option<&'a str>,
+    pub(crate) external_customer_id: Option<&'a str>,
+    pub(crate) code: &'a str,
+    pub(crate) timestamp: Option<&'a str>,
+    pub(crate) properties: Option<&'a RawValue>,
 }
 
 /// The transaction id of an event that has another name: the same for ever, on every host.
@@ -138,6 +173,17 @@ pub(crate) fn place_in_request(producer: &str, idempotency_key: &str, place: usi
         hasher.update(part);
     }
     hex("ik-", hasher)
+}
+
+/// The transaction id of what a rule makes of an event: each metric's is another one.
+pub(crate) fn counted_as(source: &str, id: &str, code: &str) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(b"outrigger/webhook-rule");
+    for part in [source, id, code] {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hex("ev-", hasher)
 }
 
 fn hex(prefix: &str, hasher: Sha256) -> String {
@@ -204,6 +250,40 @@ mod tests {
         assert_eq!(transaction_id("/apps/a", "e-1"), "ce-d61a024015861efdfc48ebd07d24ee73");
         assert_ne!(transaction_id("/apps/a", "e-1"), transaction_id("/apps/", "ae-1"));
         assert_eq!(transaction_id("s", "i").len(), 35);
+        assert_eq!(counted_as("lago/default", "e-1", "invoices_issued"), "ev-a0490511462dcec0f05eba6efaed67c5");
+        assert_ne!(counted_as("s", "i", "ab"), counted_as("s", "ia", "b"));
+    }
+
+    /// A webhook's data may be anything; whether it is needed is the rules' matter.
+    #[test]
+    fn one_event_is_read_in_both_modes_and_data_that_is_not_json_is_left_out() {
+        let headers = |list: &[(&'static str, &str)]| -> HeaderMap {
+            list.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+        };
+        let structured = headers(&[("content-type", "application/cloudevents+json")]);
+        let read = event(&structured, EVENT.as_bytes()).unwrap();
+        assert_eq!((read.id.as_str(), read.event_type.as_str()), ("e-1", "api_calls"));
+        assert_eq!(read.data.unwrap().get(), r#"{"calls": 0.10000000000000000001}"#);
+
+        let named = [("ce-specversion", "1.0"), ("ce-id", "e%201"), ("ce-source", "a"), ("ce-typealias", "b")];
+        for (content_type, body, data) in [
+            ("application/json", "{}", Ok(Some("{}"))),
+            ("application/vnd.x+json; charset=utf-8", "[1]", Ok(Some("[1]"))),
+            ("application/octet-stream", "\u{0}", Ok(None)),
+            ("application/json", "{", Err(NotCloudEvents::Body)),
+        ] {
+            let headers = headers(&[&named[..], &[("content-type", content_type)]].concat());
+            let read = event(&headers, body.as_bytes());
+            assert_eq!(
+                read.as_ref().map(|event| event.data.map(RawValue::get)).map_err(|error| *error),
+                data,
+                "{body}"
+            );
+            assert!(read.is_err() || read.is_ok_and(|event| event.id == "e 1" && event.type_alias.unwrap() == "b"));
+        }
+        let batch = headers(&[("content-type", "application/cloudevents-batch+json")]);
+        assert_eq!(event(&batch, format!("[{EVENT}]").as_bytes()).unwrap_err(), NotCloudEvents::Type);
+        assert_eq!(event(&structured, b"{}").unwrap_err(), NotCloudEvents::Body);
     }
 
     #[test]

@@ -16,16 +16,19 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::check::Policy;
+use crate::rules::Rules;
 
 /// Variables known under names of their own.
 pub fn well_known() -> Vec<WellKnown> {
-    const OURS: [WellKnown; 6] = [
+    const OURS: [WellKnown; 8] = [
         WellKnown { env: "LAGO_API_URL", path: "lago.api_url" },
         WellKnown { env: "LAGO_API_KEY", path: "lago.api_key" },
         WellKnown { env: "LAGO_API_KEY_FILE", path: "lago.api_key_file" },
         WellKnown { env: "BRAIN_GATEWAY_URL", path: "gateway.url" },
         WellKnown { env: "USAGE_PRODUCER_TOKEN", path: "usage.producer_token" },
         WellKnown { env: "USAGE_PRODUCER_TOKEN_FILE", path: "usage.producer_token_file" },
+        WellKnown { env: "USAGE_WEBHOOK_SECRET", path: "webhooks.secret" },
+        WellKnown { env: "USAGE_WEBHOOK_SECRET_FILE", path: "webhooks.secret_file" },
     ];
     OURS.into_iter().chain(COMMON_WELL_KNOWN).collect()
 }
@@ -38,6 +41,8 @@ pub struct Config {
     pub listen: ListenSection,
     /// Who may report usage, and what is taken.
     pub usage: UsageSection,
+    /// Events of other daemons, and what they count as.
+    pub webhooks: WebhooksSection,
     /// What is looked at before an event is sent.
     pub checks: ChecksSection,
     /// Where usage goes and how fast.
@@ -78,6 +83,47 @@ pub struct UsageSection {
     /// Pass other requests below `/api/v1/` on to Lago, with the key that the producer shows. They are answered 404
     /// otherwise.
     pub proxy: bool,
+}
+
+/// Events of other daemons, and what they count as: `POST /webhooks/events` takes CloudEvents that are signed as Standard
+/// Webhooks says. Without a secret there is no such path.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct WebhooksSection {
+    /// Standard Webhooks secret (`whsec_…`): the `gateway.signing_secret` of the daemon that sends.
+    pub secret: Option<Secret>,
+    /// File with secrets, one a line; what is signed with any of them is taken, so that one can replace another.
+    pub secret_file: Option<PathBuf>,
+    /// Seconds that the sender's clock may differ from ours. A request is signed anew for each attempt.
+    pub tolerance_seconds: f64,
+    /// What counts as usage. Each rule has `type` (of the event; a `*` at its end stands for any ending), `code` (of the
+    /// metric), `subscription` or `customer`, and `properties`, a table. Their values are JSON pointers into the
+    /// event's data, or `=` and a fixed text. In the environment a TOML array on one line:
+    /// `[{type="lago.invoice.created", code="invoices", subscription="/invoice/subscriptions/0/external_id"}]`.
+    pub rules: Vec<RuleSection>,
+}
+
+/// What one type of event counts as.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RuleSection {
+    /// Type of the event, or its beginning and a `*`.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// Code of the billable metric.
+    pub code: String,
+    /// The external id of the subscription that is billed.
+    pub subscription: Option<String>,
+    /// The external id of the customer.
+    pub customer: Option<String>,
+    /// The properties of the usage event by name.
+    pub properties: BTreeMap<String, String>,
+}
+
+impl Default for WebhooksSection {
+    fn default() -> Self {
+        Self { secret: None, secret_file: None, tolerance_seconds: 300.0, rules: Vec::new() }
+    }
 }
 
 /// What is looked at before an event is sent: things that Lago takes with a 200 and never bills. Each is `park`
@@ -264,6 +310,7 @@ impl Default for Config {
                 ..ListenSection::default()
             },
             usage: UsageSection::default(),
+            webhooks: WebhooksSection::default(),
             checks: ChecksSection::default(),
             lago: LagoSection::default(),
             rollup: RollupSection::default(),
@@ -302,6 +349,7 @@ impl Section for Config {
         self.stop.validate("stop", problems);
         self.journal.validate("journal", problems);
         self.usage.validate(problems);
+        self.webhooks.validate(problems);
         self.checks.validate(problems);
         self.lago.validate(problems);
         self.rollup.validate(problems);
@@ -356,6 +404,20 @@ impl UsageSection {
         }
         if !(100..=100_000).contains(&self.batch_limit) {
             problems.add("usage.batch_limit", "must be between 100, which Lago takes, and 100000");
+        }
+    }
+}
+
+impl WebhooksSection {
+    fn validate(&self, problems: &mut Problems) {
+        if !(1.0..=86_400.0).contains(&self.tolerance_seconds) {
+            problems.add("webhooks.tolerance_seconds", "must be a number of seconds from 1 to a day");
+        }
+        if !self.rules.is_empty() && self.secret.is_none() && self.secret_file.is_none() {
+            problems.add("webhooks.secret_file", "must be set: the rules are for events that are signed with it");
+        }
+        if let Err(mistakes) = Rules::read(&self.rules) {
+            mistakes.iter().for_each(|mistake| problems.add("webhooks.rules", mistake));
         }
     }
 }

@@ -16,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use kit::clock::{SharedClock, Timestamp};
 use kit::serve::{BodyError, BodyRules, read_body};
+use kit_delivery::signature::Unverified;
 use kit_journal::{AppendError, Appended, EventId, Journal, NewEvent, StoredEvent};
 use kit_lago::usage::answer::{ALREADY_EXISTS, ErrorAnswer, TRANSACTION_ID};
 use kit_lago::usage::{BadBody, FieldErrors, Requested, requested};
@@ -30,8 +31,10 @@ use crate::config::ChecksSection;
 use crate::metrics::{Taken, UsageMetrics};
 use crate::producers::{Producer, Producers};
 use crate::proxy::{self, Proxy};
+use crate::reconcile::Books;
 use crate::rollup;
 use crate::show;
+use crate::webhooks::{self, Webhooks};
 
 /// How long a producer waits for what Lago knows now.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -49,8 +52,10 @@ pub(crate) struct Intake {
     /// Metrics whose events are added up before they are sent.
     pub(crate) rollup: BTreeSet<String>,
     pub(crate) known: Known,
+    pub(crate) books: Arc<Books>,
     /// For Lago's other paths, where that is wanted.
     pub(crate) proxy: Option<Proxy>,
+    pub(crate) webhooks: Option<Webhooks>,
 }
 
 /// The public listener's routes.
@@ -60,6 +65,7 @@ pub(crate) fn router(intake: Arc<Intake>) -> Router {
         .route("/api/v1/events/batch", post(batch))
         .route("/api/v1/cloudevents", post(cloudevents))
         .route("/api/v1/events/{transaction_id}", get(shown))
+        .route("/webhooks/events", post(webhooks::take))
         .fallback(other)
         .method_not_allowed_fallback(other)
         .with_state(intake)
@@ -70,6 +76,8 @@ pub(crate) fn router(intake: Arc<Intake>) -> Router {
 pub(crate) enum Refusal {
     Encoded,
     Unauthorized,
+    /// A webhook that nobody has signed whom we know.
+    Unsigned(Unverified),
     /// The token's holder may not report for this subscription.
     Forbidden,
     /// Whether it may is not known before Lago tells more.
@@ -89,6 +97,7 @@ impl Refusal {
         match self {
             Self::Encoded => "content_encoding",
             Self::Unauthorized => "unauthorized",
+            Self::Unsigned(_) => "signature",
             Self::Forbidden => "forbidden",
             Self::Undecided => "undecided",
             Self::Body(BodyError::TooLarge(_)) => "too_large",
@@ -108,7 +117,7 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         match self {
             Self::Encoded => plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported Media Type", None),
-            Self::Unauthorized => plain(StatusCode::UNAUTHORIZED, "Unauthorized", None),
+            Self::Unauthorized | Self::Unsigned(_) => plain(StatusCode::UNAUTHORIZED, "Unauthorized", None),
             Self::Forbidden => plain(StatusCode::FORBIDDEN, "Forbidden", Some("subscription_not_allowed")),
             Self::Body(BodyError::TooLarge(_)) => plain(StatusCode::PAYLOAD_TOO_LARGE, "Payload Too Large", None),
             Self::Body(BodyError::TimedOut) => plain(StatusCode::REQUEST_TIMEOUT, "Request Timeout", None),
@@ -144,7 +153,7 @@ async fn other(State(intake): State<Arc<Intake>>, request: Request) -> Response 
         return plain(StatusCode::NOT_FOUND, unknown, Some("resource_not_found"));
     };
     let (parts, body) = request.into_parts();
-    let body = match read(&parts, body, proxy::REQUEST_BYTES).await {
+    let body = match read_within(&parts, body, proxy::REQUEST_BYTES).await {
         Ok(body) => body,
         Err(refusal) => return answered(&intake, Err(refusal)),
     };
@@ -153,19 +162,6 @@ async fn other(State(intake): State<Arc<Intake>>, request: Request) -> Response 
         let (status, text) = error.answer();
         plain(status, text, None)
     })
-}
-
-/// A request's body, within the listener's limits.
-async fn read(parts: &Parts, body: Body, limit: usize) -> Result<Vec<u8>, Refusal> {
-    let fallback;
-    let rules = match parts.extensions.get::<Arc<BodyRules>>() {
-        Some(rules) => rules,
-        None => {
-            fallback = BodyRules::unhurried();
-            &fallback
-        }
-    };
-    read_body(&parts.headers, body, limit, rules).await.map_err(Refusal::Body)
 }
 
 async fn one(State(intake): State<Arc<Intake>>, request: Request) -> Response {
@@ -192,8 +188,12 @@ async fn shown(State(intake): State<Arc<Intake>>, Path(transaction_id): Path<Str
     answered(&intake, show::find(&intake, &headers, &transaction_id).await)
 }
 
-fn answered(intake: &Intake, result: Result<Response, Refusal>) -> Response {
+/// The answer, a refusal counted.
+pub(crate) fn answered(intake: &Intake, result: Result<Response, Refusal>) -> Response {
     result.unwrap_or_else(|refusal| {
+        if let Refusal::Unsigned(why) = &refusal {
+            tracing::debug!(reason = %why, "webhook refused: {why}");
+        }
         intake.metrics.refused(refusal.reason());
         refusal.into_response()
     })
@@ -204,11 +204,7 @@ async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<R
     let (parts, body) = request.into_parts();
     // Before the body is read: who has no token costs nothing.
     let producer = holder(intake, &parts.headers)?;
-    let is_plain = |encoding: &HeaderValue| encoding.as_bytes().eq_ignore_ascii_case(b"identity");
-    if !parts.headers.get_all(header::CONTENT_ENCODING).iter().all(is_plain) {
-        return Err(Refusal::Encoded);
-    }
-    let body = read(&parts, body, intake.body_limit).await?;
+    let body = whole_body(intake, &parts, body).await?;
     let now = intake.clock.now();
     let (own, from_body);
     let events: Vec<&RawValue> = if shape == Shape::CloudEvents {
@@ -245,6 +241,28 @@ async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<R
         return Err(told(rejected, is_batch));
     }
     append(intake, admitted, is_batch).await
+}
+
+/// The body as it was sent, under its limits.
+pub(crate) async fn whole_body(intake: &Intake, parts: &Parts, body: Body) -> Result<Vec<u8>, Refusal> {
+    let is_plain = |encoding: &HeaderValue| encoding.as_bytes().eq_ignore_ascii_case(b"identity");
+    if !parts.headers.get_all(header::CONTENT_ENCODING).iter().all(is_plain) {
+        return Err(Refusal::Encoded);
+    }
+    read_within(parts, body, intake.body_limit).await
+}
+
+/// The body, within the listener's limits and this one.
+async fn read_within(parts: &Parts, body: Body, limit: usize) -> Result<Vec<u8>, Refusal> {
+    let fallback;
+    let rules = match parts.extensions.get::<Arc<BodyRules>>() {
+        Some(rules) => rules,
+        None => {
+            fallback = BodyRules::unhurried();
+            &fallback
+        }
+    };
+    read_body(&parts.headers, body, limit, rules).await.map_err(Refusal::Body)
 }
 
 /// Whether a producer may report all of this. A token for a customer is good for the subscriptions that Lago says are
@@ -398,6 +416,12 @@ fn again() -> Response {
     response
 }
 
+/// As Lago answers where it has nothing.
+pub(crate) fn no_such_path() -> Response {
+    plain(StatusCode::NOT_FOUND, "Not Found", Some("resource_not_found"))
+}
+
+/// A JSON text.
 pub(crate) fn json(status: StatusCode, body: String) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json; charset=utf-8")], body).into_response()
 }

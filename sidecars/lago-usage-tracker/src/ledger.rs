@@ -47,6 +47,20 @@ impl Sum {
         };
         self.events += other.events;
     }
+
+    /// Takes one event out. Nothing where there is none.
+    fn take_back(&mut self, units: Option<&Quantity>) -> bool {
+        if self.events == 0 {
+            return false;
+        }
+        self.events -= 1;
+        match (&mut self.units, units) {
+            _ if self.events == 0 => self.units = None,
+            (Some(sum), Some(units)) => *sum -= units,
+            (left, _) => *left = None,
+        }
+        true
+    }
 }
 
 /// A billing period, as `current_usage` tells it.
@@ -114,6 +128,15 @@ impl Pair {
             return self.other.add(sum);
         }
         self.quarters.entry(quarter).or_default().add(sum);
+    }
+
+    fn take_back(&mut self, at: Timestamp, units: Option<&Quantity>) {
+        let quarter = at.as_millis().div_euclid(QUARTER_MILLIS);
+        let of_current = self.current.as_mut().filter(|current| current.period.holds(at)).map(|c| &mut c.sum);
+        let place = of_current.or_else(|| self.quarters.get_mut(&quarter));
+        if !place.is_some_and(|sum| sum.take_back(units)) {
+            self.of_before(at).take_back(units);
+        }
     }
 
     /// Lago says that this is the current period.
@@ -193,6 +216,13 @@ impl Ledger {
         pair.current = known.map(|known| Booked { period: known.period, sum: Sum::EMPTY });
         pair.book(at, &sum, now);
         self.pairs.insert(name.clone(), pair);
+    }
+
+    /// Takes out an event that was booked. It is recorded with the next one that is.
+    pub(crate) fn take_back(&mut self, name: &Name, at: Timestamp, units: Option<Quantity>) {
+        if let Some(pair) = self.pairs.get_mut(name) {
+            pair.take_back(at, units.as_ref());
+        }
     }
 
     /// Lago says that this is the current period of a subscription. Recorded with the next event that is booked: what is
@@ -306,6 +336,26 @@ mod tests {
         book(&mut ledger, "2026-11-20T10:00:00Z", "0.1");
         assert_eq!(booked(&ledger), None);
         assert_eq!(ledger.pair(&name()).unwrap().current.as_ref().unwrap().sum.events, 12);
+    }
+
+    #[test]
+    fn what_lago_takes_back_is_taken_out_where_it_was_booked() {
+        let mut ledger = Ledger::default();
+        book(&mut ledger, "2026-11-20T10:00:00Z", "0.1");
+        book(&mut ledger, "2026-11-20T10:00:00Z", "0.2");
+        let take_back = |ledger: &mut Ledger, when: &str, units: &str| {
+            ledger.take_back(&name(), at(when), Some(units.parse().unwrap()));
+        };
+        take_back(&mut ledger, "2026-11-20T10:01:00Z", "0.2");
+        ledger.set_period("s/1", period(NOVEMBER));
+        assert_eq!(booked(&ledger), Some((1, "0.1".to_owned())));
+        book(&mut ledger, "2026-11-21T10:00:00Z", "5");
+        take_back(&mut ledger, "2026-11-21T10:00:00Z", "5");
+        assert_eq!(booked(&ledger), Some((1, "0.1".to_owned())));
+        // More than there is cannot be taken out.
+        take_back(&mut ledger, "2026-11-21T10:00:00Z", "0.1");
+        take_back(&mut ledger, "2026-11-21T10:00:00Z", "0.1");
+        assert_eq!(ledger.pair(&name()).unwrap().current_sum().unwrap(), &Sum::EMPTY);
     }
 
     #[test]

@@ -7,7 +7,8 @@
 //! `resolve` the subscription of usage that names only a customer · `redrive` parked events that fit by now · `show` how
 //! far an event has come · `rollup` many events made few before they are sent · `ledger` what Lago has confirmed, without
 //! I/O · `reconcile` whether Lago has counted it · `canary` an event that is known to be billable · `alerts` events of the
-//! daemon's own for the gateway · `api` the ledger for operators · `proxy` Lago's other paths.
+//! daemon's own for the gateway · `api` the ledger for operators · `proxy` Lago's other paths ·
+//! `webhooks` other daemons' events · `rules` what those count as, without I/O.
 
 mod admit;
 mod alerts;
@@ -27,8 +28,10 @@ mod reconcile;
 mod redrive;
 mod resolve;
 mod rollup;
+mod rules;
 mod sender;
 mod show;
+mod webhooks;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -73,6 +73,58 @@ impl Billed {
     }
 }
 
+/// What followed from another daemon's event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Followed {
+    Counted,
+    /// A rule wants it and cannot use it.
+    Unusable,
+    /// Lago complains about usage events in it.
+    Complaint,
+    Nothing,
+}
+
+impl Followed {
+    const ALL: [Self; 4] = [Self::Counted, Self::Unusable, Self::Complaint, Self::Nothing];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Counted => "counted",
+            Self::Unusable => "unusable",
+            Self::Complaint => "complaint",
+            Self::Nothing => "nothing",
+        }
+    }
+}
+
+/// What became of an event that Lago complains about after it has taken it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Complained {
+    Parked,
+    /// Lago says only that it has it already.
+    Known,
+    /// It is not in the journal.
+    Unknown,
+    /// Several subscriptions have one under that id.
+    Ambiguous,
+    /// It is parked or dropped already, or being tried.
+    Unchanged,
+}
+
+impl Complained {
+    const ALL: [Self; 5] = [Self::Parked, Self::Known, Self::Unknown, Self::Ambiguous, Self::Unchanged];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Parked => "parked",
+            Self::Known => "known",
+            Self::Unknown => "unknown",
+            Self::Ambiguous => "ambiguous",
+            Self::Unchanged => "unchanged",
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct UsageMetrics {
     events: Family<Result, Counter>,
@@ -85,6 +137,8 @@ pub(crate) struct UsageMetrics {
     canary_events: Counter,
     canary_waits: Gauge<f64, AtomicU64>,
     rollup: Family<Result, Counter>,
+    webhooks: Family<Result, Counter>,
+    complaints: Family<Result, Counter>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -135,6 +189,18 @@ impl UsageMetrics {
             "Events rolled up (summed), what came out (sums), and those that went on as they are (alone)",
             metrics.rollup.clone(),
         );
+        registry.register("usage_webhooks", "Other daemons' events by what followed", metrics.webhooks.clone());
+        registry.register(
+            "usage_lago_complaints",
+            "Events that Lago complains about after it has taken them, by what became of them",
+            metrics.complaints.clone(),
+        );
+        for followed in Followed::ALL {
+            drop(metrics.webhooks.get_or_create(&Result { result: followed.word() }));
+        }
+        for complained in Complained::ALL {
+            drop(metrics.complaints.get_or_create(&Result { result: complained.word() }));
+        }
         for taken in Taken::ALL {
             drop(metrics.events.get_or_create(&Result { result: taken.word() }));
         }
@@ -154,6 +220,14 @@ impl UsageMetrics {
 
     pub(crate) fn billed(&self, billed: Billed, count: usize) {
         self.lago.get_or_create(&Result { result: billed.word() }).inc_by(count as u64);
+    }
+
+    pub(crate) fn followed(&self, followed: Followed) {
+        self.webhooks.get_or_create(&Result { result: followed.word() }).inc();
+    }
+
+    pub(crate) fn complained(&self, complained: Complained, count: u64) {
+        self.complaints.get_or_create(&Result { result: complained.word() }).inc_by(count);
     }
 
     pub(crate) fn found(&self, kind: Kind, policy: Policy) {

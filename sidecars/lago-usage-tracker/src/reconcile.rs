@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use kit::clock::{SharedClock, Timestamp};
 use kit::lifecycle::StopToken;
+use kit_journal::StoredEvent;
 use kit_lago::api::{ApiError, CurrentUsage, LagoApi};
 use kit_lago::usage::Quantity;
 use serde::Serialize;
 use tokio::sync::Notify;
 
+use crate::admit::Stored;
 use crate::alerts::Alerts;
-use crate::catalogue::Known;
+use crate::catalogue::{Catalogue, Known};
 use crate::config::ReconcileSection;
 use crate::ledger::{Ledger, Name, Period, Sum};
 use crate::metrics::UsageMetrics;
@@ -43,9 +45,27 @@ impl Books {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes an event out of the ledger that was booked: Lago has confirmed it and said later that it does not count it.
+    pub(crate) fn take_back(&self, event: &StoredEvent, catalogue: Option<&Catalogue>) {
+        if let Some((name, at, units)) = entry(event, catalogue) {
+            self.ledger().take_back(&name, at, units);
+        }
+    }
+
     pub(crate) fn results(&self) -> MutexGuard<'_, Results> {
         self.results.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What an event is in the ledger: its pair, when it happened and how much it is.
+pub(crate) type Entry = (Name, Timestamp, Option<Quantity>);
+
+/// What a stored event is in the ledger.
+pub(crate) fn entry(event: &StoredEvent, catalogue: Option<&Catalogue>) -> Option<Entry> {
+    let stored = Stored::read(&event.body)?;
+    let (subscription, at) = (stored.external_subscription_id.as_deref()?, stored.time()?);
+    let units = catalogue.and_then(|catalogue| catalogue.units(&stored));
+    Some(((subscription.to_owned(), stored.code.to_string()), at, units))
 }
 
 /// What the comparisons have found.

@@ -13,12 +13,11 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use kit::client::read_capped;
-use kit::clock::{SharedClock, Timestamp};
+use kit::clock::SharedClock;
 use kit::secret::Secret;
 use kit_delivery::{Batching, Failure, Outcome, Sink, Verdict};
 use kit_journal::{EventHead, Seq, StoredEvent};
 use kit_lago::api::{SetupError, api_root, authorization};
-use kit_lago::usage::Quantity;
 use kit_lago::usage::answer::{batch_errors, in_words, is_known};
 use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
@@ -30,9 +29,8 @@ use crate::admit::{READY, Stored, transaction_id};
 use crate::catalogue::{Known, Seen};
 use crate::check::{Finding, Policy, check};
 use crate::config::{ChecksSection, LagoSection};
-use crate::ledger::Name;
 use crate::metrics::{Billed, UsageMetrics};
-use crate::reconcile::Books;
+use crate::reconcile::{Books, Entry, entry};
 
 /// Name of the sink in the journal, metrics and the API.
 pub(crate) const SINK: &str = "lago";
@@ -62,11 +60,8 @@ pub(crate) struct LagoSink {
     paused_until: Mutex<Option<Instant>>,
     books: Arc<Books>,
     /// What Lago has confirmed and is not recorded yet.
-    confirmed: Mutex<HashMap<Seq, Confirmed>>,
+    confirmed: Mutex<HashMap<Seq, Entry>>,
 }
-
-/// For the ledger: the pair, when it happened and how much it is.
-type Confirmed = (Name, Timestamp, Option<Quantity>);
 
 /// What a request said about the events in it.
 enum Said {
@@ -110,21 +105,21 @@ impl LagoSink {
 
     /// Notes what Lago has confirmed, for when it is recorded.
     fn confirm(&self, event: &StoredEvent) {
-        let Some(stored) = Stored::read(&event.body) else { return };
-        let (Some(subscription), Some(at)) = (stored.external_subscription_id.as_deref(), stored.time()) else {
-            return;
-        };
-        let catalogue = self.known.current().catalogue;
-        let units = catalogue.as_ref().and_then(|catalogue| catalogue.units(&stored));
-        let name = (subscription.to_owned(), stored.code.to_string());
-        let mut confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
-        confirmed.insert(event.seq, (name, at, units));
+        if let Some(entry) = entry(event, self.known.current().catalogue.as_deref()) {
+            self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).insert(event.seq, entry);
+        }
     }
 
     /// Outcomes of events that are not to be sent; `None` for those that are. Nothing is waited for: what does not fit,
     /// and may fit what Lago knows by now, comes again after the next look at Lago.
     fn look_at(&self, events: &[&StoredEvent]) -> Vec<Option<Outcome>> {
         let seen = self.known.current();
+        if seen.is_first_look() {
+            let first = |event: &&StoredEvent| {
+                Some(Outcome::withheld("Lago has not been asked yet what it knows", self.known.doubt(event.at)))
+            };
+            return events.iter().map(first).collect();
+        }
         let judge = |(event, finding): (&&StoredEvent, Option<Finding>)| {
             let finding = finding?;
             let policy = finding.kind.policy(&self.checks);

@@ -93,8 +93,13 @@ pub fn is_known(fields: &BTreeMap<String, Vec<String>>) -> bool {
 
 /// The codes as one text: `code: value_is_mandatory`.
 pub fn in_words(fields: &BTreeMap<String, Vec<String>>) -> String {
-    let text =
-        fields.iter().map(|(field, codes)| format!("{field}: {}", codes.join(", "))).collect::<Vec<_>>().join("; ");
+    printable(
+        &fields.iter().map(|(field, codes)| format!("{field}: {}", codes.join(", "))).collect::<Vec<_>>().join("; "),
+    )
+}
+
+/// The beginning of a text without control characters.
+pub(super) fn printable(text: &str) -> String {
     text.chars().take(500).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

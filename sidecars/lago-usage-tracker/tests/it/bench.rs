@@ -77,6 +77,11 @@ impl Bench {
         (self.daemon, self.public, self.admin) = run(&self.env).await;
     }
 
+    /// Where other daemons reach it.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.public)
+    }
+
     pub(crate) async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         self.request(reqwest::Method::POST, path, Some(PRODUCER), body.to_string()).await
     }

@@ -8,3 +8,4 @@ mod intake;
 mod proof;
 mod resolve;
 mod rollup;
+mod webhooks;

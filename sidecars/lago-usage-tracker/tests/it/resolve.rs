@@ -167,6 +167,8 @@ async fn what_is_resolved_again_is_not_billed_again() {
             break;
         }
     }
+    // It shows as soon as it is there, and is recorded a moment later.
+    bench.until_sinks("recording", |sinks| sinks["resolve"]["pending"] == 0).await;
     let again = json!({ "select": { "sink": "resolve", "type": "usage.unresolved", "state": "delivered" } });
     let done = bench.act_with("/api/v1/deliveries/replay", &again).await;
     assert_eq!(done["changed"], events, "{done}");
