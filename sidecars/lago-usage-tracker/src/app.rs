@@ -17,6 +17,7 @@ use kit_delivery::api::ApiState;
 use kit_delivery::start::{self, Served, configuration};
 use kit_delivery::{DeliveryMetrics, DispatcherSettings};
 use kit_lago::api::LagoApi;
+use tokio::sync::Semaphore;
 use utoipa::OpenApi as _;
 
 use crate::catalogue::CatalogueWorker;
@@ -114,6 +115,7 @@ impl Daemon for LagoUsageTracker {
             batch_limit: config.usage.batch_limit,
             checks: config.checks.clone(),
             known,
+            room: Semaphore::new(http::EVENTS_AT_ONCE),
         };
         let limits = Limits::new(&config.listen, &config.stop, PUBLIC_HEAD);
         // Producers choose transaction ids, and ask for them in the path.

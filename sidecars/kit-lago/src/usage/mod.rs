@@ -8,6 +8,6 @@ mod event;
 mod moment;
 pub mod quantity;
 
-pub use event::{BadBody, Content, FieldErrors, Requested, UsageEvent, property, requested};
+pub use event::{BadBody, Content, FieldErrors, Requested, UsageEvent, elements, property, requested};
 pub use moment::{EpochSeconds, NotATime};
 pub use quantity::Quantity;
