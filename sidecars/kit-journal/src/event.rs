@@ -261,12 +261,20 @@ impl EventHead {
         }
     }
 
-    /// What an ordinary head takes as JSON, roughly.
-    const JSON_BYTES: usize = 768;
+    /// What it takes as JSON, roughly: thousands wait for a commit together.
+    fn json_bytes(&self) -> usize {
+        let texts = [&self.source, &self.event_type, &self.subject, &self.key].map(String::len).iter().sum::<usize>();
+        let optional =
+            [&self.scope, &self.tenant, &self.time, &self.alias, &self.traceparent, &self.tracestate].into_iter();
+        let optional: usize = optional.flatten().map(|text| text.len() + 20).sum();
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + 8).sum();
+        // The id, and the names of what is always there.
+        128 + texts + optional + headers
+    }
 
     /// As it is stored.
     pub(crate) fn to_json(&self) -> String {
-        let mut json = Vec::with_capacity(Self::JSON_BYTES);
+        let mut json = Vec::with_capacity(self.json_bytes());
         // Texts and flags only: nothing in it can fail to be written, and JSON is UTF-8.
         let written = serde_json::to_writer(&mut json, self).is_ok();
         String::from_utf8(json).ok().filter(|_| written).unwrap_or_default()

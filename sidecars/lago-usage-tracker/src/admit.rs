@@ -132,14 +132,14 @@ impl<'a> Stored<'a> {
         EpochSeconds::of_json(self.timestamp).ok()
     }
 
-    /// The event as Lago would show it, received at `at`.
-    pub(crate) fn answer(&'a self, id: &'a str, at: Timestamp) -> EventAnswer<'a> {
+    /// The event as Lago would show it, received at `at`, if that is known.
+    pub(crate) fn answer(&'a self, id: &'a str, at: Option<Timestamp>) -> EventAnswer<'a> {
         EventAnswer {
             lago_id: id,
             transaction_id: &self.transaction_id,
             lago_customer_id: None,
             code: &self.code,
-            timestamp: self.time().unwrap_or(at),
+            timestamp: self.time().or(at).unwrap_or_default(),
             precise_total_amount_cents: self.precise_total_amount_cents.as_deref(),
             properties: self.properties,
             lago_subscription_id: None,
@@ -241,8 +241,12 @@ mod tests {
         )
         .unwrap();
         let stored = Stored::read(&event.body).unwrap();
+        let whole = serde_json::to_string(&stored.answer("id", Some(NOW))).unwrap();
+        let mut finished = String::new();
+        EventAnswer::finish(&serde_json::to_string(&stored.answer("id", None)).unwrap(), NOW, &mut finished);
+        assert_eq!(finished, whole);
         assert_eq!(
-            serde_json::to_string(&stored.answer("id", NOW)).unwrap(),
+            whole,
             concat!(
                 r#"{"lago_id":"id","transaction_id":"t","lago_customer_id":null,"code":"c","#,
                 r#""timestamp":"2024-11-19T07:06:40.500Z","precise_total_amount_cents":"1.5","properties":{"gb":0.10},"#,

@@ -19,7 +19,7 @@ use kit_delivery::start::{self, Served, configuration};
 use kit_delivery::{DeliveryMetrics, DispatcherSettings, HttpSink, Sink, SinkStatus};
 use kit_journal::Journal;
 use kit_lago::api::{LagoApi, api_root};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use utoipa::OpenApi as _;
 
 use crate::alerts::{self, Alerts, Gateway};
@@ -145,6 +145,7 @@ impl Daemon for LagoUsageTracker {
             books: Arc::clone(&books),
             proxy,
             webhooks,
+            room: Semaphore::new(http::EVENTS_AT_ONCE),
         };
         let more = api::router(LedgerState { books, asked, clock: Arc::clone(&clock) });
         let limits = Limits::new(&config.listen, &config.stop, PUBLIC_HEAD);

@@ -7,6 +7,7 @@
 //! Source: cloudevents/spec `cloudevents/spec.md`, `bindings/http-protocol-binding.md` at v1.0.2.
 
 use axum::http::{HeaderMap, header};
+use kit_lago::usage::{BadBody, elements};
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -21,6 +22,8 @@ pub(crate) enum NotCloudEvents {
     Body,
     #[error("there are no events")]
     Empty,
+    #[error("there are too many events")]
+    TooMany,
 }
 
 /// One CloudEvent, as far as it is looked at.
@@ -56,21 +59,29 @@ impl CloudEvent<'_> {
     }
 }
 
-/// The events of a request, as a producer would write them for Lago.
+/// The events of a request, at most so many, as a producer would write them for Lago.
 ///
 /// # Errors
 /// [`NotCloudEvents`]. What an event itself lacks is found when it is read as usage.
-pub(crate) fn usage_events(headers: &HeaderMap, body: &[u8]) -> Result<Vec<Box<RawValue>>, NotCloudEvents> {
-    let events: Vec<Box<RawValue>> = match media_type(headers).as_str() {
+pub(crate) fn usage_events(
+    headers: &HeaderMap,
+    body: &[u8],
+    most: usize,
+) -> Result<Vec<Box<RawValue>>, NotCloudEvents> {
+    Ok(match media_type(headers).as_str() {
         "application/cloudevents+json" => vec![usage(&attributes(parse(body)?)?)?],
         "application/cloudevents-batch+json" => {
-            let events: Vec<&RawValue> = parse(body)?;
+            let batch: &RawValue = parse(body)?;
+            let events = elements(batch, most).map_err(|error| match error {
+                BadBody::TooMany => NotCloudEvents::TooMany,
+                _ if batch.get().starts_with('[') => NotCloudEvents::Empty,
+                _ => NotCloudEvents::Body,
+            })?;
             events.into_iter().map(|event| usage(&attributes(event)?)).collect::<Result<_, _>>()?
         }
         _ if headers.contains_key("ce-id") => vec![usage(&binary(headers, body)?)?],
         _ => return Err(NotCloudEvents::Type),
-    };
-    if events.is_empty() { Err(NotCloudEvents::Empty) } else { Ok(events) }
+    })
 }
 
 /// The one event of a request, structured or binary. Data that is not JSON is left out.
@@ -205,7 +216,7 @@ mod tests {
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_str(value).unwrap());
         }
-        usage_events(&map, body.as_bytes()).map(|events| events.iter().map(|event| event.get().to_owned()).collect())
+        usage_events(&map, body.as_bytes(), 2).map(|events| events.iter().map(|event| event.get().to_owned()).collect())
     }
 
     #[test]
@@ -296,6 +307,7 @@ mod tests {
             (&structured, r#"{"specversion":"0.3","id":"1","source":"a","type":"t"}"#, NotCloudEvents::Body),
             (&[("content-type", "application/cloudevents-batch+json")], "[]", NotCloudEvents::Empty),
             (&[("content-type", "application/cloudevents-batch+json")], EVENT, NotCloudEvents::Body),
+            (&[("content-type", "application/cloudevents-batch+json")], "[{},{},{}]", NotCloudEvents::TooMany),
             (&[("ce-id", "1"), ("ce-source", "a"), ("ce-specversion", "1.0")], "{", NotCloudEvents::Body),
         ] {
             assert_eq!(events(headers, body), Err(expected), "{headers:?} {body}");

@@ -18,10 +18,11 @@ use kit::clock::{SharedClock, Timestamp};
 use kit::serve::{BodyError, BodyRules, read_body};
 use kit_delivery::signature::Unverified;
 use kit_journal::{AppendError, Appended, EventId, Journal, NewEvent, StoredEvent};
-use kit_lago::usage::answer::{ALREADY_EXISTS, ErrorAnswer, TRANSACTION_ID};
+use kit_lago::usage::answer::{ALREADY_EXISTS, ErrorAnswer, EventAnswer, TRANSACTION_ID};
 use kit_lago::usage::{BadBody, FieldErrors, Requested, requested};
 use serde::Serialize;
 use serde_json::value::RawValue;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::admit::{self, Stored, UNRESOLVED};
 use crate::catalogue::{Known, Seen};
@@ -38,6 +39,11 @@ use crate::webhooks::{self, Webhooks};
 
 /// How long a producer waits for what Lago knows now.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Events that are taken at a time, of all requests: each has about a kilobyte while it is.
+pub(crate) const EVENTS_AT_ONCE: usize = 50_000;
+/// How long a request waits for others to be done; the journal's own wait comes after it.
+const WAIT_FOR_ROOM: Duration = Duration::from_secs(30);
 
 /// What the intake needs.
 #[derive(Debug)]
@@ -56,6 +62,8 @@ pub(crate) struct Intake {
     /// For Lago's other paths, where that is wanted.
     pub(crate) proxy: Option<Proxy>,
     pub(crate) webhooks: Option<Webhooks>,
+    /// One permit an event, of [`EVENTS_AT_ONCE`].
+    pub(crate) room: Semaphore,
 }
 
 /// The public listener's routes.
@@ -85,7 +93,8 @@ pub(crate) enum Refusal {
     Body(BodyError),
     Bad(BadBody),
     NotCloudEvents(NotCloudEvents),
-    TooMany,
+    /// There is no room for its events for too long.
+    Busy,
     Invalid(FieldErrors),
     InvalidBatch(BTreeMap<String, FieldErrors>),
     NotFound,
@@ -104,10 +113,11 @@ impl Refusal {
             Self::Body(BodyError::TimedOut) => "too_slow",
             Self::Body(BodyError::Stopping) => "stopping",
             Self::Body(BodyError::BrokenOff) => "broken_off",
+            Self::Bad(BadBody::TooMany) | Self::NotCloudEvents(NotCloudEvents::TooMany) => "too_many_events",
             Self::Bad(_) | Self::NotCloudEvents(_) => "bad_request",
-            Self::TooMany => "too_many_events",
             Self::Invalid(_) | Self::InvalidBatch(_) => "invalid",
             Self::NotFound => "not_found",
+            Self::Busy => "busy",
             Self::Journal => "journal",
         }
     }
@@ -122,19 +132,21 @@ impl IntoResponse for Refusal {
             Self::Body(BodyError::TooLarge(_)) => plain(StatusCode::PAYLOAD_TOO_LARGE, "Payload Too Large", None),
             Self::Body(BodyError::TimedOut) => plain(StatusCode::REQUEST_TIMEOUT, "Request Timeout", None),
             Self::Body(BodyError::BrokenOff) => plain(StatusCode::BAD_REQUEST, "BadRequest: the body broke off", None),
-            Self::Body(BodyError::Stopping) | Self::Journal | Self::Undecided => again(),
+            Self::Body(BodyError::Stopping) | Self::Journal | Self::Busy | Self::Undecided => again(),
             Self::Bad(BadBody::NotAnObject) => {
                 plain(StatusCode::BAD_REQUEST, "BadRequest: the body is not a JSON object", None)
             }
             Self::Bad(BadBody::NoEvent) => {
                 plain(StatusCode::BAD_REQUEST, "BadRequest: param is missing or the value is empty: event", None)
             }
+            Self::Bad(BadBody::TooMany) | Self::NotCloudEvents(NotCloudEvents::TooMany) => {
+                invalid(BTreeMap::from([("events", ["too_many_events"])]))
+            }
             Self::NotCloudEvents(NotCloudEvents::Type) => {
                 plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported Media Type: no CloudEvents", None)
             }
             Self::NotCloudEvents(_) => plain(StatusCode::BAD_REQUEST, "BadRequest: no CloudEvents 1.0", None),
             Self::Bad(BadBody::NoEvents) => invalid(BTreeMap::from([("events", ["no_events"])])),
-            Self::TooMany => invalid(BTreeMap::from([("events", ["too_many_events"])])),
             Self::Invalid(errors) => invalid(errors),
             Self::InvalidBatch(errors) => invalid(errors),
             Self::NotFound => plain(StatusCode::NOT_FOUND, "Not Found", Some("event_not_found")),
@@ -206,22 +218,42 @@ async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<R
     let producer = holder(intake, &parts.headers)?;
     let body = whole_body(intake, &parts, body).await?;
     let now = intake.clock.now();
+    let (_room, admitted) = admitted(intake, producer, &parts.headers, body, shape, now).await?;
+    let is_batch = shape != Shape::One;
+    may_report(intake, producer, &admitted, now).await?;
+    let rejected = reject(intake, &admitted, now).await;
+    if !rejected.is_empty() {
+        intake.metrics.taken(Taken::Invalid, rejected.len() as u64);
+        return Err(told(rejected, is_batch));
+    }
+    append(intake, admitted, is_batch).await
+}
+
+/// The events of a body, as they will be in the journal, and their room in memory. The body is gone by then.
+async fn admitted<'a>(
+    intake: &'a Intake,
+    producer: &Producer,
+    headers: &HeaderMap,
+    body: Vec<u8>,
+    shape: Shape,
+    now: Timestamp,
+) -> Result<(SemaphorePermit<'a>, Vec<NewEvent>), Refusal> {
     let (own, from_body);
     let events: Vec<&RawValue> = if shape == Shape::CloudEvents {
-        own = cloudevents::usage_events(&parts.headers, &body).map_err(Refusal::NotCloudEvents)?;
+        own = cloudevents::usage_events(headers, &body, intake.batch_limit).map_err(Refusal::NotCloudEvents)?;
         own.iter().map(AsRef::as_ref).collect()
     } else {
-        from_body = requested(&body, shape == Shape::Batch).map_err(Refusal::Bad)?;
+        from_body = requested(&body, shape == Shape::Batch, intake.batch_limit).map_err(Refusal::Bad)?;
         match from_body {
             Requested::One(event) => vec![event],
             Requested::Batch(events) => events,
         }
     };
-    let is_batch = shape != Shape::One;
-    if events.len() > intake.batch_limit {
-        return Err(Refusal::TooMany);
-    }
-    let request_key = idempotency_key(&parts.headers);
+    // More than there is room for has all of it.
+    let room = u32::try_from(events.len().min(EVENTS_AT_ONCE)).unwrap_or(u32::MAX);
+    let room = tokio::time::timeout(WAIT_FOR_ROOM, intake.room.acquire_many(room)).await;
+    let room = room.ok().and_then(Result::ok).ok_or(Refusal::Busy)?;
+    let request_key = idempotency_key(headers);
     let (mut admitted, mut errors) = (Vec::with_capacity(events.len()), BTreeMap::new());
     for (place, event) in events.into_iter().enumerate() {
         let name = request_key.map(|key| cloudevents::place_in_request(producer.name(), key, place));
@@ -232,15 +264,9 @@ async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<R
     }
     if !errors.is_empty() {
         intake.metrics.taken(Taken::Invalid, errors.len() as u64);
-        return Err(told(errors, is_batch));
+        return Err(told(errors, shape != Shape::One));
     }
-    may_report(intake, producer, &admitted, now).await?;
-    let rejected = reject(intake, &admitted, now).await;
-    if !rejected.is_empty() {
-        intake.metrics.taken(Taken::Invalid, rejected.len() as u64);
-        return Err(told(rejected, is_batch));
-    }
-    append(intake, admitted, is_batch).await
+    Ok((room, admitted))
 }
 
 /// The body as it was sent, under its limits.
@@ -339,15 +365,20 @@ fn told(errors: BTreeMap<usize, FieldErrors>, is_batch: bool) -> Refusal {
 }
 
 async fn append(intake: &Intake, events: Vec<NewEvent>, is_batch: bool) -> Result<Response, Refusal> {
-    let own: Vec<(EventId, Vec<u8>)> = events.iter().map(|event| (event.head.id, event.body.clone())).collect();
+    // The answers but for their times, one after the other: the events themselves go to the journal.
+    let (mut texts, mut own) = (String::new(), Vec::with_capacity(events.len()));
+    for event in &events {
+        let begin = texts.len();
+        texts.push_str(&unfinished(&event.head.id, &event.body).ok_or(Refusal::Journal)?);
+        own.push((event.head.id, begin..texts.len()));
+    }
     let appended = intake.journal.append_together(events).await.map_err(|error: AppendError| {
         intake.metrics.taken(Taken::Unavailable, own.len() as u64);
         tracing::debug!(error = %error, "usage not taken: {error}");
         Refusal::Journal
     })?;
-    let contradicts = |(own, appended): (&(EventId, Vec<u8>), &Appended)| appended.duplicate && appended.id != own.0;
     let contradicting: Vec<usize> =
-        own.iter().zip(&appended).enumerate().filter(|(_, pair)| contradicts(*pair)).map(|(place, _)| place).collect();
+        (0..own.len()).filter(|place| appended[*place].duplicate && appended[*place].id != own[*place].0).collect();
     if !contradicting.is_empty() {
         intake.metrics.taken(Taken::Contradiction, contradicting.len() as u64);
         intake.metrics.taken(Taken::Withheld, (own.len() - contradicting.len()) as u64);
@@ -358,22 +389,29 @@ async fn append(intake: &Intake, events: Vec<NewEvent>, is_batch: bool) -> Resul
     intake.metrics.taken(Taken::Duplicate, duplicates as u64);
     intake.metrics.taken(Taken::Accepted, (own.len() - duplicates) as u64);
     let first = if duplicates == 0 { BTreeMap::new() } else { first_ones(intake, &appended).await? };
-    let mut texts = Vec::with_capacity(own.len());
-    for ((id, body), appended) in own.iter().zip(&appended) {
-        let (body, at) = match first.get(&appended.seq).filter(|_| appended.duplicate) {
-            Some(stored) => (&stored.body[..], stored.at),
-            None => (&body[..], appended.at),
-        };
-        let stored = Stored::read(body).ok_or(Refusal::Journal)?;
-        let id = id.to_string();
-        texts.push(serde_json::to_string(&stored.answer(&id, at)).map_err(|_| Refusal::Journal)?);
+    let (begin, end) = if is_batch { ("{\"events\":[", "]}") } else { ("{\"event\":", "}") };
+    let mut body = String::with_capacity(texts.len() + own.len() * 48 + 16);
+    body.push_str(begin);
+    for ((id, own), appended) in own.into_iter().zip(&appended) {
+        if !body.ends_with(begin) {
+            body.push(',');
+        }
+        match first.get(&appended.seq).filter(|_| appended.duplicate) {
+            Some(stored) => {
+                let text = unfinished(&id, &stored.body).ok_or(Refusal::Journal)?;
+                EventAnswer::finish(&text, stored.at, &mut body);
+            }
+            None => EventAnswer::finish(&texts[own], appended.at, &mut body),
+        }
     }
-    let body = if is_batch {
-        ["{\"events\":[", &texts.join(","), "]}"].concat()
-    } else {
-        ["{\"event\":", &texts.concat(), "}"].concat()
-    };
+    body.push_str(end);
     Ok(json(StatusCode::OK, body))
+}
+
+/// The answer to an event that was admitted, but for the time at which it was received.
+fn unfinished(id: &EventId, body: &[u8]) -> Option<String> {
+    let stored = Stored::read(body)?;
+    serde_json::to_string(&stored.answer(&id.to_string(), None)).ok()
 }
 
 /// What was stored when duplicates came the first time, as far as it is still there.

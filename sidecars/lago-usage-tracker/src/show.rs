@@ -131,7 +131,7 @@ impl Entry {
         let stored = Stored::read(&self.event.body).ok_or(Refusal::Journal)?;
         let id = self.event.head.id.to_string();
         let event = ShownEvent {
-            event: stored.answer(&id, self.event.at),
+            event: stored.answer(&id, Some(self.event.at)),
             status,
             reason: Some(self.reason.as_str()).filter(|reason| !reason.is_empty()),
         };

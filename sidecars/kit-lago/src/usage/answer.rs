@@ -32,8 +32,19 @@ pub struct EventAnswer<'a> {
     pub lago_subscription_id: Option<&'a str>,
     /// Who is billed.
     pub external_subscription_id: Option<&'a str>,
-    /// When it was received.
-    pub created_at: Timestamp,
+    /// When it was received; left out where that is not known yet ([`EventAnswer::finish`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<Timestamp>,
+}
+
+impl EventAnswer<'_> {
+    /// Adds to `out` the JSON of an answer that was written without its `created_at`, with it.
+    pub fn finish(json: &str, created_at: Timestamp, out: &mut String) {
+        out.push_str(json.strip_suffix('}').unwrap_or(json));
+        out.push_str(",\"created_at\":\"");
+        out.push_str(&created_at.to_string());
+        out.push_str("\"}");
+    }
 }
 
 /// The body of an answer that refuses.

@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
+use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
@@ -40,13 +42,17 @@ pub enum BadBody {
     /// No array of events, or an empty one.
     #[error("there are no events")]
     NoEvents,
+    /// More events than are taken at once.
+    #[error("there are too many events")]
+    TooMany,
 }
 
-/// Reads the body of `POST /api/v1/events` (`batch` false) or `POST /api/v1/events/batch`.
+/// Reads the body of `POST /api/v1/events` (`batch` false) or `POST /api/v1/events/batch`, with at most so many events:
+/// the elements of a large body of small ones would take many times its memory.
 ///
 /// # Errors
 /// [`BadBody`].
-pub fn requested(body: &[u8], batch: bool) -> Result<Requested<'_>, BadBody> {
+pub fn requested(body: &[u8], batch: bool, most: usize) -> Result<Requested<'_>, BadBody> {
     #[derive(Deserialize)]
     struct Root<'a> {
         #[serde(borrow, default)]
@@ -59,11 +65,42 @@ pub fn requested(body: &[u8], batch: bool) -> Result<Requested<'_>, BadBody> {
     let root: Option<Root<'_>> = is_object.then(|| serde_json::from_slice(body).ok()).flatten();
     let root = root.ok_or(BadBody::NotAnObject)?;
     if batch {
-        let events = root.events.and_then(|events| serde_json::from_str::<Vec<&RawValue>>(events.get()).ok());
-        return events.filter(|events| !events.is_empty()).map(Requested::Batch).ok_or(BadBody::NoEvents);
+        return elements(root.events.ok_or(BadBody::NoEvents)?, most).map(Requested::Batch);
     }
     let event = root.event.filter(|event| event.get().starts_with('{') && event.get() != "{}");
     event.map(Requested::One).ok_or(BadBody::NoEvent)
+}
+
+/// The elements of a JSON array, one at least and at most so many.
+///
+/// # Errors
+/// [`BadBody::NoEvents`], also where it is no array; [`BadBody::TooMany`].
+pub fn elements(array: &RawValue, most: usize) -> Result<Vec<&RawValue>, BadBody> {
+    struct AtMost(usize);
+    impl<'de> Visitor<'de> for AtMost {
+        type Value = Vec<&'de RawValue>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "at most {} elements", self.0)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            let mut all = Vec::new();
+            while let Some(element) = seq.next_element()? {
+                if all.len() == self.0 {
+                    return Err(serde::de::Error::invalid_length(self.0 + 1, &self));
+                }
+                all.push(element);
+            }
+            Ok(all)
+        }
+    }
+    if !array.get().starts_with('[') {
+        return Err(BadBody::NoEvents);
+    }
+    // It is JSON: nothing else can be wrong with it.
+    let all = serde_json::Deserializer::from_str(array.get()).deserialize_seq(AtMost(most));
+    all.map_err(|_| BadBody::TooMany).and_then(|all| if all.is_empty() { Err(BadBody::NoEvents) } else { Ok(all) })
 }
 
 /// One event, its fields as the producer wrote them.
@@ -422,8 +459,10 @@ mod tests {
 
     #[test]
     fn a_body_holds_one_event_or_several() {
-        assert!(matches!(requested(br#"{"event":{"code":"c"}}"#, false), Ok(Requested::One(_))));
-        assert!(matches!(requested(br#"{"events":[{},1]}"#, true), Ok(Requested::Batch(events)) if events.len() == 2));
+        assert!(matches!(requested(br#"{"event":{"code":"c"}}"#, false, 1), Ok(Requested::One(_))));
+        assert!(
+            matches!(requested(br#"{"events":[{},1]}"#, true, 2), Ok(Requested::Batch(events)) if events.len() == 2)
+        );
         for (body, batch, expected) in [
             (&b""[..], false, BadBody::NotAnObject),
             (b"[]", false, BadBody::NotAnObject),
@@ -435,8 +474,11 @@ mod tests {
             (br#"{"events":[]}"#, true, BadBody::NoEvents),
             (br#"{"events":{}}"#, true, BadBody::NoEvents),
             (br#"{"event":{"code":"c"}}"#, true, BadBody::NoEvents),
+            (br#"{"events":7}"#, true, BadBody::NoEvents),
+            (br#"{"events":[{},[],{}]}"#, true, BadBody::TooMany),
+            (br#"{"events":[{},[],{}}"#, true, BadBody::NotAnObject),
         ] {
-            assert_eq!(requested(body, batch).err(), Some(expected), "{}", String::from_utf8_lossy(body));
+            assert_eq!(requested(body, batch, 2).err(), Some(expected), "{}", String::from_utf8_lossy(body));
         }
     }
 

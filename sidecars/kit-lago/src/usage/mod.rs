@@ -11,6 +11,6 @@ mod moment;
 pub mod quantity;
 
 pub use complaint::{Complaint, complaints};
-pub use event::{BadBody, Content, FieldErrors, Requested, UsageEvent, property, requested};
+pub use event::{BadBody, Content, FieldErrors, Requested, UsageEvent, elements, property, requested};
 pub use moment::{EpochSeconds, NotATime};
 pub use quantity::Quantity;
