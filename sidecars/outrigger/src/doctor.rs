@@ -57,7 +57,7 @@ async fn examine(connection: &Connection) -> Vec<Finding> {
     };
     let mut findings = Vec::new();
     match admin.plain("/livez").await {
-        Ok((200, _)) => findings.push(Finding::good("daemon", format!("answers at {}", connection.admin))),
+        Ok((200, _)) => findings.push(Finding::good("daemon", format!("answers at {}", admin.address()))),
         Ok((status, _)) => {
             findings.push(Finding::bad(
                 "daemon",
