@@ -109,8 +109,11 @@ pub fn main() -> ExitCode {
     code
 }
 
+/// What runs a daemon with its arguments, its name first.
+type RunDaemon = fn(Vec<OsString>) -> ExitCode;
+
 /// The daemon that a hidden command runs, with its name.
-fn daemon(argument: &OsStr) -> Option<(&'static str, fn(Vec<OsString>) -> ExitCode)> {
+fn daemon(argument: &OsStr) -> Option<(&'static str, RunDaemon)> {
     match argument.to_str()? {
         RUN_PROCESSOR => Some(("lago-webhook-processor", lago_webhook_processor::main_with_args)),
         RUN_TRACKER => Some(("lago-usage-tracker", lago_usage_tracker::main_with_args)),

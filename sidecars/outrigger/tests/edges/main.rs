@@ -11,3 +11,4 @@ mod sending;
 mod tracker;
 mod usage;
 mod usage_import;
+mod usage_reconcile;
