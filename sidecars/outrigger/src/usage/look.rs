@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use anyhow::bail;
 use clap::Args;
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use kit_delivery::api::{DeliveryView, EventDetail, EventView};
+use kit_delivery::api::{EventDetail, EventView};
 use serde::{Deserialize, Serialize};
 
-use super::{SINK, Which, of_subscription, reason_word, subscription, with_transaction_id};
+use super::{SOURCES, Which, delivery, of_subscription, reason_word, sink, state, subscription, with_transaction_id};
 use crate::admin::Admin;
 use crate::events;
 use crate::output::{self, safe, say};
@@ -51,13 +51,14 @@ struct Line {
 }
 
 impl Line {
-    fn new(event: &EventView, delivery: Option<&DeliveryView>, code: String) -> Self {
+    fn new(event: &EventView, code: String) -> Self {
+        let delivery = delivery(event);
         Self {
             at: event.received_at.to_string(),
             transaction_id: event.key.clone(),
             subscription: subscription(event).to_owned(),
             code,
-            state: delivery.map_or("–", |delivery| delivery.state.as_str()).to_owned(),
+            state: state(event).to_owned(),
             reason: delivery.and_then(|delivery| delivery.reason.clone()),
             attempts: delivery.map_or(0, |delivery| delivery.attempts),
             id: event.id.clone(),
@@ -69,13 +70,14 @@ pub(crate) async fn tail(admin: &Admin, arguments: &Tail, json: bool) -> anyhow:
     let filter = of_subscription(arguments.subscription.as_deref());
     events::follow(admin, &filter, async |events| {
         // The code is in the body, which a listing leaves out.
-        let mut details = details(admin, events.iter().map(|event| event.id.clone()).collect());
+        let usage = events.iter().filter(|event| SOURCES.contains(&event.source.as_str()));
+        let mut details = details(admin, usage.map(|event| event.id.clone()).collect());
         while let Some(detail) = details.try_next().await? {
             let code = code(&detail);
             if arguments.code.as_ref().is_some_and(|wanted| *wanted != code) {
                 continue;
             }
-            let line = Line::new(&detail.event, detail.event.deliveries.get(SINK), code);
+            let line = Line::new(&detail.event, code);
             if json {
                 output::json_line(&line)?;
                 continue;
@@ -100,6 +102,10 @@ pub(crate) async fn show(admin: &Admin, id: &str, json: bool) -> anyhow::Result<
     if found.is_empty() {
         bail!("no event with the transaction id {:?}: it never came, or was delivered and removed", safe(id));
     }
+    for detail in &mut found {
+        let concerned = sink(&detail.event).0;
+        detail.event.deliveries.retain(|name, _| name == concerned);
+    }
     if json {
         return output::json(&found);
     }
@@ -122,10 +128,11 @@ struct Count {
 pub(crate) async fn parked(admin: &Admin, arguments: &Parked, json: bool) -> anyhow::Result<()> {
     let Parked { which, limit } = arguments;
     let mut counts: BTreeMap<String, Count> = BTreeMap::new();
-    let mut newest: Vec<(EventView, DeliveryView)> = Vec::new();
+    let mut newest: Vec<EventView> = Vec::new();
     events::walk(admin, &which.query(), events::LARGEST_PAGE, async |page| {
-        for (event, delivery) in which.chosen(page.events) {
-            let word = reason_word(&delivery);
+        for event in which.chosen(page.events) {
+            let Some(delivery) = delivery(&event) else { continue };
+            let word = reason_word(delivery);
             let word = if counts.len() < REASONS || counts.contains_key(word) { word } else { "others" };
             let count = counts.entry(word.to_owned()).or_default();
             count.events += 1;
@@ -133,16 +140,15 @@ pub(crate) async fn parked(admin: &Admin, arguments: &Parked, json: bool) -> any
                 count.example = delivery.reason.clone().unwrap_or_default();
             }
             if newest.len() < *limit {
-                newest.push((event, delivery));
+                newest.push(event);
             }
         }
         Ok(true)
     })
     .await?;
-    let ids = newest.iter().map(|(event, _)| event.id.clone()).collect();
+    let ids = newest.iter().map(|event| event.id.clone()).collect();
     let codes: Vec<String> = details(admin, ids).map_ok(|detail| code(&detail)).try_collect().await?;
-    let lines: Vec<Line> =
-        newest.iter().zip(codes).map(|((event, delivery), code)| Line::new(event, Some(delivery), code)).collect();
+    let lines: Vec<Line> = newest.iter().zip(codes).map(|(event, code)| Line::new(event, code)).collect();
     if json {
         return output::json(&serde_json::json!({ "reasons": counts, "events": lines }));
     }

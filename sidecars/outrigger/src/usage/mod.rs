@@ -12,16 +12,15 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use kit_delivery::api::{DeliveryView, EventView};
+use kit_journal::DeliveryState;
 
 use crate::admin::{Admin, Connection, Filter};
 use crate::events;
 
-/// Source of everything that producers report, as the tracker keeps it.
-const SOURCE: &str = "usage";
-/// Type of a usage event, as the tracker keeps it.
-const TYPE: &str = "usage.event";
-/// The tracker's sink.
-const SINK: &str = "lago";
+/// Sources of usage, as the tracker keeps it: what names a subscription, what names only a customer, and sums.
+const SOURCES: [&str; 3] = ["usage", "usage/customer", "usage/rollup"];
+/// Types of usage, and of what the tracker tells about it.
+const TYPES: &str = "usage.*";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
@@ -89,30 +88,51 @@ impl Which {
         query
     }
 
-    /// The parked ones of a page that are meant, with their deliveries.
-    fn chosen(&self, events: Vec<EventView>) -> impl Iterator<Item = (EventView, DeliveryView)> {
-        let wanted = self.reason.clone();
-        let parked = events.into_iter().filter_map(|mut event| {
-            let delivery = event.deliveries.remove(SINK)?;
-            Some((event, delivery))
-        });
-        parked.filter(move |(_, delivery)| wanted.as_deref().is_none_or(|wanted| wanted == reason_word(delivery)))
+    /// The parked ones of a page that are meant.
+    fn chosen(&self, events: Vec<EventView>) -> impl Iterator<Item = EventView> {
+        let is_chosen = |event: &EventView| {
+            let parked = delivery(event).filter(|delivery| delivery.state == DeliveryState::Parked);
+            parked.is_some_and(|delivery| self.reason.as_deref().is_none_or(|wanted| wanted == reason_word(delivery)))
+        };
+        events.into_iter().filter(move |event| is_chosen(event))
     }
 }
 
-/// The filter for usage events, of one subscription or of all.
+/// The filter for usage, of one subscription or of all.
 fn of_subscription(subscription: Option<&str>) -> Filter {
     Filter {
-        event_type: Some(TYPE.to_owned()),
+        event_type: Some(TYPES.to_owned()),
         subject: subscription.map(|id| format!("subscription/{id}")),
-        sink: Some(SINK.to_owned()),
         ..Filter::default()
     }
 }
 
-/// Whose usage an event is.
+/// Whose usage an event is: a subscription's id, or `customer/…` where only that is known.
 fn subscription(event: &EventView) -> &str {
     event.subject.strip_prefix("subscription/").unwrap_or(&event.subject)
+}
+
+/// The sink that deals with an event, and what it is called when that is done. To the others it is nothing.
+fn sink(event: &EventView) -> (&'static str, &'static str) {
+    match event.event_type.as_str() {
+        "usage.rollup" => ("rollup", "summed"),
+        "usage.unresolved" => ("resolve", "resolved"),
+        _ => ("lago", "delivered"),
+    }
+}
+
+/// How far an event has come.
+fn delivery(event: &EventView) -> Option<&DeliveryView> {
+    event.deliveries.get(sink(event).0)
+}
+
+/// The same in a word.
+fn state(event: &EventView) -> &'static str {
+    match delivery(event).map(|delivery| delivery.state) {
+        Some(DeliveryState::Delivered) => sink(event).1,
+        Some(state) => state.as_str(),
+        None => "–",
+    }
 }
 
 /// The first word of a reason: the check that was not passed, or the beginning of a sentence.
@@ -124,11 +144,14 @@ fn reason_word(delivery: &DeliveryView) -> &str {
 /// The events with a transaction id, newest first: several where several subscriptions use it.
 async fn with_transaction_id(admin: &Admin, id: &str) -> anyhow::Result<Vec<EventView>> {
     let mut events = Vec::new();
-    let query = [("source", SOURCE.to_owned()), ("key", id.to_owned())];
-    events::walk(admin, &query, events::LARGEST_PAGE, async |page| {
-        events.extend(page.events);
-        Ok(true)
-    })
-    .await?;
+    for source in SOURCES {
+        let query = [("source", source.to_owned()), ("key", id.to_owned())];
+        events::walk(admin, &query, events::LARGEST_PAGE, async |page| {
+            events.extend(page.events);
+            Ok(true)
+        })
+        .await?;
+    }
+    events.sort_unstable_by_key(|event| std::cmp::Reverse(event.seq));
     Ok(events)
 }

@@ -1,11 +1,13 @@
 //! Parked events once more.
 
+use std::collections::BTreeMap;
+
 use anyhow::bail;
 use clap::Args;
-use kit_delivery::api::{ActionResult, ReplayRequest, Selection};
+use kit_delivery::api::{ActionResult, EventView, ReplayRequest, Selection};
 use kit_journal::DeliveryState;
 
-use super::{SINK, Which, with_transaction_id};
+use super::{Which, delivery, sink, with_transaction_id};
 use crate::admin::Admin;
 use crate::dead_letters;
 use crate::events;
@@ -37,11 +39,11 @@ pub(crate) async fn run(admin: &Admin, arguments: &Arguments, json: bool) -> any
     if ids.is_empty() && which.is_everything() && !all {
         bail!("say which: transaction ids, --subscription, --reason no_subscription, or --all");
     }
-    let mut result = ActionResult { sink: SINK.to_owned(), dry_run: *dry_run, ..ActionResult::default() };
+    let mut result = ActionResult { sink: "lago".to_owned(), dry_run: *dry_run, ..ActionResult::default() };
     if !ids.is_empty() {
         let parked = named(admin, ids, &mut result).await?;
-        for ids in parked.chunks(AT_ONCE) {
-            send(admin, ids.to_vec(), &mut result).await?;
+        for events in parked.chunks(AT_ONCE) {
+            send(admin, events, &mut result).await?;
         }
         return dead_letters::report(&result, "redrive", json);
     }
@@ -61,11 +63,8 @@ pub(crate) async fn run(admin: &Admin, arguments: &Arguments, json: bool) -> any
     let bar = output::bar(total, "redrive {bar:40} {pos}/{len} {eta}");
     // Cursors are positions: what is sent again in between does not move them.
     events::walk(admin, &which.query(), AT_ONCE, async |page| {
-        let ids: Vec<String> = which.chosen(page.events).map(|(event, _)| event.id).collect();
-        if !ids.is_empty() {
-            send(admin, ids, &mut result).await?;
-            bar.set_position(result.matched);
-        }
+        send(admin, &which.chosen(page.events).collect::<Vec<_>>(), &mut result).await?;
+        bar.set_position(result.matched);
         Ok(true)
     })
     .await?;
@@ -73,8 +72,8 @@ pub(crate) async fn run(admin: &Admin, arguments: &Arguments, json: bool) -> any
     dead_letters::report(&result, "redrive", json)
 }
 
-/// Event ids of what these name, and is parked. The rest is counted.
-async fn named(admin: &Admin, ids: &[String], result: &mut ActionResult) -> anyhow::Result<Vec<String>> {
+/// What these name, and is parked. The rest is counted.
+async fn named(admin: &Admin, ids: &[String], result: &mut ActionResult) -> anyhow::Result<Vec<EventView>> {
     let mut parked = Vec::new();
     for id in ids {
         let mut found = with_transaction_id(admin, id).await?;
@@ -85,26 +84,31 @@ async fn named(admin: &Admin, ids: &[String], result: &mut ActionResult) -> anyh
             result.unavailable += 1;
         }
         for event in found {
-            match event.deliveries.get(SINK) {
-                Some(delivery) if delivery.state == DeliveryState::Parked => parked.push(event.id),
-                _ => {
-                    result.matched += 1;
-                    result.unchanged += 1;
-                }
+            if delivery(&event).is_some_and(|delivery| delivery.state == DeliveryState::Parked) {
+                parked.push(event);
+            } else {
+                result.matched += 1;
+                result.unchanged += 1;
             }
         }
     }
     Ok(parked)
 }
 
-/// Asks for these to be delivered again, and adds up what became of it.
-async fn send(admin: &Admin, ids: Vec<String>, result: &mut ActionResult) -> anyhow::Result<()> {
-    let select = Selection { sink: Some(SINK.to_owned()), ids, ..Selection::default() };
-    let request = ReplayRequest { select, dry_run: result.dry_run, rate_per_second: 0.0 };
-    let done: ActionResult = admin.post("/deliveries/replay", &request).await?;
-    result.matched += done.matched;
-    result.changed += done.changed;
-    result.unchanged += done.unchanged;
-    result.unavailable += done.unavailable;
+/// Asks for these to be delivered again, each by the sink that deals with it, and adds up what became of it.
+async fn send(admin: &Admin, events: &[EventView], result: &mut ActionResult) -> anyhow::Result<()> {
+    let mut ids: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for event in events {
+        ids.entry(sink(event).0).or_default().push(event.id.clone());
+    }
+    for (sink, ids) in ids {
+        let select = Selection { sink: Some(sink.to_owned()), ids, ..Selection::default() };
+        let request = ReplayRequest { select, dry_run: result.dry_run, rate_per_second: 0.0 };
+        let done: ActionResult = admin.post("/deliveries/replay", &request).await?;
+        result.matched += done.matched;
+        result.changed += done.changed;
+        result.unchanged += done.unchanged;
+        result.unavailable += done.unavailable;
+    }
     Ok(())
 }

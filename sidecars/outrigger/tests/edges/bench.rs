@@ -153,17 +153,18 @@ impl Bench {
 
     /// Waits until the gateway's sink is as wanted, and returns it.
     pub(crate) async fn wait_sink(&self, wanted: impl Fn(&Value) -> bool) -> Value {
-        wait_sink(&self.environment(), wanted).await
+        wait_sink(&self.environment(), "gateway", wanted).await
     }
 }
 
 /// Waits until a daemon's sink is as wanted, and returns it.
-pub(crate) async fn wait_sink(environment: &[(&str, &str)], wanted: impl Fn(&Value) -> bool) -> Value {
+pub(crate) async fn wait_sink(environment: &[(&str, &str)], name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     let deadline = Instant::now() + DEADLINE;
     loop {
         let sinks = outrigger(&["sinks", "list", "--json"], environment).await.ok().json();
-        if wanted(&sinks[0]) {
-            return sinks[0].clone();
+        let sink = sinks.as_array().unwrap().iter().find(|sink| sink["name"] == name);
+        if let Some(sink) = sink.filter(|sink| wanted(sink)) {
+            return sink.clone();
         }
         assert!(Instant::now() < deadline, "the sink never became as wanted: {sinks}");
     }

@@ -99,7 +99,7 @@ impl Tracker {
     }
 
     pub(crate) async fn wait_sink(&self, wanted: impl Fn(&Value) -> bool) -> Value {
-        wait_sink(&self.environment(), wanted).await
+        wait_sink(&self.environment(), "lago", wanted).await
     }
 
     /// A file in the bench's folder.
