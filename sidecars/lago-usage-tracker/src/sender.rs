@@ -18,11 +18,9 @@ use kit::secret::Secret;
 use kit_delivery::{Batching, Failure, Outcome, Sink, Verdict};
 use kit_journal::{EventHead, Seq, StoredEvent};
 use kit_lago::api::{SetupError, api_root, authorization};
-use kit_lago::usage::answer::{batch_errors, in_words, is_known};
+use kit_lago::usage::answer::{batch_errors, holds_events, in_words, is_known};
 use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 use url::Url;
 
 use crate::admit::{READY, Stored, transaction_id};
@@ -350,14 +348,6 @@ fn refused(fields: &std::collections::BTreeMap<String, Vec<String>>, status: Sta
         return Outcome::delivered(status.as_u16());
     }
     with_status(Outcome::failed(Failure::Refused, format!("Lago refuses it: {}", in_words(fields))), status)
-}
-
-fn holds_events(answer: &[u8], count: usize) -> bool {
-    #[derive(Deserialize)]
-    struct Answer {
-        events: Vec<IgnoredAny>,
-    }
-    serde_json::from_slice::<Answer>(answer).is_ok_and(|answer| answer.events.len() == count)
 }
 
 fn with_status(outcome: Outcome, status: StatusCode) -> Outcome {

@@ -18,19 +18,17 @@ const ACTION_WITHIN: Duration = Duration::from_secs(900);
 /// Largest answer that is read.
 const ANSWER_BYTES: usize = 64 << 20;
 
+/// Where the webhook processor listens if nobody says otherwise.
+const WEBHOOK_PROCESSOR: &str = "http://127.0.0.1:9081";
+/// The same of the usage tracker.
+const USAGE_TRACKER: &str = "http://127.0.0.1:9082";
+
 /// How a daemon is reached.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Connection {
-    /// Admin address of the daemon.
-    #[arg(
-        long,
-        global = true,
-        env = "OUTRIGGER_ADMIN",
-        help_heading = "Daemon",
-        default_value = "http://127.0.0.1:9081",
-        value_name = "URL"
-    )]
-    pub(crate) admin: String,
+    /// Admin address of the daemon [default: http://127.0.0.1:9081, for `usage` http://127.0.0.1:9082].
+    #[arg(long, global = true, env = "OUTRIGGER_ADMIN", help_heading = "Daemon", value_name = "URL")]
+    admin: Option<String>,
     /// File with the bearer token of the admin API.
     #[arg(long, global = true, env = "OUTRIGGER_TOKEN_FILE", help_heading = "Daemon", value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -45,17 +43,33 @@ pub(crate) struct Admin {
 }
 
 impl Connection {
+    /// The daemon that is named, or else the webhook processor.
     pub(crate) fn open(&self) -> anyhow::Result<Admin> {
+        self.open_or(WEBHOOK_PROCESSOR)
+    }
+
+    /// The daemon that is named, or else the usage tracker.
+    pub(crate) fn open_tracker(&self) -> anyhow::Result<Admin> {
+        self.open_or(USAGE_TRACKER)
+    }
+
+    fn open_or(&self, default: &str) -> anyhow::Result<Admin> {
         // The value itself only by environment: an argument is there for everybody to read.
         let value = std::env::var("OUTRIGGER_TOKEN").ok().map(secret::Secret::from);
         let token = secret::resolve("OUTRIGGER_TOKEN", value.as_ref(), "--token-file", self.token_file.as_deref())?;
         let options = ClientOptions { read_timeout: ACTION_WITHIN, total_timeout: ACTION_WITHIN, ..Default::default() };
         let client = http_client(&options)?;
-        Ok(Admin { client, base: self.admin.trim_end_matches('/').to_owned(), token })
+        let base = self.admin.as_deref().unwrap_or(default).trim_end_matches('/').to_owned();
+        Ok(Admin { client, base, token })
     }
 }
 
 impl Admin {
+    /// The daemon's admin address.
+    pub(crate) fn address(&self) -> &str {
+        &self.base
+    }
+
     /// A request without a token: health and metrics.
     pub(crate) async fn plain(&self, path: &str) -> anyhow::Result<(u16, Vec<u8>)> {
         let response = self.client.get(format!("{}{path}", self.base)).timeout(ANSWER_WITHIN).send().await;

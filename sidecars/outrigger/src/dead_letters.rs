@@ -175,7 +175,8 @@ async fn act<R: serde::Serialize>(
     report(&result, verb, json)
 }
 
-fn report(result: &ActionResult, verb: &str, json: bool) -> anyhow::Result<()> {
+/// Prints what an action did, or would do.
+pub(crate) fn report(result: &ActionResult, verb: &str, json: bool) -> anyhow::Result<()> {
     if json {
         return output::json(result);
     }

@@ -16,6 +16,9 @@ const OLDEST_PENDING: &str = "delivery_oldest_pending_seconds";
 /// A gateway that takes events should not leave one for longer than the first steps of the default
 /// schedule (5 s, 30 s, 2 min, 10 min).
 const LONG_PENDING_SECONDS: f64 = 780.0;
+/// What is to be mended where nothing is taken: of the webhook processor, of the usage tracker.
+const GATEWAY: &str = "the gateway or BRAIN_GATEWAY_URL";
+const LAGO: &str = "Lago, LAGO_API_URL or LAGO_API_KEY_FILE";
 
 #[derive(Debug, PartialEq, Serialize)]
 struct Finding {
@@ -57,7 +60,7 @@ async fn examine(connection: &Connection) -> Vec<Finding> {
     };
     let mut findings = Vec::new();
     match admin.plain("/livez").await {
-        Ok((200, _)) => findings.push(Finding::good("daemon", format!("answers at {}", connection.admin))),
+        Ok((200, _)) => findings.push(Finding::good("daemon", format!("answers at {}", admin.address()))),
         Ok((status, _)) => {
             findings.push(Finding::bad(
                 "daemon",
@@ -130,6 +133,7 @@ async fn metrics(admin: &Admin) -> Option<Metrics> {
 
 fn examine_sink(sink: &Sink, oldest_pending_seconds: f64, findings: &mut Vec<Finding>) {
     let name = &sink.name;
+    let is_lago = name == "lago";
     let status = sink.status.as_ref();
     let error = status.and_then(|s| s.last_error.as_deref()).unwrap_or("no error known");
     let mut fine = true;
@@ -143,7 +147,7 @@ fn examine_sink(sink: &Sink, oldest_pending_seconds: f64, findings: &mut Vec<Fin
     if status.is_some_and(|status| status.circuit != "closed") {
         bad(
             format!("{name} does not take events, {} wait: {error}", sink.pending),
-            "mend the gateway or BRAIN_GATEWAY_URL; deliveries go on by themselves".to_owned(),
+            format!("mend {}; deliveries go on by themselves", if is_lago { LAGO } else { GATEWAY }),
         );
     }
     if status.is_some_and(|status| status.stalled) {
@@ -170,7 +174,12 @@ fn examine_sink(sink: &Sink, oldest_pending_seconds: f64, findings: &mut Vec<Fin
     if sink.parked > 0 {
         bad(
             format!("{name} has {} dead letters", sink.parked),
-            "outrigger dead-letters list, then replay or drop".to_owned(),
+            if is_lago {
+                "outrigger usage parked, then redrive or drop"
+            } else {
+                "outrigger dead-letters list, then replay or drop"
+            }
+            .to_owned(),
         );
     }
     if fine {

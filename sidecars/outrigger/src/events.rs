@@ -13,6 +13,9 @@ use crate::output::{self, safe, say};
 /// Between two looks of `tail`.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
+/// Events in one answer at most.
+pub(crate) const LARGEST_PAGE: usize = 500;
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Newest events first.
@@ -54,18 +57,13 @@ async fn list(admin: &Admin, list: &List, json: bool) -> anyhow::Result<()> {
     let mut query = list.filter.query();
     query.extend(list.state.clone().map(|state| ("state", state)));
     let mut events: Vec<EventView> = Vec::new();
-    let mut cursor: Option<String> = None;
-    loop {
-        let mut query = query.clone();
-        query.push(("limit", list.limit.saturating_sub(events.len()).clamp(1, 500).to_string()));
-        query.extend(cursor.map(|cursor| ("cursor", cursor)));
-        let page: EventPage = admin.get("/events", &query).await?;
+    let mut more = walk(admin, &query, list.limit, async |page| {
         events.extend(page.events);
-        cursor = page.next_cursor;
-        if cursor.is_none() || events.len() >= list.limit {
-            break;
-        }
-    }
+        Ok(events.len() < list.limit)
+    })
+    .await?;
+    more |= events.len() > list.limit;
+    events.truncate(list.limit);
     if json {
         return output::json(&events);
     }
@@ -81,10 +79,32 @@ async fn list(admin: &Admin, list: &List, json: bool) -> anyhow::Result<()> {
         ]);
     }
     say!("{table}");
-    if cursor.is_some() {
+    if more {
         say!("there are more: --limit {}", list.limit * 2);
     }
     Ok(())
+}
+
+/// Gives what matches to `each`, newest first, a page of about so many at a time, for as long as that wants another one.
+/// Says whether there are more.
+pub(crate) async fn walk(
+    admin: &Admin,
+    query: &[(&'static str, String)],
+    page_size: usize,
+    mut each: impl AsyncFnMut(EventPage) -> anyhow::Result<bool>,
+) -> anyhow::Result<bool> {
+    let mut cursor: Option<String> = None;
+    loop {
+        let mut query = query.to_vec();
+        query.push(("limit", page_size.clamp(1, LARGEST_PAGE).to_string()));
+        query.extend(cursor.map(|cursor| ("cursor", cursor)));
+        let page: EventPage = admin.get("/events", &query).await?;
+        cursor = page.next_cursor.clone();
+        let go_on = each(page).await?;
+        if cursor.is_none() || !go_on {
+            return Ok(cursor.is_some());
+        }
+    }
 }
 
 /// `delivered`, or where there are several sinks `gateway: delivered, …`.
@@ -100,10 +120,20 @@ pub(crate) fn states(event: &EventView) -> String {
 }
 
 pub(crate) async fn show(admin: &Admin, id: &str, json: bool) -> anyhow::Result<()> {
-    let detail: EventDetail = admin.get(&format!("/events/{id}"), &[]).await?;
+    let detail = detail(admin, id).await?;
     if json {
         return output::json(&detail);
     }
+    describe(&detail)
+}
+
+/// One event in full.
+pub(crate) async fn detail(admin: &Admin, id: &str) -> anyhow::Result<EventDetail> {
+    admin.get(&format!("/events/{id}"), &[]).await
+}
+
+/// Prints one event in full, for a person.
+pub(crate) fn describe(detail: &EventDetail) -> anyhow::Result<()> {
     let event = &detail.event;
     say!("{}  {}", event.id, safe(&event.event_type));
     let lines = [
@@ -147,29 +177,47 @@ pub(crate) async fn show(admin: &Admin, id: &str, json: bool) -> anyhow::Result<
 }
 
 async fn tail(admin: &Admin, filter: &Filter, json: bool) -> anyhow::Result<()> {
-    let mut interrupt = Interrupt::listen()?;
-    tokio::select! {
-        ended = follow(admin, filter, json) => ended,
-        () = interrupt.wait() => Ok(()),
-    }
-}
-
-async fn follow(admin: &Admin, filter: &Filter, json: bool) -> anyhow::Result<()> {
-    let mut seen = newest(admin).await?;
-    loop {
-        tokio::time::sleep(BETWEEN_LOOKS).await;
-        // Read first: whatever arrives during the walk is at most printed early, never left out. And
-        // the next walk ends here even where the filter matches nothing.
-        let end = newest(admin).await?;
-        for event in newer(admin, filter, seen).await?.iter().rev() {
-            seen = seen.max(event.seq);
+    follow(admin, filter, async |events| {
+        for event in &events {
             if json {
                 output::json_line(event)?;
             } else {
                 say!("{}  {:<40} {}  {}", event.received_at, safe(&event.event_type), safe(&event.subject), event.id);
             }
         }
-        seen = seen.max(end);
+        Ok(())
+    })
+    .await
+}
+
+/// Gives what matches to `each` as it arrives, oldest first, until Ctrl-C.
+pub(crate) async fn follow(
+    admin: &Admin,
+    filter: &Filter,
+    each: impl AsyncFnMut(Vec<EventView>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut interrupt = Interrupt::listen()?;
+    tokio::select! {
+        ended = look_again_and_again(admin, filter, each) => ended,
+        () = interrupt.wait() => Ok(()),
+    }
+}
+
+async fn look_again_and_again(
+    admin: &Admin,
+    filter: &Filter,
+    mut each: impl AsyncFnMut(Vec<EventView>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut seen = newest(admin).await?;
+    loop {
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+        // Read first: whatever arrives during the walk is at most printed early, never left out. And
+        // the next walk ends here even where the filter matches nothing.
+        let end = newest(admin).await?;
+        let mut events = newer(admin, filter, seen).await?;
+        events.reverse();
+        seen = events.last().map_or(seen, |event| seen.max(event.seq)).max(end);
+        each(events).await?;
     }
 }
 
@@ -182,20 +230,14 @@ async fn newest(admin: &Admin) -> anyhow::Result<Seq> {
 /// What matches and came after `seen`, newest first, over as many pages as a burst fills.
 async fn newer(admin: &Admin, filter: &Filter, seen: Seq) -> anyhow::Result<Vec<EventView>> {
     let mut events: Vec<EventView> = Vec::new();
-    let mut cursor: Option<String> = None;
-    loop {
-        let mut query = filter.query();
-        query.push(("limit", "500".to_owned()));
-        query.extend(cursor.map(|cursor| ("cursor", cursor)));
-        let page: EventPage = admin.get("/events", &query).await?;
+    walk(admin, &filter.query(), LARGEST_PAGE, async |page| {
         let reached = page.events.last().is_some_and(|event| event.seq <= seen);
         events.extend(page.events.into_iter().filter(|event| event.seq > seen));
-        cursor = page.next_cursor;
         // The cursor is the position a page ended at. Without looking at it, a filter that matches
         // little would walk through the whole journal every time.
-        let behind = cursor.as_ref().is_none_or(|at| at.parse::<Seq>().is_ok_and(|at| at <= seen));
-        if reached || behind {
-            return Ok(events);
-        }
-    }
+        let behind = page.next_cursor.is_some_and(|at| at.parse::<Seq>().is_ok_and(|at| at <= seen));
+        Ok(!(reached || behind))
+    })
+    .await?;
+    Ok(events)
 }

@@ -16,8 +16,10 @@ mod load;
 mod output;
 mod send;
 mod sinks;
+mod usage;
 mod verify;
 
+use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -27,6 +29,8 @@ use admin::Connection;
 
 /// Name of the hidden command that runs the webhook processor.
 const RUN_PROCESSOR: &str = "run-lago-webhook-processor";
+/// Name of the hidden command that runs the usage tracker.
+const RUN_TRACKER: &str = "run-lago-usage-tracker";
 
 #[derive(Debug, Parser)]
 #[command(name = "outrigger", version, about = "Try, watch and mend the Outrigger daemons", propagate_version = true)]
@@ -57,6 +61,9 @@ enum Verb {
     /// Look at sinks, pause and resume them.
     #[command(subcommand)]
     Sinks(sinks::Verb),
+    /// Usage on its way to Lago: look at it, send it again, compare it with what Lago has, import it.
+    #[command(subcommand)]
+    Usage(usage::Verb),
     /// Totals of the journal and of every sink.
     #[command(after_help = "Example: outrigger stats --json")]
     Stats,
@@ -78,14 +85,14 @@ enum Verb {
 /// Runs the command line; the exit code is 0, 1 for a failure, 2 for a mistake in the arguments.
 pub fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
-    if arguments.get(1).is_some_and(|argument| argument == RUN_PROCESSOR) {
+    if let Some(daemon) = arguments.get(1).and_then(|argument| daemon(argument)) {
         // A demo that is killed cannot put its processor away. The kernel watches the *thread* that
         // started this process: it must be one that lives as long as its process.
         if let Err(error) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)) {
-            return output::failure(&anyhow::Error::new(error).context("tie the processor's life to the demo's"));
+            return output::failure(&anyhow::Error::new(error).context("tie the daemon's life to its parent's"));
         }
-        let rest = std::iter::once("lago-webhook-processor".into()).chain(arguments.into_iter().skip(2));
-        return lago_webhook_processor::main_with_args(rest.collect());
+        let (name, run) = daemon;
+        return run(std::iter::once(name.into()).chain(arguments.into_iter().skip(2)).collect());
     }
     let cli = Cli::parse_from(arguments);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -102,6 +109,18 @@ pub fn main() -> ExitCode {
     code
 }
 
+/// What runs a daemon with its arguments, its name first.
+type RunDaemon = fn(Vec<OsString>) -> ExitCode;
+
+/// The daemon that a hidden command runs, with its name.
+fn daemon(argument: &OsStr) -> Option<(&'static str, RunDaemon)> {
+    match argument.to_str()? {
+        RUN_PROCESSOR => Some(("lago-webhook-processor", lago_webhook_processor::main_with_args)),
+        RUN_TRACKER => Some(("lago-usage-tracker", lago_usage_tracker::main_with_args)),
+        _ => None,
+    }
+}
+
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let (connection, json) = (cli.connection, cli.json);
     match cli.verb {
@@ -111,6 +130,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Events(verb) => events::run(verb, &connection, json).await?,
         Verb::DeadLetters(verb) => dead_letters::run(verb, &connection, json).await?,
         Verb::Sinks(verb) => sinks::run(verb, &connection, json).await?,
+        Verb::Usage(verb) => return usage::run(verb, &connection, json).await,
         Verb::Stats => sinks::statistics(&connection, json).await?,
         Verb::Verify(arguments) => return verify::run(&arguments, json),
         Verb::Load(arguments) => return load::run(arguments, json).await,

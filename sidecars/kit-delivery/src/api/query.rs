@@ -12,7 +12,7 @@ pub(super) const EXAMINE: u64 = 10_000;
 const DEFAULT_LIMIT: u32 = 50;
 const LARGEST_LIMIT: u32 = 500;
 /// Ids one selection may name.
-const LARGEST_IDS: usize = 1_000;
+pub(super) const LARGEST_IDS: usize = 1_000;
 /// Bytes of each text of a selection: what a write is asked for is kept in the audit trail.
 const LONGEST_TEXT: usize = 1_024;
 
@@ -33,6 +33,10 @@ pub(super) struct ListQuery {
     state: Option<String>,
     /// Only this sink's deliveries.
     sink: Option<String>,
+    /// Exact source; only together with `key`.
+    source: Option<String>,
+    /// Exact deduplication key of the source, as long as it is remembered. It is looked up, not looked for.
+    key: Option<String>,
     /// Received at or after (RFC 3339).
     since: Option<String>,
     /// Received before (RFC 3339).
@@ -57,16 +61,30 @@ impl ListQuery {
         position.map(Some).ok_or_else(|| ApiError::bad_request("cursor must be a next_cursor of an earlier answer"))
     }
 
-    pub(super) fn filter(self) -> Result<EventFilter, ApiError> {
+    /// The source and the key that events are wanted of.
+    pub(super) fn name(&self) -> Result<Option<(String, String)>, ApiError> {
+        match (&self.source, &self.key) {
+            (None, None) => Ok(None),
+            (Some(source), Some(key)) if source.len().max(key.len()) <= LONGEST_TEXT => {
+                Ok(Some((source.clone(), key.clone())))
+            }
+            (Some(_), Some(_)) => {
+                Err(ApiError::bad_request(format!("source and key must be at most {LONGEST_TEXT} bytes")))
+            }
+            _ => Err(ApiError::bad_request("source and key go together")),
+        }
+    }
+
+    pub(super) fn filter(&self) -> Result<EventFilter, ApiError> {
         filter(Selection {
-            sink: self.sink,
+            sink: self.sink.clone(),
             ids: Vec::new(),
-            event_type: self.event_type,
-            subject: self.subject,
-            tenant: self.tenant,
-            state: self.state,
-            since: self.since,
-            until: self.until,
+            event_type: self.event_type.clone(),
+            subject: self.subject.clone(),
+            tenant: self.tenant.clone(),
+            state: self.state.clone(),
+            since: self.since.clone(),
+            until: self.until.clone(),
         })
     }
 }

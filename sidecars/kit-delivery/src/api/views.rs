@@ -8,9 +8,10 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kit_journal::engine::Found;
+use kit_journal::EventFilter;
+use kit_journal::engine::{Found, Page};
 
-use super::query::{AuditQuery, EXAMINE, ListQuery, event_id};
+use super::query::{AuditQuery, EXAMINE, LARGEST_IDS, ListQuery, event_id};
 use super::{
     ApiError, ApiState, AttemptView, AuditPage, DeliveryEntry, DeliveryPage, ErrorBody, EventDetail, EventPage,
     EventView, SinkView, StatisticsView,
@@ -24,13 +25,32 @@ pub(super) async fn list_events(
     State(state): State<ApiState>,
     Query(query): Query<ListQuery>,
 ) -> Result<Json<EventPage>, ApiError> {
-    let (limit, cursor, filter) = (query.limit()?, query.cursor()?, query.filter()?);
-    let page = state.journal.browse(move |reader| reader.search(&filter, cursor, limit, EXAMINE)).await?;
+    let page = search(&state, &query).await?;
     Ok(Json(EventPage {
         events: page.found.into_iter().map(EventView::from).collect(),
         next_cursor: page.next.map(|seq| seq.to_string()),
         examined: page.examined,
     }))
+}
+
+/// One page of what is asked for.
+async fn search(state: &ApiState, query: &ListQuery) -> Result<Page, ApiError> {
+    let (limit, cursor, name) = (query.limit()?, query.cursor()?, query.name()?);
+    let mut filter = query.filter()?;
+    if let Some((source, key)) = &name {
+        // Newest first, and no more than a listing by ids may name.
+        let known = state.journal.known(source, key).await?;
+        filter.ids = known.into_iter().rev().take(LARGEST_IDS).map(|(id, _)| id).collect();
+        if filter.ids.is_empty() {
+            return Ok(Page { found: Vec::new(), next: None, examined: 0 });
+        }
+    }
+    let mut page = state.journal.browse(move |reader| reader.search(&filter, cursor, limit, EXAMINE)).await?;
+    if let Some((source, key)) = &name {
+        // Now and then another key's event is remembered under it.
+        page.found.retain(|found| found.event.head.source == *source && found.event.head.key == *key);
+    }
+    Ok(page)
 }
 
 /// One event with its body and every attempt.
@@ -76,9 +96,8 @@ pub(super) async fn list_deliveries(
     State(state): State<ApiState>,
     Query(query): Query<ListQuery>,
 ) -> Result<Json<DeliveryPage>, ApiError> {
-    let (limit, cursor, filter) = (query.limit()?, query.cursor()?, query.filter()?);
-    let (sink, wanted) = (filter.sink.clone(), filter.state);
-    let page = state.journal.browse(move |reader| reader.search(&filter, cursor, limit, EXAMINE)).await?;
+    let EventFilter { sink, state: wanted, .. } = query.filter()?;
+    let page = search(&state, &query).await?;
     let mut deliveries = Vec::new();
     for found in page.found {
         let event = EventView::from(found);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kit::clock::Timestamp;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -94,6 +95,15 @@ pub fn batch_errors(body: &[u8], batch: usize) -> Option<BatchErrors> {
     places
         .map(|(place, fields)| place.parse().ok().filter(|place| *place < batch).map(|place| (place, fields)))
         .collect()
+}
+
+/// Whether a 200 holds as many events as were sent: a proxy or a login page answers 200 too.
+pub fn holds_events(body: &[u8], count: usize) -> bool {
+    #[derive(Deserialize)]
+    struct Taken {
+        events: Vec<IgnoredAny>,
+    }
+    serde_json::from_slice::<Taken>(body).is_ok_and(|taken| taken.events.len() == count)
 }
 
 /// Whether all that is wrong with an event is that it is there already.

@@ -15,7 +15,7 @@ use tokio::process::Command;
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_outrigger");
 pub(crate) const HMAC_KEY: &str = "0f0e0d0c-0b0a-4908-8706-050403020100";
-const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+pub(crate) const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 /// How a command ended and what it printed.
 #[derive(Debug)]
@@ -153,13 +153,19 @@ impl Bench {
 
     /// Waits until the gateway's sink is as wanted, and returns it.
     pub(crate) async fn wait_sink(&self, wanted: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + DEADLINE;
-        loop {
-            let sinks = self.ask_json(&["sinks", "list"]).await;
-            if wanted(&sinks[0]) {
-                return sinks[0].clone();
-            }
-            assert!(Instant::now() < deadline, "the sink never became as wanted: {sinks}");
+        wait_sink(&self.environment(), "gateway", wanted).await
+    }
+}
+
+/// Waits until a daemon's sink is as wanted, and returns it.
+pub(crate) async fn wait_sink(environment: &[(&str, &str)], name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let sinks = outrigger(&["sinks", "list", "--json"], environment).await.ok().json();
+        let sink = sinks.as_array().unwrap().iter().find(|sink| sink["name"] == name);
+        if let Some(sink) = sink.filter(|sink| wanted(sink)) {
+            return sink.clone();
         }
+        assert!(Instant::now() < deadline, "the sink never became as wanted: {sinks}");
     }
 }

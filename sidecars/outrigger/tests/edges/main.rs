@@ -8,3 +8,7 @@ mod events;
 mod offline;
 mod operating;
 mod sending;
+mod tracker;
+mod usage;
+mod usage_import;
+mod usage_reconcile;

@@ -109,7 +109,7 @@ async fn completions_are_made_for_every_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = outrigger(&["completions", shell], &[]).await.ok().out;
         assert!(script.contains("dead-letters"), "{shell}");
-        assert!(!script.contains("run-lago-webhook-processor"), "{shell}");
+        assert!(!script.contains("run-lago-"), "{shell}");
     }
     outrigger(&["completions", "csh"], &[]).await.failed(2, "csh");
 }
@@ -117,7 +117,7 @@ async fn completions_are_made_for_every_shell() {
 #[tokio::test]
 async fn every_verb_explains_itself_with_an_example() {
     let help = outrigger(&["--help"], &[]).await.ok().out;
-    assert!(!help.contains("run-lago-webhook-processor"), "{help}");
+    assert!(!help.contains("run-lago-"), "{help}");
     for verb in [
         "demo",
         "send",
@@ -133,6 +133,12 @@ async fn every_verb_explains_itself_with_an_example() {
         "sinks pause",
         "sinks resume",
         "stats",
+        "usage tail",
+        "usage show",
+        "usage parked",
+        "usage redrive",
+        "usage reconcile",
+        "usage import",
         "verify",
         "load",
         "doctor",

@@ -1,0 +1,180 @@
+//! `usage tail`, `show`, `parked`, `redrive`, `reconcile`.
+
+use kit_lago::stand_in::billing::{AggregationType, Effect, Fault, Faults, Metric, Subscription, When};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+
+use crate::bench::{DEADLINE, outrigger};
+use crate::events::interrupt;
+use crate::tracker::Tracker;
+
+/// A tracker beside a Lago that knows the metric `gb` and the subscription `s`, with what does not fit parked.
+async fn strict() -> Tracker {
+    let tracker = Tracker::with(&[("SIDECAR_CHECKS__REFRESH_SECONDS", "3600")]).await;
+    tracker.lago.put_metric(Metric::new("gb", AggregationType::Sum, Some("gb")));
+    let started = "2024-01-01T00:00:00Z".parse().unwrap();
+    tracker.lago.put_subscription(Subscription::active("s", "customer", "plan", started));
+    tracker
+}
+
+#[tokio::test]
+async fn an_event_is_shown_by_its_transaction_id_whatever_became_of_it() {
+    let tracker = strict().await;
+    tracker.report("s", "fine", "gb").await;
+    tracker.report("s", "shared", "gb").await;
+    tracker.report("nobody", "shared", "gb").await;
+    tracker.wait_sink(|sink| sink["delivered"] == 2 && sink["parked"] == 1).await;
+
+    let fine = tracker.ask_json(&["show", "fine"]).await;
+    let shared = tracker.ask_json(&["show", "shared"]).await;
+
+    assert_eq!(fine.as_array().unwrap().len(), 1);
+    assert_eq!(fine[0]["deliveries"]["lago"]["state"], "delivered");
+    assert!(fine[0]["body"].as_str().unwrap().contains(r#""gb":"1.50""#), "{fine}");
+    let state = |n: usize| (shared[n]["subject"].as_str().unwrap(), shared[n]["deliveries"]["lago"]["state"].as_str());
+    assert_eq!(state(0), ("subscription/nobody", Some("parked")));
+    assert_eq!(state(1), ("subscription/s", Some("delivered")));
+    let text = tracker.ask(&["show", "shared"]).await.ok().out;
+    assert!(text.contains("no_subscription: Lago has no active subscription") && text.contains("delivered"), "{text}");
+    let by_event_id = tracker.ask_json(&["show", fine[0]["id"].as_str().unwrap()]).await;
+    assert_eq!(by_event_id[0]["key"], "fine");
+    tracker.ask(&["show", "never"]).await.failed(1, "no event with the transaction id \"never\"");
+    tracker.ask(&["show", "00000000-0000-4000-8000-000000000000"]).await.failed(1, "404");
+}
+
+#[tokio::test]
+async fn parked_events_are_counted_by_reason_and_listed() {
+    let tracker = strict().await;
+    for n in 0..3 {
+        tracker.report("nobody", &format!("n-{n}"), "gb").await;
+    }
+    tracker.report("s", "u-0", "cpu").await;
+    tracker.wait_sink(|sink| sink["parked"] == 4).await;
+
+    let parked = tracker.ask_json(&["parked", "--limit", "2"]).await;
+
+    assert_eq!(parked["reasons"]["no_subscription"]["events"], 3);
+    assert_eq!(parked["reasons"]["unknown_metric"]["events"], 1);
+    let listed: Vec<_> = parked["events"].as_array().unwrap().iter().map(|event| &event["transaction_id"]).collect();
+    assert_eq!(listed, ["u-0", "n-2"]);
+    assert_eq!((&parked["events"][0]["code"], &parked["events"][0]["subscription"]), (&"cpu".into(), &"s".into()));
+    let table = tracker.ask(&["parked", "--limit", "2"]).await.ok().out;
+    assert!(table.contains("2 of 4 are listed") && table.contains("Lago has no billable metric"), "{table}");
+    let of_s = tracker.ask_json(&["parked", "--subscription", "s"]).await;
+    assert_eq!(of_s["events"].as_array().unwrap().len(), 1);
+    let by_reason = tracker.ask_json(&["parked", "--reason", "no_subscription"]).await;
+    assert_eq!(by_reason["events"].as_array().unwrap().len(), 3);
+    assert!(by_reason["reasons"]["unknown_metric"].is_null());
+    let none = tracker.ask(&["parked", "--subscription", "elsewhere"]).await.ok().out;
+    assert_eq!(none, "nothing is parked\n");
+}
+
+/// Two events of `s` that Lago could not stand, and one of nobody.
+async fn with_refused() -> Tracker {
+    let tracker = strict().await;
+    let poisoned_transaction_ids = ["p-0", "p-1"].map(str::to_owned).into();
+    tracker.lago.set_faults(Faults { poisoned_transaction_ids, ..Faults::default() });
+    tracker.report("s", "p-0", "gb").await;
+    tracker.report("s", "p-1", "gb").await;
+    tracker.report("nobody", "n-0", "gb").await;
+    tracker.wait_sink(|sink| sink["parked"] == 3).await;
+    tracker
+}
+
+#[tokio::test]
+async fn parked_events_are_sent_again_by_reason_by_subscription_or_all() {
+    let tracker = with_refused().await;
+    tracker.lago.set_faults(Faults::default());
+
+    let counted = tracker.ask_json(&["redrive", "--reason", "gave", "--dry-run"]).await;
+    assert_eq!((&counted["matched"], &counted["changed"]), (&2.into(), &0.into()));
+    // Without a terminal to confirm on nothing happens.
+    tracker.ask(&["redrive", "--reason", "gave"]).await.failed(1, "--yes");
+    assert_eq!(tracker.wait_sink(|_| true).await["parked"], 3);
+
+    let done = tracker.ask_json(&["redrive", "--reason", "gave", "--yes"]).await;
+    assert_eq!((&done["matched"], &done["changed"]), (&2.into(), &2.into()));
+    let sink = tracker.wait_sink(|sink| sink["delivered"] == 2).await;
+    assert_eq!(sink["parked"], 1);
+    assert_eq!(tracker.billed().len(), 2);
+
+    let text = tracker.ask(&["redrive", "--subscription", "s", "--yes"]).await.ok().out;
+    assert!(text.contains("0 matched"), "{text}");
+    let done = tracker.ask_json(&["redrive", "--all", "--yes"]).await;
+    assert_eq!(done["changed"], 1);
+    // It fits no better than before.
+    tracker.wait_sink(|sink| sink["parked"] == 1 && sink["pending"] == 0).await;
+}
+
+#[tokio::test]
+async fn parked_events_are_sent_again_by_their_transaction_ids() {
+    let tracker = with_refused().await;
+    tracker.lago.set_faults(Faults::default());
+    tracker.report("s", "fine", "gb").await;
+    tracker.wait_sink(|sink| sink["delivered"] == 1).await;
+
+    let done = tracker.ask_json(&["redrive", "p-1", "fine", "never"]).await;
+
+    let counts = ["matched", "changed", "unchanged", "unavailable"].map(|name| done[name].as_u64().unwrap());
+    assert_eq!(counts, [2, 1, 1, 1]);
+    let sink = tracker.wait_sink(|sink| sink["delivered"] == 2).await;
+    assert_eq!(sink["parked"], 2);
+    tracker.ask(&["redrive"]).await.failed(1, "--all");
+    tracker.ask(&["redrive", "--all", "p-0"]).await.failed(2, "--all");
+    tracker.ask(&["redrive", "--reason", "gave", "p-0"]).await.failed(2, "--reason");
+}
+
+#[tokio::test]
+async fn tail_prints_what_comes_in_with_its_code() {
+    let tracker = Tracker::start().await;
+    tracker.report("s", "before", "gb").await;
+    let mut tail = tracker.spawn(&["tail", "--subscription", "s", "--code", "gb", "--json"]);
+    let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
+    // What was there before is not printed, so events are reported until one is seen.
+    let first = async {
+        for n in 0.. {
+            tracker.report("s", &format!("m-{n}"), "gb").await;
+            let line = tokio::time::timeout(std::time::Duration::from_secs(1), lines.next_line()).await;
+            if let Ok(line) = line {
+                return line.unwrap().unwrap();
+            }
+        }
+        unreachable!("it looks for ever")
+    };
+    let first = tokio::time::timeout(DEADLINE, first).await.unwrap();
+    assert!(first.contains("\"m-"), "{first}");
+
+    tracker.report("other", "not-this", "gb").await;
+    tracker.report("s", "nor-this", "cpu").await;
+    tracker.report("s", "this", "gb").await;
+
+    let line = loop {
+        let line = tokio::time::timeout(DEADLINE, lines.next_line()).await.unwrap().unwrap().unwrap();
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        if !line["transaction_id"].as_str().unwrap().starts_with("m-") {
+            break line;
+        }
+    };
+    assert_eq!(
+        (&line["transaction_id"], &line["code"], &line["subscription"]),
+        (&"this".into(), &"gb".into(), &"s".into())
+    );
+    interrupt(&tail);
+    let status = tokio::time::timeout(DEADLINE, tail.wait()).await.unwrap().unwrap();
+    assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test]
+async fn the_tracker_is_looked_for_where_it_listens_by_itself() {
+    let token = ("OUTRIGGER_TOKEN", "x");
+    for arguments in [&["usage", "parked"][..], &["usage", "show", "x"], &["usage", "reconcile"]] {
+        let ran = outrigger(arguments, &[token]).await;
+        assert!(ran.err.contains("127.0.0.1:9082"), "{ran:?}");
+    }
+    outrigger(&["usage", "parked"], &[]).await.failed(1, "--token-file");
+    let tracker = Tracker::start().await;
+    tracker.lago.set_faults(Faults { rules: vec![Fault::new(Effect::Answer(401), When::Always)], ..Faults::default() });
+    tracker.report("s", "t", "gb").await;
+    tracker.wait_sink(|sink| sink["status"]["last_error"].is_string()).await;
+    let waiting = tracker.ask_json(&["show", "t"]).await;
+    assert_ne!(waiting[0]["deliveries"]["lago"]["state"], "parked");
+}

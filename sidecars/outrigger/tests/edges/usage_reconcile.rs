@@ -1,0 +1,148 @@
+//! `usage reconcile` against a stand-in for the tracker's ledger, written from the API's description, until the tracker
+//! itself has one to be tested with.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::bench::{Ran, outrigger};
+
+/// Rows in one answer, whatever is asked for.
+const PAGE: usize = 2;
+const BEFORE: &str = "2026-11-21T04:00:00.000Z";
+const NOW: &str = "2026-11-21T05:00:00.250Z";
+
+/// What the stand-in answers.
+#[derive(Debug, Default)]
+struct Ledger {
+    rows: Vec<Value>,
+    compared_at: Option<&'static str>,
+    failed: Option<&'static str>,
+    /// Looks until a comparison that was asked for has ended; `None` without one, and for ever for one that fails.
+    looks_left: Option<u32>,
+}
+
+type Shared = Arc<Mutex<Ledger>>;
+
+#[derive(Deserialize)]
+struct Asked {
+    subscription: Option<String>,
+    code: Option<String>,
+    after: Option<usize>,
+}
+
+async fn show(State(ledger): State<Shared>, Query(asked): Query<Asked>) -> Json<Value> {
+    let mut ledger = ledger.lock().unwrap();
+    match &mut ledger.looks_left {
+        Some(0) => (ledger.compared_at, ledger.looks_left) = (Some(NOW), None),
+        Some(left) => *left -= 1,
+        None => {}
+    }
+    let is =
+        |row: &Value, name: &str, wanted: &Option<String>| wanted.as_ref().is_none_or(|wanted| row[name] == **wanted);
+    let all =
+        ledger.rows.iter().filter(|row| is(row, "subscription", &asked.subscription) && is(row, "code", &asked.code));
+    let rest: Vec<&Value> = all.skip(asked.after.unwrap_or(0)).collect();
+    let next = (rest.len() > PAGE).then(|| (asked.after.unwrap_or(0) + PAGE).to_string());
+    Json(json!({
+        "rows": &rest[..rest.len().min(PAGE)], "next": next,
+        "compared_at": ledger.compared_at, "failed": ledger.failed,
+    }))
+}
+
+async fn compare(State(ledger): State<Shared>) -> (StatusCode, Json<Value>) {
+    let mut ledger = ledger.lock().unwrap();
+    if ledger.failed.is_none() {
+        ledger.looks_left = Some(3);
+    }
+    (StatusCode::ACCEPTED, Json(json!({"started": true, "at": NOW})))
+}
+
+fn row(subscription: &str, code: &str, state: &str, missing: u64) -> Value {
+    json!({
+        "subscription": subscription, "code": code, "from": "2026-11-01T00:00:00.000Z", "to": null,
+        "events": 12, "units": "34.5",
+        "lago": {"events": 12 - missing, "units": "30", "at": BEFORE},
+        "missing_events": missing, "surplus_events": 0, "state": state,
+    })
+}
+
+async fn start(ledger: Ledger) -> (String, Shared) {
+    let ledger = Arc::new(Mutex::new(ledger));
+    let router = Router::new()
+        .route("/api/v1/usage/ledger", get(show))
+        .route("/api/v1/usage/reconcile", post(compare))
+        .with_state(Arc::clone(&ledger));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    (url, ledger)
+}
+
+async fn reconcile(url: &str, arguments: &[&str]) -> Ran {
+    let all: Vec<&str> = ["usage", "reconcile", "--admin", url].into_iter().chain(arguments.iter().copied()).collect();
+    outrigger(&all, &[("OUTRIGGER_TOKEN", "x")]).await
+}
+
+#[tokio::test]
+async fn what_lago_misses_is_shown_and_ends_with_1() {
+    let rows = vec![
+        row("a", "gb", "equal", 0),
+        row("a", "calls", "settling", 0),
+        row("b", "gb", "missing", 3),
+        row("c", "gb", "surplus", 0),
+        row("d", "gb", "not_charged", 0),
+    ];
+    let (url, _) = start(Ledger { rows, compared_at: Some(BEFORE), ..Ledger::default() }).await;
+
+    let ran = reconcile(&url, &["--json"]).await;
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let report = ran.json();
+    let shown: Vec<&Value> = report["rows"].as_array().unwrap().iter().map(|row| &row["subscription"]).collect();
+    assert_eq!(shown, ["b", "c", "d"], "over several pages, without what agrees");
+    assert_eq!(report["states"], json!({"equal": 1, "settling": 1, "missing": 1, "surplus": 1, "not_charged": 1}));
+
+    let ran = reconcile(&url, &[]).await;
+    assert!(ran.out.contains(BEFORE) && ran.out.contains("missing") && ran.out.contains("34.5"), "{ran:?}");
+    assert!(ran.out.contains("1 missing") && ran.out.contains("--all shows every row"), "{ran:?}");
+    let all = reconcile(&url, &["--all", "--json"]).await.json();
+    assert_eq!(all["rows"].as_array().unwrap().len(), 5);
+
+    reconcile(&url, &["--subscription", "a"]).await.ok();
+    let calls = reconcile(&url, &["--code", "calls", "--all", "--json"]).await.ok().json();
+    assert_eq!(calls["rows"][0]["subscription"], "a");
+}
+
+#[tokio::test]
+async fn a_comparison_is_waited_for() {
+    let ledger = Ledger { rows: vec![row("a", "gb", "equal", 0)], compared_at: Some(BEFORE), ..Ledger::default() };
+    let (url, ledger) = start(ledger).await;
+
+    let report = reconcile(&url, &["--now", "--json"]).await.ok().json();
+
+    assert_eq!(report["compared_at"], NOW, "the one before does not count");
+    assert!(ledger.lock().unwrap().looks_left.is_none());
+}
+
+#[tokio::test]
+async fn a_comparison_that_fails_or_never_was_is_told() {
+    let (url, _) = start(Ledger::default()).await;
+    let said = reconcile(&url, &[]).await.ok().out;
+    assert!(said.contains("not compared yet") && said.contains("no rows"), "{said}");
+
+    let failed = Some("Lago answered 500");
+    let (url, _) = start(Ledger { compared_at: Some(BEFORE), failed, ..Ledger::default() }).await;
+    let begin = std::time::Instant::now();
+    reconcile(&url, &["--now", "--wait", "1"]).await.failed(1, "Lago answered 500");
+    assert!(begin.elapsed() >= Duration::from_secs(1));
+    let ran = reconcile(&url, &[]).await;
+    assert_eq!(ran.code, Some(1), "a scheduled job has to notice: {ran:?}");
+    assert!(ran.out.contains("Lago answered 500"), "{ran:?}");
+    reconcile(&url, &["--wait", "1"]).await.failed(2, "--now");
+}
