@@ -2,6 +2,7 @@
 -- Arguments after `--`: the file of prepared webhooks (for each a line with two lengths, then the
 -- header lines and the body), a word that makes the keys of this run its own, and optionally the
 -- word `close` for one connection a request, as Lago sends.
+dofile("done.lua")
 local threads = 0
 
 function setup(thread)
@@ -29,14 +30,4 @@ function request()
   counter = counter + 1
   local which = counter % count + 1
   return heads[which] .. format("-%02d-%09d", number, counter) .. bodies[which]
-end
-
-function done(summary, latency)
-  local errors = summary.errors
-  local ms = function(share) return latency:percentile(share) / 1000 end
-  io.write(string.format("\n#json {\"requests\":%d,\"seconds\":%.6f,\"not_2xx\":%d,\"broken\":%d,"
-    .. "\"p50_ms\":%.3f,\"p90_ms\":%.3f,\"p99_ms\":%.3f,\"p999_ms\":%.3f,\"max_ms\":%.3f}\n",
-    summary.requests, summary.duration / 1e6, errors.status,
-    errors.connect + errors.read + errors.write + errors.timeout,
-    ms(50), ms(90), ms(99), ms(99.9), latency.max / 1000))
 end

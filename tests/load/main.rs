@@ -4,6 +4,7 @@
 //! Rates are printed as ratios within one run, because machines are noisy and ratios are less so.
 
 mod backlog;
+mod lago;
 mod measure;
 mod null;
 mod record;
@@ -22,12 +23,13 @@ use clap::{Parser, Subcommand};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 #[derive(Parser)]
-#[command(name = "load", about = "Measures the webhook processor beside other receivers.")]
+#[command(name = "load", about = "Measures the daemons beside what else could stand in their place.")]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
     /// Sections to run, all without one: accept, deliver, jwt, fresh, peers, latency, open, restart,
-    /// memory, size, counts.
+    /// memory, size, counts, and of the usage tracker usage-intake, usage-batch, usage-drain, usage-memory,
+    /// usage-client.
     sections: Vec<String>,
     /// Rounds of each comparison; a round runs every variant once.
     #[arg(long, default_value_t = 5)]
@@ -35,7 +37,7 @@ struct Arguments {
     /// Seconds of each variant in a round.
     #[arg(long, default_value_t = 3)]
     seconds: u64,
-    /// Queued events of `restart`.
+    /// Queued events of `restart`; `usage-memory` queues five times as many.
     #[arg(long, default_value_t = 1_000_000)]
     queued: u64,
     /// Events of `memory` at 1,000 a second.
@@ -60,6 +62,14 @@ enum Command {
     /// The webhook processor over a journal that stores nothing.
     #[command(hide = true)]
     NullJournal,
+    /// Lago, as far as usage goes: takes every batch after a while.
+    #[command(hide = true)]
+    Lago {
+        /// Where to listen.
+        address: std::net::SocketAddr,
+        /// How long a batch takes.
+        millis: u64,
+    },
 }
 
 fn main() -> ExitCode {
@@ -67,6 +77,7 @@ fn main() -> ExitCode {
     let result: Result<bool> = match arguments.command {
         Some(Command::Bare { address }) => servers::serve_bare(address).map(|()| true),
         Some(Command::NullJournal) => return null::main(),
+        Some(Command::Lago { address, millis }) => lago::serve(address, millis).map(|()| true),
         None => {
             let options = sections::Options {
                 wanted: arguments.sections,

@@ -17,6 +17,8 @@ pub(crate) struct Usage {
     pub(crate) written_bytes: u64,
     /// Resident memory in bytes.
     pub(crate) rss_bytes: u64,
+    /// The most it ever was.
+    pub(crate) peak_rss_bytes: u64,
 }
 
 impl Usage {
@@ -33,11 +35,14 @@ impl Usage {
         let number = |text: &str, name: &str| {
             text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse::<u64>().ok())
         };
+        let status = read("status")?;
+        let memory = |name: &str| anyhow::Ok(number(&status, name).context("status is short")? * 1024);
         Ok(Self {
             // Clock ticks are a hundredth of a second on every Linux that Rust runs on.
             cpu_seconds: (ticks(14)? + ticks(15)?) / 100.0,
             written_bytes: number(&read("io")?, "write_bytes:").context("io is short")?,
-            rss_bytes: number(&read("status")?, "VmRSS:").context("status is short")? * 1024,
+            rss_bytes: memory("VmRSS:")?,
+            peak_rss_bytes: memory("VmHWM:")?,
         })
     }
 
@@ -46,7 +51,7 @@ impl Usage {
         Self {
             cpu_seconds: self.cpu_seconds - earlier.cpu_seconds,
             written_bytes: self.written_bytes.saturating_sub(earlier.written_bytes),
-            rss_bytes: self.rss_bytes,
+            ..self
         }
     }
 }

@@ -54,14 +54,14 @@ impl Records {
         let holds = wanted.holds(seen);
         let wanted = wanted.text();
         self.put(section, "bar", json!({ "what": what, "seen": rounded(seen), "wanted": wanted, "holds": holds }))?;
-        self.bars.push((format!("{:<8} {what:<62} {:>10} {wanted:>10}", section, rounded(seen)), holds));
+        self.bars.push((format!("{:<12} {what:<62} {:>10} {wanted:>10}", section, rounded(seen)), holds));
         Ok(())
     }
 
     /// Prints all bars; true when all hold.
     pub(crate) fn finish(self) -> bool {
         let all = self.bars.iter().all(|(_, holds)| *holds);
-        say(&format!("\n{:<8} {:<62} {:>10} {:>10}\n", "section", "figure", "seen", "bar"));
+        say(&format!("\n{:<12} {:<62} {:>10} {:>10}\n", "section", "figure", "seen", "bar"));
         for (line, holds) in &self.bars {
             say(&format!("{line}  {}\n", if *holds { "ok" } else { "MISSED" }));
         }

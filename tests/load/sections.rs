@@ -1,5 +1,7 @@
 //! What is measured, and the bars.
 
+mod usage;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,8 +30,24 @@ pub(crate) struct Options {
 const MIB: f64 = 1024.0 * 1024.0;
 /// Pairs of which the gate on processor time takes the median.
 const PAIRS: usize = 5;
-const SECTIONS: [&str; 11] =
-    ["counts", "accept", "deliver", "jwt", "fresh", "peers", "latency", "open", "restart", "memory", "size"];
+const SECTIONS: [&str; 16] = [
+    "counts",
+    "accept",
+    "deliver",
+    "jwt",
+    "fresh",
+    "peers",
+    "latency",
+    "open",
+    "restart",
+    "memory",
+    "size",
+    "usage-intake",
+    "usage-batch",
+    "usage-drain",
+    "usage-memory",
+    "usage-client",
+];
 
 /// Runs the wanted sections; true when every bar holds.
 pub(crate) fn run(options: &Options) -> Result<bool> {
@@ -82,15 +100,29 @@ impl Bench<'_> {
             "open" => self.open().await,
             "restart" => self.restart().await,
             "memory" => self.memory().await,
+            "usage-intake" => self.usage_intake().await,
+            "usage-batch" => self.usage_batch().await,
+            "usage-drain" => self.usage_drain().await,
+            "usage-memory" => self.usage_memory().await,
+            "usage-client" => self.usage_client().await,
             _ => self.size(),
         }
     }
 
-    /// Starts a variant, drives it, ends it, and records what was seen.
+    /// Starts a variant, drives it with webhooks, ends it, and records what was seen.
     async fn ran(&mut self, section: &str, variant: Variant, connections: u32, fresh: bool) -> Result<Ran> {
-        let receiver = self.stage.start(variant).await?;
         let webhooks = self.stage.webhooks(variant);
-        let drive = Drive { webhooks: &webhooks, connections, seconds: self.options.seconds, fresh };
+        self.driven(section, variant, self.webhooks(&webhooks, connections, fresh)).await
+    }
+
+    fn webhooks<'a>(&self, prepared: &'a std::path::Path, connections: u32, fresh: bool) -> Drive<'a> {
+        Drive { script: wrk::WEBHOOKS, prepared, connections, seconds: self.options.seconds, fresh }
+    }
+
+    /// The same with anything.
+    async fn driven(&mut self, section: &str, variant: Variant, drive: Drive<'_>) -> Result<Ran> {
+        let receiver = self.stage.start(variant).await?;
+        let Drive { connections, fresh, .. } = drive;
         let before = receiver.usage()?;
         let begin = Instant::now();
         let seen = wrk::drive(receiver.address, drive).await?;
@@ -178,7 +210,7 @@ impl Bench<'_> {
         }
         let before = commits().await?;
         let webhooks = self.stage.webhooks(Variant::ALONE);
-        let drive = Drive { webhooks: &webhooks, connections: 64, seconds: 2, fresh: false };
+        let drive = Drive { seconds: 2, ..self.webhooks(&webhooks, 64, false) };
         wrk::drive(receiver.address, drive).await?;
         let made = commits().await? - before;
         if let Some(id) = strace.id() {
@@ -372,8 +404,7 @@ impl Bench<'_> {
 
         let receiver = self.stage.start(Variant::DELIVERING).await?;
         let webhooks = self.stage.webhooks(Variant::DELIVERING);
-        let drive = Drive { webhooks: &webhooks, connections: 256, seconds: self.options.seconds, fresh: false };
-        let seen = wrk::drive(receiver.address, drive).await?;
+        let seen = wrk::drive(receiver.address, self.webhooks(&webhooks, 256, false)).await?;
         receiver.drained(seen.requests as f64).await?;
         self.records.bar("memory", "MiB after 256 connections", rss(&receiver)?, Bar::AtMost(40.0))?;
         receiver.end().await?;

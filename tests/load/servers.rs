@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kit::secret::Secret;
-use kit_lago::signature::RsaSigner;
-use kit_workbench::load::{LagoWebhooks, Pool, Signing};
+use kit_lago::signature::{RsaSigner, sign_hmac};
+use kit_workbench::load::{LagoWebhooks, Pool, PreparedWebhook, Signing};
 use kit_workbench::metrics::Metrics;
 use kit_workbench::process::{DaemonCommand, DaemonProcess};
 use kit_workbench::raw;
@@ -21,6 +21,10 @@ const START: Duration = Duration::from_secs(60);
 const QUESTION: Duration = Duration::from_secs(10);
 const ISSUER: &str = "http://lago-api:3000";
 const DAEMON: &str = "lago-webhook-processor";
+const TRACKER: &str = "lago-usage-tracker";
+/// What producers show to the usage tracker, and it shows to Lago.
+pub(crate) const PRODUCER: &str = "a-producer-of-this-load";
+pub(crate) const API_KEY: &str = "an-api-key-of-this-load";
 /// Different webhooks of a run: as many subjects whose order is kept.
 const WEBHOOKS: usize = 256;
 /// Where `tests/load/run` installs the Python receiver.
@@ -54,6 +58,18 @@ pub(crate) enum Variant {
     },
     /// The webhook processor over a journal that stores nothing.
     NullJournal,
+    /// The usage tracker.
+    Tracker {
+        /// Where Lago is, or nobody.
+        lago: SocketAddr,
+        /// Nothing is sent to it.
+        paused: bool,
+    },
+    /// Lago, as far as usage goes.
+    Lago {
+        /// How long it takes for a batch.
+        millis: u64,
+    },
     /// FastAPI and SQLite: verified, committed, answered.
     FastApi,
     /// Debian's `webhook`, which answers first and runs its command later, or waits for it.
@@ -76,6 +92,8 @@ impl Variant {
             Self::Ours { jwt: true, delivering: false } => "outrigger, JWT",
             Self::Ours { jwt: true, delivering: true } => "outrigger, JWT, delivering",
             Self::NullJournal => "outrigger over a journal that stores nothing, delivering",
+            Self::Tracker { .. } => "usage tracker",
+            Self::Lago { .. } => "Lago for usage",
             Self::FastApi => "FastAPI, uvicorn and SQLite",
             Self::Webhook { waits: false } => "Debian's webhook, answers before its command",
             Self::Webhook { waits: true } => "Debian's webhook, waits for its command",
@@ -85,6 +103,11 @@ impl Variant {
     /// Whether events go on to a gateway.
     pub(crate) fn delivers(self) -> bool {
         matches!(self, Self::NullJournal | Self::Ours { delivering: true, .. })
+    }
+
+    /// What it delivers to.
+    fn sink(self) -> &'static str {
+        if matches!(self, Self::Tracker { .. }) { "lago" } else { "gateway" }
     }
 
     /// Why it cannot be measured here, if it cannot.
@@ -101,7 +124,8 @@ impl Variant {
     }
 }
 
-fn python() -> Option<PathBuf> {
+/// The interpreter of the environment that `tests/load/run` makes.
+pub(crate) fn python() -> Option<PathBuf> {
     let python = PathBuf::from(std::env::var_os(VENV_VARIABLE)?).join("bin/python");
     python.is_file().then_some(python)
 }
@@ -123,8 +147,11 @@ impl Stage {
         stage.scratch.write("hmac", &stage.hmac_key)?;
         stage.scratch.write("public.pem", stage.signer.public_pem())?;
         stage.scratch.write("token", "a token of this load, long enough to be taken")?;
-        stage.write_webhooks(false)?;
-        stage.write_webhooks(true)?;
+        stage.scratch.write("producer", PRODUCER)?;
+        stage.scratch.write("api-key", API_KEY)?;
+        stage.write("webhooks", &stage.pool(false)?)?;
+        stage.write("webhooks-jwt", &stage.pool(true)?)?;
+        stage.write("webhooks-small", &stage.small())?;
         Ok(stage)
     }
 
@@ -143,9 +170,29 @@ impl Stage {
         self.scratch.file(if matches!(variant, Variant::Ours { jwt: true, .. }) { "webhooks-jwt" } else { "webhooks" })
     }
 
-    fn write_webhooks(&self, jwt: bool) -> Result<()> {
+    /// Webhooks about as large as a usage event.
+    pub(crate) fn small_webhooks(&self) -> PathBuf {
+        self.scratch.file("webhooks-small")
+    }
+
+    fn small(&self) -> Pool {
+        let key = Secret::from(self.hmac_key.clone());
+        let webhook = |number: usize| {
+            let customer = uuid::Uuid::from_u128(number as u128 + 1);
+            let body = format!(
+                r#"{{"webhook_type":"customer.created","object_type":"customer","organization_id":"{customer}","customer":{{"lago_id":"{customer}","external_id":"{customer}","name":"A customer","currency":"EUR"}}}}"#
+            );
+            let signed = sign_hmac(&key, body.as_bytes());
+            let headers = [("X-Lago-Signature-Algorithm", "hmac".to_owned()), ("X-Lago-Signature", signed)];
+            let headers = headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+            PreparedWebhook::new("default", format!("customer/{customer}"), headers, body)
+        };
+        Pool::new((0..WEBHOOKS).map(webhook).collect())
+    }
+
+    fn write(&self, name: &str, pool: &Pool) -> Result<()> {
         let mut file = Vec::new();
-        for webhook in self.pool(jwt)?.iter() {
+        for webhook in pool.iter() {
             let mut head = format!("Content-Type: application/json\r\nContent-Length: {}\r\n", webhook.body.len());
             for (name, value) in &webhook.headers {
                 head.push_str(&format!("{name}: {value}\r\n"));
@@ -153,7 +200,7 @@ impl Stage {
             file.extend_from_slice(format!("{} {}\n{head}", head.len(), webhook.body.len()).as_bytes());
             file.extend_from_slice(&webhook.body);
         }
-        self.scratch.write(if jwt { "webhooks-jwt" } else { "webhooks" }, file)?;
+        self.scratch.write(name, file)?;
         Ok(())
     }
 
@@ -197,6 +244,23 @@ impl Stage {
                         self.path(if jwt { "public.pem" } else { "hmac" }),
                     )
             }
+            Variant::Tracker { lago, .. } => {
+                let own = free_address()?;
+                admin = Some(own);
+                DaemonCommand::new(binaries::daemon(TRACKER)?)
+                    .env("LAGO_API_URL", format!("http://{lago}"))
+                    .env("LAGO_API_KEY_FILE", self.path("api-key"))
+                    .env("USAGE_PRODUCER_TOKEN_FILE", self.path("producer"))
+                    .env("SIDECAR_JOURNAL__PATH", journal.display().to_string())
+                    .env("SIDECAR_LISTEN__PUBLIC", address.to_string())
+                    .env("SIDECAR_LISTEN__ADMIN", own.to_string())
+                    .env("SIDECAR_ADMIN__TOKEN_FILE", self.path("token"))
+            }
+            Variant::Lago { millis } => DaemonCommand::new(std::env::current_exe()?).args([
+                "lago".to_owned(),
+                address.to_string(),
+                millis.to_string(),
+            ]),
             Variant::FastApi => DaemonCommand::new(python().context("no Python environment")?)
                 .args(["-m", "uvicorn", "fastapi_sqlite:app", "--host", "127.0.0.1", "--port", &port])
                 .args(["--log-level", "error", "--no-access-log"])
@@ -216,7 +280,7 @@ impl Stage {
             }
         };
         let receiver = Receiver::launch(variant, command, address, admin, gateway, Some(folder)).await?;
-        if let Variant::Ours { delivering: false, .. } = variant {
+        if let Variant::Ours { delivering: false, .. } | Variant::Tracker { paused: true, .. } = variant {
             receiver.set_paused(self, true).await?;
         }
         Ok(receiver)
@@ -236,6 +300,7 @@ pub(crate) struct Receiver {
     process: DaemonProcess,
     pub(crate) address: SocketAddr,
     admin: Option<SocketAddr>,
+    sink: &'static str,
     folder: Option<PathBuf>,
     /// From its start until it answered.
     pub(crate) ready: Duration,
@@ -268,14 +333,15 @@ impl Receiver {
             }
         }
         let ready = begin.elapsed();
-        Ok(Self { process, address, admin, folder, ready, _gateway: gateway.map(Box::new) })
+        let sink = variant.sink();
+        Ok(Self { process, address, admin, sink, folder, ready, _gateway: gateway.map(Box::new) })
     }
 
     async fn set_paused(&self, stage: &Stage, paused: bool) -> Result<()> {
         let admin = self.admin.context("no admin listener")?;
         let bearer = format!("Bearer {}", std::fs::read_to_string(stage.path("token"))?.trim());
         let headers = [("Authorization", bearer.as_str()), ("Content-Type", "application/json")];
-        let path = format!("/api/v1/sinks/gateway/{}", if paused { "pause" } else { "resume" });
+        let path = format!("/api/v1/sinks/{}/{}", self.sink, if paused { "pause" } else { "resume" });
         let answer = raw::request(admin, "POST", &path, &headers, b"{}", QUESTION).await?;
         ensure!(answer.status == 200, "{path} is answered {}: {}", answer.status, answer.text());
         Ok(())

@@ -33,11 +33,20 @@ impl Seen {
     }
 }
 
+/// The script that sends prepared webhooks with keys of their own.
+pub(crate) const WEBHOOKS: &str = "hook.lua";
+/// The script that sends prepared requests of producers with ids of their own.
+pub(crate) const USAGE: &str = "usage.lua";
+/// Characters of the word that makes the ids of a run its own, and of an id made with it.
+pub(crate) const ID_LENGTH: usize = 32 + 13;
+
 /// How to drive it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Drive<'a> {
-    /// Prepared webhooks, see `hook.lua`.
-    pub(crate) webhooks: &'a Path,
+    /// Which script.
+    pub(crate) script: &'static str,
+    /// What it sends.
+    pub(crate) prepared: &'a Path,
     /// Connections at once.
     pub(crate) connections: u32,
     /// Seconds.
@@ -46,20 +55,21 @@ pub(crate) struct Drive<'a> {
     pub(crate) fresh: bool,
 }
 
-/// Drives a server with webhooks of fresh keys.
+/// Drives a server with requests of fresh keys or ids.
 pub(crate) async fn drive(address: SocketAddr, drive: Drive<'_>) -> Result<Seen> {
     let mut command = tokio::process::Command::new("wrk");
     command
         .arg(format!("-t{}", drive.connections.min(2)))
         .arg(format!("-c{}", drive.connections))
         .arg(format!("-d{}s", drive.seconds))
-        .args(["--timeout", "10s", "-s"])
-        .arg(repository().join("tests/load/hook.lua"))
+        .args(["--timeout", "10s", "-s", drive.script])
         .arg(format!("http://{address}/"))
         .arg("--")
-        .arg(drive.webhooks)
+        .arg(drive.prepared)
         .arg(uuid::Uuid::new_v4().simple().to_string())
         .arg(if drive.fresh { "close" } else { "keep" })
+        // Scripts read what they share from there.
+        .current_dir(repository().join("tests/load"))
         .stdin(Stdio::null())
         .kill_on_drop(true);
     let output = command.output().await.context("run wrk (Debian package wrk)")?;

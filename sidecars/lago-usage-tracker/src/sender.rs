@@ -371,3 +371,6 @@ fn describe(error: reqwest::Error) -> String {
     let kind = if error.is_timeout() { "timed out: " } else { "" };
     format!("{kind}{}", kit::error::chain(&error.without_url()))
 }
+
+#[cfg(test)]
+mod tests;
