@@ -4,7 +4,8 @@
 //! `config` what can be set · `app` how the parts are put together · `http` a producer's request and its answer ·
 //! `producers` who may report for whom · `cloudevents` CloudEvents as usage · `admit` from a usage event to one for the journal, without I/O · `catalogue`
 //! what Lago knows · `check` what it would never bill, without I/O · `sender` batches to Lago and what its answers mean ·
-//! `redrive` parked events that fit by now · `webhooks` other daemons' events · `rules` what those count as, without I/O.
+//! `redrive` parked events that fit by now · `webhooks` other daemons' events · `rules` what those count as, without I/O · `fuzzing` what
+//! fuzz targets reach.
 
 mod admit;
 mod app;
@@ -12,6 +13,8 @@ mod catalogue;
 mod check;
 mod cloudevents;
 pub mod config;
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod metrics;
 mod producers;
