@@ -27,6 +27,7 @@ pub mod public_key;
 pub mod rendering;
 pub mod request_head;
 pub mod retry_after;
+pub mod usage;
 
 pub use guard::run;
 pub use scratch::remove_files;
@@ -68,4 +69,5 @@ targets! {
     rendering: 4_000,
     request_head: 4_000,
     retry_after: 4_000,
+    usage: 4_000,
 }

@@ -9,6 +9,8 @@ use std::str::FromStr as _;
 const FIRST_MILLISECONDS: i64 = 100_000_000_000;
 /// From here on it cannot be milliseconds either.
 const FIRST_NONSENSE: i64 = 100_000_000_000_000;
+/// More decimals of a second than this are nobody's clock.
+const MOST_DECIMALS: i64 = 12;
 /// Longest text that is a time.
 const LONGEST: usize = 40;
 
@@ -45,7 +47,11 @@ impl EpochSeconds {
     /// # Errors
     /// [`NotATime`].
     pub fn of_text(text: &str) -> Result<Self, NotATime> {
-        Self::of_number(text).or_else(|_| text.parse::<Timestamp>().map(Self::from).map_err(|_| NotATime))
+        Self::of_number(text).or_else(|_| {
+            let time = text.parse::<Timestamp>().map_err(|_| NotATime)?;
+            // Its seconds would be taken for milliseconds wherever they are read.
+            Some(time).filter(|time| time.as_millis().abs() < FIRST_NONSENSE).map(Self::from).ok_or(NotATime)
+        })
     }
 
     fn of_number(text: &str) -> Result<Self, NotATime> {
@@ -54,10 +60,14 @@ impl EpochSeconds {
         }
         let number = BigDecimal::from_str(text).map_err(|_| NotATime)?;
         let size = number.abs();
-        if size >= FIRST_NONSENSE || number.fractional_digit_count() > 12 {
+        if size >= FIRST_NONSENSE {
             return Err(NotATime);
         }
         let seconds = if size >= FIRST_MILLISECONDS { number * BigDecimal::new(1.into(), 3) } else { number };
+        // Of the seconds, which are read once more when they are stored.
+        if seconds.fractional_digit_count() > MOST_DECIMALS {
+            return Err(NotATime);
+        }
         Ok(Self(seconds.normalized().to_plain_string()))
     }
 
@@ -123,6 +133,9 @@ mod tests {
             "\"0x1\"",
             "1e300",
             "1e-300",
+            // Could not be read back as what it was.
+            "1732000000250.1234567891",
+            "\"5138-11-16T09:46:40Z\"",
         ] {
             assert_eq!(json(text), Err(NotATime), "{text}");
         }

@@ -162,6 +162,29 @@ async fn only_what_is_signed_with_a_known_secret_and_lately_is_taken() {
     assert_eq!(Forged { headers: &plain, ..forged }.send(&bench, SECRET, &body).await, 415);
 }
 
+/// Its sender's mistake, and one that sending it again does not mend.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_comes_again_with_other_content_counts_as_it_did_first() {
+    let bench = bench(RULES).await;
+    let headers = [("content-type", "application/cloudevents+json")];
+    let at = SystemClock.now().as_millis() / 1000;
+    for cents in [100, 100, 200] {
+        let invoice = json!({ "subscriptions": [{ "external_id": "s" }], "total_amount_cents": cents });
+        let body = json!({ "specversion": "1.0", "id": "e", "source": "a", "type": "lago.invoice.created",
+            "time": "2026-11-21T12:00:00Z", "data": { "invoice": invoice } })
+        .to_string();
+        let genuine = Forged { id: "e", at, body: &body, headers: &headers };
+        assert_eq!(genuine.send(&bench, SECRET, &body).await, 200);
+    }
+
+    bench.settled().await;
+    let billed = bench.billed();
+    assert!(billed.len() == 1 && billed[0].contains(r#""cents":100"#), "{billed:?}");
+    for result in ["accepted", "duplicate", "contradiction"] {
+        assert_eq!(count(&bench, "usage_events_total", "result", result).await, 1, "{result}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_secret_can_replace_another() {
     let secrets = format!("{OTHER_SECRET}\n{SECRET}\n");
