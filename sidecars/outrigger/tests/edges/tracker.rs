@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use kit::secret::Secret;
-use kit_lago::stand_in::billing::{LagoServer, Profile};
+use kit_lago::stand_in::billing::{AggregationType, LagoServer, Metric, Profile, Subscription};
 use kit_workbench::process::{DaemonCommand, DaemonProcess};
 use kit_workbench::raw;
 use kit_workbench::scratch::{Scratch, free_ports};
@@ -86,11 +86,25 @@ impl Tracker {
         command(&with_usage(arguments), &self.environment()).spawn().unwrap()
     }
 
-    /// Reports an event as a producer does.
+    /// As [`Self::ask_json`], of a command outside of `usage`.
+    pub(crate) async fn ask_json_of(&self, arguments: &[&str]) -> Value {
+        outrigger(&[arguments, &["--json"]].concat(), &self.environment()).await.ok().json()
+    }
+
+    /// Reports an event of 2024 as a producer does.
     pub(crate) async fn report(&self, subscription: &str, transaction: &str, code: &str) {
+        self.report_at(1_732_000_000, subscription, transaction, code).await;
+    }
+
+    /// The same of this moment.
+    pub(crate) async fn report_now(&self, subscription: &str, transaction: &str, code: &str) {
+        self.report_at(jiff::Timestamp::now().as_second(), subscription, transaction, code).await;
+    }
+
+    async fn report_at(&self, seconds: i64, subscription: &str, transaction: &str, code: &str) {
         let event = serde_json::json!({"event": {
             "transaction_id": transaction, "external_subscription_id": subscription, "code": code,
-            "timestamp": 1_732_000_000, "properties": {"gb": "1.50"},
+            "timestamp": seconds, "properties": {"gb": "1.50"},
         }});
         let (bearer, body) = (format!("Bearer {PRODUCER}"), event.to_string());
         let headers = [("Authorization", bearer.as_str()), ("Content-Type", "application/json")];
@@ -120,6 +134,15 @@ impl Tracker {
         billed.sort();
         billed
     }
+}
+
+/// A tracker beside a Lago that knows the metric `gb` and the subscription `s`, with what does not fit parked.
+pub(crate) async fn strict(settings: &[(&str, &str)]) -> Tracker {
+    let tracker = Tracker::with(&[&[("SIDECAR_CHECKS__REFRESH_SECONDS", "3600")], settings].concat()).await;
+    tracker.lago.put_metric(Metric::new("gb", AggregationType::Sum, Some("gb")));
+    let started = "2024-01-01T00:00:00Z".parse().unwrap();
+    tracker.lago.put_subscription(Subscription::active("s", "customer", "plan", started));
+    tracker
 }
 
 fn with_usage<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
