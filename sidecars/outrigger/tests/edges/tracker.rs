@@ -18,7 +18,7 @@ const API_KEY: &str = "lago-api-key-0123456789";
 pub(crate) struct Tracker {
     pub(crate) scratch: Scratch,
     pub(crate) lago: LagoServer,
-    pub(crate) daemon: DaemonProcess,
+    daemon: DaemonProcess,
     public: SocketAddr,
     admin: SocketAddr,
     settings: Vec<(String, String)>,
@@ -28,13 +28,16 @@ pub(crate) struct Tracker {
 impl Tracker {
     /// A tracker that sends everything on, beside a Lago that takes everything.
     pub(crate) async fn start() -> Self {
-        Self::with(&[("SIDECAR_CHECKS__UNKNOWN_METRIC", "pass"), ("SIDECAR_CHECKS__NO_SUBSCRIPTION", "pass")]).await
+        let settings = [("SIDECAR_CHECKS__UNKNOWN_METRIC", "pass"), ("SIDECAR_CHECKS__NO_SUBSCRIPTION", "pass")];
+        Self::beside(&settings, |_| {}).await
     }
 
-    /// A tracker with these variables beside the usual ones. Its ports stay the same when it is started again.
-    pub(crate) async fn with(settings: &[(&str, &str)]) -> Self {
+    /// A tracker with these variables beside the usual ones, beside a Lago that was prepared before. Its ports stay the
+    /// same when it is started again.
+    async fn beside(settings: &[(&str, &str)], prepare: impl FnOnce(&LagoServer)) -> Self {
         let scratch = Scratch::new("outrigger-usage").unwrap();
         let lago = LagoServer::start(Profile::V1_39, Secret::from(API_KEY.to_owned())).await.unwrap();
+        prepare(&lago);
         let [public, admin] = free_ports().unwrap().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
         let file = |name: &str, content: &str| scratch.write(name, content).unwrap().display().to_string();
         let (token, producer) = (file("token", TOKEN), file("producer", PRODUCER));
@@ -64,6 +67,13 @@ impl Tracker {
     /// Starts it again on the same journal, after it was killed.
     pub(crate) async fn restart(&mut self) {
         self.daemon = run(&self.settings, self.admin).await;
+    }
+
+    /// Kills it, and waits until somebody has called in vain.
+    pub(crate) async fn be_missed(&mut self) {
+        self.daemon.kill9().await.unwrap();
+        let listener = tokio::net::TcpListener::bind(self.public).await.unwrap();
+        tokio::time::timeout(DEADLINE, listener.accept()).await.expect("somebody calls").unwrap();
     }
 
     /// What the command line has to know.
@@ -138,11 +148,13 @@ impl Tracker {
 
 /// A tracker beside a Lago that knows the metric `gb` and the subscription `s`, with what does not fit parked.
 pub(crate) async fn strict(settings: &[(&str, &str)]) -> Tracker {
-    let tracker = Tracker::with(&[&[("SIDECAR_CHECKS__REFRESH_SECONDS", "3600")], settings].concat()).await;
-    tracker.lago.put_metric(Metric::new("gb", AggregationType::Sum, Some("gb")));
-    let started = "2024-01-01T00:00:00Z".parse().unwrap();
-    tracker.lago.put_subscription(Subscription::active("s", "customer", "plan", started));
-    tracker
+    let settings = [&[("SIDECAR_CHECKS__REFRESH_SECONDS", "3600")], settings].concat();
+    Tracker::beside(&settings, |lago| {
+        lago.put_metric(Metric::new("gb", AggregationType::Sum, Some("gb")));
+        let started = "2024-01-01T00:00:00Z".parse().unwrap();
+        lago.put_subscription(Subscription::active("s", "customer", "plan", started));
+    })
+    .await
 }
 
 fn with_usage<'a>(arguments: &[&'a str]) -> Vec<&'a str> {

@@ -124,7 +124,7 @@ async fn an_import_waits_for_a_tracker_that_is_killed() {
     let import = tracker.spawn(&["import", &text(&path), "--rate", "2000", "--json"]);
     some_taken(&path.with_added_extension("progress")).await;
 
-    tracker.daemon.kill9().await.unwrap();
+    tracker.be_missed().await;
     tracker.restart().await;
 
     let ended = tokio::time::timeout(DEADLINE, import.wait_with_output()).await.unwrap().unwrap();
