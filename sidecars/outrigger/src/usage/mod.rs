@@ -115,8 +115,8 @@ fn subscription(event: &EventView) -> &str {
 /// The sink that deals with an event, and what it is called when that is done. To the others it is nothing.
 fn sink(event: &EventView) -> (&'static str, &'static str) {
     match event.event_type.as_str() {
-        "usage.rollup" => ("rollup", "summed"),
-        "usage.unresolved" => ("resolve", "resolved"),
+        "usage.rollup" => ("rollup", "passed on"),
+        "usage.unresolved" => ("resolve", "passed on"),
         _ => ("lago", "delivered"),
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use kit::secret::Secret;
-use kit_lago::stand_in::billing::{LagoServer, Profile};
+use kit_lago::stand_in::billing::{AggregationType, LagoServer, Metric, Profile, Subscription};
 use kit_workbench::process::{DaemonCommand, DaemonProcess};
 use kit_workbench::raw;
 use kit_workbench::scratch::{Scratch, free_ports};
@@ -18,7 +18,7 @@ const API_KEY: &str = "lago-api-key-0123456789";
 pub(crate) struct Tracker {
     pub(crate) scratch: Scratch,
     pub(crate) lago: LagoServer,
-    pub(crate) daemon: DaemonProcess,
+    daemon: DaemonProcess,
     public: SocketAddr,
     admin: SocketAddr,
     settings: Vec<(String, String)>,
@@ -28,13 +28,16 @@ pub(crate) struct Tracker {
 impl Tracker {
     /// A tracker that sends everything on, beside a Lago that takes everything.
     pub(crate) async fn start() -> Self {
-        Self::with(&[("SIDECAR_CHECKS__UNKNOWN_METRIC", "pass"), ("SIDECAR_CHECKS__NO_SUBSCRIPTION", "pass")]).await
+        let settings = [("SIDECAR_CHECKS__UNKNOWN_METRIC", "pass"), ("SIDECAR_CHECKS__NO_SUBSCRIPTION", "pass")];
+        Self::beside(&settings, |_| {}).await
     }
 
-    /// A tracker with these variables beside the usual ones. Its ports stay the same when it is started again.
-    pub(crate) async fn with(settings: &[(&str, &str)]) -> Self {
+    /// A tracker with these variables beside the usual ones, beside a Lago that was prepared before. Its ports stay the
+    /// same when it is started again.
+    async fn beside(settings: &[(&str, &str)], prepare: impl FnOnce(&LagoServer)) -> Self {
         let scratch = Scratch::new("outrigger-usage").unwrap();
         let lago = LagoServer::start(Profile::V1_39, Secret::from(API_KEY.to_owned())).await.unwrap();
+        prepare(&lago);
         let [public, admin] = free_ports().unwrap().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
         let file = |name: &str, content: &str| scratch.write(name, content).unwrap().display().to_string();
         let (token, producer) = (file("token", TOKEN), file("producer", PRODUCER));
@@ -66,6 +69,13 @@ impl Tracker {
         self.daemon = run(&self.settings, self.admin).await;
     }
 
+    /// Kills it, and waits until somebody has called in vain.
+    pub(crate) async fn be_missed(&mut self) {
+        self.daemon.kill9().await.unwrap();
+        let listener = tokio::net::TcpListener::bind(self.public).await.unwrap();
+        tokio::time::timeout(DEADLINE, listener.accept()).await.expect("somebody calls").unwrap();
+    }
+
     /// What the command line has to know.
     pub(crate) fn environment(&self) -> Vec<(&str, &str)> {
         self.environment.iter().map(|(name, value)| (*name, value.as_str())).collect()
@@ -86,11 +96,25 @@ impl Tracker {
         command(&with_usage(arguments), &self.environment()).spawn().unwrap()
     }
 
-    /// Reports an event as a producer does.
+    /// As [`Self::ask_json`], of a command outside of `usage`.
+    pub(crate) async fn ask_json_of(&self, arguments: &[&str]) -> Value {
+        outrigger(&[arguments, &["--json"]].concat(), &self.environment()).await.ok().json()
+    }
+
+    /// Reports an event of 2024 as a producer does.
     pub(crate) async fn report(&self, subscription: &str, transaction: &str, code: &str) {
+        self.report_at(1_732_000_000, subscription, transaction, code).await;
+    }
+
+    /// The same of this moment.
+    pub(crate) async fn report_now(&self, subscription: &str, transaction: &str, code: &str) {
+        self.report_at(jiff::Timestamp::now().as_second(), subscription, transaction, code).await;
+    }
+
+    async fn report_at(&self, seconds: i64, subscription: &str, transaction: &str, code: &str) {
         let event = serde_json::json!({"event": {
             "transaction_id": transaction, "external_subscription_id": subscription, "code": code,
-            "timestamp": 1_732_000_000, "properties": {"gb": "1.50"},
+            "timestamp": seconds, "properties": {"gb": "1.50"},
         }});
         let (bearer, body) = (format!("Bearer {PRODUCER}"), event.to_string());
         let headers = [("Authorization", bearer.as_str()), ("Content-Type", "application/json")];
@@ -120,6 +144,17 @@ impl Tracker {
         billed.sort();
         billed
     }
+}
+
+/// A tracker beside a Lago that knows the metric `gb` and the subscription `s`, with what does not fit parked.
+pub(crate) async fn strict(settings: &[(&str, &str)]) -> Tracker {
+    let settings = [&[("SIDECAR_CHECKS__REFRESH_SECONDS", "3600")], settings].concat();
+    Tracker::beside(&settings, |lago| {
+        lago.put_metric(Metric::new("gb", AggregationType::Sum, Some("gb")));
+        let started = "2024-01-01T00:00:00Z".parse().unwrap();
+        lago.put_subscription(Subscription::active("s", "customer", "plan", started));
+    })
+    .await
 }
 
 fn with_usage<'a>(arguments: &[&'a str]) -> Vec<&'a str> {

@@ -1,24 +1,15 @@
 //! `usage tail`, `show`, `parked`, `redrive`, `reconcile`.
 
-use kit_lago::stand_in::billing::{AggregationType, Effect, Fault, Faults, Metric, Subscription, When};
+use kit_lago::stand_in::billing::{Effect, Fault, Faults, When};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use crate::bench::{DEADLINE, outrigger};
 use crate::events::interrupt;
-use crate::tracker::Tracker;
-
-/// A tracker beside a Lago that knows the metric `gb` and the subscription `s`, with what does not fit parked.
-async fn strict() -> Tracker {
-    let tracker = Tracker::with(&[("SIDECAR_CHECKS__REFRESH_SECONDS", "3600")]).await;
-    tracker.lago.put_metric(Metric::new("gb", AggregationType::Sum, Some("gb")));
-    let started = "2024-01-01T00:00:00Z".parse().unwrap();
-    tracker.lago.put_subscription(Subscription::active("s", "customer", "plan", started));
-    tracker
-}
+use crate::tracker::{Tracker, strict};
 
 #[tokio::test]
 async fn an_event_is_shown_by_its_transaction_id_whatever_became_of_it() {
-    let tracker = strict().await;
+    let tracker = strict(&[]).await;
     tracker.report("s", "fine", "gb").await;
     tracker.report("s", "shared", "gb").await;
     tracker.report("nobody", "shared", "gb").await;
@@ -43,7 +34,7 @@ async fn an_event_is_shown_by_its_transaction_id_whatever_became_of_it() {
 
 #[tokio::test]
 async fn parked_events_are_counted_by_reason_and_listed() {
-    let tracker = strict().await;
+    let tracker = strict(&[]).await;
     for n in 0..3 {
         tracker.report("nobody", &format!("n-{n}"), "gb").await;
     }
@@ -70,7 +61,7 @@ async fn parked_events_are_counted_by_reason_and_listed() {
 
 /// Two events of `s` that Lago could not stand, and one of nobody.
 async fn with_refused() -> Tracker {
-    let tracker = strict().await;
+    let tracker = strict(&[]).await;
     let poisoned_transaction_ids = ["p-0", "p-1"].map(str::to_owned).into();
     tracker.lago.set_faults(Faults { poisoned_transaction_ids, ..Faults::default() });
     tracker.report("s", "p-0", "gb").await;
@@ -177,4 +168,24 @@ async fn the_tracker_is_looked_for_where_it_listens_by_itself() {
     tracker.wait_sink(|sink| sink["status"]["last_error"].is_string()).await;
     let waiting = tracker.ask_json(&["show", "t"]).await;
     assert_ne!(waiting[0]["deliveries"]["lago"]["state"], "parked");
+}
+
+#[tokio::test]
+async fn an_event_that_is_rolled_up_says_so_and_its_sum_is_found() {
+    let settings = [("SIDECAR_ROLLUP__CODES", "gb"), ("SIDECAR_ROLLUP__WINDOW_SECONDS", "1")];
+    let tracker = strict(&settings).await;
+    // In one request, and so in one commit: no window ends in between.
+    let seconds = jiff::Timestamp::now().as_second();
+    let lines: String = (0..10).map(|n| format!("part-{n},s,gb,{seconds},0.25\n")).collect();
+    let file =
+        tracker.write("usage.csv", &["transaction_id,external_subscription_id,code,timestamp,gb\n", &lines].concat());
+    tracker.ask(&["import", file.to_str().unwrap()]).await.ok();
+    tracker.wait_sink(|sink| sink["delivered"] == 1).await;
+
+    let part = tracker.ask_json(&["show", "part-3"]).await;
+    assert_eq!(part[0]["deliveries"].as_object().unwrap().keys().collect::<Vec<_>>(), ["rollup"], "{part}");
+    let events = tracker.ask_json_of(&["events", "list", "--type", "usage.event"]).await;
+    let sum = tracker.ask_json(&["show", events[0]["key"].as_str().unwrap()]).await;
+    assert_eq!(sum[0]["deliveries"]["lago"]["state"], "delivered", "{sum}");
+    assert!(sum[0]["body"].as_str().unwrap().contains(r#""gb":"2.5""#), "{sum}");
 }

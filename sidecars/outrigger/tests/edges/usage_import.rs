@@ -124,7 +124,7 @@ async fn an_import_waits_for_a_tracker_that_is_killed() {
     let import = tracker.spawn(&["import", &text(&path), "--rate", "2000", "--json"]);
     some_taken(&path.with_added_extension("progress")).await;
 
-    tracker.daemon.kill9().await.unwrap();
+    tracker.be_missed().await;
     tracker.restart().await;
 
     let ended = tokio::time::timeout(DEADLINE, import.wait_with_output()).await.unwrap().unwrap();
@@ -189,7 +189,7 @@ async fn what_an_import_needs_is_said_before_anything_is_sent() {
     tracker.ask(&["import", &odd]).await.failed(1, "--format csv");
     tracker.ask(&["import", &odd, "--format", "jsonl", "--dry-run"]).await.failed(1, "4 of 4 lines are wrong");
     tracker.ask(&["import", "/nonexistent.csv"]).await.failed(1, "/nonexistent.csv");
-    tracker.ask(&["import", "/tmp", "--format", "csv"]).await.failed(1, "is a folder");
+    tracker.ask(&["import", &text(tracker.scratch.path()), "--format", "csv"]).await.failed(1, "is a folder");
     tracker.ask(&["import", "-", "--format", "csv", "--skip-invalid"]).await.failed(1, "--rejected");
     tracker.ask(&["import", &file, "--rate", "0"]).await.failed(2, "--rate");
     tracker.ask(&["import", &file, "--url", "nowhere"]).await.failed(1, "--url");

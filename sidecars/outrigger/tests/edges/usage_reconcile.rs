@@ -1,5 +1,5 @@
-//! `usage reconcile` against a stand-in for the tracker's ledger, written from the API's description, until the tracker
-//! itself has one to be tested with.
+//! `usage reconcile`: against the tracker, and for pages, states and failures that are hard to bring about there, against
+//! a stand-in for its ledger, written from the API's description.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -11,7 +11,10 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use kit_lago::stand_in::billing::Faults;
+
 use crate::bench::{Ran, outrigger};
+use crate::tracker::strict;
 
 /// Rows in one answer, whatever is asked for.
 const PAGE: usize = 2;
@@ -145,4 +148,28 @@ async fn a_comparison_that_fails_or_never_was_is_told() {
     assert_eq!(ran.code, Some(1), "a scheduled job has to notice: {ran:?}");
     assert!(ran.out.contains("Lago answered 500"), "{ran:?}");
     reconcile(&url, &["--wait", "1"]).await.failed(2, "--now");
+}
+
+#[tokio::test]
+async fn the_trackers_ledger_is_compared_with_what_lago_has_counted() {
+    let tracker = strict(&[("SIDECAR_RECONCILE__SETTLING_SECONDS", "0.1")]).await;
+    for n in 0..3 {
+        tracker.report_now("s", &format!("t-{n}"), "gb").await;
+    }
+    tracker.wait_sink(|sink| sink["delivered"] == 3).await;
+
+    let report = tracker.ask_json(&["reconcile", "--now", "--all"]).await;
+    let row = &report["rows"][0];
+    assert_eq!((&row["events"], &row["units"], &row["state"]), (&json!(3), &json!("4.5"), &json!("equal")), "{report}");
+    assert_eq!(row["lago"]["events"], 3);
+
+    // Lago confirms, and does not count.
+    tracker.lago.set_faults(Faults { usage_lag: Duration::from_secs(3_600), ..Faults::default() });
+    tracker.report_now("s", "lost", "gb").await;
+    tracker.wait_sink(|sink| sink["delivered"] == 4).await;
+    let ran = tracker.ask(&["reconcile", "--now", "--subscription", "s", "--json"]).await;
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert_eq!(ran.json()["rows"][0]["state"], "missing");
+    let said = tracker.ask(&["reconcile"]).await.out;
+    assert!(said.contains("1 missing"), "{said}");
 }

@@ -29,13 +29,6 @@ pub(super) struct Sending<'a> {
     pub(super) rate: Option<usize>,
 }
 
-/// Lines that were read and not yet dealt with.
-#[derive(Default)]
-struct Batch {
-    lines: Vec<Line>,
-    bytes: usize,
-}
-
 impl Sending<'_> {
     /// Sends everything from where `progress` is on.
     pub(super) async fn run(&self, progress: &mut Progress, report: &mut Report) -> anyhow::Result<()> {
@@ -52,7 +45,7 @@ impl Sending<'_> {
         let most = self.rate.map_or(BATCH, |rate| rate.min(BATCH));
         loop {
             let batch = next_batch(&mut lines, most)?;
-            let Some(end) = batch.lines.last().map(|line| line.piece.end) else { break };
+            let Some(end) = batch.last().map(|line| line.piece.end) else { break };
             self.settle(batch, end, &mut rejected, progress, report, &bar).await?;
             bar.set_position(end.byte);
             if let Some(rate) = self.rate {
@@ -68,7 +61,7 @@ impl Sending<'_> {
     /// Sends a batch until what is left of it is taken, and remembers that.
     async fn settle(
         &self,
-        batch: Batch,
+        batch: Vec<Line>,
         end: Place,
         rejected: &mut Option<Rejected>,
         progress: &mut Progress,
@@ -77,7 +70,7 @@ impl Sending<'_> {
     ) -> anyhow::Result<()> {
         let mut wrong: Vec<(Piece, String)> = Vec::new();
         let mut good: Vec<(Piece, Event)> = Vec::new();
-        for Line { piece, event } in batch.lines {
+        for Line { piece, event } in batch {
             match event {
                 Ok(event) => good.push((piece, event)),
                 Err(reason) => wrong.push((piece, reason)),
@@ -127,12 +120,12 @@ impl Sending<'_> {
 }
 
 /// As many lines as a request takes, and those that are wrong among them.
-fn next_batch(lines: &mut Lines, most: usize) -> anyhow::Result<Batch> {
-    let mut batch = Batch::default();
-    while batch.lines.len() < most && batch.bytes < BATCH_BYTES {
+fn next_batch(lines: &mut Lines, most: usize) -> anyhow::Result<Vec<Line>> {
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    while batch.len() < most && bytes < BATCH_BYTES {
         let Some(line) = lines.next()? else { break };
-        batch.bytes += line.event.as_ref().map_or(0, |event| event.json.get().len());
-        batch.lines.push(line);
+        bytes += line.event.as_ref().map_or(0, |event| event.json.get().len());
+        batch.push(line);
     }
     Ok(batch)
 }
@@ -150,7 +143,10 @@ impl Rejected {
     fn open(path: &Path, input: &File, header_bytes: u64, progress: &Progress) -> anyhow::Result<Self> {
         let shown = || format!("write {}", path.display());
         let mut file = File::options().create(true).write(true).truncate(false).open(path).with_context(shown)?;
-        let bytes = progress.kept.rejected_bytes;
+        // One that was moved away meanwhile begins again.
+        let bytes =
+            Some(progress.kept.rejected_bytes).filter(|bytes| file.metadata().is_ok_and(|now| now.len() >= *bytes));
+        let bytes = bytes.unwrap_or(0);
         file.set_len(bytes).and_then(|()| file.seek(SeekFrom::Start(bytes))).with_context(shown)?;
         let header = text(input, 0, header_bytes)?;
         Ok(Self { path: path.to_owned(), out: std::io::BufWriter::new(file), header, bytes })
