@@ -3,6 +3,7 @@
 //! Source: getlago/lago-api `app/controllers/api/v1/` and `app/serializers/v1/`, read at v1.16.0 and at the head of
 //! 2026-08-21.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ const PAGE_BYTES: usize = 16 << 20;
 const PER_PAGE: usize = 100;
 /// More pages than that are not read: a hundred thousand of anything.
 const PAGES: usize = 1_000;
+/// Times that a list is read before it is said that it cannot be had whole.
+const READINGS: usize = 3;
 
 /// Why Lago's API cannot be asked at all. Each message says what to set.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,6 +68,9 @@ pub enum ApiError {
     /// More than are read: some hundred thousand.
     #[error("Lago has more than {} of these", PAGES * PER_PAGE)]
     TooMany,
+    /// Entries were added or removed while it was read, again and again.
+    #[error("Lago's list changes while it is read, {READINGS} times in a row")]
+    Unsteady,
     /// Not Lago's JSON.
     #[error("the answer is not Lago's JSON: check LAGO_API_URL")]
     NotLago,
@@ -238,12 +244,16 @@ impl LagoApi {
 
     /// Every billable metric.
     ///
+    /// Pages shift when entries come or go while they are read, and some lists of v1.16.0 are in no order at all. So the
+    /// entries are counted, and where there are fewer than Lago says the list is read again. Its count may itself be
+    /// half an hour old (in a cache, at the head): what is read twice alike is taken for all there is.
+    ///
     /// # Errors
     /// [`ApiError`]; what was read before it is thrown away.
     pub async fn billable_metrics(&self) -> Result<Vec<BillableMetric>, ApiError> {
         #[derive(Deserialize)]
         struct Page {
-            billable_metrics: Vec<BillableMetric>,
+            billable_metrics: Vec<Entry<BillableMetric>>,
             meta: Meta,
         }
         self.pages("billable_metrics", |page: Page| (page.billable_metrics, page.meta)).await
@@ -259,7 +269,7 @@ impl LagoApi {
     pub async fn subscriptions(&self) -> Result<Vec<Subscription>, ApiError> {
         #[derive(Deserialize)]
         struct Page {
-            subscriptions: Vec<Subscription>,
+            subscriptions: Vec<Entry<Subscription>>,
             meta: Meta,
         }
         let both = "subscriptions?status[]=active&status[]=terminated";
@@ -291,21 +301,45 @@ impl LagoApi {
     async fn pages<P: DeserializeOwned, T>(
         &self,
         resource: &str,
-        take: impl Fn(P) -> (Vec<T>, Meta),
+        take: impl Fn(P) -> (Vec<Entry<T>>, Meta),
     ) -> Result<Vec<T>, ApiError> {
-        let mut all = Vec::new();
+        let mut before: Option<BTreeMap<String, T>> = None;
+        for _ in 0..READINGS {
+            let (entries, count) = self.reading(resource, &take).await?;
+            let is_whole = count.is_none_or(|count| entries.len() >= count);
+            if is_whole || before.is_some_and(|before| before.keys().eq(entries.keys())) {
+                return Ok(entries.into_values().collect());
+            }
+            before = Some(entries);
+        }
+        Err(ApiError::Unsteady)
+    }
+
+    /// All pages, the entries by Lago's ids, and how many there were at the beginning or at the end, whichever is less.
+    async fn reading<P: DeserializeOwned, T>(
+        &self,
+        resource: &str,
+        take: impl Fn(P) -> (Vec<Entry<T>>, Meta),
+    ) -> Result<(BTreeMap<String, T>, Option<usize>), ApiError> {
+        let (mut all, mut count): (BTreeMap<String, T>, Option<usize>) = (BTreeMap::new(), None);
         let mut next = Some(1);
         for _ in 0..PAGES {
             let Some(page) = next else { break };
             let mut url = self.root.join(resource).map_err(|_| ApiError::NotLago)?;
             url.query_pairs_mut().append_pair("page", &page.to_string()).append_pair("per_page", &PER_PAGE.to_string());
-            let (items, meta) = take(self.get(url).await?);
-            all.extend(items);
-            // One that leads back would be read for ever.
-            next = meta.next_page.filter(|next| *next > page);
+            let (entries, meta) = take(self.get(url).await?);
+            let (is_full, known) = (entries.len() >= PER_PAGE, all.len());
+            all.extend(entries.into_iter().map(|entry| (entry.lago_id, entry.item)));
+            count = count.into_iter().chain(meta.total_count).min();
+            next = match meta.next_page {
+                // One that leads back would be read for ever.
+                Some(next) => Some(next).filter(|next| *next > page),
+                // A count that is too old ends the pages too early.
+                None => (is_full && all.len() > known).then_some(page + 1),
+            };
         }
         // What is incomplete must not be taken for all there is.
-        if next.is_some() { Err(ApiError::TooMany) } else { Ok(all) }
+        if next.is_some() { Err(ApiError::TooMany) } else { Ok((all, count)) }
     }
 
     async fn get<T: DeserializeOwned>(&self, url: Url) -> Result<T, ApiError> {
@@ -331,6 +365,16 @@ impl LagoApi {
 #[derive(Deserialize)]
 struct Meta {
     next_page: Option<u64>,
+    #[serde(default)]
+    total_count: Option<usize>,
+}
+
+/// One entry of a list.
+#[derive(Deserialize)]
+struct Entry<T> {
+    lago_id: String,
+    #[serde(flatten)]
+    item: T,
 }
 
 #[cfg(test)]

@@ -301,6 +301,7 @@ impl CatalogueWorker {
                     ApiError::Unreachable(_)
                     | ApiError::TooSlow
                     | ApiError::NotLago
+                    | ApiError::Unsteady
                     | ApiError::Status(408 | 429 | 500..) => Failed::Away,
                     _ => Failed::Refused,
                 };

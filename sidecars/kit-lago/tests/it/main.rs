@@ -5,6 +5,7 @@ mod captures;
 mod describe;
 mod hmac;
 mod keys;
+mod lists;
 mod public_key;
 mod sample;
 mod sender;

@@ -202,6 +202,16 @@ impl Bench {
     }
 }
 
+/// Waits until the daemon has said this in its log.
+pub(crate) async fn knows(bench: &Bench, what: &str) {
+    let deadline = Instant::now() + DEADLINE;
+    // It is remembered before it is used.
+    while !bench.daemon.stdout().contains(what) {
+        assert!(Instant::now() < deadline, "Lago is never asked");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// An event of the metric `api_calls`.
 pub(crate) fn usage(subscription: &str, transaction: &str, calls: &str) -> Value {
     let event = format!(

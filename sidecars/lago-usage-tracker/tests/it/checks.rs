@@ -24,15 +24,6 @@ fn metrics(bench: &Bench) {
     bench.lago.put_metric(Metric::new("visits", AggregationType::Count, None));
 }
 
-async fn knows(bench: &Bench, what: &str) {
-    let deadline = std::time::Instant::now() + DEADLINE;
-    // It is remembered before it is used.
-    while !bench.daemon.stdout().contains(what) {
-        assert!(std::time::Instant::now() < deadline, "Lago is never asked");
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
-}
-
 fn of(subscription: &str, transaction: &str, code: &str, properties: Value) -> Value {
     json!({ "transaction_id": transaction, "external_subscription_id": subscription, "code": code,
         "timestamp": 1_732_000_000, "properties": properties })
@@ -145,6 +136,22 @@ async fn events_that_never_fit_do_not_have_lago_asked_all_the_time() {
     assert_eq!((&row["delivered"], &row["parked"]), (&json!(0), &json!(reported)));
 }
 
+/// Lago's pages shift while they are read: what is not on them is no reason to park anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_catalogue_that_was_not_read_whole_parks_nothing() {
+    let bench = Bench::with(Profile::V1_16, &PARK).await;
+    subscribe(&bench, "s");
+    knows(&bench, "Lago has told").await;
+    metrics(&bench);
+    let shifted = Fault::new(Effect::Shifted, When::Next(1)).on(On::Reading);
+    bench.lago.set_faults(Faults { rules: vec![shifted], ..Faults::default() });
+
+    bench.report(&[of("s", "t", "visits", json!({}))]).await;
+    let row = bench.settled().await;
+
+    assert_eq!((&row["delivered"], &row["parked"]), (&json!(1), &json!(0)));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_dead_letters_is_told_in_one_line() {
     let mut bench = Bench::with(Profile::V1_39, &PARK).await;
@@ -191,6 +198,7 @@ async fn what_is_to_be_rejected_is_refused_at_once_and_a_new_subscription_is_not
     let mut bench = Bench::with(Profile::V1_39, &REJECT).await;
     metrics(&bench);
     subscribe(&bench, "s");
+    knows(&bench, "Lago has told").await;
     let events = json!({ "events": [
         of("s", "a", "api_calls", json!({ "calls": 1 })),
         of("x", "b", "visits", json!({})),

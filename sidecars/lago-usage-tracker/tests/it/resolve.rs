@@ -183,6 +183,7 @@ async fn what_is_resolved_again_is_not_billed_again() {
 async fn a_customer_without_a_subscription_is_refused_where_that_is_asked_for() {
     let reject = [("SIDECAR_CHECKS__NO_SUBSCRIPTION", "reject"), ("SIDECAR_CHECKS__AMBIGUOUS_SUBSCRIPTION", "reject")];
     let bench = bench(&reject).await;
+    knows(&bench, "Lago has told").await;
     subscribe(&bench, "s", "c");
     subscribe(&bench, "s-1", "several");
     subscribe(&bench, "s-2", "several");

@@ -34,6 +34,15 @@ impl Answer {
         Self { status, ..Self::ok(body.to_string()) }
     }
 
+    /// The same page of a list without its entries; any other answer as it is.
+    pub(super) fn without_entries(mut self) -> Self {
+        if let Ok(Value::Object(mut page)) = serde_json::from_str(&self.body) {
+            page.values_mut().filter(|value| value.is_array()).for_each(|entries| *entries = json!([]));
+            self.body = Value::Object(page).to_string();
+        }
+        self
+    }
+
     /// The root key of a request is not there.
     pub(super) fn missing_root_key(key: &str) -> Self {
         let error = format!("BadRequest: param is missing or the value is empty: {key}");

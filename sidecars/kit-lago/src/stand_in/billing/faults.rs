@@ -107,6 +107,8 @@ pub enum Effect {
     DoneThenAnswer(u16),
     /// It is done, and no answer comes until the client gives up.
     DoneThenSilent,
+    /// Entries of a list are on another page by now: this one has none of them, and says how many there are.
+    Shifted,
 }
 
 /// To which requests a fault happens, of those it concerns.

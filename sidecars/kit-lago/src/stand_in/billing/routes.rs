@@ -85,6 +85,7 @@ pub(super) async fn handle(state: &LagoState, request: Request) -> Ending {
         Effect::DoneThenClosed => Ending::Close,
         // The thread is kept until the client gives up, and with it whoever waits for one.
         Effect::DoneThenSilent => std::future::pending().await,
+        Effect::Shifted => Ending::Answer(answer.without_entries()),
         // Decided before anything was done.
         Effect::Answer(_) | Effect::TooManyRequests { .. } | Effect::Reset => Ending::Answer(answer),
     }
@@ -98,7 +99,7 @@ fn instead(effect: Effect, method: &Method, profile: Profile) -> Option<Ending> 
             Some(Ending::Answer(Answer::too_many_requests(limit, reset_seconds)))
         }
         Effect::Reset => Some(Ending::Reset),
-        Effect::DoneThenClosed | Effect::DoneThenAnswer(_) | Effect::DoneThenSilent => None,
+        Effect::DoneThenClosed | Effect::DoneThenAnswer(_) | Effect::DoneThenSilent | Effect::Shifted => None,
     }
 }
 
