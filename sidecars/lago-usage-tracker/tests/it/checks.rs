@@ -123,6 +123,7 @@ async fn what_is_to_be_rejected_is_refused_at_once_and_a_new_subscription_is_not
     let mut bench = Bench::with(Profile::V1_39, &REJECT).await;
     metrics(&bench);
     subscribe(&bench, "s");
+    knows(&bench, "Lago has told").await;
     let events = json!({ "events": [
         of("s", "a", "api_calls", json!({ "calls": 1 })),
         of("x", "b", "visits", json!({})),
