@@ -3,7 +3,7 @@
 use kit_lago::stand_in::billing::{Effect, Fault, Faults, When};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
-use crate::bench::{DEADLINE, outrigger};
+use crate::bench::{DEADLINE, outrigger, wait_sink};
 use crate::events::interrupt;
 use crate::tracker::{Tracker, strict};
 
@@ -188,4 +188,31 @@ async fn an_event_that_is_rolled_up_says_so_and_its_sum_is_found() {
     let sum = tracker.ask_json(&["show", events[0]["key"].as_str().unwrap()]).await;
     assert_eq!(sum[0]["deliveries"]["lago"]["state"], "delivered", "{sum}");
     assert!(sum[0]["body"].as_str().unwrap().contains(r#""gb":"2.5""#), "{sum}");
+}
+
+#[tokio::test]
+async fn usage_of_a_customer_is_shown_with_the_event_that_was_made_of_it() {
+    let tracker = strict(&[]).await;
+    let seconds = jiff::Timestamp::now().as_second();
+    let lines = format!("c-1,customer,gb,{seconds},1\nc-2,nobody-knows,gb,{seconds},1\n");
+    let header = "transaction_id,external_customer_id,code,timestamp,gb\n";
+    let file = tracker.write("usage.csv", &[header, &lines].concat());
+    tracker.ask(&["import", file.to_str().unwrap()]).await.ok();
+    tracker.wait_sink(|sink| sink["delivered"] == 1).await;
+    wait_sink(&tracker.environment(), "resolve", |sink| sink["parked"] == 1).await;
+
+    let shown = tracker.ask_json(&["show", "c-1"]).await;
+    let told: Vec<_> =
+        shown.as_array().unwrap().iter().map(|event| (&event["subject"], &event["deliveries"])).collect();
+    assert_eq!(told[0].0, "subscription/s");
+    assert_eq!(told[0].1["lago"]["state"], "delivered");
+    assert_eq!(
+        (told[1].0.as_str(), told[1].1["resolve"]["state"].as_str()),
+        (Some("customer/customer"), Some("delivered"))
+    );
+    assert_eq!(told.len(), 2);
+    let parked = tracker.ask_json(&["parked"]).await;
+    assert_eq!(parked["events"][0]["transaction_id"], "c-2", "{parked}");
+    let done = tracker.ask_json(&["redrive", "c-2"]).await;
+    assert_eq!((&done["matched"], &done["changed"]), (&1.into(), &1.into()));
 }
