@@ -237,6 +237,38 @@ async fn an_event_that_its_rule_cannot_use_is_counted_and_answered_200() {
     assert_eq!(said.len(), 1, "once in a while: {said:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_that_knows_only_the_customer_bills_its_subscription() {
+    let rules = r#"[{ type = "lago.wallet.created", code = "wallets", customer = "/wallet/external_customer_id" }]"#;
+    let bench = Bench::with(
+        Profile::V1_39,
+        &[
+            ("USAGE_WEBHOOK_SECRET", SECRET),
+            ("SIDECAR_WEBHOOKS__RULES", rules),
+            ("SIDECAR_CHECKS__NO_SUBSCRIPTION", "park"),
+        ],
+    )
+    .await;
+    let wallet = event("wallet.created", 1);
+    let parsed: Value = serde_json::from_slice(&wallet.body).unwrap();
+    let customer = parsed["wallet"]["external_customer_id"].as_str().unwrap();
+    let started = "2024-01-01T00:00:00Z".parse().unwrap();
+    bench.lago.put_subscription(Subscription::active("s-1", customer, "plan", started));
+
+    for format in [Format::CloudeventsStructured, Format::CloudeventsBinary] {
+        assert_eq!(deliver(&bench, &wallet, SECRET, format).await, 200);
+    }
+
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while bench.billed().is_empty() {
+        assert!(std::time::Instant::now() < deadline, "it is never billed");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    bench.settled().await;
+    let billed = bench.billed();
+    assert!(billed.len() == 1 && billed[0].starts_with("s-1/ev-"), "{billed:?}");
+}
+
 fn error_of(transaction: &str, subscription: &Value, codes: &Value) -> Value {
     json!({ "webhook_type": "event.error", "object_type": "event_error", "event_error": {
         "status": 422, "error": "Unprocessable entity", "message": codes.to_string(),
