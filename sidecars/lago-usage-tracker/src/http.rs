@@ -463,3 +463,54 @@ pub(crate) fn no_such_path() -> Response {
 pub(crate) fn json(status: StatusCode, body: String) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json; charset=utf-8")], body).into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use futures_util::FutureExt as _;
+    use kit::clock::SystemClock;
+    use kit::config::Problems;
+    use kit::secret::Secret;
+    use kit_journal::JournalSection;
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::config::UsageSection;
+
+    const TOKEN: &str = "0123456789abcdef";
+
+    #[tokio::test]
+    async fn requests_wait_for_room_for_their_events() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let section = JournalSection { path: directory.path().join("j.db"), ..JournalSection::default() };
+        let (journal, _task) = Journal::open(&section, Arc::new(SystemClock), &mut Registry::default()).unwrap();
+        let section = UsageSection { producer_token: Some(Secret::from(TOKEN.to_owned())), ..UsageSection::default() };
+        let intake = Intake {
+            producers: Producers::load(&section, &mut Problems::default()),
+            journal,
+            clock: Arc::new(SystemClock),
+            metrics: UsageMetrics::default(),
+            body_limit: section.body_limit_bytes,
+            batch_limit: section.batch_limit,
+            checks: ChecksSection::default(),
+            known: Known::told(None, None).1,
+            room: Semaphore::new(5),
+        };
+        let producer = intake.producers.holder_of(TOKEN.as_bytes()).unwrap();
+        let take = |events: usize| {
+            let event = r#"{"transaction_id":"t","external_subscription_id":"s","code":"c"}"#;
+            let body = format!(r#"{{"events":[{}]}}"#, vec![event; events].join(",")).into_bytes();
+            let (intake, now) = (&intake, intake.clock.now());
+            async move { admitted(intake, producer, &HeaderMap::new(), body, Shape::Batch, now).await }
+        };
+
+        let (first, _) = take(3).await.unwrap();
+        let mut second = Box::pin(take(3));
+        assert!(second.as_mut().now_or_never().is_none(), "there is room for two more");
+        drop(first);
+        let (_second, events) = second.await.unwrap();
+
+        assert_eq!(events.len(), 3);
+        assert_eq!(take(2).await.unwrap().1.len(), 2);
+    }
+}

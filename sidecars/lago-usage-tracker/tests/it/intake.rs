@@ -133,30 +133,6 @@ async fn what_is_no_request_of_lagos_is_refused_in_its_words() {
     assert_eq!(bench.api("/api/v1/statistics").await["accepted"], 0);
 }
 
-/// A small event takes many times its size while it is taken: requests wait for each other's.
-#[tokio::test(flavor = "multi_thread")]
-async fn many_large_batches_at_once_take_no_more_memory_than_a_few() {
-    let bench = Bench::with(Profile::V1_39, &[("LOG_LEVEL", "info")]).await;
-    let batches = (0..24).map(|batch| {
-        let bench = &bench;
-        let event =
-            move |n| format!(r#"{{"transaction_id":"t-{batch}-{n}","external_subscription_id":"s","code":"c"}}"#);
-        let events = (0..10_000).map(event).collect::<Vec<_>>().join(",");
-        async move {
-            let body = format!(r#"{{"events":[{events}]}}"#);
-            bench.request(Method::POST, "/api/v1/events/batch", Some(PRODUCER), body).await.0
-        }
-    });
-
-    let answers = futures_util::future::join_all(batches).await;
-
-    assert_eq!(answers, [200; 24]);
-    let status = std::fs::read_to_string(format!("/proc/{}/status", bench.daemon.pid())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    let peak: u64 = peak.split_whitespace().next().unwrap().parse().unwrap();
-    assert!(peak < 200 << 10, "{peak} KiB");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_producer_cannot_report_without_a_token_or_for_somebody_else() {
     let tokens = "first-token-0123456\nsecond-token-012345 subscription:s-1 customer:c-1\n";
