@@ -122,7 +122,8 @@ impl Daemon for LagoUsageTracker {
         let settings =
             DispatcherSettings::unordered((lago.concurrency, lago.rate_per_second), &lago.retry(), &lago.circuit);
         // All before anything is taken: a sink that is new to a journal begins with the next event.
-        start::register(&parts.journal, &[SINK, RESOLVE]).await?;
+        let names: Vec<&str> = [SINK, RESOLVE].into_iter().chain(sinks.keys().map(String::as_str)).collect();
+        start::register(&parts.journal, &names).await?;
         sinks.insert(SINK.to_owned(), parts.deliver(shell, Arc::new(sink), settings));
         let codes = config.rollup.codes.clone();
         let resolver = Resolver::new(parts.journal.clone(), known.clone(), parts.usage.clone(), codes);

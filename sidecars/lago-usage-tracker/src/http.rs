@@ -493,7 +493,11 @@ mod tests {
             body_limit: section.body_limit_bytes,
             batch_limit: section.batch_limit,
             checks: ChecksSection::default(),
+            rollup: BTreeSet::new(),
             known: Known::told(None, None).1,
+            books: Arc::default(),
+            proxy: None,
+            webhooks: None,
             room: Semaphore::new(5),
         };
         let producer = intake.producers.holder_of(TOKEN.as_bytes()).unwrap();
