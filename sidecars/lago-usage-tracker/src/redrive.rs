@@ -18,6 +18,8 @@ use crate::sender::SINK;
 
 /// Parked events looked at in one read.
 const PAGE: u32 = 500;
+/// After an operator's action: what it has sent is judged and recorded by then.
+const AFTER_AN_ACTION: Duration = Duration::from_secs(1);
 /// Between two reads, so that deliveries come first.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -33,10 +35,18 @@ impl Redrive {
     pub(crate) async fn run(mut self, stop: StopToken) -> Result<(), std::convert::Infallible> {
         let every = Duration::try_from_secs_f64(self.checks.refresh_seconds).unwrap_or(Duration::from_secs(300));
         let mut last: Option<(Arc<Catalogue>, Instant)> = None;
+        let mut actions = self.journal.actions();
         loop {
             let changed = tokio::select! {
                 () = stop.stopped() => return Ok(()),
                 seen = self.known.changed() => seen,
+                Ok(()) = actions.changed() => {
+                    // Who has parked events sent again has mended something in Lago, most likely. What was parked again
+                    // by what was known before is then found here.
+                    tokio::time::sleep(AFTER_AN_ACTION).await;
+                    self.known.look_again(self.clock.now());
+                    continue;
+                }
             };
             // Whoever asks has ended, and with it the daemon.
             let Some(seen) = changed else { return Ok(()) };

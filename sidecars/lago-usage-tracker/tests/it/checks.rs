@@ -324,3 +324,20 @@ async fn the_last_usage_of_a_subscription_is_sent_after_its_end() {
     let (_, answer) = bench.get("/api/v1/events/after").await;
     assert!(answer["event"]["reason"].as_str().unwrap().contains("ended"), "{answer}");
 }
+
+/// A person mends Lago, has the parked event sent again, and does not have to wait for the timer.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sent_again_by_hand_is_judged_by_what_lago_says_then() {
+    let env = [PARK[0], PARK[1], ("SIDECAR_CHECKS__REFRESH_SECONDS", "86400")];
+    let bench = Bench::beside(Profile::V1_39, &env, |lago| {
+        let started = "2024-01-01T00:00:00Z".parse().unwrap();
+        lago.put_subscription(Subscription::active("s", "customer", "plan", started));
+    })
+    .await;
+    bench.report(&[of("s", "early", "visits", json!({}))]).await;
+    assert_eq!(bench.settled().await["parked"], 1);
+    metrics(&bench);
+    let again = json!({ "select": { "sink": "lago", "state": "parked" } });
+    assert_eq!(bench.act_with("/api/v1/deliveries/replay", &again).await["changed"], 1);
+    bench.wait("sending it", |row| row["delivered"] == 1).await;
+}
