@@ -1,16 +1,22 @@
 //! Events of the daemon's own, for the gateway.
 
 use futures_util::future::BoxFuture;
+use std::time::Duration;
+
 use kit::clock::SharedClock;
+use kit::lifecycle::StopToken;
 use kit_delivery::HttpSink;
 use kit_delivery::{Outcome, Sink};
-use kit_journal::{Dedupe, EventHead, EventId, Journal, NewEvent, StoredEvent};
+use kit_journal::engine::Settlement;
+use kit_journal::{Dedupe, EventHead, EventId, Journal, JournalError, NewEvent, StoredEvent};
 use serde_json::Value;
 
 /// CloudEvents `source` of these events.
 pub(crate) const SOURCE: &str = "lago-usage-tracker";
 /// Name of the sink in the journal, metrics and the API.
 pub(crate) const SINK: &str = "gateway";
+/// How far a gateway that is gone may be behind.
+const PASS_BY_EVERY: Duration = Duration::from_secs(10);
 
 /// Puts events into the journal, from where they go to the gateway.
 #[derive(Clone, Debug)]
@@ -25,10 +31,10 @@ impl Alerts {
         Self { journal, clock }
     }
 
-    /// Tells something once: the same `kind` and `key` again are the same event. What the journal cannot take is told
-    /// when it is found again.
-    pub(crate) async fn tell(&self, kind: &str, subject: &str, key: &str, data: &Value) {
-        let Some(journal) = &self.journal else { return };
+    /// Tells something once: the same `kind` and `key` again are the same event. False where the journal could not take
+    /// it: to be told again.
+    pub(crate) async fn tell(&self, kind: &str, subject: &str, key: &str, data: &Value) -> bool {
+        let Some(journal) = &self.journal else { return true };
         let key = format!("{kind}/{key}");
         let head = EventHead {
             json: true,
@@ -44,9 +50,41 @@ impl Alerts {
             Err(error) => {
                 let error = kit::error::chain(&error);
                 tracing::warn!(kind, error = %error, "{kind} cannot be told to the gateway yet: {error}");
+                false
             }
         }
     }
+}
+
+/// Where the gateway is not configured any more: its row in the journal follows the others, so that it does not keep what
+/// they have delivered from being removed.
+pub(crate) async fn pass_by(journal: Journal, stop: StopToken) -> Result<(), std::convert::Infallible> {
+    loop {
+        if let Err(error) = pass_by_once(&journal).await {
+            let error = kit::error::chain(&error);
+            tracing::debug!(error = %error, "what is not for anybody cannot be passed by now: {error}");
+        }
+        tokio::select! {
+            () = stop.stopped() => return Ok(()),
+            () = tokio::time::sleep(PASS_BY_EVERY) => {}
+        }
+    }
+}
+
+async fn pass_by_once(journal: &Journal) -> Result<(), JournalError> {
+    let tail = *journal.tail().borrow();
+    let read = journal.read(move |reader| {
+        let cursor = match reader.sink(SINK) {
+            Ok(row) => row.cursor,
+            // There never was one.
+            Err(JournalError::UnknownSink(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let rows = reader.rows_between(SINK, cursor, tail)?.len();
+        Ok((tail > cursor).then(|| u64::try_from(tail - cursor).unwrap_or(0).saturating_sub(rows as u64)))
+    });
+    let Some(filtered) = read.await? else { return Ok(()) };
+    journal.settle(vec![Settlement { sink: SINK.to_owned(), cursor: tail, filtered, ..Settlement::default() }]).await
 }
 
 /// The gateway takes these events and nothing else.

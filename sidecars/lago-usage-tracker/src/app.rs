@@ -124,12 +124,16 @@ impl Daemon for LagoUsageTracker {
         // All before anything is taken: a sink that is new to a journal begins with the next event.
         let names: Vec<&str> = [SINK, RESOLVE].into_iter().chain(sinks.keys().map(String::as_str)).collect();
         start::register(&parts.journal, &names).await?;
+        let prepared = Rollup::prepare(&parts.journal, &config.rollup).await;
+        let rolls_up = prepared.map_err(|error| StartError { code: exit::DIED, message: kit::error::chain(&error) })?;
         sinks.insert(SINK.to_owned(), parts.deliver(shell, Arc::new(sink), settings));
         let codes = config.rollup.codes.clone();
         let resolver = Resolver::new(parts.journal.clone(), known.clone(), parts.usage.clone(), codes);
         let settings = DispatcherSettings::unordered((resolve::CONCURRENCY, 0), &lago.retry(), &lago.circuit);
         sinks.insert(RESOLVE.to_owned(), parts.deliver(shell, Arc::new(resolver), settings));
-        parts.start_rollup(shell, &config, &known).await?;
+        if rolls_up {
+            parts.start_rollup(shell, &config, &known);
+        }
         let asked = parts.start_proof(shell, &config, &api, &known, &books, &alerts);
         let Parts { journal, clock, usage: usage_metrics, .. } = parts;
 
@@ -201,6 +205,8 @@ impl Parts {
         section: &GatewaySection,
     ) -> Result<(Alerts, BTreeMap<String, Status>), StartError> {
         if section.url.is_none() {
+            let (journal, stop) = (self.journal.clone(), shell.stop_token());
+            shell.spawn("no gateway", alerts::pass_by(journal, stop));
             return Ok((Alerts::new(None, Arc::clone(&self.clock)), BTreeMap::new()));
         }
         let sink = HttpSink::new(alerts::SINK, section, Arc::clone(&self.clock))
@@ -227,21 +233,17 @@ impl Parts {
         known
     }
 
-    async fn start_rollup(&self, shell: &mut Shell, config: &Config, known: &Known) -> Result<(), StartError> {
-        let prepared = Rollup::prepare(&self.journal, &config.rollup).await;
-        if prepared.map_err(|error| StartError { code: exit::DIED, message: kit::error::chain(&error) })? {
-            let rollup = Rollup {
-                journal: self.journal.clone(),
-                known: known.clone(),
-                clock: Arc::clone(&self.clock),
-                checks: config.checks.clone(),
-                section: config.rollup.clone(),
-                metrics: self.usage.clone(),
-            };
-            let stop = shell.stop_token();
-            shell.spawn("roll-up", rollup.run(stop));
-        }
-        Ok(())
+    fn start_rollup(&self, shell: &mut Shell, config: &Config, known: &Known) {
+        let rollup = Rollup {
+            journal: self.journal.clone(),
+            known: known.clone(),
+            clock: Arc::clone(&self.clock),
+            checks: config.checks.clone(),
+            section: config.rollup.clone(),
+            metrics: self.usage.clone(),
+        };
+        let stop = shell.stop_token();
+        shell.spawn("roll-up", rollup.run(stop));
     }
 
     /// The comparison and the canary; what is given back asks for a comparison.
@@ -264,6 +266,7 @@ impl Parts {
             metrics: self.usage.clone(),
             alerts: alerts.clone(),
             asked: Arc::clone(&asked),
+            in_vain: Mutex::default(),
         };
         let stop = shell.stop_token();
         shell.spawn("comparison", reconciler.run(stop));

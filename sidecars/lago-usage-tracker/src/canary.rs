@@ -39,13 +39,15 @@ pub(crate) struct Canary {
 struct Waiting {
     period: Option<Timestamp>,
     marks: VecDeque<(u64, Timestamp)>,
+    /// What Lago has last said that it has counted.
+    counted: u64,
 }
 
 impl Waiting {
     /// So many events of the period that began at `period` are confirmed.
     fn confirmed(&mut self, period: Option<Timestamp>, events: u64, now: Timestamp) {
         if self.period != period {
-            (self.period, self.marks) = (period, VecDeque::new());
+            *self = Self { period, ..Self::default() };
         }
         if self.marks.back().is_none_or(|(known, _)| *known < events) && events > 0 {
             self.marks.push_back((events, now));
@@ -54,6 +56,7 @@ impl Waiting {
 
     /// Lago has counted so many.
     fn counted(&mut self, events: u64) {
+        self.counted = events;
         // The last one stays, so that it is not taken for a new one.
         while self.marks.len() > 1 && self.marks.front().is_some_and(|(mark, _)| *mark <= events) {
             self.marks.pop_front();
@@ -61,8 +64,8 @@ impl Waiting {
     }
 
     /// How long the oldest that is not counted has been waiting.
-    fn oldest_millis(&self, counted: u64, now: Timestamp) -> i64 {
-        let oldest = self.marks.iter().find(|(mark, _)| *mark > counted);
+    fn oldest_millis(&self, now: Timestamp) -> i64 {
+        let oldest = self.marks.iter().find(|(mark, _)| *mark > self.counted);
         oldest.map_or(0, |(_, since)| now.as_millis() - since.as_millis()).max(0)
     }
 }
@@ -135,7 +138,7 @@ impl Canary {
             Ok(usage) => usage,
             Err(error) => {
                 tracing::debug!(error = %error, "Lago does not say whether it has counted the canary: {error}");
-                self.judge(waiting, 0, is_late).await;
+                self.judge(waiting, is_late).await;
                 return;
             }
         };
@@ -146,29 +149,31 @@ impl Canary {
         let of_code = usage.charges_usage.iter().filter(|charge| charge.billable_metric.code == name.1);
         let counted = of_code.map(|charge| charge.events_count).max().unwrap_or(0);
         waiting.counted(counted);
-        self.judge(waiting, counted, is_late).await;
+        self.judge(waiting, is_late).await;
     }
 
-    async fn judge(&self, waiting: &Waiting, counted: u64, is_late: &mut bool) {
-        let millis = waiting.oldest_millis(counted, self.clock.now());
+    async fn judge(&self, waiting: &Waiting, is_late: &mut bool) {
+        let millis = waiting.oldest_millis(self.clock.now());
         #[expect(clippy::cast_precision_loss, reason = "a metric")]
         let seconds = millis as f64 / 1000.0;
         self.metrics.canary_waits(seconds);
-        let was_late = std::mem::replace(is_late, seconds >= self.section.alarm_seconds);
-        if *is_late == was_late {
+        let is_late_now = seconds >= self.section.alarm_seconds;
+        if *is_late == is_late_now {
             return;
         }
-        let kind = if *is_late { "usage.canary_unbilled" } else { "usage.canary_billed" };
+        let kind = if is_late_now { "usage.canary_unbilled" } else { "usage.canary_billed" };
         let data = serde_json::json!({
             "subscription": self.section.subscription,
             "code": self.section.code,
             "unbilled_seconds": seconds,
-            "lago_events": counted,
+            "lago_events": waiting.counted,
         });
         let subject = format!("subscription/{}", self.section.subscription.as_deref().unwrap_or_default());
         let since = waiting.marks.front().map_or_else(String::new, |(mark, at)| format!("{mark}/{at}"));
         tracing::warn!(seconds, "{kind}: the oldest of the canary's events waits for {seconds:.0} s to be counted");
-        self.alerts.tell(kind, &subject, &since, &data).await;
+        if self.alerts.tell(kind, &subject, &since, &data).await {
+            *is_late = is_late_now;
+        }
     }
 
     fn booked(&self, name: &Name) -> (Option<Timestamp>, u64) {
@@ -198,16 +203,18 @@ mod tests {
         let november = Some(at(1));
         waiting.confirmed(november, 1, at(100));
         waiting.confirmed(november, 1, at(130));
-        assert_eq!(waiting.oldest_millis(0, at(160)), 60_000);
+        assert_eq!(waiting.oldest_millis(at(160)), 60_000);
         waiting.confirmed(november, 2, at(200));
         waiting.counted(1);
-        assert_eq!(waiting.oldest_millis(1, at(260)), 60_000);
+        assert_eq!(waiting.oldest_millis(at(260)), 60_000);
         waiting.counted(2);
         waiting.confirmed(november, 2, at(300));
-        assert_eq!(waiting.oldest_millis(2, at(400)), 0);
+        // Also as long as Lago cannot be asked again.
+        assert_eq!(waiting.oldest_millis(at(4_000)), 0);
         // In a new period both begin again.
-        waiting.confirmed(Some(at(1_000)), 1, at(1_010));
-        assert_eq!(waiting.oldest_millis(0, at(1_020)), 10_000);
-        assert_eq!(waiting.oldest_millis(1, at(1_020)), 0);
+        waiting.confirmed(Some(at(5_000)), 1, at(5_010));
+        assert_eq!(waiting.oldest_millis(at(5_020)), 10_000);
+        waiting.counted(1);
+        assert_eq!(waiting.oldest_millis(at(5_020)), 0);
     }
 }

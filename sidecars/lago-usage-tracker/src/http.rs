@@ -11,7 +11,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use kit::clock::{SharedClock, Timestamp};
@@ -164,6 +164,10 @@ async fn other(State(intake): State<Arc<Intake>>, request: Request) -> Response 
     let Some(proxy) = &intake.proxy else {
         return plain(StatusCode::NOT_FOUND, unknown, Some("resource_not_found"));
     };
+    // Rails takes other spellings of a path, and usage that took one would not be kept here.
+    if request.method() == Method::POST && is_intake(request.uri().path()) {
+        return no_such_path();
+    }
     let (parts, body) = request.into_parts();
     let body = match read_within(&parts, body, proxy::REQUEST_BYTES).await {
         Ok(body) => body,
@@ -276,6 +280,13 @@ pub(crate) async fn whole_body(intake: &Intake, parts: &Parts, body: Body) -> Re
         return Err(Refusal::Encoded);
     }
     read_within(parts, body, intake.body_limit).await
+}
+
+/// Whether Lago would take usage at a path.
+fn is_intake(path: &str) -> bool {
+    let path = path.trim_end_matches('/');
+    let path = path.strip_suffix(".json").unwrap_or(path);
+    path.starts_with("/api/v1") && (path.ends_with("/events") || path.ends_with("/batch"))
 }
 
 /// The body, within the listener's limits and this one.

@@ -146,6 +146,11 @@ impl Pair {
             Some(current) if current.period.from == period.from => {
                 self.current = Some(Booked { period, sum: current.sum });
             }
+            // An answer that was on its way for long.
+            Some(current) if current.period.from > period.from => {
+                self.current = Some(current);
+                return;
+            }
             before => {
                 self.ended.splice(0..0, before);
                 self.ended.truncate(ENDED);
@@ -319,6 +324,9 @@ mod tests {
         let ended = &ledger.pair(&name()).unwrap().ended;
         assert_eq!((ended.len(), ended[0].period, ended[0].sum.events), (1, period(NOVEMBER), 4));
         ledger.set_period("s/1", period(DECEMBER));
+        assert_eq!(booked(&ledger), Some((2, "9".to_owned())));
+        // A late answer about the period before.
+        ledger.set_period("s/1", period(NOVEMBER));
         assert_eq!(booked(&ledger), Some((2, "9".to_owned())));
     }
 

@@ -3,27 +3,30 @@
 //! Lago counts a while after it has taken events, and caches what it has counted. So what was booked a settling time ago
 //! is compared, and whatever came since is left out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kit::clock::{SharedClock, Timestamp};
 use kit::lifecycle::StopToken;
-use kit_journal::StoredEvent;
-use kit_lago::api::{ApiError, CurrentUsage, LagoApi};
+use kit_journal::{Seq, StoredEvent};
+use kit_lago::api::{Aggregation, ApiError, CurrentUsage, LagoApi};
 use kit_lago::usage::Quantity;
 use serde::Serialize;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::admit::Stored;
 use crate::alerts::Alerts;
 use crate::catalogue::{Catalogue, Known};
 use crate::config::ReconcileSection;
-use crate::ledger::{Ledger, Name, Period, Sum};
+use crate::ledger::{Booked, Ledger, Name, Period, Sum};
 use crate::metrics::UsageMetrics;
 
 /// Between two questions, so that Lago comes to other things.
 const PAUSE: Duration = Duration::from_millis(50);
+/// At least this long between two questions for billing periods.
+const LEARN_EVERY: Duration = Duration::from_secs(2);
 /// What was equal is looked at again after this long, changed or not.
 const EQUAL_FOR_MILLIS: i64 = 3_600_000;
 /// Drifts told in one comparison at most; the metric counts all.
@@ -34,11 +37,37 @@ const TOLD_AT_ONCE: usize = 100;
 pub(crate) struct Books {
     ledger: Mutex<Ledger>,
     results: Mutex<Results>,
+    /// Positions that Lago has complained about before they were recorded: they are not booked.
+    complained: Mutex<HashSet<Seq>>,
+    /// Something was booked whose billing period is not known.
+    without_period: Notify,
 }
 
 impl Books {
     pub(crate) fn new(ledger: Ledger) -> Self {
-        Self { ledger: Mutex::new(ledger), results: Mutex::default() }
+        Self { ledger: Mutex::new(ledger), ..Self::default() }
+    }
+
+    /// Books what Lago has confirmed, as it is recorded; gives the values that the journal is to remember.
+    pub(crate) fn record(&self, confirmed: Vec<(Seq, Entry)>, now: Timestamp) -> Vec<(String, Vec<u8>)> {
+        let mut complained = self.complained.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ledger = self.ledger();
+        let mut changed = BTreeSet::new();
+        for (seq, (name, at, units)) in confirmed {
+            if !complained.remove(&seq) {
+                ledger.book(&name, at, units, now);
+                changed.insert(name);
+            }
+        }
+        if changed.iter().any(|name| ledger.pair(name).is_some_and(|pair| pair.current.is_none())) {
+            self.without_period.notify_one();
+        }
+        changed.iter().filter_map(|name| ledger.value(name)).collect()
+    }
+
+    /// Lago has complained about what is not recorded yet.
+    pub(crate) fn leave_out(&self, seq: Seq) {
+        self.complained.lock().unwrap_or_else(PoisonError::into_inner).insert(seq);
     }
 
     pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -131,6 +160,9 @@ pub(crate) struct Counted {
     pub(crate) units: Quantity,
 }
 
+/// What was booked when a comparison began, and in which period.
+type Then = (Option<Timestamp>, Sum);
+
 /// What is to be compared.
 struct Ours<'a> {
     /// Booked a settling time before Lago was asked.
@@ -141,13 +173,19 @@ struct Ours<'a> {
     carries_over: bool,
     /// Lago's units are ours, if the events are.
     exact_units: bool,
+    /// Lago counts events. Of metrics that count different values it says the number of values in both places.
+    counts_events: bool,
 }
 
 fn compare(ours: &Ours<'_>, lago: Option<Counted>, at: Timestamp) -> Compared {
     let Some(lago) = lago else {
         return Compared { state: State::NotCharged, at, lago: None, missing_events: 0, surplus_events: 0 };
     };
-    let missing_events = ours.then.events.saturating_sub(lago.events);
+    if !ours.counts_events {
+        return Compared { state: State::Unknown, at, lago: Some(lago), missing_events: 0, surplus_events: 0 };
+    }
+    // Some may have been taken back meanwhile.
+    let missing_events = ours.then.events.min(ours.now.events).saturating_sub(lago.events);
     let is_quiet = ours.then == ours.now;
     let surplus_events = if ours.carries_over { 0 } else { lago.events.saturating_sub(ours.now.events) };
     let units = ours.now.units.as_ref().filter(|_| ours.exact_units && lago.events == ours.now.events);
@@ -191,23 +229,57 @@ pub(crate) struct Reconciler {
     pub(crate) alerts: Alerts,
     /// Somebody wants it now.
     pub(crate) asked: Arc<Notify>,
+    /// Subscriptions whose period Lago has not told since the last comparison.
+    pub(crate) in_vain: Mutex<BTreeSet<String>>,
+}
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// Compare everything.
+    All,
+    /// Compare what may have changed.
+    WhatChanged,
+    /// Ask for billing periods that are not known.
+    Periods,
 }
 
 impl Reconciler {
     pub(crate) async fn run(self, stop: StopToken) -> Result<(), std::convert::Infallible> {
         let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(300));
-        let every = seconds(self.section.every_seconds);
+        let (every, settling) = (seconds(self.section.every_seconds), seconds(self.section.settling_seconds));
+        let mut next = Instant::now() + every;
         loop {
-            let asked = tokio::select! {
+            let wanted = tokio::select! {
                 () = stop.stopped() => return Ok(()),
-                () = self.asked.notified() => true,
-                () = tokio::time::sleep(every), if !every.is_zero() => false,
+                () = self.asked.notified() => Wanted::All,
+                () = self.books.without_period.notified() => Wanted::Periods,
+                () = tokio::time::sleep_until(next), if !every.is_zero() => Wanted::WhatChanged,
             };
             tokio::select! {
                 () = stop.stopped() => return Ok(()),
-                () = self.round(asked, seconds(self.section.settling_seconds)) => {}
+                () = self.look(wanted, settling) => {}
+            }
+            if wanted != Wanted::Periods {
+                next = Instant::now() + every;
             }
         }
+    }
+
+    async fn look(&self, wanted: Wanted, settling: Duration) {
+        if wanted != Wanted::Periods {
+            self.in_vain().clear();
+            return self.round(wanted == Wanted::All, settling).await;
+        }
+        // Before much has come that waits for it.
+        if let Err(error) = self.learn().await {
+            tracing::debug!(error = %error, "Lago does not say which billing period it is: {error}");
+        }
+        tokio::time::sleep(LEARN_EVERY).await;
+    }
+
+    fn in_vain(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.in_vain.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One comparison: of everything where somebody `asked`, of what may have changed otherwise.
@@ -230,15 +302,11 @@ impl Reconciler {
         }
     }
 
-    /// Gives the pairs of which something is missing.
+    /// Gives the pairs of which something is missing. What Lago does not say of one subscription keeps the others out of
+    /// nothing.
     async fn compare_all(&self, all: bool, settling: Duration) -> Result<Vec<Name>, ApiError> {
         // What waits for its period cannot be compared.
-        for subscription in self.without_period() {
-            if let Some(usage) = self.ask(&subscription).await? {
-                self.books.ledger().set_period(&subscription, period(&usage));
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
+        self.learn().await?;
         let then = self.snapshot(all, self.clock.now());
         let subscriptions: BTreeSet<&str> = then.keys().map(|(subscription, _)| subscription.as_str()).collect();
         if !subscriptions.is_empty() {
@@ -248,19 +316,31 @@ impl Reconciler {
         for subscription in subscriptions {
             let usage = self.ask(subscription).await?;
             drifted.extend(self.compare_subscription(subscription, usage.as_ref(), &then));
-            tokio::time::sleep(PAUSE).await;
         }
         Ok(drifted)
     }
 
+    /// Asks for the periods that are not known, once until the next comparison.
+    async fn learn(&self) -> Result<(), ApiError> {
+        for subscription in self.without_period() {
+            match self.ask(&subscription).await? {
+                Some(usage) => self.books.ledger().set_period(&subscription, period(&usage)),
+                None => drop(self.in_vain().insert(subscription)),
+            }
+        }
+        Ok(())
+    }
+
     fn without_period(&self) -> BTreeSet<String> {
         let ledger = self.books.ledger();
+        let in_vain = self.in_vain();
         let without = ledger.pairs(None).filter(|(_, pair)| pair.current.is_none());
-        without.map(|((subscription, _), _)| subscription.clone()).collect()
+        let subscriptions = without.map(|((subscription, _), _)| subscription);
+        subscriptions.filter(|subscription| !in_vain.contains(*subscription)).cloned().collect()
     }
 
     /// What was booked before Lago is asked, of the pairs that are to be compared.
-    fn snapshot(&self, all: bool, now: Timestamp) -> BTreeMap<Name, Sum> {
+    fn snapshot(&self, all: bool, now: Timestamp) -> BTreeMap<Name, Then> {
         let ledger = self.books.ledger();
         let results = self.books.results();
         let is_due = |name: &Name, changed_at: Timestamp| {
@@ -268,7 +348,8 @@ impl Reconciler {
             last.state != State::Equal || changed_at >= last.at || last.at.plus_millis(EQUAL_FOR_MILLIS) <= now
         };
         let due = ledger.pairs(None).filter(|(name, pair)| is_due(name, pair.changed_at));
-        due.map(|(name, pair)| (name.clone(), pair.current_sum().cloned().unwrap_or_default())).collect()
+        let then = |current: &Booked| (Some(current.period.from), current.sum.clone());
+        due.map(|(name, pair)| (name.clone(), pair.current.as_ref().map(then).unwrap_or_default())).collect()
     }
 
     /// What Lago says of a subscription; `None` where it does not know an active one of this name.
@@ -279,10 +360,14 @@ impl Reconciler {
             active.map(|own| own.external_customer_id.clone())
         });
         let Some(customer) = customer else { return Ok(None) };
+        tokio::time::sleep(PAUSE).await;
         match self.api.current_usage(&customer, subscription).await {
             Ok(usage) => Ok(Some(usage)),
-            Err(ApiError::NotFound | ApiError::NotAllowed) => Ok(None),
-            Err(error) => Err(error),
+            Err(error @ (ApiError::Unreachable(_) | ApiError::Denied(_) | ApiError::Status(502..=504))) => Err(error),
+            Err(error) => {
+                tracing::debug!(error = %error, "Lago does not say what it has counted of a subscription: {error}");
+                Ok(None)
+            }
         }
     }
 
@@ -291,34 +376,30 @@ impl Reconciler {
         &self,
         subscription: &str,
         usage: Option<&CurrentUsage>,
-        then: &BTreeMap<Name, Sum>,
+        then: &BTreeMap<Name, Then>,
     ) -> Vec<Name> {
         let at = self.clock.now();
         let catalogue = self.known.current().catalogue;
         let mut ledger = self.books.ledger();
         let period = usage.map(period);
-        // What was booked before is of the period that was the current one then.
-        let is_new = |name: &Name| {
-            let known = ledger.pair(name).and_then(|pair| pair.current.as_ref()).map(|current| current.period.from);
-            known != period.map(|period| period.from)
-        };
-        let new: BTreeSet<Name> =
-            then.keys().filter(|(own, _)| own == subscription).filter(|n| is_new(n)).cloned().collect();
         if let Some(period) = period {
             ledger.set_period(subscription, period);
         }
         let mut missing = Vec::new();
         let mut results = self.books.results();
         for (name, pair) in ledger.of_subscription(subscription) {
-            let Some(before) = then.get(name) else { continue };
+            let Some((period_then, before)) = then.get(name) else { continue };
+            // What was booked before is of the period that was the current one then.
+            let is_of_another = *period_then != period.map(|period| period.from);
             let now = pair.current_sum().cloned().unwrap_or_default();
             let metric = catalogue.as_ref().and_then(|catalogue| catalogue.metric(&name.1));
             let nothing = Sum::default();
             let ours = Ours {
-                then: if new.contains(name) { &nothing } else { before },
+                then: if is_of_another { &nothing } else { before },
                 now: &now,
                 carries_over: metric.is_some_and(|metric| metric.recurring),
                 exact_units: metric.is_some_and(|metric| !metric.recurring && metric.rounding_function.is_none()),
+                counts_events: metric.is_none_or(|metric| metric.aggregation_type != Aggregation::UniqueCountAgg),
             };
             let compared = match usage {
                 Some(usage) => compare(&ours, counted(usage, &name.1), at),
@@ -370,7 +451,9 @@ impl Reconciler {
                 "lago_units": lago.map(|lago| &lago.units),
                 "missing_events": compared.missing_events,
             });
-            let amount = (compared.missing_events, lago.map(|lago| lago.units.to_string()));
+            // Lago's units go on changing; where only they say what is missing, they are the amount.
+            let units = lago.filter(|_| compared.missing_events == 0).map(|lago| lago.units.to_string());
+            let amount = (compared.missing_events, units);
             (data, serde_json::json!([name, current.period.from, amount]).to_string())
         };
         self.alerts.tell("usage.drift", &format!("subscription/{}", name.0), &key, &data).await;
@@ -387,7 +470,7 @@ mod tests {
     }
 
     fn state(then: &Sum, now: &Sum, lago: Option<(u64, &str)>, carries_over: bool) -> (State, u64, u64) {
-        let ours = Ours { then, now, carries_over, exact_units: !carries_over };
+        let ours = Ours { then, now, carries_over, exact_units: !carries_over, counts_events: true };
         let lago = lago.map(|(events, units)| Counted { events, units: units.parse().unwrap() });
         let compared = compare(&ours, lago, Timestamp::default());
         (compared.state, compared.missing_events, compared.surplus_events)
@@ -420,6 +503,16 @@ mod tests {
         assert_eq!(state(&ten, &ten, Some((9, "9")), true), (State::Missing, 1, 0));
         let unknown = sum(10, None);
         assert_eq!(state(&unknown, &unknown, Some((10, "7")), false), (State::Equal, 0, 0));
+    }
+
+    #[test]
+    fn what_is_taken_back_meanwhile_is_not_missing_and_values_are_no_events() {
+        let (ten, nine) = (sum(10, None), sum(9, None));
+        assert_eq!(state(&ten, &nine, Some((9, "9")), false), (State::Settling, 0, 0));
+        let ours = Ours { then: &ten, now: &ten, carries_over: false, exact_units: true, counts_events: false };
+        let lago = Some(Counted { events: 3, units: "3".parse().unwrap() });
+        let compared = compare(&ours, lago, Timestamp::default());
+        assert_eq!((compared.state, compared.missing_events), (State::Unknown, 0));
     }
 
     #[test]

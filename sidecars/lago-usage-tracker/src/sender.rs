@@ -6,7 +6,7 @@
 //!
 //! Source: getlago/lago-api `app/services/events/create_batch_service.rb` at v1.16.0 and at the head of 2026-08-21.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -253,16 +253,8 @@ impl Sink for LagoSink {
 
     fn recording(&self, delivered: &[Seq]) -> Vec<(String, Vec<u8>)> {
         let mut confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut ledger = self.books.ledger();
-        let now = self.clock.now();
-        let mut changed = BTreeSet::new();
-        for seq in delivered {
-            if let Some((name, at, units)) = confirmed.remove(seq) {
-                ledger.book(&name, at, units, now);
-                changed.insert(name);
-            }
-        }
-        changed.iter().filter_map(|name| ledger.value(name)).collect()
+        let entries = delivered.iter().filter_map(|seq| Some((*seq, confirmed.remove(seq)?))).collect();
+        self.books.record(entries, self.clock.now())
     }
 
     fn deliver<'a>(&'a self, event: &'a StoredEvent) -> BoxFuture<'a, Outcome> {

@@ -249,7 +249,11 @@ async fn park_those(
                 Complained::Ambiguous
             }
             Meant::One(seq, state @ (DeliveryState::Delivered | DeliveryState::Pending)) => {
-                confirmed.extend((state == DeliveryState::Delivered).then_some(seq));
+                match state {
+                    DeliveryState::Delivered => confirmed.push(seq),
+                    // Lago's 200 is on its way to the journal.
+                    _ => intake.books.leave_out(seq),
+                }
                 let reason = complaint.reason.unwrap_or_default();
                 reasons.entry(format!("Lago took it and cannot use it: {reason}")).or_default().push(seq);
                 Complained::Parked

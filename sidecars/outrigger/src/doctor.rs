@@ -168,7 +168,7 @@ fn examine_sink(sink: &Sink, oldest_pending_seconds: f64, findings: &mut Vec<Fin
     if status.is_none() {
         bad(
             format!("{name} is not configured any more, {} events wait for it", sink.pending),
-            "configure it again, or leave it: nothing is delivered there".to_owned(),
+            "configure it again: until then nothing is delivered there".to_owned(),
         );
     }
     if sink.parked > 0 {

@@ -27,6 +27,8 @@ pub(crate) const SINK: &str = "rollup";
 /// Events of one commit at most, and about so many bytes of them.
 const MOST: usize = 10_000;
 const MOST_BYTES: u64 = 8 << 20;
+/// Events of other kinds that are passed by in one step at most.
+const PASSED_BY: u64 = 100_000;
 /// Events read at a time.
 const PAGE: u32 = 1_000;
 /// How often it is looked whether a window is over.
@@ -85,10 +87,11 @@ impl Rollup {
     }
 
     pub(crate) async fn run(self, stop: StopToken) -> Result<(), std::convert::Infallible> {
+        let mut in_doubt = false;
         loop {
             let step = tokio::select! {
                 () = stop.stopped() => return Ok(()),
-                step = self.step() => step,
+                step = self.step(&mut in_doubt) => step,
             };
             match step {
                 Ok(true) => continue,
@@ -106,7 +109,12 @@ impl Rollup {
     }
 
     /// One commit; true when there may be another one to make at once.
-    async fn step(&self) -> Result<bool, JournalError> {
+    async fn step(&self, in_doubt: &mut bool) -> Result<bool, JournalError> {
+        if *in_doubt {
+            // What is asked later is done later: when this is answered, it is known how far the journal is.
+            self.journal.settle(vec![Settlement { sink: SINK.to_owned(), ..Settlement::default() }]).await?;
+            *in_doubt = false;
+        }
         let seen = self.known.current();
         // Which property is added up only Lago says. Where it never will, everything goes on as it is.
         if seen.catalogue.is_none() && seen.failed != Some(Failed::Refused) {
@@ -127,7 +135,7 @@ impl Rollup {
                 finding.is_none_or(|finding| is_only_late(finding.kind)).then_some(())?;
                 summed_field(catalogue, &stored.code)
             };
-            read_step(reader, over, field)
+            read_step(reader, over, window, field)
         });
         let Some(step) = read.await? else { return Ok(false) };
         let settlement = Settlement {
@@ -145,10 +153,9 @@ impl Rollup {
             }
             Err(AppendError::Busy) => Ok(false),
             Err(error) => {
-                // It may be stored yet, and what is read now would be stored beside it: first it has to be known how
-                // far the journal is. What is asked later is done later.
+                // It may be stored yet, and what is read now would be stored beside it.
                 tracing::debug!(error = %error, "a roll-up is in doubt: {error}");
-                self.journal.settle(vec![Settlement { sink: SINK.to_owned(), ..Settlement::default() }]).await?;
+                *in_doubt = true;
                 Ok(true)
             }
         }
@@ -166,6 +173,7 @@ fn summed_field(catalogue: &Catalogue, code: &str) -> Option<String> {
 fn read_step(
     reader: &mut dyn Reader,
     over: Timestamp,
+    window: i64,
     field: impl Fn(&StoredEvent) -> Option<String>,
 ) -> Result<Option<Step>, JournalError> {
     let begin = reader.sink(SINK)?.cursor;
@@ -194,7 +202,8 @@ fn read_step(
         };
         for event in events {
             if event.head.event_type == ROLLUP {
-                if event.at >= over {
+                // What is further ahead was received before a clock was set back, and nothing is to wait for that.
+                if (over..over.plus_millis(window)).contains(&event.at) {
                     break 'read false;
                 }
                 groups.take(&event, field(&event).as_deref());
@@ -204,7 +213,7 @@ fn read_step(
                 passed_by += 1;
             }
             cursor = event.seq;
-            if taken >= MOST || bytes >= MOST_BYTES {
+            if taken >= MOST || bytes >= MOST_BYTES || passed_by >= PASSED_BY {
                 break 'read true;
             }
         }

@@ -82,6 +82,11 @@ impl Bench {
         format!("http://{}", self.public)
     }
 
+    /// For the next start.
+    pub(crate) fn unset(&mut self, name: &str) {
+        self.env.retain(|(known, _)| known != name);
+    }
+
     pub(crate) async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         self.request(reqwest::Method::POST, path, Some(PRODUCER), body.to_string()).await
     }

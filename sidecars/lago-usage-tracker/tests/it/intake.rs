@@ -258,6 +258,12 @@ async fn lagos_other_paths_are_passed_on_only_where_that_is_wanted() {
     assert_eq!(status, 200);
     bench.settled().await;
     assert_eq!(bench.billed().len(), 1);
+    for path in ["/api/v1/events/", "/api/v1/events.json", "/api/v1//events", "/api/v1/events/batch/"] {
+        let body = json!({ "event": usage("s", "t2", "1") }).to_string();
+        let (status, _) = bench.request(reqwest::Method::POST, path, Some(API_KEY), body).await;
+        assert_eq!(status, 404, "{path}");
+    }
+    assert_eq!(bench.billed().len(), 1);
     let large = "x".repeat(2 << 20);
     let (status, _) = bench.request(reqwest::Method::POST, "/api/v1/customers", Some(API_KEY), large).await;
     assert_eq!(status, 413);

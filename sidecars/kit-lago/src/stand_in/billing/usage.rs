@@ -132,15 +132,16 @@ fn counted<T>(
     (units.unwrap_or(Decimal::ZERO), count)
 }
 
-/// Different values that were added and not removed since: an event's `operation_type` says which.
+/// Different values that were added and not removed since: an event's `operation_type` says which. Lago gives their number
+/// in the place of the number of events too.
+///
+/// Source: getlago/lago-api `app/services/billable_metrics/aggregations/unique_count_service.rb` (`result.count`).
 fn unique_count<'a>(entries: impl Iterator<Item = LedgerEntry<'a>>, field: &str) -> (Decimal, u64) {
     let mut last: HashMap<Cow<'a, str>, (i64, bool)> = HashMap::new();
-    let mut count = 0;
     for entry in entries {
         let Some(value) = property(entry.properties, field).and_then(scalar) else {
             continue;
         };
-        count += 1;
         let removes =
             property(entry.properties, "operation_type").and_then(scalar).is_some_and(|text| text == "remove");
         let known = last.entry(value).or_insert((i64::MIN, true));
@@ -149,7 +150,7 @@ fn unique_count<'a>(entries: impl Iterator<Item = LedgerEntry<'a>>, field: &str)
         }
     }
     let present = last.values().filter(|(_, present)| *present).count() as u64;
-    (Decimal::from_count(present), count)
+    (Decimal::from_count(present), present)
 }
 
 /// A property as a number. Numbers in texts count when they are written plainly; anything else does
