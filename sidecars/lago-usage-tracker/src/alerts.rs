@@ -43,10 +43,12 @@ impl Alerts {
         };
         let event = NewEvent { head, body: data.to_string().into_bytes(), dedupe: Dedupe::Key };
         match journal.append(event).await {
-            Ok(appended) if !appended.duplicate => {
-                tracing::info!(kind, id = %appended.id, "{kind} is told to the gateway")
+            Ok(appended) => {
+                if !appended.duplicate {
+                    tracing::info!(kind, id = %appended.id, "{kind} is told to the gateway");
+                }
+                true
             }
-            Ok(_) => {}
             Err(error) => {
                 let error = kit::error::chain(&error);
                 tracing::warn!(kind, error = %error, "{kind} cannot be told to the gateway yet: {error}");
