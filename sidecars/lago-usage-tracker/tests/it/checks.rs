@@ -101,6 +101,12 @@ async fn an_event_that_does_not_fit_holds_up_nobody() {
     knows(&bench, "Lago has told").await;
     bench.report(&[of("s", "seen", "visits", json!({}))]).await;
     bench.settled().await;
+    // With the first event of a subscription Lago is asked for its billing period.
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while !bench.api("/api/v1/usage/ledger").await["rows"][0]["from"].is_string() {
+        assert!(std::time::Instant::now() < deadline, "the billing period is never asked for");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
     let before = asked(&bench);
 
     bench.report(&[of("s", "good", "visits", json!({})), of("x", "bad", "visits", json!({}))]).await;
