@@ -185,6 +185,21 @@ pub struct ExceptionRow {
     pub reason: String,
 }
 
+impl ExceptionRow {
+    /// A dead letter that was never tried, in no subject's way.
+    pub fn parked_untried(seq: Seq, reason: impl Into<String>) -> Self {
+        Self {
+            seq,
+            state: ExceptionState::Parked,
+            lane: 0,
+            attempts: 0,
+            first_at: None,
+            next_at: None,
+            reason: reason.into(),
+        }
+    }
+}
+
 /// One attempt to deliver one event, for the delivery log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {

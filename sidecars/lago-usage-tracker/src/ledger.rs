@@ -160,7 +160,8 @@ impl Pair {
         let begins = period.from.as_millis().div_euclid(QUARTER_MILLIS);
         for (quarter, sum) in std::mem::take(&mut self.quarters) {
             let at = Timestamp::from_millis(quarter.saturating_mul(QUARTER_MILLIS));
-            // A subscription may begin within a quarter: what is of before that does not come this far.
+            // A subscription may begin within a quarter. Where it took the place of another one, that one's part of the
+            // quarter is counted here too.
             if period.holds(at) || quarter == begins {
                 self.current.get_or_insert(Booked { period, sum: Sum::EMPTY }).sum.add(&sum);
             } else if at < period.from {

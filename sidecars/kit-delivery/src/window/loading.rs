@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kit_journal::engine::{ExceptionRow, ExceptionState};
+use kit_journal::engine::ExceptionRow;
 use kit_journal::{EventHead, Seq, StoredEvent};
 
 use super::{Item, Lane, Slot, Source, Window, subject_lane};
@@ -75,18 +75,7 @@ impl Window {
     fn unreadable(&mut self, reason: &str) {
         let seq = self.loaded_to() + 1;
         self.slots.push_back(Slot::Row);
-        self.rows_ahead.insert(
-            seq,
-            ExceptionRow {
-                seq,
-                state: ExceptionState::Parked,
-                lane: 0,
-                attempts: 0,
-                first_at: None,
-                next_at: None,
-                reason: reason.to_owned(),
-            },
-        );
+        self.rows_ahead.insert(seq, ExceptionRow::parked_untried(seq, reason));
     }
 
     fn load_one(&mut self, event: Arc<StoredEvent>, now: Instant) {

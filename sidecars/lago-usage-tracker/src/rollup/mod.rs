@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kit::clock::{SharedClock, Timestamp};
 use kit::lifecycle::StopToken;
-use kit_journal::engine::{Action, ExceptionRow, ExceptionState, Reader, Settlement};
+use kit_journal::engine::{Action, ExceptionRow, Reader, Settlement};
 use kit_journal::{AppendError, EventFilter, Journal, JournalError, NewEvent, Seq, StoredEvent};
 
 use crate::admit::{READY, ROLLUP, Stored};
@@ -184,7 +184,8 @@ fn read_step(
             Ok(read) => read,
             Err(JournalError::Damaged { seq, what }) if cursor == begin => {
                 tracing::error!(seq, "event {seq} is parked and not rolled up: its record is damaged ({what})");
-                let damaged = Some(parked(seq, what));
+                let reason = format!("its record in the journal is damaged: {what}");
+                let damaged = Some(ExceptionRow::parked_untried(seq, reason));
                 return Ok(Some(Step {
                     rolled: group::Rolled::default(),
                     cursor: seq,
@@ -221,18 +222,6 @@ fn read_step(
         cursor = cursor.max(last);
     };
     Ok((cursor > begin).then(|| Step { rolled: groups.finish(), cursor, passed_by, damaged: None, more }))
-}
-
-fn parked(seq: Seq, what: &str) -> ExceptionRow {
-    ExceptionRow {
-        seq,
-        state: ExceptionState::Parked,
-        lane: 0,
-        attempts: 0,
-        first_at: None,
-        next_at: None,
-        reason: format!("its record in the journal is damaged: {what}"),
-    }
 }
 
 /// Where an event that was to be rolled up is.
