@@ -245,7 +245,7 @@ impl Bench {
                 None if seq > cursor => expected.1 += 1,
                 Some(ExceptionState::Waiting | ExceptionState::Replaying) => expected.1 += 1,
                 Some(ExceptionState::Retrying) => expected.0 += 1,
-                None | Some(ExceptionState::Parked | ExceptionState::Dropped) => {
+                None | Some(ExceptionState::Parked | ExceptionState::Dropped | ExceptionState::Filtered) => {
                     expected.0 += 1;
                     known.put(ExceptionState::Replaying);
                 }
@@ -267,7 +267,7 @@ impl Bench {
             let cursor = self.cursor;
             let known = self.known_mut(seq);
             match known.row {
-                Some(ExceptionState::Dropped) => expected.1 += 1,
+                Some(ExceptionState::Dropped | ExceptionState::Filtered) => expected.1 += 1,
                 None if seq <= cursor => expected.1 += 1,
                 _ => {
                     expected.0 += 1;
@@ -400,6 +400,7 @@ impl Known {
             ExceptionState::Waiting => DeliveryState::Pending,
             ExceptionState::Parked => DeliveryState::Parked,
             ExceptionState::Dropped => DeliveryState::Dropped,
+            ExceptionState::Filtered => DeliveryState::Filtered,
         };
     }
 }

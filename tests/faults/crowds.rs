@@ -1,5 +1,7 @@
 //! Crowds at the door: slow senders, idle connections, and no file descriptors or threads left.
 
+mod thread_limit;
+
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +16,7 @@ use kit_workbench::raw::{self, RawConnection};
 use outrigger_tests::experiment::{Outcome, Trial};
 use outrigger_tests::named;
 use outrigger_tests::rig::{Mode, REQUEST_DEADLINE, Rig};
+use thread_limit::ThreadLimit;
 use tokio::task::JoinSet;
 
 const MIB: u64 = 1 << 20;
@@ -431,44 +434,6 @@ async fn crowd_at_the_door(rig: &Rig, count: usize) -> Result<JoinSet<()>> {
         ensure!(Instant::now() < deadline, "the crowd does not fill the daemon");
     }
     Ok(crowd)
-}
-
-/// A control group that limits threads; removed when dropped.
-struct ThreadLimit {
-    folder: std::path::PathBuf,
-}
-
-impl ThreadLimit {
-    /// A group without a limit, with this process in it; `None` where the machine has no such groups.
-    fn new(pid: u32) -> Option<Self> {
-        let v1 = std::path::Path::new("/sys/fs/cgroup/pids");
-        let parent = if v1.is_dir() { v1 } else { std::path::Path::new("/sys/fs/cgroup") };
-        let folder = parent.join(format!("outrigger-test-{pid}"));
-        std::fs::create_dir(&folder).ok()?;
-        let group = Self { folder };
-        let moved = std::fs::write(group.folder.join("cgroup.procs"), pid.to_string());
-        (moved.is_ok() && group.folder.join("pids.max").exists()).then_some(group)
-    }
-
-    fn set(&self, limit: &str) -> Result<()> {
-        std::fs::write(self.folder.join("pids.max"), limit).context("set pids.max")
-    }
-
-    fn current(&self) -> Result<u64> {
-        Ok(std::fs::read_to_string(self.folder.join("pids.current"))?.trim().parse()?)
-    }
-}
-
-impl Drop for ThreadLimit {
-    fn drop(&mut self) {
-        // The process in it has been killed or has ended; its last thread may take a moment.
-        for _ in 0..100 {
-            if std::fs::remove_dir(&self.folder).is_ok() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
 }
 
 /// F26: no further thread can be started: webhooks are accepted and delivered by those that are there,

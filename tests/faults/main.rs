@@ -6,6 +6,8 @@
 
 mod admin;
 mod broken;
+mod broker;
+mod broker_frames;
 mod clock;
 mod crowds;
 mod dead_disk;
@@ -27,6 +29,7 @@ mod outgoing;
 mod payloads;
 mod power;
 mod replays;
+mod replicas;
 mod rot;
 mod sizes;
 mod slow_disk;
@@ -97,6 +100,10 @@ fn main() -> ExitCode {
         experiment!("F17", network::a_kept_connection_that_is_closed_costs_one_short_wait, 5, 50),
         experiment!("F17", network::the_default_limits_end_every_attempt, 1, 1),
         experiment!("F18", network::a_name_that_cannot_be_found_costs_time_only, 7, 100),
+        experiment!("F1", replicas::killed_replicas_lose_nothing_and_keep_the_order, 12, 200),
+        experiment!("F1", replicas::a_restarted_database_loses_nothing, 4, 60),
+        experiment!("F1", replicas::replicas_behind_a_pooler_lose_nothing, 6, 100),
+        experiment!("F11", replicas::replicas_with_other_clocks_take_over_from_each_other, 3, 30),
         experiment!("F20", usage::every_event_is_billed_once_as_it_was_sent, 100, 1_000),
         experiment!("F22", gateway::poison_is_parked_and_holds_nobody_up, 2, 100),
         experiment!("F24", crowds::slow_senders_do_not_slow_others, 10, 60),
@@ -132,6 +139,14 @@ fn main() -> ExitCode {
         experiment!("F10", rot::a_swapped_file_is_never_served, 1, 1),
         experiment!("F10", rot::a_rotten_journal_never_reaches_the_gateway, 10, 200),
         experiment!("F4", images::every_crash_image_opens_and_holds_what_was_acknowledged, 2_000, 100_000),
+        experiment!("F12", broker::a_broker_that_dies_gets_everything_once_it_is_back, 10, 200),
+        experiment!("F12", broker::usage_from_a_queue_is_billed_once_whatever_dies, 3, 60),
+        experiment!("F13", broker::a_silent_broker_is_noticed_and_sent_everything_again, 10, 200),
+        experiment!("F14", broker::an_alarm_holds_up_the_broker_alone, 3, 50),
+        experiment!("F15", broker_frames::every_return_is_matched_to_its_own_message, 2, 200),
+        experiment!("F15", broker::what_the_broker_refuses_is_told_and_tried_again, 3, 50),
+        experiment!("F22", broker::a_message_too_large_for_the_broker_holds_nobody_up, 1, 50),
+        experiment!("T19", broker_frames::a_broker_that_sends_nonsense_is_survived, 200, 5_000),
         experiment!("F8", dead_disk::a_dead_disk_is_answered_503_and_survived, 6, 100),
     ];
     outrigger_tests::experiment::main(experiments)

@@ -1,20 +1,22 @@
 //! Files that change by themselves: flipped bits, missing ends, blank pages, files of another journal. Every
 //! record has a checksum over all of it; nothing may be served that does not match.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod stores;
+mod tally;
+
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
-use kit::clock::{Clock as _, SystemClock, Timestamp};
-use kit_journal::engine::{Action, Attempt, AuditRecord, ExceptionRow, ExceptionState, Settlement};
-use kit_journal::{BodyDigest, Dedupe, EventHead, EventId, Journal, NewEvent, Seq};
+use kit_journal::{BodyDigest, EventHead, EventId};
 use kit_workbench::Digest;
-use kit_workbench::ledger::GATEWAY;
 use kit_workbench::process::ProcessError;
 use outrigger_tests::experiment::{Outcome, Trial};
-use outrigger_tests::picture::{MemoryFolder, Picture, Viewer};
+use outrigger_tests::picture::{MemoryFolder, Viewer};
 use outrigger_tests::rig::{Mode, REQUEST_DEADLINE, Rig, START_DEADLINE};
+use stores::{Files, Stores};
+use tally::{PanicCounter, Tally};
 
 const DATABASE: &str = "journal.db";
 const LOG: &str = "journal.db-wal";
@@ -22,7 +24,7 @@ const LOG: &str = "journal.db-wal";
 const EVENTS: u64 = 12;
 /// Those that are in the main file when the store is killed; the others are in its log.
 const IN_MAIN: u64 = 9;
-/// Commits that [`settle`] makes, one a call.
+/// Commits that settle what is stored, one a step.
 const SETTLING: u32 = 4;
 /// What a disk loses at once.
 const SECTOR: usize = 512;
@@ -243,165 +245,6 @@ enum Case {
     Second(u64),
 }
 
-/// The files of one journal.
-#[derive(Clone)]
-struct Files {
-    database: Vec<u8>,
-    log: Vec<u8>,
-}
-
-/// One small journal, as it was closed and as a kill left it, and what it shows.
-struct Stores {
-    closed: Files,
-    killed: Files,
-    picture: Picture,
-    /// What it showed after each of the commits that are in the log.
-    history: Vec<Picture>,
-}
-
-impl Stores {
-    fn make() -> Result<Self> {
-        Self::made_with("rot")
-    }
-
-    fn made_with(name: &str) -> Result<Self> {
-        let (viewer, folder) = (Viewer::new()?, MemoryFolder::new()?);
-        let path = folder.file(DATABASE);
-        // What is in the main file at the kill is not in the log any more.
-        viewer.with_journal(&path, |journal| viewer.wait(fill(journal, name, 1..=IN_MAIN)))??;
-        let mut moments = vec![Files::read(&folder)?];
-        viewer.with_journal(&path, |journal| {
-            for number in IN_MAIN + 1..=EVENTS {
-                viewer.wait(fill(journal, name, number..=number))?;
-                moments.push(Files::read(&folder)?);
-            }
-            for step in 0..SETTLING {
-                viewer.wait(settle(journal, step))?;
-                moments.push(Files::read(&folder)?);
-            }
-            Ok::<_, anyhow::Error>(())
-        })??;
-        let closed = Files::read(&folder)?;
-        let killed = moments.last().context("there are moments")?.clone();
-        ensure!(closed.log.is_empty() && !killed.log.is_empty(), "the log is not where it should be");
-        let picture = viewer.look(&path, EVENTS)?;
-        ensure!(picture.complaints.is_empty(), "{:?}", picture.complaints);
-        ensure!(
-            picture.events.len() as u64 == EVENTS && picture.delivered.len() as u64 == EVENTS - 4,
-            "{:?}",
-            picture.states
-        );
-        let mut history = Vec::new();
-        for moment in &moments {
-            moment.put(&folder)?;
-            history.push(viewer.look(&path, EVENTS)?);
-        }
-        ensure!(history.last() == Some(&picture), "a journal shows something else after a kill");
-        Ok(Self { closed, killed, picture, history })
-    }
-
-    fn bodies(&self) -> impl Iterator<Item = Digest> {
-        self.picture.events.values().map(|seen| seen.body_sha256)
-    }
-
-    /// A body that the gateway has not got yet.
-    fn undelivered_body(&self) -> Result<String> {
-        let body = body_of("rot", EVENTS - 1);
-        ensure!(self.bodies().any(|digest| digest == Digest::of(body.as_bytes())), "no such body");
-        Ok(body)
-    }
-}
-
-impl Files {
-    /// Makes these the folder's only files.
-    fn put(&self, folder: &MemoryFolder) -> Result<()> {
-        let log = Some((LOG, self.log.as_slice())).filter(|(_, log)| !log.is_empty());
-        folder.put(std::iter::once((DATABASE, self.database.as_slice())).chain(log))
-    }
-
-    fn read(folder: &MemoryFolder) -> Result<Self> {
-        let log = std::fs::read(folder.file(LOG)).unwrap_or_default();
-        Ok(Self { database: std::fs::read(folder.file(DATABASE))?, log })
-    }
-}
-
-fn body_of(name: &str, number: u64) -> String {
-    // One is larger than a page of the store.
-    let size = if number == 3 { 20_000 } else { 200 + usize::try_from(number).unwrap_or(0) * 37 };
-    format!(r#"{{"journal":"{name}","number":{number},"text":"{}"}}"#, "amount ".repeat(size / 7))
-}
-
-async fn fill(journal: &Journal, name: &str, numbers: std::ops::RangeInclusive<u64>) -> Result<()> {
-    journal.act(vec![Action::Register { sink: GATEWAY.to_owned() }]).await?;
-    for number in numbers {
-        let body = body_of(name, number);
-        let (source, key) = ("lago/default", format!("{name}-{number}"));
-        let digest = BodyDigest::of(body.as_bytes());
-        let id = EventId::derive(source, &key, Some(&digest));
-        let head = EventHead {
-            tenant: Some("tenant".to_owned()),
-            json: true,
-            headers: vec![("content-type".into(), "application/json".to_owned())],
-            ..EventHead::new(id, source, "lago.invoice.created", format!("invoice/{number}"), key)
-        };
-        journal.append(NewEvent { head, body: body.into_bytes(), dedupe: Dedupe::KeyAndBody }).await?;
-    }
-    Ok(())
-}
-
-/// Some are delivered, one is a dead letter, one dropped, one being retried, the last three are pending.
-async fn settle(journal: &Journal, step: u32) -> Result<()> {
-    let cursor = Seq::try_from(EVENTS)? - 3;
-    let now = SystemClock.now();
-    let row = |seq, state, next_at| ExceptionRow {
-        seq,
-        state,
-        lane: 7,
-        attempts: 3,
-        first_at: Some(now),
-        next_at,
-        reason: "answered 500".to_owned(),
-    };
-    let later = Timestamp::from_millis(4_000_000_000_000);
-    let attempt = Attempt {
-        seq: 2,
-        at: now,
-        ms: 4,
-        status: Some(500),
-        outcome: "server_error".to_owned(),
-        error: Some("answered 500".to_owned()),
-        response: None,
-    };
-    let settlement = Settlement {
-        sink: GATEWAY.to_owned(),
-        cursor,
-        set: vec![row(2, ExceptionState::Parked, None), row(4, ExceptionState::Retrying, Some(later))],
-        attempts: vec![attempt],
-        ..Settlement::default()
-    };
-    let drop = Action::Drop { sink: GATEWAY.to_owned(), seqs: vec![2], reason: "not wanted".to_owned() };
-    let replay = Action::Replay { sink: GATEWAY.to_owned(), seqs: vec![5], from: later, spacing_ms: 0.0 };
-    let detail = serde_json::json!({"ids": 1});
-    let (at, actor) = (now, "127.0.0.1".to_owned());
-    let audit = Action::Audit(AuditRecord { at, actor, action: "deliveries.drop".to_owned(), detail });
-    // Again, so that there is one dead letter.
-    let parked = Settlement {
-        sink: GATEWAY.to_owned(),
-        cursor,
-        set: vec![row(8, ExceptionState::Parked, None)],
-        ..Settlement::default()
-    };
-    match step {
-        0 => journal.settle(vec![settlement]).await?,
-        1 => {
-            journal.act(vec![drop, replay, audit]).await?;
-        }
-        2 => journal.settle(vec![parked]).await?,
-        _ => journal.put_value("lago.public_key", b"a key that is remembered".to_vec()).await?,
-    }
-    Ok(())
-}
-
 fn flip(file: &mut [u8], bit: u64) -> Result<()> {
     let byte = usize::try_from(bit / 8)?;
     *file.get_mut(byte).with_context(|| format!("the file has no byte {byte}"))? ^= 1 << (bit % 8);
@@ -483,106 +326,4 @@ fn look(viewer: &Viewer, folder: &MemoryFolder, files: &Files, stores: &Stores, 
         Err(_) => tally.refused += 1,
     }
     Ok(())
-}
-
-/// What became of damaged journals.
-#[derive(Debug, Default)]
-struct Tally {
-    /// Not opened.
-    refused: u64,
-    /// Opened, and something is said to be damaged or missing.
-    told: u64,
-    /// Nothing is different: the damage is where nothing lies.
-    same: u64,
-    /// The last commits are not there, and everything before them is: the log ends where it is damaged.
-    cut: u64,
-    /// Something is different and nothing was said: counters and states have no checksum of their own.
-    untold: u64,
-    /// What that was, and how often.
-    kinds: BTreeMap<&'static str, u64>,
-}
-
-impl Tally {
-    fn add(&mut self, picture: &Picture, stores: &Stores) {
-        let (whole, history) = (&stores.picture, &stores.history);
-        if !picture.complaints.is_empty() {
-            self.told += 1;
-            return;
-        }
-        let mut different = Vec::new();
-        let mut compare = |name, same: bool| {
-            if !same {
-                different.push(name);
-            }
-        };
-        compare("events", picture.events == whole.events);
-        compare("deliveries", picture.delivered == whole.delivered);
-        compare("states", picture.states == whole.states);
-        compare("sinks", (picture.accepted, &picture.sinks) == (whole.accepted, &whole.sinks));
-        compare("attempts", picture.attempts == whole.attempts);
-        compare("audit", picture.audit == whole.audit);
-        compare("keys", picture.unknown == whole.unknown);
-        compare("values", picture.values == whole.values);
-        if different.is_empty() {
-            self.same += 1;
-            return;
-        }
-        if history.contains(picture) {
-            self.cut += 1;
-            return;
-        }
-        self.untold += 1;
-        for name in different {
-            *self.kinds.entry(name).or_default() += 1;
-        }
-    }
-
-    fn merge(&mut self, other: &Self) {
-        self.refused += other.refused;
-        self.told += other.told;
-        self.same += other.same;
-        self.cut += other.cut;
-        self.untold += other.untold;
-        for (name, count) in &other.kinds {
-            *self.kinds.entry(name).or_default() += count;
-        }
-    }
-}
-
-impl std::fmt::Display for Tally {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { refused, told, same, cut, untold, kinds } = self;
-        write!(f, "{refused} refused, {told} told, {same} without effect, ")?;
-        write!(f, "{cut} without the last commits, {untold} untold {kinds:?}")
-    }
-}
-
-/// Counts the panics of all threads while it lives, and lets the usual report be printed.
-struct PanicCounter {
-    count: Arc<AtomicU64>,
-}
-
-impl PanicCounter {
-    fn start() -> Self {
-        let count = Arc::new(AtomicU64::new(0));
-        let (counting, usual) = (Arc::clone(&count), std::panic::take_hook());
-        std::panic::set_hook(Box::new(move |panic| {
-            counting.fetch_add(1, Ordering::Relaxed);
-            usual(panic);
-        }));
-        Self { count }
-    }
-
-    fn count(&self) -> u64 {
-        self.count.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for PanicCounter {
-    fn drop(&mut self) {
-        // The usual one; a thread that is panicking must not touch it.
-        if !std::thread::panicking() {
-            drop(std::panic::take_hook());
-        }
-    }
 }

@@ -17,6 +17,7 @@ pub mod named;
 pub mod namespace;
 pub mod picture;
 pub mod power;
+pub mod queue;
 pub mod rig;
 pub mod strace;
 pub mod strict;

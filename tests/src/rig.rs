@@ -1,6 +1,8 @@
 //! One daemon between a load and a stand-in gateway, on fixed ports, so that a sender finds it again
 //! after a restart.
 
+mod accounts;
+pub mod amqp;
 mod tracker;
 
 use std::net::SocketAddr;
@@ -14,7 +16,7 @@ use kit_lago::signature::{RsaSigner, sign_hmac, sign_jwt};
 use kit_lago::stand_in::billing::LagoServer;
 use kit_workbench::Moment;
 use kit_workbench::gateway::{Gateway, GatewayOptions};
-use kit_workbench::ledger::{Counters, Crash, EndRecord, Expectations, ExpectedEnd, GATEWAY, Ledger, Report};
+use kit_workbench::ledger::{Counters, Crash, EndRecord, ExpectedEnd, GATEWAY, Ledger};
 use kit_workbench::load::{LagoWebhooks, LoadOptions, Pool, Signing, Target};
 use kit_workbench::metrics::Metrics;
 use kit_workbench::process::{DaemonCommand, DaemonProcess, Exit, ProcessError};
@@ -22,7 +24,6 @@ use kit_workbench::raw::{self, RawResponse};
 use kit_workbench::scratch::{Scratch, free_ports};
 
 use crate::binaries;
-use crate::journal_file;
 
 /// The daemon under test.
 pub const DAEMON: &str = "lago-webhook-processor";
@@ -456,55 +457,5 @@ impl Rig {
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-    }
-
-    /// Lets everything be delivered, stops the daemon and checks every invariant: against the sender,
-    /// the gateway, the metrics, the file and the log.
-    ///
-    /// # Errors
-    /// One of them does not hold; the message says which and where the evidence lies.
-    pub async fn settle(self, ledger: Ledger, evidence: &str) -> Result<Report> {
-        let (ledger, report) = self.account(ledger).await?;
-        if !report.is_clean() {
-            let file = std::env::temp_dir().join(format!("outrigger-{evidence}.jsonl"));
-            ledger.write_jsonl(&file)?;
-            bail!("the ledger is broken, see {}\n{report}", file.display());
-        }
-        Ok(report)
-    }
-
-    /// As [`Self::settle`], for experiments in which something must be found: says what is.
-    ///
-    /// # Errors
-    /// The daemon cannot be drained, stopped or read.
-    pub async fn account(mut self, mut ledger: Ledger) -> Result<(Ledger, Report)> {
-        ledger.counters(self.drained().await?);
-        let (exit, took) = self.stop().await?;
-        ledger.end(EndRecord::new(self.daemon, ExpectedEnd::Code(0), exit));
-        ensure!(took <= STOP_LIMIT, "stopping took {took:?}");
-        let contents = journal_file::read(&self.journal_path()).await?;
-        ledger.counters(contents.counters(GATEWAY, "drained")?);
-        ledger.stored(contents.event_ids);
-        let unrecorded = self.gateway.counts().unrecorded;
-        ensure!(
-            unrecorded == 0,
-            "the gateway has not recorded {unrecorded} requests: the run is too long to be judged"
-        );
-        self.gateway.with_received(|received| ledger.extend_received(received));
-        self.scan(&mut ledger)?;
-        let expectations = Expectations { signed: true, ..Expectations::default() };
-        let report = ledger.check(&expectations);
-        Ok((ledger, report))
-    }
-
-    /// Searches everything the daemon printed for secrets and panics.
-    ///
-    /// # Errors
-    /// The log cannot be read.
-    pub fn scan(&self, ledger: &mut Ledger) -> Result<()> {
-        let secrets: Vec<(&str, &[u8])> = self.secrets.iter().map(|(label, text)| (*label, text.as_bytes())).collect();
-        let log = std::fs::read(self.scratch.file("daemon.log"))?;
-        ledger.scan_output("daemon.log", &log, &secrets);
-        Ok(())
     }
 }

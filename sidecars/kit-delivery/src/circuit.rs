@@ -129,6 +129,22 @@ mod tests {
     }
 
     #[test]
+    fn who_wants_nothing_of_us_is_asked_no_further_and_is_said_so_once() {
+        let mut now = Instant::now();
+        let mut circuit = circuit();
+        assert!(!circuit.failed(now));
+
+        assert!(circuit.denied(now), "the first refusal opens it");
+
+        assert_eq!(circuit.permit(now), Permit::WaitUntil(now + Duration::from_secs(1)));
+        assert!(!circuit.denied(now), "it is open");
+        now += Duration::from_secs(1);
+        circuit.probing();
+        assert!(!circuit.denied(now), "a probe opens nothing");
+        assert_eq!(circuit.permit(now), Permit::WaitUntil(now + Duration::from_secs(2)));
+    }
+
+    #[test]
     fn probes_go_alone_and_their_distance_doubles_up_to_the_longest() {
         let mut now = Instant::now();
         let mut circuit = circuit();

@@ -53,12 +53,42 @@ pub struct HttpSink {
     clock: SharedClock,
 }
 
+/// What a sink would send.
+#[derive(Clone, Debug)]
+pub struct Preview {
+    /// Method and URL, or exchange and key.
+    pub target: String,
+    /// Headers, secret ones without their value.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: bytes::Bytes,
+}
+
+struct Request {
+    url: String,
+    headers: HeaderMap,
+    body: bytes::Bytes,
+}
+
 impl HttpSink {
     /// Builds the sink from its section; reads every secret file.
     ///
     /// # Errors
     /// All settings that cannot be used.
     pub fn new(name: &str, section: &GatewaySection, clock: SharedClock) -> Result<Self, Vec<HttpSinkError>> {
+        Self::at("gateway", name, section, clock)
+    }
+
+    /// The same for a section at another place of the configuration, which errors about secrets name.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn at(
+        place: &str,
+        name: &str,
+        section: &GatewaySection,
+        clock: SharedClock,
+    ) -> Result<Self, Vec<HttpSinkError>> {
         let mut errors = Vec::new();
         let mut keep = |path: &str, message: String| errors.push(HttpSinkError { path: path.to_owned(), message });
         let url = match parse_url(section.url.as_deref().unwrap_or_default()) {
@@ -77,7 +107,7 @@ impl HttpSink {
                 Err(message) => keep(&format!("headers.{key}"), message),
             }
         }
-        let secrets = signing_secrets(section).unwrap_or_else(|message| {
+        let secrets = signing_secrets(place, section).unwrap_or_else(|message| {
             keep("signing_secret_file", message);
             Vec::new()
         });
@@ -97,7 +127,7 @@ impl HttpSink {
             }
         };
         let oauth = match (&section.oauth.token_url, &client) {
-            (Some(_), Some(client)) => match TokenSource::new(&section.oauth, client.clone()) {
+            (Some(_), Some(client)) => match TokenSource::new(place, &section.oauth, client.clone()) {
                 Ok(source) => Some(source),
                 Err(message) => {
                     keep("oauth.client_secret_file", message);
@@ -183,12 +213,19 @@ impl HttpSink {
         }
     }
 
-    async fn attempt_once(
-        &self,
-        event: &StoredEvent,
-        traceparent: Option<&str>,
-        token: Option<&HeaderValue>,
-    ) -> Outcome {
+    /// What would be sent now, without sending it. Values that are secret are not shown.
+    pub fn preview(&self, event: &StoredEvent) -> Preview {
+        let request = self.request(event, event.head.traceparent.as_deref());
+        let shown = |value: &HeaderValue| match value.is_sensitive() {
+            true => "(secret)".to_owned(),
+            false => String::from_utf8_lossy(value.as_bytes()).into_owned(),
+        };
+        let headers = request.headers.iter().map(|(name, value)| (name.to_string(), shown(value)));
+        let token = self.oauth.iter().map(|_| ("authorization".to_owned(), "(secret)".to_owned()));
+        Preview { target: format!("POST {}", request.url), headers: headers.chain(token).collect(), body: request.body }
+    }
+
+    fn request(&self, event: &StoredEvent, traceparent: Option<&str>) -> Request {
         let rendered = render(event, self.format);
         let id = event.head.id.to_string();
         let timestamp = self.clock.now().as_millis() / 1000;
@@ -209,13 +246,22 @@ impl HttpSink {
                 headers.insert(HeaderName::from_static(name), value);
             }
         }
+        // hyper says no length of an empty body, and some servers answer a POST without one 411.
+        headers.insert(http::header::CONTENT_LENGTH, HeaderValue::from(rendered.body.len()));
+        Request { url: self.url_for(event), headers, body: rendered.body }
+    }
+
+    async fn attempt_once(
+        &self,
+        event: &StoredEvent,
+        traceparent: Option<&str>,
+        token: Option<&HeaderValue>,
+    ) -> Outcome {
+        let Request { url, mut headers, body } = self.request(event, traceparent);
         if let Some(token) = token {
             headers.insert(http::header::AUTHORIZATION, token.clone());
         }
-        // hyper says no length of an empty body, and some servers answer a POST without one 411.
-        headers.insert(http::header::CONTENT_LENGTH, HeaderValue::from(rendered.body.len()));
-        let request = self.client.post(self.url_for(event)).headers(headers).body(rendered.body);
-        match request.send().await {
+        match self.client.post(url).headers(headers).body(body).send().await {
             Ok(response) => self.judge(response).await,
             Err(error) if error.is_builder() => {
                 Outcome::failed(Failure::Unsendable, format!("request cannot be built: {}", describe(error)))
@@ -279,11 +325,12 @@ fn header(key: &str, source: &HeaderSource) -> Result<(HeaderName, HeaderValue),
     Ok((HeaderName::try_from(name).map_err(|_| "is not a header name".to_owned())?, header))
 }
 
-fn signing_secrets(section: &GatewaySection) -> Result<Vec<SigningSecret>, String> {
+fn signing_secrets(place: &str, section: &GatewaySection) -> Result<Vec<SigningSecret>, String> {
+    let variable = |name: &str| kit::config::variable(&format!("{place}.{name}"), &[]);
     let secrets = secret::resolve_lines(
-        "SIDECAR_GATEWAY__SIGNING_SECRET",
+        &variable("signing_secret"),
         section.signing_secret.as_ref(),
-        "SIDECAR_GATEWAY__SIGNING_SECRET_FILE",
+        &variable("signing_secret_file"),
         section.signing_secret_file.as_deref(),
     )
     .map_err(|e| e.to_string())?;

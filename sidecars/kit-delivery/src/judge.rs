@@ -31,11 +31,12 @@ pub(crate) struct Circumstances {
 pub(crate) const LONGEST_FREE_WAIT: Duration = Duration::from_secs(60);
 
 pub(crate) fn decide(outcome: &Outcome, schedule: &Schedule, c: &Circumstances) -> Decision {
+    let error = outcome.error.as_deref().unwrap_or("no reason given");
     let failure = match outcome.verdict {
         Verdict::Delivered => return Decision::Delivered,
+        Verdict::PassedBy(how) => return Decision::PassBy { state: how.state(), reason: error.to_owned() },
         Verdict::Failed(failure) => failure,
     };
-    let error = outcome.error.as_deref().unwrap_or("no reason given");
     if !failure.may_retry() {
         return Decision::Park { reason: error.to_owned() };
     }

@@ -24,6 +24,6 @@ mod window;
 
 pub use config::GatewaySection;
 pub use dispatcher::{Dispatcher, DispatcherSettings, SinkStatus};
-pub use http_sink::{HttpSink, HttpSinkError};
+pub use http_sink::{HttpSink, HttpSinkError, Preview};
 pub use metrics::DeliveryMetrics;
-pub use outcome::{Batching, Failure, Outcome, Sink, Verdict};
+pub use outcome::{Batching, Failure, Interest, Outcome, PassedBy, Sink, Verdict};

@@ -35,7 +35,7 @@ const GAUGES: [(&str, &str); 10] = [
     ("delivery_delivered", "Events delivered"),
     ("delivery_pending", "Events still to be delivered, tried or not"),
     ("delivery_parked", "Dead letters"),
-    ("delivery_dropped", "Events dropped by an operator"),
+    ("delivery_dropped", "Events dropped by an operator or by a route"),
     ("delivery_filtered", "Events the sink's rules do not want"),
     ("delivery_oldest_pending_seconds", "Age of the oldest event still to be delivered"),
     ("delivery_circuit_open", "1 while the circuit of the sink is open"),
@@ -85,7 +85,7 @@ impl DeliveryMetrics {
 
     /// Makes every series of a sink exist from the start.
     pub(crate) fn prepare(&self, sink: &str) {
-        for outcome in std::iter::once("delivered").chain(Failure::ALL.map(Failure::word)) {
+        for outcome in ["delivered", "filtered", "dropped"].into_iter().chain(Failure::ALL.map(Failure::word)) {
             drop(self.attempts.get_or_create(&AttemptLabels { sink: sink.to_owned(), outcome }));
         }
         self.set(sink, &SinkGauges::default());

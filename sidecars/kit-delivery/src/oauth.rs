@@ -50,11 +50,13 @@ struct Answer {
 }
 
 impl TokenSource {
-    pub(crate) fn new(section: &OauthSection, client: reqwest::Client) -> Result<Self, String> {
+    /// `place` is where the sink's section is in the configuration.
+    pub(crate) fn new(place: &str, section: &OauthSection, client: reqwest::Client) -> Result<Self, String> {
+        let variable = |name: &str| kit::config::variable(&format!("{place}.oauth.{name}"), &[]);
         let secret = secret::resolve(
-            "SIDECAR_GATEWAY__OAUTH__CLIENT_SECRET",
+            &variable("client_secret"),
             section.client_secret.as_ref(),
-            "SIDECAR_GATEWAY__OAUTH__CLIENT_SECRET_FILE",
+            &variable("client_secret_file"),
             section.client_secret_file.as_deref(),
         )
         .map_err(|e| e.to_string())?

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use kit_journal::engine::ExceptionState;
 use kit_journal::{EventHead, Seq, StoredEvent};
 
 /// How many events go in one request.
@@ -31,6 +32,35 @@ impl Batching {
     }
 }
 
+/// What a sink makes of an event before it is delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// It is to be delivered, or the sink says only then whether it is.
+    Wanted,
+    /// Passed by, and only counted as filtered.
+    Unwanted,
+    /// Passed by, and listed with the reason.
+    PassedBy(PassedBy, String),
+}
+
+/// How a delivery ends that nobody was asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PassedBy {
+    /// It is not for this sink.
+    Filtered,
+    /// It is for nobody: a rule gives it up.
+    Dropped,
+}
+
+impl PassedBy {
+    pub(crate) fn state(self) -> ExceptionState {
+        match self {
+            Self::Filtered => ExceptionState::Filtered,
+            Self::Dropped => ExceptionState::Dropped,
+        }
+    }
+}
+
 /// A place that events are delivered to.
 pub trait Sink: Send + Sync + 'static {
     /// The sink's name in the journal, metrics and the API.
@@ -40,6 +70,12 @@ pub trait Sink: Send + Sync + 'static {
     /// same event, always.
     fn wants(&self, _head: &EventHead) -> bool {
         true
+    }
+
+    /// The same question with the whole event at hand, asked when it is loaded: [`Self::wants`], unless the sink has
+    /// more to say. What is passed by is settled by that; the answer may be another one for events that come later.
+    fn interest(&self, event: &StoredEvent) -> Interest {
+        if self.wants(&event.head) { Interest::Wanted } else { Interest::Unwanted }
     }
 
     /// How many events go in one request.
@@ -95,6 +131,11 @@ impl Outcome {
         Self { verdict: Verdict::Delivered, status: Some(status), error: None, response: None, retry_after: None }
     }
 
+    /// The sink took the event, and has no status to say so with.
+    pub fn taken() -> Self {
+        Self { verdict: Verdict::Delivered, status: None, error: None, response: None, retry_after: None }
+    }
+
     /// The attempt failed.
     pub fn failed(failure: Failure, error: impl Into<String>) -> Self {
         Self {
@@ -106,6 +147,11 @@ impl Outcome {
         }
     }
 
+    /// Nobody is asked: the sink has found that the event is not for it, and why.
+    pub fn passed_by(how: PassedBy, reason: impl Into<String>) -> Self {
+        Self { verdict: Verdict::PassedBy(how), ..Self::failed(Failure::Unsendable, reason) }
+    }
+
     /// Nobody was asked yet, and in about so long there may be reason to.
     pub fn withheld(error: impl Into<String>, retry_after: Duration) -> Self {
         Self { retry_after: Some(retry_after), ..Self::failed(Failure::Withheld, error) }
@@ -115,6 +161,8 @@ impl Outcome {
     pub fn word(&self) -> &'static str {
         match self.verdict {
             Verdict::Delivered => "delivered",
+            Verdict::PassedBy(PassedBy::Filtered) => "filtered",
+            Verdict::PassedBy(PassedBy::Dropped) => "dropped",
             Verdict::Failed(failure) => failure.word(),
         }
     }
@@ -125,6 +173,8 @@ impl Outcome {
 pub enum Verdict {
     /// The event is delivered.
     Delivered,
+    /// It is not to be delivered here, which is listed with the outcome's error as the reason.
+    PassedBy(PassedBy),
     /// It is not, and why decides what comes next.
     Failed(Failure),
 }
@@ -151,6 +201,8 @@ pub enum Failure {
     Redirected,
     /// The event cannot be turned into a request at all.
     Unsendable,
+    /// The sink is there, and has nowhere to put this event now; it may have later.
+    Unroutable,
     /// Nobody was asked yet: the sink waits for something that it has to know about the event first. Costs the event
     /// nothing and says nothing about the sink; [`Outcome::retry_after`] is when it may know.
     Withheld,
@@ -169,12 +221,13 @@ impl Failure {
             Self::Refused => "refused",
             Self::Redirected => "redirected",
             Self::Unsendable => "unsendable",
+            Self::Unroutable => "unroutable",
             Self::Withheld => "withheld",
         }
     }
 
     /// Every word there is, for metrics that exist from the start.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Unreachable,
         Self::Unavailable,
         Self::Denied,
@@ -184,6 +237,7 @@ impl Failure {
         Self::Refused,
         Self::Redirected,
         Self::Unsendable,
+        Self::Unroutable,
         Self::Withheld,
     ];
 
@@ -191,7 +245,13 @@ impl Failure {
     pub fn may_retry(self) -> bool {
         matches!(
             self,
-            Self::Unreachable | Self::Unavailable | Self::Denied | Self::Busy | Self::Condition | Self::Withheld
+            Self::Unreachable
+                | Self::Unavailable
+                | Self::Denied
+                | Self::Busy
+                | Self::Condition
+                | Self::Unroutable
+                | Self::Withheld
         )
     }
 

@@ -45,7 +45,7 @@ pub async fn open_journal(
         code: match error {
             OpenError::Locked { .. } => exit::LOCKED,
             OpenError::Newer { .. } => exit::JOURNAL_NEWER,
-            OpenError::Foreign { .. } | OpenError::Io { .. } => exit::CONFIG,
+            OpenError::Foreign { .. } | OpenError::Io { .. } | OpenError::Database { .. } => exit::CONFIG,
             OpenError::Store { .. } => exit::DIED,
         },
         message: kit::error::chain(&error),
@@ -87,9 +87,9 @@ pub async fn register(journal: &Journal, sinks: &[&str]) -> Result<(), StartErro
 }
 
 /// Starts delivering to a sink, and says what it is doing.
-pub fn deliver<S: Sink>(
+pub fn deliver(
     shell: &mut Shell,
-    sink: Arc<S>,
+    sink: Arc<dyn Sink>,
     journal: &Journal,
     clock: &SharedClock,
     settings: DispatcherSettings,

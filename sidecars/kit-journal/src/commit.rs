@@ -3,7 +3,7 @@
 use kit::clock::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::event::{BodyDigest, Dedupe, EventHead, EventId, NewEvent, Seq};
+use crate::event::{BodyDigest, Dedupe, EventHead, EventId, KeyHash, NewEvent, Seq};
 
 /// Everything that one durable commit holds.
 #[derive(Debug, Default)]
@@ -19,9 +19,12 @@ pub struct Commit {
     pub together: Vec<std::ops::Range<usize>>,
     /// Results of deliveries.
     pub settlements: Vec<Settlement>,
+    /// Ranges of `appends` that take the place of what the settlement at this place settles: where that one is refused
+    /// ([`Committed::refused`]), none of them is stored. In order, without overlaps.
+    pub instead: Vec<(std::ops::Range<usize>, usize)>,
     /// What an operator asked for.
     pub actions: Vec<Action>,
-    /// Small values to remember, by name.
+    /// Small values to remember, by name; an empty one is forgotten.
     pub values: Vec<(String, Vec<u8>)>,
     /// One step of removing what is no longer needed.
     pub purge: Option<Purge>,
@@ -49,6 +52,8 @@ pub struct Append {
     pub(crate) body: Vec<u8>,
     /// SHA-256 of `body`.
     pub(crate) digest: BodyDigest,
+    /// Of the key within its scope; made by whoever appends, like `json`.
+    pub(crate) key: KeyHash,
     /// How a second arrival is judged.
     pub(crate) dedupe: Dedupe,
 }
@@ -57,7 +62,8 @@ impl Append {
     /// `event` with the digest of its body.
     pub fn new(event: NewEvent, digest: BodyDigest) -> Self {
         let NewEvent { head, body, dedupe } = event;
-        Self { json: head.to_json(), head, body, digest, dedupe }
+        let key = KeyHash::within(&head.source, &head.key, head.scope.as_deref());
+        Self { json: head.to_json(), head, body, digest, key, dedupe }
     }
 
     /// `event`, hashed here.
@@ -110,6 +116,8 @@ pub struct Committed {
     pub last_seq: Seq,
     /// What the purge step removed.
     pub purged: Purged,
+    /// Another replica has changed deliveries on an operator's word since this one last looked.
+    pub acted_elsewhere: bool,
     /// Whether anything was written and synced.
     pub synced: bool,
     /// Settlements, by their place in the commit, that rest on something damaged or unknown: nothing of them was
@@ -128,19 +136,43 @@ pub struct Committed {
 pub struct Settlement {
     /// The sink's name.
     pub sink: String,
+    /// Epoch of the lease under which this was done ([`Lease::epoch`]); a store that has given the sink to another
+    /// replica since refuses it.
+    pub lease: u64,
     /// The new cursor; never less than the old one.
     pub cursor: Seq,
-    /// Positions in the moved-over range that the sink's rules do not want.
+    /// Positions in the moved-over range that the sink's rules do not want and that have no row.
     pub filtered: u64,
     /// Exception rows to write: new ones, or changes of existing ones.
     pub set: Vec<ExceptionRow>,
     /// Positions with an open exception row that are now delivered.
     pub delivered: Vec<Seq>,
+    /// Positions that are now delivered, with a row or without, and are not to be delivered again: what an operator has
+    /// done to them while they were on their way came too late. For sinks to which nothing is to be delivered twice.
+    pub once: Vec<Seq>,
     /// What was tried, for the delivery log.
     pub attempts: Vec<Attempt>,
-    /// Small values that change with these results, by name. The same settlement may come twice: they are what is
-    /// true after it, not what it changes.
+    /// Small values that change with these results, by name; an empty one is forgotten. The same settlement may come
+    /// twice: they are what is true after it, not what it changes.
     pub values: Vec<(String, Vec<u8>)>,
+}
+
+/// The right to deliver to a sink, which one replica at a time has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Grows whenever another replica gets the right: what was done under an earlier one is refused.
+    pub epoch: u64,
+    /// How long it lasts from when it was asked for, unless it is asked for again; `None`: as long as the store is open.
+    pub lasts: Option<std::time::Duration>,
+}
+
+/// What other replicas have done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct News {
+    /// The last position.
+    pub last_seq: Seq,
+    /// Deliveries were changed on an operator's word since the last look.
+    pub acted_elsewhere: bool,
 }
 
 /// State of an exception row.
@@ -155,8 +187,11 @@ pub enum ExceptionState {
     Replaying,
     /// Given up: a dead letter.
     Parked,
-    /// Dropped by an operator.
+    /// Dropped by an operator, or by a route.
     Dropped,
+    /// Not for this sink, and listed as that. What a sink passes by without a list is only counted
+    /// ([`Settlement::filtered`]).
+    Filtered,
 }
 
 impl ExceptionState {
@@ -188,15 +223,12 @@ pub struct ExceptionRow {
 impl ExceptionRow {
     /// A dead letter that was never tried, in no subject's way.
     pub fn parked_untried(seq: Seq, reason: impl Into<String>) -> Self {
-        Self {
-            seq,
-            state: ExceptionState::Parked,
-            lane: 0,
-            attempts: 0,
-            first_at: None,
-            next_at: None,
-            reason: reason.into(),
-        }
+        Self::untried(seq, ExceptionState::Parked, reason)
+    }
+
+    /// A delivery that ends in this state without having been tried.
+    pub fn untried(seq: Seq, state: ExceptionState, reason: impl Into<String>) -> Self {
+        Self { seq, state, lane: 0, attempts: 0, first_at: None, next_at: None, reason: reason.into() }
     }
 }
 
@@ -289,6 +321,13 @@ pub enum Action {
         /// The sink.
         sink: String,
     },
+    /// Remember a small value, in the commit of the other actions. An empty one is forgotten.
+    Remember {
+        /// Its name.
+        name: String,
+        /// The value.
+        value: Vec<u8>,
+    },
     /// Record who did what.
     Audit(AuditRecord),
 }
@@ -302,6 +341,23 @@ pub struct ActionOutcome {
     pub unchanged: u64,
     /// Events whose body is gone, or that do not exist.
     pub unavailable: u64,
+}
+
+impl ActionOutcome {
+    /// Of what is done to one thing.
+    pub(crate) fn of_one(changed: bool) -> Self {
+        Self { changed: u64::from(changed), unchanged: u64::from(!changed), unavailable: 0 }
+    }
+}
+
+/// When the nth of several deliveries that were asked for is due.
+pub(crate) fn nth_due(from: Timestamp, spacing_ms: f64, nth: usize) -> Timestamp {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        reason = "milliseconds of at most some days"
+    )]
+    from.plus_millis((spacing_ms * nth as f64) as i64)
 }
 
 /// One line of the audit trail.

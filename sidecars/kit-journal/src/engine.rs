@@ -2,19 +2,63 @@
 //! and readers that never block it. The embedded engine is SQLite; another one must pass the same tests.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use kit::clock::Timestamp;
+use kit::clock::{SharedClock, Timestamp};
 use serde::Serialize;
 
-use crate::error::JournalError;
+use crate::config::{EngineKind, JournalSection};
+use crate::error::{JournalError, OpenError};
 use crate::event::{EventId, Seq, StoredEvent};
 use crate::filter::{DeliveryState, EventFilter};
+use crate::journal::OpenReader;
+use crate::postgres::{PostgresEngine, PostgresReader};
+use crate::sqlite::{SqliteEngine, SqliteReader};
 
 pub use crate::commit::{
-    Action, ActionOutcome, Append, Attempt, AuditRecord, Commit, Committed, ExceptionRow, ExceptionState, Purge,
-    Purged, Settlement, Verdict,
+    Action, ActionOutcome, Append, Attempt, AuditRecord, Commit, Committed, ExceptionRow, ExceptionState, Lease, News,
+    Purge, Purged, Settlement, Verdict,
 };
 pub use crate::sqlite::{DedupeBounds, open, open_reader};
+
+/// A store that a section of the configuration names.
+pub struct Opened {
+    /// Its writing side.
+    pub engine: Box<dyn Engine>,
+    /// Makes one more reader of it.
+    pub open_reader: OpenReader,
+    /// The clock that whatever is stored in it is told by.
+    pub clock: SharedClock,
+}
+
+impl std::fmt::Debug for Opened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opened").field("clock", &self.clock).finish_non_exhaustive()
+    }
+}
+
+/// Opens or creates the store of a section, without a writing thread: every commit is the caller's. `clock` is the
+/// host's.
+///
+/// # Errors
+/// As [`Journal::open`](crate::Journal::open).
+pub fn open_section(section: &JournalSection, clock: SharedClock) -> Result<Opened, OpenError> {
+    match section.engine {
+        EngineKind::Sqlite => {
+            let engine = Box::new(SqliteEngine::open(&section.path)?);
+            let path = section.path.clone();
+            Ok(Opened { engine, open_reader: Box::new(move || Ok(Box::new(SqliteReader::ready(&path)?))), clock })
+        }
+        EngineKind::Postgres => {
+            let refused = |(_, what)| OpenError::Database { database: section.name(), what };
+            let address = section.address().map_err(refused)?;
+            let engine = PostgresEngine::open(&address, &section.name(), section.allow_shared_database, clock)?;
+            let clock = engine.clock();
+            let open_reader: OpenReader = Box::new(move || Ok(Box::new(PostgresReader::new(Arc::clone(&address))?)));
+            Ok(Opened { engine: Box::new(engine), open_reader, clock })
+        }
+    }
+}
 
 /// A sink's row: cursor and counters that survive purging.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -31,7 +75,7 @@ pub struct SinkRow {
     pub open: u64,
     /// Dead letters.
     pub parked: u64,
-    /// Dropped by an operator.
+    /// Dropped by an operator or by a route.
     pub dropped: u64,
     /// Not wanted by the sink's rules.
     pub filtered: u64,
@@ -152,6 +196,36 @@ pub trait Engine: Send {
     /// # Errors
     /// The store cannot say.
     fn used_bytes(&self) -> Result<u64, JournalError>;
+
+    /// Asks for the right to deliver to a sink that is registered, or to keep it. `None`: another replica has it. A store
+    /// that only one process can open gives it for good.
+    ///
+    /// # Errors
+    /// The store cannot be asked; what was given before lasts for as long as it was given.
+    fn lease(&mut self, _sink: &str) -> Result<Option<Lease>, JournalError> {
+        Ok(Some(Lease { epoch: 0, lasts: None }))
+    }
+
+    /// Gives a lease of this epoch back, so that another replica need not wait for its end.
+    ///
+    /// # Errors
+    /// The store cannot be told; the lease ends by itself.
+    fn give_back(&mut self, _sink: &str, _epoch: u64) -> Result<(), JournalError> {
+        Ok(())
+    }
+
+    /// How often [`Engine::look`] is to be called while nothing is committed; `None` where nobody else writes.
+    fn look_every(&self) -> Option<std::time::Duration> {
+        None
+    }
+
+    /// What other replicas have done since the last commit or look.
+    ///
+    /// # Errors
+    /// The store cannot be asked.
+    fn look(&mut self) -> Result<Option<News>, JournalError> {
+        Ok(None)
+    }
 
     /// Flushes and closes.
     fn close(self: Box<Self>);

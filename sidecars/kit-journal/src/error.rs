@@ -30,6 +30,14 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
+    /// The database is not one to keep a journal in; it was not changed (exit 78).
+    #[error("journal database {database} (DATABASE_URL): {what}")]
+    Database {
+        /// Host, database and schema.
+        database: String,
+        /// What is wrong, and what would mend it.
+        what: String,
+    },
     /// The directory is missing or not writable, or the file cannot be read (exit 78).
     #[error("open journal {path} (SIDECAR_JOURNAL__PATH)", path = path.display())]
     Io {
@@ -54,6 +62,12 @@ pub enum JournalError {
     /// The store's own error.
     #[error("store: {0}")]
     Store(#[from] rusqlite::Error),
+    /// The database's own error, or the connection's.
+    #[error("database")]
+    Database(#[from] tokio_postgres::Error),
+    /// The database was asked and says nothing.
+    #[error("the database does not answer")]
+    NoAnswer,
     /// A record that does not match its checksum: it is never served.
     #[error("record {seq} is damaged: {what}")]
     Damaged {
@@ -90,6 +104,20 @@ impl JournalError {
         match self {
             Self::Store(error) => error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull),
             Self::TooLarge { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// The connection to the database is of no use any more. What was asked may have been done.
+    pub(crate) fn is_connection_lost(&self) -> bool {
+        match self {
+            Self::NoAnswer => true,
+            // Without a code it is not the database that speaks. Of those with one: the session ends (class 08 and
+            // 57P), it was idle within a transaction for too long, or this server does not take writes any more.
+            Self::Database(error) => error.code().is_none_or(|code| {
+                let code = code.code();
+                code.starts_with("08") || code.starts_with("57P") || matches!(code, "25P03" | "25006")
+            }),
             _ => false,
         }
     }

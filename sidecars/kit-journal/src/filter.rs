@@ -6,6 +6,7 @@ use kit::clock::Timestamp;
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
+use crate::commit::ExceptionState;
 use crate::event::{EventHead, EventId};
 
 /// Longest type glob: types have 128 characters at most. A glob becomes a regular expression, and a
@@ -24,13 +25,40 @@ pub enum DeliveryState {
     Delivered,
     /// Given up: a dead letter.
     Parked,
-    /// Dropped by an operator.
+    /// Dropped by an operator, or by a route.
     Dropped,
+    /// Not for this sink.
+    Filtered,
 }
 
 impl DeliveryState {
     /// Every state, in the order of an event's life.
-    pub const ALL: [Self; 5] = [Self::Pending, Self::Retrying, Self::Delivered, Self::Parked, Self::Dropped];
+    pub const ALL: [Self; 6] =
+        [Self::Pending, Self::Retrying, Self::Delivered, Self::Parked, Self::Dropped, Self::Filtered];
+
+    /// The state of an event at a sink, by its row there; without a row by whether the sink's cursor has passed it.
+    pub(crate) fn of(row: Option<ExceptionState>, is_passed: bool) -> Self {
+        match row {
+            Some(ExceptionState::Retrying | ExceptionState::Replaying) => Self::Retrying,
+            Some(ExceptionState::Waiting) => Self::Pending,
+            Some(ExceptionState::Parked) => Self::Parked,
+            Some(ExceptionState::Dropped) => Self::Dropped,
+            Some(ExceptionState::Filtered) => Self::Filtered,
+            None if is_passed => Self::Delivered,
+            None => Self::Pending,
+        }
+    }
+
+    /// The rows that every event in this state has; `None` where it may be without one.
+    pub(crate) fn rows(self) -> Option<&'static [ExceptionState]> {
+        match self {
+            Self::Parked => Some(&[ExceptionState::Parked]),
+            Self::Dropped => Some(&[ExceptionState::Dropped]),
+            Self::Filtered => Some(&[ExceptionState::Filtered]),
+            Self::Retrying => Some(&[ExceptionState::Retrying, ExceptionState::Replaying]),
+            Self::Pending | Self::Delivered => None,
+        }
+    }
 
     /// The word used in the API.
     pub fn as_str(self) -> &'static str {
@@ -40,6 +68,7 @@ impl DeliveryState {
             Self::Delivered => "delivered",
             Self::Parked => "parked",
             Self::Dropped => "dropped",
+            Self::Filtered => "filtered",
         }
     }
 }
@@ -65,7 +94,7 @@ pub enum FilterError {
     #[error("type is longer than {GLOB_BYTES} bytes")]
     GlobTooLong,
     /// Not a state.
-    #[error("{0:?} is not a state: pending, retrying, delivered, parked or dropped")]
+    #[error("{0:?} is not a state: pending, retrying, delivered, parked, dropped or filtered")]
     State(String),
 }
 

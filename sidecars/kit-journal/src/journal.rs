@@ -11,12 +11,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::age::Age;
 use crate::config::JournalSection;
-use crate::engine::{Action, ActionOutcome, Append, Engine, Reader, Settlement, Verdict};
+use crate::engine::{self, Action, ActionOutcome, Append, Engine, Lease, Opened, Reader, Settlement, Verdict};
 use crate::error::{AppendError, JournalError, OpenError};
 use crate::event::{BodyDigest, EventId, NewEvent, Seq, StoredEvent};
+use crate::lease::Held;
 use crate::metrics::JournalMetrics;
 use crate::recent::Recent;
-use crate::sqlite::{SqliteEngine, SqliteReader};
 use crate::writer::Writer;
 
 /// Read connections kept open.
@@ -72,6 +72,8 @@ pub(crate) enum Request {
     Settle(Vec<Settlement>, Reply<()>),
     Act(Vec<Action>, Reply<Vec<ActionOutcome>>),
     Value(String, Vec<u8>, Reply<()>),
+    Lease(String, Reply<Option<Lease>>),
+    GiveBack(String, u64, Reply<()>),
     Close,
 }
 
@@ -85,6 +87,7 @@ pub struct Journal {
 /// What the handle and the writing thread share.
 pub(crate) struct Shared {
     path: std::path::PathBuf,
+    clock: SharedClock,
     open_reader: OpenReader,
     pub(crate) readers: Mutex<Vec<Box<dyn Reader>>>,
     pub(crate) recent: Mutex<Recent>,
@@ -122,7 +125,7 @@ impl std::fmt::Debug for Request {
 
 impl Journal {
     /// Opens or creates the journal and starts its writing thread. Blocks for as long as loading
-    /// the deduplication memory takes.
+    /// the deduplication memory takes, or until the database answers.
     ///
     /// # Errors
     /// [`OpenError`], each kind with its own exit code; the file is untouched where it is not ours.
@@ -131,10 +134,8 @@ impl Journal {
         clock: SharedClock,
         registry: &mut prometheus_client::registry::Registry,
     ) -> Result<(Self, JournalTask), OpenError> {
-        let engine = Box::new(SqliteEngine::open(&section.path)?);
-        let path = section.path.clone();
-        let readers: OpenReader = Box::new(move || Ok(Box::new(SqliteReader::ready(&path)?)));
-        Self::over(engine, readers, section, clock, registry)
+        let Opened { engine, open_reader, clock } = engine::open_section(section, clock)?;
+        Self::over(engine, open_reader, section, clock, registry)
     }
 
     /// A journal over another engine. `section.path` is only what [`Journal::path`] says.
@@ -161,6 +162,7 @@ impl Journal {
         let (health, health_seen) = watch::channel(Health::Writable);
         let shared = Arc::new(Shared {
             path: section.path.clone(),
+            clock: Arc::clone(&clock),
             open_reader,
             readers: Mutex::new(readers),
             recent: Mutex::default(),
@@ -173,6 +175,7 @@ impl Journal {
             used_bytes: AtomicU64::new(0),
             metrics,
         });
+        let next_look = engine.look_every().map(|every| Instant::now() + every);
         let writer = Writer {
             engine,
             section: section.clone(),
@@ -185,6 +188,7 @@ impl Journal {
             shared: Arc::clone(&shared),
             next_reopen: None,
             next_purge: Instant::now(),
+            next_look,
         };
         let thread = std::thread::Builder::new()
             .name("journal-writer".to_owned())
@@ -380,6 +384,33 @@ impl Journal {
     /// Bytes in use within the file, as of the last commit that looked.
     pub fn used_bytes(&self) -> u64 {
         self.shared.used_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The clock that whatever is stored here is told by: where several replicas share the journal, one that they share.
+    pub fn clock(&self) -> SharedClock {
+        Arc::clone(&self.shared.clock)
+    }
+
+    /// Asks for the right to deliver to a sink; `None`: another replica has it, ask again later. It is kept until what
+    /// comes back is dropped or cannot be kept any more.
+    ///
+    /// # Errors
+    /// The store cannot be asked.
+    pub async fn lease(&self, sink: &str) -> Result<Option<Held>, JournalError> {
+        Held::ask(self.clone(), sink).await
+    }
+
+    /// One question for a lease.
+    pub(crate) async fn ask_lease(&self, sink: &str) -> Result<Option<Lease>, JournalError> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Request::Lease(sink.to_owned(), answer)).await?;
+        answered.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    pub(crate) async fn give_lease_back(&self, sink: &str, epoch: u64) -> Result<(), JournalError> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Request::GiveBack(sink.to_owned(), epoch, answer)).await?;
+        answered.await.unwrap_or_else(|_| Err(stopped()))
     }
 
     /// The journal file.

@@ -50,6 +50,8 @@ pub(crate) struct Writer {
     /// Set while the store is poisoned.
     pub(crate) next_reopen: Option<Instant>,
     pub(crate) next_purge: Instant,
+    /// When other replicas are looked after, where there may be any.
+    pub(crate) next_look: Option<Instant>,
 }
 
 /// Who waits for what in a commit, in the commit's order.
@@ -95,7 +97,10 @@ impl Writer {
             return;
         };
         loop {
-            let wait = self.next_reopen.unwrap_or(self.next_purge).saturating_duration_since(Instant::now());
+            let mut wait = self.next_reopen.unwrap_or(self.next_purge).saturating_duration_since(Instant::now());
+            if let Some(look) = self.next_look {
+                wait = wait.min(look.saturating_duration_since(Instant::now()));
+            }
             // Whatever is there already is taken without touching the timer.
             let first = match self.requests.try_recv() {
                 Ok(request) => Some(Some(request)),
@@ -113,6 +118,7 @@ impl Writer {
                 break;
             }
             self.reopen_if_due();
+            self.look_if_due();
         }
         // The last connection to close copies the write-ahead log back; readers would keep it from that.
         self.shared.readers.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -124,6 +130,7 @@ impl Writer {
         let mut commit = Commit { at: self.clock.now(), age: self.age.now(), ..Commit::default() };
         let mut waiting = Waiting::default();
         let (mut bytes, mut requests, mut closing) = (0, 0, false);
+        let mut leases = Vec::new();
         let mut next = first;
         while let Some(request) = next.take() {
             requests += 1;
@@ -144,8 +151,10 @@ impl Writer {
                 Request::Instead(appends, settlement, answer) => {
                     requests += appends.len();
                     let place = commit.settlements.len();
+                    let first = commit.appends.len();
                     waiting.appends.push(WaitingAppends::Instead(appends.len(), place, answer));
                     commit.appends.extend(appends);
+                    commit.instead.push((first..commit.appends.len(), place));
                     commit.settlements.push(settlement);
                 }
                 Request::Known(source, key, answer) => {
@@ -164,6 +173,8 @@ impl Writer {
                     commit.values.push((name, value));
                     waiting.values.push(answer);
                 }
+                // After what was settled before: whoever gets it begins with that.
+                request @ (Request::Lease(..) | Request::GiveBack(..)) => leases.push(request),
                 Request::Close => {
                     closing = true;
                     break;
@@ -175,13 +186,26 @@ impl Writer {
             next = self.requests.try_recv().ok();
         }
         self.shared.metrics.queued.set(i64::try_from(self.requests.len()).unwrap_or(i64::MAX));
+        self.commit_group(commit, waiting);
+        for request in leases {
+            match request {
+                Request::Lease(sink, answer) => drop(answer.send(self.engine.lease(&sink))),
+                Request::GiveBack(sink, epoch, answer) => drop(answer.send(self.engine.give_back(&sink, epoch))),
+                _ => {}
+            }
+        }
+        closing
+    }
+
+    /// Commits what was gathered, unless the store is being reopened or is full.
+    fn commit_group(&mut self, mut commit: Commit, mut waiting: Waiting) {
         if self.next_reopen.is_some() {
             let reason = match &*self.health.borrow() {
                 Health::Failing(reason) => reason.clone(),
                 Health::Writable => "it is being reopened".to_owned(),
             };
             waiting.refuse(&reason);
-            return closing;
+            return;
         }
         self.refuse_when_too_large(&mut commit, &mut waiting);
         self.add_purge(&mut commit);
@@ -192,7 +216,6 @@ impl Writer {
         if !commit.is_empty() {
             self.commit(commit, waiting);
         }
-        closing
     }
 
     fn commit(&mut self, mut commit: Commit, waiting: Waiting) {
@@ -205,6 +228,7 @@ impl Writer {
         match self.engine.commit(&mut commit) {
             Ok(committed) => {
                 let took = started.elapsed();
+                self.look_later();
                 age.into_iter().for_each(|age| self.age.saved(age));
                 if committed.synced {
                     self.shared.metrics.committed(took, appends);
@@ -226,7 +250,7 @@ impl Writer {
                     }
                 }
                 // First of all: who settles or takes events from memory must know that rows may have changed.
-                if !committed.actions.is_empty() {
+                if !committed.actions.is_empty() || committed.acted_elsewhere {
                     self.actions.send_modify(|n| *n += 1);
                 }
                 waiting.answer(&committed, commit.at);
@@ -295,6 +319,8 @@ impl Writer {
                 self.next_reopen = None;
                 let last = self.engine.last_seq();
                 self.tail.send_if_modified(|tail| std::mem::replace(tail, last) < last);
+                // Whatever an operator asked for meanwhile, here or at another replica, is to be seen.
+                self.actions.send_modify(|changes| *changes += 1);
                 tracing::debug!("journal reopened");
             }
             Err(error) => {
@@ -304,6 +330,28 @@ impl Writer {
                 self.next_reopen = Some(Instant::now() + REOPEN_EVERY);
             }
         }
+    }
+
+    /// Learns what other replicas have done, where there may be any.
+    fn look_if_due(&mut self) {
+        if self.next_reopen.is_some() || self.next_look.is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        match self.engine.look() {
+            Ok(Some(news)) => {
+                if news.acted_elsewhere {
+                    self.actions.send_modify(|n| *n += 1);
+                }
+                self.tail.send_if_modified(|tail| std::mem::replace(tail, news.last_seq.max(*tail)) < news.last_seq);
+            }
+            Ok(None) => {}
+            Err(error) => drop(self.poisoned(&error)),
+        }
+        self.look_later();
+    }
+
+    fn look_later(&mut self) {
+        self.next_look = self.engine.look_every().map(|every| Instant::now() + every);
     }
 
     fn is_too_large(&self) -> bool {
@@ -324,10 +372,13 @@ impl Writer {
         // What takes the place of other events makes room.
         let mut appends = std::mem::take(&mut commit.appends).into_iter();
         commit.together.clear();
+        commit.instead.clear();
         for waits in std::mem::take(&mut waiting.appends) {
             let own = appends.by_ref().take(waits.count());
-            if matches!(waits, WaitingAppends::Instead(..)) {
+            if let WaitingAppends::Instead(_, place, _) = waits {
+                let first = commit.appends.len();
                 commit.appends.extend(own);
+                commit.instead.push((first..commit.appends.len(), place));
                 waiting.appends.push(waits);
             } else {
                 own.for_each(drop);

@@ -26,6 +26,8 @@ const PAGE_BYTES: usize = 16 << 20;
 const PER_PAGE: usize = 100;
 /// More pages than that are not read: a hundred thousand of anything.
 const PAGES: usize = 1_000;
+/// Invoices of a subscription that are looked at: of one period there may be several.
+const PERIODS: usize = 12;
 /// Times that a list is read before it is said that it cannot be had whole.
 const READINGS: usize = 3;
 
@@ -214,6 +216,30 @@ pub struct CurrentUsage {
     pub charges_usage: Vec<ChargeUsage>,
 }
 
+/// What Lago has put on the invoice of a billing period that has ended. Several invoices may be of one period.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct PastUsage {
+    /// Beginning of the period.
+    pub from_datetime: Timestamp,
+    /// Its last second; the moment of its end where the subscription was terminated.
+    pub to_datetime: Timestamp,
+    /// The invoice.
+    #[serde(default)]
+    pub lago_invoice_id: Option<String>,
+    /// Of each charge of the plan that has counted something.
+    #[serde(default)]
+    pub charges_usage: Vec<ChargeUsage>,
+}
+
+/// Whether an invoice may still change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InvoiceStatus {
+    /// Finalised, or closed for good in another way.
+    Final,
+    /// A draft, or not made yet.
+    Open,
+}
+
 /// What Lago has counted for one charge.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct ChargeUsage {
@@ -288,14 +314,61 @@ impl LagoApi {
         struct Answer {
             customer_usage: CurrentUsage,
         }
-        let mut url = self.root.clone();
-        url.path_segments_mut().map_err(|()| ApiError::NotLago)?.pop_if_empty().extend([
-            "customers",
-            customer,
-            "current_usage",
-        ]);
+        let mut url = self.below(&["customers", customer, "current_usage"])?;
         url.query_pairs_mut().append_pair("external_subscription_id", subscription);
         self.get(url).await.map(|answer: Answer| answer.customer_usage)
+    }
+
+    /// What is on the invoices of the last periods of a subscription that have ended, the newest first. Drafts are among
+    /// them ([`LagoApi::invoice_status`]). Charges that are paid in advance have invoices of their own, which may not be
+    /// here.
+    ///
+    /// # Errors
+    /// As [`LagoApi::current_usage`]; subscriptions that have ended are known here.
+    ///
+    /// Source: getlago/lago-api `app/queries/past_usage_query.rb` and
+    /// `app/serializers/v1/customers/past_usage_serializer.rb` at 09e56935 and at the head of 2026-08-21.
+    pub async fn past_usage(&self, customer: &str, subscription: &str) -> Result<Vec<PastUsage>, ApiError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            usage_periods: Vec<PastUsage>,
+        }
+        let mut url = self.below(&["customers", customer, "past_usage"])?;
+        let periods = PERIODS.to_string();
+        url.query_pairs_mut()
+            .append_pair("external_subscription_id", subscription)
+            .append_pair("periods_count", &periods)
+            .append_pair("per_page", &periods);
+        self.get(url).await.map(|answer: Answer| answer.usage_periods)
+    }
+
+    /// Whether an invoice may still change.
+    ///
+    /// # Errors
+    /// As [`LagoApi::billable_metrics`].
+    ///
+    /// Source: getlago/lago-api `app/models/invoice.rb`: v1.16.0 has draft, finalized, voided, generating, failed, open and
+    /// closed, newer ones pending too.
+    pub async fn invoice_status(&self, lago_id: &str) -> Result<InvoiceStatus, ApiError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            invoice: Invoice,
+        }
+        #[derive(Deserialize)]
+        struct Invoice {
+            status: String,
+        }
+        let answer: Answer = self.get(self.below(&["invoices", lago_id])?).await?;
+        Ok(match answer.invoice.status.as_str() {
+            "finalized" | "voided" | "closed" => InvoiceStatus::Final,
+            _ => InvoiceStatus::Open,
+        })
+    }
+
+    fn below(&self, path: &[&str]) -> Result<Url, ApiError> {
+        let mut url = self.root.clone();
+        url.path_segments_mut().map_err(|()| ApiError::NotLago)?.pop_if_empty().extend(path);
+        Ok(url)
     }
 
     async fn pages<P: DeserializeOwned, T>(

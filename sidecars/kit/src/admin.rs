@@ -29,7 +29,28 @@ const PEERS: usize = 4096;
 /// Which parts of the daemon are ready.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness {
-    parts: Arc<Mutex<BTreeMap<String, Option<String>>>>,
+    parts: Arc<Mutex<BTreeMap<String, PartState>>>,
+}
+
+#[derive(Clone, Debug)]
+enum PartState {
+    Ready,
+    /// Ready, and something about it is to be known.
+    ReadyBut(String),
+    NotReady(String),
+}
+
+impl PartState {
+    fn is_ready(&self) -> bool {
+        !matches!(self, Self::NotReady(_))
+    }
+
+    fn shown(&self) -> &str {
+        match self {
+            Self::Ready => "ready",
+            Self::ReadyBut(text) | Self::NotReady(text) => text,
+        }
+    }
 }
 
 /// One part's way to say whether it is ready.
@@ -43,15 +64,14 @@ impl Readiness {
     /// A part that is not ready yet.
     pub fn part(&self, name: &str) -> Part {
         let part = Part { name: name.to_owned(), readiness: self.clone() };
-        part.set(Some("starting".to_owned()));
+        part.set_not_ready("starting");
         part
     }
 
     fn report(&self) -> (bool, serde_json::Value) {
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        let ready = parts.values().all(Option::is_none);
-        let shown: BTreeMap<&String, &str> =
-            parts.iter().map(|(name, reason)| (name, reason.as_deref().unwrap_or("ready"))).collect();
+        let ready = parts.values().all(PartState::is_ready);
+        let shown: BTreeMap<&String, &str> = parts.iter().map(|(name, state)| (name, state.shown())).collect();
         (ready, json!({ "ready": ready, "parts": shown }))
     }
 }
@@ -59,17 +79,22 @@ impl Readiness {
 impl Part {
     /// The part works.
     pub fn set_ready(&self) {
-        self.set(None);
+        self.set(PartState::Ready);
+    }
+
+    /// The part works, and a person should know this about it.
+    pub fn set_ready_but(&self, note: &str) {
+        self.set(PartState::ReadyBut(note.to_owned()));
     }
 
     /// It does not, and why.
     pub fn set_not_ready(&self, reason: &str) {
-        self.set(Some(reason.to_owned()));
+        self.set(PartState::NotReady(reason.to_owned()));
     }
 
-    fn set(&self, reason: Option<String>) {
+    fn set(&self, state: PartState) {
         let mut parts = self.readiness.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        parts.insert(self.name.clone(), reason);
+        parts.insert(self.name.clone(), state);
     }
 }
 

@@ -25,6 +25,9 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::LogSection;
 
+/// Libraries that write what passes through them into their lines: bodies never get into a log, at no level. What matters
+/// of theirs is said by those who use them.
+const MUTE: [&str; 1] = ["lapin"];
 /// Bytes of one field's value that are kept.
 const VALUE_BYTES: usize = 8 * 1024;
 
@@ -46,9 +49,19 @@ pub(crate) fn filter(level: &str) -> Result<Targets, ParseError> {
     }
 }
 
+/// The filter without what must not be shown, whatever was asked for.
+fn muted(filter: Targets) -> Targets {
+    let is_mute =
+        |target: &str| MUTE.iter().any(|library| target == *library || target.starts_with(&format!("{library}::")));
+    let default = filter.default_level().unwrap_or(LevelFilter::OFF);
+    let kept: Targets = filter.into_iter().filter(|(target, _)| !is_mute(target)).collect();
+    MUTE.iter().fold(kept.with_default(default), |filter, library| filter.with_target(*library, LevelFilter::OFF))
+}
+
 /// Starts logging to standard output. Later calls do nothing, so that tests may start several daemons.
 pub fn init_logs(section: &LogSection) {
     let filter = filter(&section.level).unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO));
+    let filter = muted(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stdout);
     let registry = tracing_subscriber::registry().with(filter);
     let _ = if section.json {
@@ -250,6 +263,17 @@ impl Collector for Process {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn libraries_that_show_bodies_are_mute_at_every_level() {
+        use tracing::Level;
+        for level in ["trace", "lapin=trace", "lapin::message=debug,info", "lapin"] {
+            let filter = muted(filter(level).unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO)));
+            assert!(!filter.would_enable("lapin::message", &Level::ERROR), "{level}");
+        }
+        assert!(muted(filter("warn").unwrap()).would_enable("kit_amqp::sink", &Level::WARN));
+        assert!(muted(filter("lapinski=debug").unwrap()).would_enable("lapinski", &Level::DEBUG));
+    }
 
     #[test]
     fn levels_are_words_or_lists_of_modules() {

@@ -27,6 +27,15 @@ const NOBODY: [&str; 4] = ["default", "default_tenant", "global", "system"];
 /// Turns a producer's event into one for the journal; what is wrong with it is said as Lago would. `name` is its
 /// transaction id where it has none. One that names only a customer is [`UNRESOLVED`].
 pub(crate) fn admit(event: &RawValue, name: Option<String>, now: Timestamp) -> Result<NewEvent, FieldErrors> {
+    admit_answered(event, name, now).map(|(event, _)| event)
+}
+
+/// As [`admit`], with the event as Lago would show it, but for the time of its receipt ([`EventAnswer::finish`]).
+pub(crate) fn admit_answered(
+    event: &RawValue,
+    name: Option<String>,
+    now: Timestamp,
+) -> Result<(NewEvent, String), FieldErrors> {
     let event = UsageEvent::read(event)?;
     let mut errors = FieldErrors::new();
     let Some(transaction_id) = event.transaction_id.as_deref().or(name.as_deref()) else {
@@ -41,8 +50,8 @@ pub(crate) fn admit(event: &RawValue, name: Option<String>, now: Timestamp) -> R
     }
     let timestamp = event.timestamp.clone().unwrap_or_else(|| EpochSeconds::from(now));
     let content = BodyDigest(event.content().0);
-    match (event.external_subscription_id.as_deref(), customer) {
-        (Some(subscription), _) => Ok(ready(&event, transaction_id, subscription, &timestamp, &content)),
+    let new = match (event.external_subscription_id.as_deref(), customer) {
+        (Some(subscription), _) => ready(&event, transaction_id, subscription, &timestamp, &content),
         (None, Some(customer)) => {
             let id = EventId::derive_scoped(CUSTOMERS, transaction_id, customer, &content);
             let head = EventHead {
@@ -53,13 +62,29 @@ pub(crate) fn admit(event: &RawValue, name: Option<String>, now: Timestamp) -> R
                 json: true,
                 ..EventHead::new(id, CUSTOMERS, UNRESOLVED, format!("customer/{customer}"), transaction_id)
             };
-            Ok(NewEvent { head, body: event.to_json(transaction_id, None, &timestamp), dedupe: Dedupe::Key })
+            NewEvent { head, body: event.to_json(transaction_id, None, &timestamp), dedupe: Dedupe::Key }
         }
         (None, None) => {
             errors.insert("external_subscription_id", vec!["value_is_mandatory"]);
-            Err(errors)
+            return Err(errors);
         }
-    }
+    };
+    let mut id = EventId::buffer();
+    let answer = EventAnswer {
+        lago_id: new.head.id.text(&mut id),
+        transaction_id,
+        lago_customer_id: None,
+        code: &event.code,
+        timestamp: timestamp.to_timestamp(),
+        precise_total_amount_cents: event.precise_total_amount_cents.as_deref(),
+        properties: event.properties,
+        lago_subscription_id: None,
+        external_subscription_id: event.external_subscription_id.as_deref(),
+        created_at: None,
+    };
+    // Texts and values that were read from JSON: nothing in it can fail to be written.
+    let answer = serde_json::to_string(&answer).unwrap_or_default();
+    Ok((new, answer))
 }
 
 /// An event for Lago. `content` is what its producer sent.
@@ -235,12 +260,11 @@ mod tests {
 
     #[test]
     fn what_is_stored_can_be_answered_with() {
-        let event = admitted(
-            r#"{"transaction_id":"t","external_subscription_id":"s","code":"c","timestamp":1732000000.5,
-               "precise_total_amount_cents":"1.5","properties":{"gb":0.10}}"#,
-        )
-        .unwrap();
+        let json = r#"{"transaction_id":"t","external_subscription_id":"s","code":"c","timestamp":1732000000.5,
+               "precise_total_amount_cents":"1.5","properties":{"gb":0.10}}"#;
+        let (event, answer) = admit_answered(serde_json::from_str(json).unwrap(), None, NOW).unwrap();
         let stored = Stored::read(&event.body).unwrap();
+        assert_eq!(serde_json::to_string(&stored.answer(&event.head.id.to_string(), None)).unwrap(), answer);
         let whole = serde_json::to_string(&stored.answer("id", Some(NOW))).unwrap();
         let mut finished = String::new();
         EventAnswer::finish(&serde_json::to_string(&stored.answer("id", None)).unwrap(), NOW, &mut finished);

@@ -86,7 +86,13 @@ async fn pass_by_once(journal: &Journal) -> Result<(), JournalError> {
         Ok((tail > cursor).then(|| u64::try_from(tail - cursor).unwrap_or(0).saturating_sub(rows as u64)))
     });
     let Some(filtered) = read.await? else { return Ok(()) };
-    journal.settle(vec![Settlement { sink: SINK.to_owned(), cursor: tail, filtered, ..Settlement::default() }]).await
+    // Where another replica passes them by, they are passed by.
+    let Some(held) = journal.lease(SINK).await? else { return Ok(()) };
+    let (sink, lease) = (SINK.to_owned(), held.epoch());
+    let settled =
+        journal.settle(vec![Settlement { sink, lease, cursor: tail, filtered, ..Settlement::default() }]).await;
+    held.give_back().await?;
+    settled
 }
 
 /// The gateway takes these events and nothing else.

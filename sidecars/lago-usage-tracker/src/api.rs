@@ -11,8 +11,8 @@ use tokio::sync::Notify;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::ledger::{Name, Pair, Sum};
-use crate::reconcile::{Books, Compared, State as Stands};
+use crate::ledger::{Booked, Name, Pair};
+use crate::reconcile::{Books, Compared, Results, State as Stands};
 
 /// Rows of a page at most, and without a wish.
 const MOST: usize = 1_000;
@@ -60,7 +60,7 @@ struct LedgerPage {
     failed: Option<String>,
 }
 
-/// One subscription and metric.
+/// One subscription and metric in one billing period.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 struct LedgerRow {
     subscription: String,
@@ -90,16 +90,20 @@ struct LagoCounted {
     at: String,
 }
 
-fn row((name, pair): (&Name, &Pair), compared: Option<&Compared>) -> LedgerRow {
-    let waiting;
-    let sum: &Sum = match pair.current_sum() {
-        Some(sum) => sum,
-        None => {
-            waiting = pair.waiting();
-            &waiting
-        }
-    };
-    let period = pair.current.as_ref().map(|current| current.period);
+/// The rows of a pair: its current period, and the last one that has ended where that was compared. Of a subscription
+/// that has ended both are the same one.
+fn rows<'a>((name, pair): (&'a Name, &'a Pair), results: &'a Results) -> impl Iterator<Item = LedgerRow> + use<'a> {
+    let ended = results.ended.get(name);
+    let of_ended = ended.map(|ended| row(name, Some(&ended.booked), pair, Some(&ended.compared)));
+    let current = pair.current.as_ref();
+    let is_over = ended.is_some_and(|ended| current.is_some_and(|own| own.period.from == ended.booked.period.from));
+    let of_current = (!is_over).then(|| row(name, current, pair, results.pairs.get(name)));
+    of_current.into_iter().chain(of_ended)
+}
+
+fn row(name: &Name, booked: Option<&Booked>, pair: &Pair, compared: Option<&Compared>) -> LedgerRow {
+    let sum = booked.map_or_else(|| pair.waiting(), |booked| booked.sum.clone());
+    let period = booked.map(|booked| booked.period);
     let lago = compared.and_then(|compared| {
         let lago = compared.lago.as_ref()?;
         Some(LagoCounted { events: lago.events, units: lago.units.to_string(), at: compared.at.to_string() })
@@ -118,7 +122,7 @@ fn row((name, pair): (&Name, &Pair), compared: Option<&Compared>) -> LedgerRow {
     }
 }
 
-/// What Lago has confirmed in the current billing periods, and what it has counted.
+/// What Lago has confirmed in the current billing periods and in the last ones, and what it has counted.
 #[utoipa::path(get, path = "/usage/ledger", tag = "usage", params(LedgerQuery),
     responses((status = 200, body = LedgerPage), (status = 400, description = "not a page")))]
 async fn show_ledger(
@@ -132,7 +136,7 @@ async fn show_ledger(
         Some(Err(_)) => return Err(wrong("after: must be the `next` of a page")),
     };
     if query.state.as_deref().is_some_and(|word| Stands::ALL.iter().all(|state| state.word() != word)) {
-        return Err(wrong("state: must be equal, missing, surplus, settling, not_charged or unknown"));
+        return Err(wrong("state: must be equal, missing, surplus, uncertain, settling, not_charged or unknown"));
     }
     let limit = query.limit.unwrap_or(USUAL).clamp(1, MOST);
     let ledger = state.books.ledger();
@@ -142,9 +146,15 @@ async fn show_ledger(
             && query.code.as_ref().is_none_or(|wanted| *wanted == row.code)
             && query.state.as_ref().is_none_or(|wanted| wanted == row.state.word())
     };
-    let mut rows = ledger.pairs(after.as_ref()).map(|(name, pair)| row((name, pair), results.pairs.get(name)));
-    let page: Vec<LedgerRow> = rows.by_ref().filter(wanted).take(limit).collect();
-    let more = rows.any(|row| wanted(&row));
+    let mut pairs = ledger.pairs(after.as_ref()).map(|pair| rows(pair, &results).filter(wanted).collect::<Vec<_>>());
+    let mut page: Vec<LedgerRow> = Vec::new();
+    // The rows of a pair are on one page: the next one begins after it.
+    while page.len() < limit
+        && let Some(own) = pairs.next()
+    {
+        page.extend(own);
+    }
+    let more = pairs.any(|own| !own.is_empty());
     let next = page.last().filter(|_| more).map(|last| serde_json::json!([last.subscription, last.code]).to_string());
     Ok(Json(LedgerPage {
         rows: page,

@@ -18,6 +18,7 @@ use kit_delivery::config::GatewaySection;
 use kit_delivery::start::{self, Served, configuration};
 use kit_delivery::{DeliveryMetrics, DispatcherSettings, HttpSink, Sink, SinkStatus};
 use kit_journal::Journal;
+use kit_journal::engine::Reader;
 use kit_lago::api::{LagoApi, api_root};
 use tokio::sync::{Notify, Semaphore};
 use utoipa::OpenApi as _;
@@ -32,6 +33,7 @@ use crate::ledger::{self, Ledger};
 use crate::metrics::UsageMetrics;
 use crate::producers::Producers;
 use crate::proxy::Proxy;
+use crate::queue;
 use crate::reconcile::{Books, Reconciler};
 use crate::redrive::Redrive;
 use crate::resolve::{self, RESOLVE, Resolver};
@@ -69,6 +71,7 @@ impl Daemon for LagoUsageTracker {
         if let Err(message) = api_key(&config.lago) {
             problems.add("lago.api_key_file", &message);
         }
+        config.journal.check("journal", problems);
         if let Err((field, message)) = config.admin.resolve() {
             problems.add(&format!("admin.{field}"), &message);
         }
@@ -79,11 +82,13 @@ impl Daemon for LagoUsageTracker {
                 problems.add(&format!("gateway.{}", error.path), &error.message);
             }
         }
+        queue::check(&config.amqp_source, problems);
     }
 
     async fn start(config: Config, metrics: Arc<Metrics>, shell: &mut Shell) -> Result<(), StartError> {
         let clock: SharedClock = Arc::new(SystemClock);
         let (journal, task) = start::open_journal(&config.journal, &clock, &metrics).await?;
+        let clock = journal.clock();
         let readiness = Readiness::default();
         shell.at_end(move || task.close());
         start::watch_journal(shell, &journal, &readiness);
@@ -152,13 +157,15 @@ impl Daemon for LagoUsageTracker {
             webhooks,
             room: Semaphore::new(http::EVENTS_AT_ONCE),
         };
+        let intake = Arc::new(intake);
+        queue::start(shell, &config.amqp_source, &metrics, &intake, &clock)?;
         let more = api::router(LedgerState { books, asked, clock: Arc::clone(&clock) });
         let limits = Limits::new(&config.listen, &config.stop, PUBLIC_HEAD);
         // Producers choose transaction ids, and ask for them in the path.
         let limits = Limits { any_path: true, ..limits };
         let api_state = ApiState { journal, clock, sinks: Arc::new(sinks) };
         let served = Served {
-            business: http::router(Arc::new(intake)),
+            business: http::router(intake),
             limits,
             description: ApiDescription::openapi(),
             api: api_state,
@@ -181,17 +188,18 @@ struct Parts {
 type Status = Arc<Mutex<SinkStatus>>;
 
 impl Parts {
-    fn deliver<S: Sink>(&self, shell: &mut Shell, sink: Arc<S>, settings: DispatcherSettings) -> Status {
+    fn deliver(&self, shell: &mut Shell, sink: Arc<dyn Sink>, settings: DispatcherSettings) -> Status {
         start::deliver(shell, sink, &self.journal, &self.clock, settings, &self.delivery)
     }
 
     /// The ledger, as the journal remembers it.
     async fn books(&self) -> Arc<Books> {
-        let values = self.journal.read(|reader| reader.values(ledger::PREFIX)).await.unwrap_or_else(|error| {
+        let read = |reader: &mut dyn Reader| Ok((reader.values(ledger::PREFIX)?, reader.values(ledger::TAKEN_PREFIX)?));
+        let (pairs, taken) = self.journal.read(read).await.unwrap_or_else(|error| {
             tracing::error!(error = %error, "the ledger cannot be read and begins anew: {error}");
-            Vec::new()
+            Default::default()
         });
-        let (ledger, unreadable) = Ledger::load(values);
+        let (ledger, unreadable) = Ledger::load(pairs, taken);
         if unreadable > 0 {
             tracing::error!(count = unreadable, "{unreadable} pages of the ledger cannot be read and begin anew");
         }
@@ -259,6 +267,7 @@ impl Parts {
         let asked = Arc::new(Notify::new());
         let reconciler = Reconciler {
             api: api.clone(),
+            journal: self.journal.clone(),
             clock: Arc::clone(&self.clock),
             known: known.clone(),
             books: Arc::clone(books),
@@ -267,6 +276,7 @@ impl Parts {
             alerts: alerts.clone(),
             asked: Arc::clone(&asked),
             in_vain: Mutex::default(),
+            looked_to_forget: Mutex::default(),
         };
         let stop = shell.stop_token();
         shell.spawn("comparison", reconciler.run(stop));

@@ -97,6 +97,10 @@ impl Catalogue {
         }
     }
 
+    pub(crate) fn asked_at(&self) -> Timestamp {
+        self.asked_at
+    }
+
     pub(crate) fn says_the_same(&self, other: &Self) -> bool {
         self.metrics == other.metrics && self.subscriptions == other.subscriptions
     }

@@ -10,6 +10,7 @@ use kit::config::{
 };
 use kit::run::Common;
 use kit::secret::Secret;
+use kit_amqp::AmqpSourceSection;
 use kit_delivery::config::{CircuitSection, GatewaySection, RetrySection, TimeoutSection, parse_url};
 use kit_journal::JournalSection;
 use schemars::JsonSchema;
@@ -20,17 +21,19 @@ use crate::rules::Rules;
 
 /// Variables known under names of their own.
 pub fn well_known() -> Vec<WellKnown> {
-    const OURS: [WellKnown; 8] = [
+    const OURS: [WellKnown; 10] = [
         WellKnown { env: "LAGO_API_URL", path: "lago.api_url" },
         WellKnown { env: "LAGO_API_KEY", path: "lago.api_key" },
         WellKnown { env: "LAGO_API_KEY_FILE", path: "lago.api_key_file" },
         WellKnown { env: "BRAIN_GATEWAY_URL", path: "gateway.url" },
+        WellKnown { env: "AMQP_URL", path: "amqp_source.url" },
+        WellKnown { env: "AMQP_URL_FILE", path: "amqp_source.url_file" },
         WellKnown { env: "USAGE_PRODUCER_TOKEN", path: "usage.producer_token" },
         WellKnown { env: "USAGE_PRODUCER_TOKEN_FILE", path: "usage.producer_token_file" },
         WellKnown { env: "USAGE_WEBHOOK_SECRET", path: "webhooks.secret" },
         WellKnown { env: "USAGE_WEBHOOK_SECRET_FILE", path: "webhooks.secret_file" },
     ];
-    OURS.into_iter().chain(COMMON_WELL_KNOWN).collect()
+    OURS.into_iter().chain(COMMON_WELL_KNOWN).chain(kit_journal::config::WELL_KNOWN).collect()
 }
 
 /// Configuration of the daemon.
@@ -41,6 +44,9 @@ pub struct Config {
     pub listen: ListenSection,
     /// Who may report usage, and what is taken.
     pub usage: UsageSection,
+    /// A RabbitMQ queue that usage is taken from as well: in Lago's shape, or as CloudEvents. Whoever may publish to it
+    /// may report for everybody. None where `queue` is empty.
+    pub amqp_source: AmqpSourceSection,
     /// Events of other daemons, and what they count as.
     pub webhooks: WebhooksSection,
     /// What is looked at before an event is sent.
@@ -187,6 +193,8 @@ pub struct ReconcileSection {
     pub every_seconds: f64,
     /// Seconds that Lago may take to count what it has confirmed.
     pub settling_seconds: f64,
+    /// Days after which what was counted of a subscription that has ended is forgotten.
+    pub keep_days: f64,
 }
 
 /// An event at an interval that is looked for in what Lago has counted. Give it a subscription and a metric of its own.
@@ -213,7 +221,7 @@ impl Default for RollupSection {
 
 impl Default for ReconcileSection {
     fn default() -> Self {
-        Self { every_seconds: 300.0, settling_seconds: 120.0 }
+        Self { every_seconds: 300.0, settling_seconds: 120.0, keep_days: 90.0 }
     }
 }
 
@@ -310,6 +318,7 @@ impl Default for Config {
                 ..ListenSection::default()
             },
             usage: UsageSection::default(),
+            amqp_source: AmqpSourceSection::default(),
             webhooks: WebhooksSection::default(),
             checks: ChecksSection::default(),
             lago: LagoSection::default(),
@@ -349,6 +358,9 @@ impl Section for Config {
         self.stop.validate("stop", problems);
         self.journal.validate("journal", problems);
         self.usage.validate(problems);
+        if self.amqp_source.is_set() {
+            self.amqp_source.validate("amqp_source", problems);
+        }
         self.webhooks.validate(problems);
         self.checks.validate(problems);
         self.lago.validate(problems);
@@ -376,6 +388,9 @@ impl ReconcileSection {
         }
         if !(0.0..=3_600.0).contains(&self.settling_seconds) {
             problems.add("reconcile.settling_seconds", "must be a number of seconds from 0 to an hour");
+        }
+        if !(1.0..=3_650.0).contains(&self.keep_days) {
+            problems.add("reconcile.keep_days", "must be a number of days from 1 to 3650");
         }
     }
 }

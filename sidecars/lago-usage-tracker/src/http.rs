@@ -15,24 +15,23 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use kit::clock::{SharedClock, Timestamp};
-use kit::serve::{BodyError, BodyRules, read_body};
-use kit_delivery::signature::Unverified;
+use kit::serve::{BodyRules, read_body};
 use kit_journal::{AppendError, Appended, EventId, Journal, NewEvent, StoredEvent};
-use kit_lago::usage::answer::{ALREADY_EXISTS, ErrorAnswer, EventAnswer, TRANSACTION_ID};
-use kit_lago::usage::{BadBody, FieldErrors, Requested, requested};
-use serde::Serialize;
+use kit_lago::usage::answer::{ALREADY_EXISTS, EventAnswer, TRANSACTION_ID};
+use kit_lago::usage::{FieldErrors, Requested, requested};
 use serde_json::value::RawValue;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::admit::{self, Stored, UNRESOLVED};
 use crate::catalogue::{Known, Seen};
 use crate::check::{Finding, Kind, Policy, check};
-use crate::cloudevents::{self, NotCloudEvents};
+use crate::cloudevents;
 use crate::config::ChecksSection;
 use crate::metrics::{Taken, UsageMetrics};
 use crate::producers::{Producer, Producers};
 use crate::proxy::{self, Proxy};
 use crate::reconcile::Books;
+use crate::refusal::{Refusal, json, plain};
 use crate::rollup;
 use crate::show;
 use crate::webhooks::{self, Webhooks};
@@ -79,81 +78,6 @@ pub(crate) fn router(intake: Arc<Intake>) -> Router {
         .with_state(intake)
 }
 
-/// Why a request is not taken.
-#[derive(Debug)]
-pub(crate) enum Refusal {
-    Encoded,
-    Unauthorized,
-    /// A webhook that nobody has signed whom we know.
-    Unsigned(Unverified),
-    /// The token's holder may not report for this subscription.
-    Forbidden,
-    /// Whether it may is not known before Lago tells more.
-    Undecided,
-    Body(BodyError),
-    Bad(BadBody),
-    NotCloudEvents(NotCloudEvents),
-    /// There is no room for its events for too long.
-    Busy,
-    Invalid(FieldErrors),
-    InvalidBatch(BTreeMap<String, FieldErrors>),
-    NotFound,
-    Journal,
-}
-
-impl Refusal {
-    fn reason(&self) -> &'static str {
-        match self {
-            Self::Encoded => "content_encoding",
-            Self::Unauthorized => "unauthorized",
-            Self::Unsigned(_) => "signature",
-            Self::Forbidden => "forbidden",
-            Self::Undecided => "undecided",
-            Self::Body(BodyError::TooLarge(_)) => "too_large",
-            Self::Body(BodyError::TimedOut) => "too_slow",
-            Self::Body(BodyError::Stopping) => "stopping",
-            Self::Body(BodyError::BrokenOff) => "broken_off",
-            Self::Bad(BadBody::TooMany) | Self::NotCloudEvents(NotCloudEvents::TooMany) => "too_many_events",
-            Self::Bad(_) | Self::NotCloudEvents(_) => "bad_request",
-            Self::Invalid(_) | Self::InvalidBatch(_) => "invalid",
-            Self::NotFound => "not_found",
-            Self::Busy => "busy",
-            Self::Journal => "journal",
-        }
-    }
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        match self {
-            Self::Encoded => plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported Media Type", None),
-            Self::Unauthorized | Self::Unsigned(_) => plain(StatusCode::UNAUTHORIZED, "Unauthorized", None),
-            Self::Forbidden => plain(StatusCode::FORBIDDEN, "Forbidden", Some("subscription_not_allowed")),
-            Self::Body(BodyError::TooLarge(_)) => plain(StatusCode::PAYLOAD_TOO_LARGE, "Payload Too Large", None),
-            Self::Body(BodyError::TimedOut) => plain(StatusCode::REQUEST_TIMEOUT, "Request Timeout", None),
-            Self::Body(BodyError::BrokenOff) => plain(StatusCode::BAD_REQUEST, "BadRequest: the body broke off", None),
-            Self::Body(BodyError::Stopping) | Self::Journal | Self::Busy | Self::Undecided => again(),
-            Self::Bad(BadBody::NotAnObject) => {
-                plain(StatusCode::BAD_REQUEST, "BadRequest: the body is not a JSON object", None)
-            }
-            Self::Bad(BadBody::NoEvent) => {
-                plain(StatusCode::BAD_REQUEST, "BadRequest: param is missing or the value is empty: event", None)
-            }
-            Self::Bad(BadBody::TooMany) | Self::NotCloudEvents(NotCloudEvents::TooMany) => {
-                invalid(BTreeMap::from([("events", ["too_many_events"])]))
-            }
-            Self::NotCloudEvents(NotCloudEvents::Type) => {
-                plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported Media Type: no CloudEvents", None)
-            }
-            Self::NotCloudEvents(_) => plain(StatusCode::BAD_REQUEST, "BadRequest: no CloudEvents 1.0", None),
-            Self::Bad(BadBody::NoEvents) => invalid(BTreeMap::from([("events", ["no_events"])])),
-            Self::Invalid(errors) => invalid(errors),
-            Self::InvalidBatch(errors) => invalid(errors),
-            Self::NotFound => plain(StatusCode::NOT_FOUND, "Not Found", Some("event_not_found")),
-        }
-    }
-}
-
 /// Lago's other paths.
 async fn other(State(intake): State<Arc<Intake>>, request: Request) -> Response {
     let unknown = if intake.proxy.is_none() && request.uri().path().starts_with("/api/v1/") {
@@ -194,7 +118,7 @@ async fn cloudevents(State(intake): State<Arc<Intake>>, request: Request) -> Res
 
 /// What a request's body holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shape {
+pub(crate) enum Shape {
     One,
     Batch,
     CloudEvents,
@@ -221,19 +145,40 @@ async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<R
     // Before the body is read: who has no token costs nothing.
     let producer = holder(intake, &parts.headers)?;
     let body = whole_body(intake, &parts, body).await?;
+    take_body(intake, producer, &parts.headers, body, shape).await
+}
+
+/// The same of a body that is here, whichever way it came.
+pub(crate) async fn take_body(
+    intake: &Intake,
+    producer: &Producer,
+    headers: &HeaderMap,
+    body: Vec<u8>,
+    shape: Shape,
+) -> Result<Response, Refusal> {
     let now = intake.clock.now();
-    let (_room, admitted) = admitted(intake, producer, &parts.headers, body, shape, now).await?;
+    let Admitted { _room, events, answers } = admitted(intake, producer, headers, body, shape, now).await?;
     let is_batch = shape != Shape::One;
-    may_report(intake, producer, &admitted, now).await?;
-    let rejected = reject(intake, &admitted, now).await;
+    may_report(intake, producer, &events, now).await?;
+    let rejected = reject(intake, &events, now).await;
     if !rejected.is_empty() {
         intake.metrics.taken(Taken::Invalid, rejected.len() as u64);
         return Err(told(rejected, is_batch));
     }
-    append(intake, admitted, is_batch).await
+    append(intake, events, &answers, is_batch).await
 }
 
-/// The events of a body, as they will be in the journal, and their room in memory. The body is gone by then.
+/// The events of a body.
+struct Admitted<'a> {
+    /// Their room in memory.
+    _room: SemaphorePermit<'a>,
+    /// As they will be in the journal.
+    events: Vec<NewEvent>,
+    /// What each is answered with, but for the time of its receipt.
+    answers: Vec<String>,
+}
+
+/// The events of a body, which is gone by then.
 async fn admitted<'a>(
     intake: &'a Intake,
     producer: &Producer,
@@ -241,7 +186,7 @@ async fn admitted<'a>(
     body: Vec<u8>,
     shape: Shape,
     now: Timestamp,
-) -> Result<(SemaphorePermit<'a>, Vec<NewEvent>), Refusal> {
+) -> Result<Admitted<'a>, Refusal> {
     let (own, from_body);
     let events: Vec<&RawValue> = if shape == Shape::CloudEvents {
         own = cloudevents::usage_events(headers, &body, intake.batch_limit).map_err(Refusal::NotCloudEvents)?;
@@ -258,11 +203,16 @@ async fn admitted<'a>(
     let room = tokio::time::timeout(WAIT_FOR_ROOM, intake.room.acquire_many(room)).await;
     let room = room.ok().and_then(Result::ok).ok_or(Refusal::Busy)?;
     let request_key = idempotency_key(headers);
-    let (mut admitted, mut errors) = (Vec::with_capacity(events.len()), BTreeMap::new());
+    let mut admitted =
+        Admitted { _room: room, events: Vec::with_capacity(events.len()), answers: Vec::with_capacity(events.len()) };
+    let mut errors = BTreeMap::new();
     for (place, event) in events.into_iter().enumerate() {
         let name = request_key.map(|key| cloudevents::place_in_request(producer.name(), key, place));
-        match admit::admit(event, name, now) {
-            Ok(event) => admitted.push(rollup::route(&intake.rollup, event)),
+        match admit::admit_answered(event, name, now) {
+            Ok((event, answer)) => {
+                admitted.events.push(rollup::route(&intake.rollup, event));
+                admitted.answers.push(answer);
+            }
             Err(wrong) => drop(errors.insert(place, wrong)),
         }
     }
@@ -270,7 +220,7 @@ async fn admitted<'a>(
         intake.metrics.taken(Taken::Invalid, errors.len() as u64);
         return Err(told(errors, shape != Shape::One));
     }
-    Ok((room, admitted))
+    Ok(admitted)
 }
 
 /// The body as it was sent, under its limits.
@@ -375,21 +325,20 @@ fn told(errors: BTreeMap<usize, FieldErrors>, is_batch: bool) -> Refusal {
     Refusal::Invalid(errors.into_values().next().unwrap_or_default())
 }
 
-async fn append(intake: &Intake, events: Vec<NewEvent>, is_batch: bool) -> Result<Response, Refusal> {
-    // The answers but for their times, one after the other: the events themselves go to the journal.
-    let (mut texts, mut own) = (String::new(), Vec::with_capacity(events.len()));
-    for event in &events {
-        let begin = texts.len();
-        texts.push_str(&unfinished(&event.head.id, &event.body).ok_or(Refusal::Journal)?);
-        own.push((event.head.id, begin..texts.len()));
-    }
+async fn append(
+    intake: &Intake,
+    events: Vec<NewEvent>,
+    answers: &[String],
+    is_batch: bool,
+) -> Result<Response, Refusal> {
+    let own: Vec<EventId> = events.iter().map(|event| event.head.id).collect();
     let appended = intake.journal.append_together(events).await.map_err(|error: AppendError| {
         intake.metrics.taken(Taken::Unavailable, own.len() as u64);
         tracing::debug!(error = %error, "usage not taken: {error}");
         Refusal::Journal
     })?;
     let contradicting: Vec<usize> =
-        (0..own.len()).filter(|place| appended[*place].duplicate && appended[*place].id != own[*place].0).collect();
+        (0..own.len()).filter(|place| appended[*place].duplicate && appended[*place].id != own[*place]).collect();
     if !contradicting.is_empty() {
         intake.metrics.taken(Taken::Contradiction, contradicting.len() as u64);
         intake.metrics.taken(Taken::Withheld, (own.len() - contradicting.len()) as u64);
@@ -401,25 +350,25 @@ async fn append(intake: &Intake, events: Vec<NewEvent>, is_batch: bool) -> Resul
     intake.metrics.taken(Taken::Accepted, (own.len() - duplicates) as u64);
     let first = if duplicates == 0 { BTreeMap::new() } else { first_ones(intake, &appended).await? };
     let (begin, end) = if is_batch { ("{\"events\":[", "]}") } else { ("{\"event\":", "}") };
-    let mut body = String::with_capacity(texts.len() + own.len() * 48 + 16);
+    let mut body = String::with_capacity(answers.iter().map(|answer| answer.len() + 48).sum::<usize>() + 16);
     body.push_str(begin);
-    for ((id, own), appended) in own.into_iter().zip(&appended) {
+    for ((id, answer), appended) in own.iter().zip(answers).zip(&appended) {
         if !body.ends_with(begin) {
             body.push(',');
         }
         match first.get(&appended.seq).filter(|_| appended.duplicate) {
             Some(stored) => {
-                let text = unfinished(&id, &stored.body).ok_or(Refusal::Journal)?;
+                let text = unfinished(id, &stored.body).ok_or(Refusal::Journal)?;
                 EventAnswer::finish(&text, stored.at, &mut body);
             }
-            None => EventAnswer::finish(&texts[own], appended.at, &mut body),
+            None => EventAnswer::finish(answer, appended.at, &mut body),
         }
     }
     body.push_str(end);
     Ok(json(StatusCode::OK, body))
 }
 
-/// The answer to an event that was admitted, but for the time at which it was received.
+/// The answer to an event that was stored before, but for the time at which it was received.
 fn unfinished(id: &EventId, body: &[u8]) -> Option<String> {
     let stored = Stored::read(body)?;
     serde_json::to_string(&stored.answer(&id.to_string(), None)).ok()
@@ -448,31 +397,9 @@ pub(crate) fn holder<'a>(intake: &'a Intake, headers: &HeaderMap) -> Result<&'a 
     token.and_then(|token| intake.producers.holder_of(token.as_bytes())).ok_or(Refusal::Unauthorized)
 }
 
-fn plain(status: StatusCode, error: &'static str, code: Option<&'static str>) -> Response {
-    let answer = ErrorAnswer::plain(status.as_u16(), error, code);
-    json(status, serde_json::to_string(&answer).unwrap_or_default())
-}
-
-fn invalid<D: Serialize>(details: D) -> Response {
-    let answer = ErrorAnswer::invalid(details);
-    json(StatusCode::UNPROCESSABLE_ENTITY, serde_json::to_string(&answer).unwrap_or_default())
-}
-
-/// 503 with the time after which it may work. The same event is safe to send again.
-fn again() -> Response {
-    let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", None);
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
-    response
-}
-
 /// As Lago answers where it has nothing.
 pub(crate) fn no_such_path() -> Response {
     plain(StatusCode::NOT_FOUND, "Not Found", Some("resource_not_found"))
-}
-
-/// A JSON text.
-pub(crate) fn json(status: StatusCode, body: String) -> Response {
-    (status, [(header::CONTENT_TYPE, "application/json; charset=utf-8")], body).into_response()
 }
 
 #[cfg(test)]
@@ -519,13 +446,13 @@ mod tests {
             async move { admitted(intake, producer, &HeaderMap::new(), body, Shape::Batch, now).await }
         };
 
-        let (first, _) = take(3).await.unwrap();
+        let first = take(3).await.unwrap();
         let mut second = Box::pin(take(3));
         assert!(second.as_mut().now_or_never().is_none(), "there is room for two more");
         drop(first);
-        let (_second, events) = second.await.unwrap();
+        let second = second.await.unwrap();
 
-        assert_eq!(events.len(), 3);
-        assert_eq!(take(2).await.unwrap().1.len(), 2);
+        assert_eq!(second.events.len(), 3);
+        assert_eq!(take(2).await.unwrap().events.len(), 2);
     }
 }

@@ -94,6 +94,16 @@ impl Producer {
         Ok(producer)
     }
 
+    /// Who publishes to the queue: whoever the broker lets, for everybody. There is no token for it.
+    pub(crate) fn of_queue() -> Self {
+        Self {
+            token: Secret::from(String::new()),
+            name: "queue".to_owned(),
+            customers: BTreeSet::new(),
+            subscriptions: BTreeSet::new(),
+        }
+    }
+
     /// Whether the holder may report for everybody.
     pub(crate) fn is_unbound(&self) -> bool {
         self.customers.is_empty() && self.subscriptions.is_empty()

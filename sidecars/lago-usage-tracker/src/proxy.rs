@@ -4,17 +4,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use kit::client::read_capped;
-use tokio::sync::Semaphore;
+use futures_util::stream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
 /// Largest request that is passed on, and largest answer.
 pub(crate) const REQUEST_BYTES: usize = 1 << 20;
 const ANSWER_BYTES: usize = 16 << 20;
-/// Requests on their way at most; further ones wait, but not long.
+/// Requests on their way at most, each until its answer has been read; further ones wait, but not long.
 const IN_FLIGHT: usize = 16;
 const WAIT: Duration = Duration::from_secs(5);
 /// What belongs to a connection and not to the request. Source: RFC 9110 section 7.6.1.
@@ -48,6 +48,17 @@ pub(crate) enum NotPassedOn {
     Busy,
     /// Lago does not answer.
     Away,
+    /// The answer is larger than what is passed on.
+    TooLarge,
+}
+
+/// Why an answer that was begun is broken off.
+#[derive(Debug, thiserror::Error)]
+enum BrokenOff {
+    #[error("Lago's answer is larger than {ANSWER_BYTES} bytes")]
+    TooLarge,
+    #[error("Lago's answer broke off")]
+    Lago(#[source] reqwest::Error),
 }
 
 impl Proxy {
@@ -72,16 +83,34 @@ impl Proxy {
         body: Vec<u8>,
     ) -> Result<Response, NotPassedOn> {
         let url = self.target(uri).ok_or(NotPassedOn::Elsewhere)?;
-        let permit = tokio::time::timeout(WAIT, self.in_flight.acquire()).await;
-        let Ok(Ok(_permit)) = permit else { return Err(NotPassedOn::Busy) };
+        let permit = tokio::time::timeout(WAIT, Arc::clone(&self.in_flight).acquire_owned()).await;
+        let Ok(Ok(permit)) = permit else { return Err(NotPassedOn::Busy) };
         let request = self.client.request(method, url).headers(of_the_request(headers)).body(body);
         let answer = request.send().await.map_err(|_| NotPassedOn::Away)?;
         let (status, headers) = (answer.status(), of_the_request(answer.headers()));
-        let body = read_capped(answer, ANSWER_BYTES).await.map_err(|_| NotPassedOn::Away)?;
-        let mut response = (status, Body::from(Bytes::from(body))).into_response();
+        if answer.content_length().is_some_and(|bytes| bytes > ANSWER_BYTES as u64) {
+            return Err(NotPassedOn::TooLarge);
+        }
+        let mut response = (status, as_it_comes(answer, permit)).into_response();
         *response.headers_mut() = headers;
         Ok(response)
     }
+}
+
+/// An answer that is passed on piece by piece: no more than a piece of it is held here, however slowly it is read.
+/// Whoever does not read at all is cut off by the listener (`listen.write_timeout_seconds`), and Lago's answer may take
+/// `lago.timeout.total_seconds`.
+fn as_it_comes(answer: reqwest::Response, permit: OwnedSemaphorePermit) -> Body {
+    Body::from_stream(stream::try_unfold((answer, 0, permit), |(mut answer, passed, permit)| async move {
+        let Some(piece) = answer.chunk().await.map_err(|error| BrokenOff::Lago(error.without_url()))? else {
+            return Ok(None);
+        };
+        let passed = passed + piece.len();
+        if passed > ANSWER_BYTES {
+            return Err(BrokenOff::TooLarge);
+        }
+        Ok(Some((piece, (answer, passed, permit))))
+    }))
 }
 
 /// Headers without those of the connection, and without those that `Connection` names.
@@ -106,6 +135,7 @@ impl NotPassedOn {
             Self::Elsewhere => (StatusCode::NOT_FOUND, "Not Found"),
             Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable"),
             Self::Away => (StatusCode::BAD_GATEWAY, "Bad Gateway: Lago does not answer"),
+            Self::TooLarge => (StatusCode::BAD_GATEWAY, "Bad Gateway: Lago's answer is larger than what is passed on"),
         }
     }
 }
@@ -135,6 +165,58 @@ mod tests {
             let target = proxy().target(&path.parse().unwrap());
             assert_eq!(target.as_ref().map(Url::as_str), expected, "{path}");
         }
+    }
+
+    /// A Lago that answers any request with so many bytes, saying before how many or not.
+    async fn answering(bytes: usize, says_how_many: bool) -> Proxy {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let root = format!("http://{}/api/v1/", listener.local_addr().unwrap());
+        let answer = move || async move {
+            let piece = axum::body::Bytes::from(vec![b'x'; 64 << 10]);
+            let pieces = (0..bytes.div_ceil(piece.len())).map(move |_| Ok::<_, BrokenOff>(piece.clone()));
+            let mut response = Body::from_stream(stream::iter(pieces)).into_response();
+            if says_how_many {
+                response.headers_mut().insert(header::CONTENT_LENGTH, bytes.into());
+            }
+            response
+        };
+        let app = axum::Router::new().fallback(answer);
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        Proxy::new(reqwest::Client::builder().no_proxy().build().unwrap(), Url::parse(&root).unwrap())
+    }
+
+    async fn get(proxy: &Proxy) -> Result<Response, NotPassedOn> {
+        proxy.pass_on(Method::GET, &"/api/v1/invoices".parse().unwrap(), &HeaderMap::new(), Vec::new()).await
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_whole_or_seen_to_be_cut() {
+        let read = async |proxy: &Proxy| axum::body::to_bytes(get(proxy).await.unwrap().into_body(), usize::MAX).await;
+        let fits = answering(ANSWER_BYTES, false).await;
+        assert_eq!(read(&fits).await.unwrap().len(), ANSWER_BYTES);
+        let says_so = answering(ANSWER_BYTES + (64 << 10), true).await;
+        assert_eq!(get(&says_so).await.err(), Some(NotPassedOn::TooLarge));
+        let does_not = answering(ANSWER_BYTES + (64 << 10), false).await;
+        assert!(read(&does_not).await.is_err(), "not the beginning, as if it were all");
+        for proxy in [fits, says_so, does_not] {
+            assert_eq!(proxy.in_flight.available_permits(), IN_FLIGHT);
+        }
+    }
+
+    /// Answers that nobody reads are bounded, by their number and by what of each is held.
+    #[tokio::test]
+    async fn an_answer_takes_its_place_until_it_has_been_read() {
+        let proxy = answering(1 << 20, true).await;
+        let mut unread = Vec::new();
+        for _ in 0..IN_FLIGHT {
+            unread.push(get(&proxy).await.unwrap());
+        }
+        assert_eq!(proxy.in_flight.available_permits(), 0);
+        unread.pop();
+        assert_eq!(proxy.in_flight.available_permits(), 1);
+        let last = unread.pop().unwrap();
+        assert_eq!(axum::body::to_bytes(last.into_body(), usize::MAX).await.unwrap().len(), 1 << 20);
+        assert_eq!(proxy.in_flight.available_permits(), 2);
     }
 
     #[test]

@@ -1,27 +1,32 @@
-//! Whether Lago has counted what it has confirmed: the ledger beside `current_usage`.
+//! Whether Lago has counted what it has confirmed: the ledger beside `current_usage`, and beside the invoices of periods
+//! that have ended (`past`). Subscriptions that ended long ago are forgotten (`forget`).
 //!
 //! Lago counts a while after it has taken events, and caches what it has counted. So what was booked a settling time ago
 //! is compared, and whatever came since is left out.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+mod books;
+mod forget;
+mod past;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kit::clock::{SharedClock, Timestamp};
 use kit::lifecycle::StopToken;
-use kit_journal::{Seq, StoredEvent};
-use kit_lago::api::{Aggregation, ApiError, CurrentUsage, LagoApi};
+use kit_journal::Journal;
+use kit_lago::api::{Aggregation, ApiError, ChargeUsage, CurrentUsage, LagoApi};
 use kit_lago::usage::Quantity;
 use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::admit::Stored;
 use crate::alerts::Alerts;
 use crate::catalogue::{Catalogue, Known};
 use crate::config::ReconcileSection;
-use crate::ledger::{Booked, Ledger, Name, Period, Sum};
+use crate::ledger::{Booked, Name, Period, Sum};
 use crate::metrics::UsageMetrics;
+pub(crate) use books::{Books, Entry, entry};
 
 /// Between two questions, so that Lago comes to other things.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -32,75 +37,12 @@ const EQUAL_FOR_MILLIS: i64 = 3_600_000;
 /// Drifts told in one comparison at most; the metric counts all.
 const TOLD_AT_ONCE: usize = 100;
 
-/// The ledger and what became of its last comparison, as the sink, the comparison and the API share it.
-#[derive(Debug, Default)]
-pub(crate) struct Books {
-    ledger: Mutex<Ledger>,
-    results: Mutex<Results>,
-    /// Positions that Lago has complained about before they were recorded: they are not booked.
-    complained: Mutex<HashSet<Seq>>,
-    /// Something was booked whose billing period is not known.
-    without_period: Notify,
-}
-
-impl Books {
-    pub(crate) fn new(ledger: Ledger) -> Self {
-        Self { ledger: Mutex::new(ledger), ..Self::default() }
-    }
-
-    /// Books what Lago has confirmed, as it is recorded; gives the values that the journal is to remember.
-    pub(crate) fn record(&self, confirmed: Vec<(Seq, Entry)>, now: Timestamp) -> Vec<(String, Vec<u8>)> {
-        let mut complained = self.complained.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut ledger = self.ledger();
-        let mut changed = BTreeSet::new();
-        for (seq, (name, at, units)) in confirmed {
-            if !complained.remove(&seq) {
-                ledger.book(&name, at, units, now);
-                changed.insert(name);
-            }
-        }
-        if changed.iter().any(|name| ledger.pair(name).is_some_and(|pair| pair.current.is_none())) {
-            self.without_period.notify_one();
-        }
-        changed.iter().filter_map(|name| ledger.value(name)).collect()
-    }
-
-    /// Lago has complained about what is not recorded yet.
-    pub(crate) fn leave_out(&self, seq: Seq) {
-        self.complained.lock().unwrap_or_else(PoisonError::into_inner).insert(seq);
-    }
-
-    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes an event out of the ledger that was booked: Lago has confirmed it and said later that it does not count it.
-    pub(crate) fn take_back(&self, event: &StoredEvent, catalogue: Option<&Catalogue>) {
-        if let Some((name, at, units)) = entry(event, catalogue) {
-            self.ledger().take_back(&name, at, units);
-        }
-    }
-
-    pub(crate) fn results(&self) -> MutexGuard<'_, Results> {
-        self.results.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What an event is in the ledger: its pair, when it happened and how much it is.
-pub(crate) type Entry = (Name, Timestamp, Option<Quantity>);
-
-/// What a stored event is in the ledger.
-pub(crate) fn entry(event: &StoredEvent, catalogue: Option<&Catalogue>) -> Option<Entry> {
-    let stored = Stored::read(&event.body)?;
-    let (subscription, at) = (stored.external_subscription_id.as_deref()?, stored.time()?);
-    let units = catalogue.and_then(|catalogue| catalogue.units(&stored));
-    Some(((subscription.to_owned(), stored.code.to_string()), at, units))
-}
-
 /// What the comparisons have found.
 #[derive(Debug, Default)]
 pub(crate) struct Results {
     pub(crate) pairs: BTreeMap<Name, Compared>,
+    /// Of the last period of each that has ended.
+    pub(crate) ended: BTreeMap<Name, past::Ended>,
     /// Events missing at the last one.
     missing: u64,
     /// When the last complete comparison began.
@@ -119,7 +61,10 @@ pub(crate) enum State {
     Missing,
     /// Lago has counted more: somebody else reports too, or did so before.
     Surplus,
-    /// Nothing is missing of what is old enough, and events go on coming.
+    /// Lago has counted more, and so many events may be of this period or of another one: the plan was changed within
+    /// the period, or events of several days came before Lago had told where it begins.
+    Uncertain,
+    /// Nothing is missing of what is old enough, and events go on coming; or Lago has no final invoice of it yet.
     Settling,
     /// No charge of the subscription's plan counts this metric.
     NotCharged,
@@ -128,14 +73,15 @@ pub(crate) enum State {
 }
 
 impl State {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Equal, Self::Missing, Self::Surplus, Self::Settling, Self::NotCharged, Self::Unknown];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Equal, Self::Missing, Self::Surplus, Self::Uncertain, Self::Settling, Self::NotCharged, Self::Unknown];
 
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Equal => "equal",
             Self::Missing => "missing",
             Self::Surplus => "surplus",
+            Self::Uncertain => "uncertain",
             Self::Settling => "settling",
             Self::NotCharged => "not_charged",
             Self::Unknown => "unknown",
@@ -169,12 +115,28 @@ struct Ours<'a> {
     then: &'a Sum,
     /// Booked when Lago had answered.
     now: &'a Sum,
+    /// Events that are not in these, and may be.
+    unsure: u64,
     /// Lago may have more for good reasons: the metric goes on from period to period.
     carries_over: bool,
     /// Lago's units are ours, if the events are.
     exact_units: bool,
     /// Lago counts events. Of metrics that count different values it says the number of values in both places.
     counts_events: bool,
+}
+
+impl<'a> Ours<'a> {
+    fn new((then, now): (&'a Sum, &'a Sum), unsure: u64, catalogue: Option<&Catalogue>, code: &str) -> Self {
+        let metric = catalogue.and_then(|catalogue| catalogue.metric(code));
+        Self {
+            then,
+            now,
+            unsure,
+            carries_over: metric.is_some_and(|metric| metric.recurring),
+            exact_units: metric.is_some_and(|metric| !metric.recurring && metric.rounding_function.is_none()),
+            counts_events: metric.is_none_or(|metric| metric.aggregation_type != Aggregation::UniqueCountAgg),
+        }
+    }
 }
 
 fn compare(ours: &Ours<'_>, lago: Option<Counted>, at: Timestamp) -> Compared {
@@ -194,7 +156,7 @@ fn compare(ours: &Ours<'_>, lago: Option<Counted>, at: Timestamp) -> Compared {
     } else if !is_quiet {
         State::Settling
     } else if surplus_events > 0 {
-        State::Surplus
+        if surplus_events <= ours.unsure { State::Uncertain } else { State::Surplus }
     } else {
         match units.map(|units| units.cmp(&lago.units)) {
             Some(std::cmp::Ordering::Greater) => State::Missing,
@@ -212,8 +174,8 @@ fn period(usage: &CurrentUsage) -> Period {
 
 /// What Lago has counted of a metric: of several charges of it the one that has counted most, because a charge may leave
 /// events out.
-fn counted(usage: &CurrentUsage, code: &str) -> Option<Counted> {
-    let of_code = usage.charges_usage.iter().filter(|charge| charge.billable_metric.code == code);
+fn counted<'a>(charges: impl IntoIterator<Item = &'a ChargeUsage>, code: &str) -> Option<Counted> {
+    let of_code = charges.into_iter().filter(|charge| charge.billable_metric.code == code);
     let most = of_code.max_by_key(|charge| charge.events_count)?;
     Some(Counted { events: most.events_count, units: most.units.clone() })
 }
@@ -221,6 +183,7 @@ fn counted(usage: &CurrentUsage, code: &str) -> Option<Counted> {
 /// Compares again and again.
 pub(crate) struct Reconciler {
     pub(crate) api: LagoApi,
+    pub(crate) journal: Journal,
     pub(crate) clock: SharedClock,
     pub(crate) known: Known,
     pub(crate) books: Arc<Books>,
@@ -231,6 +194,8 @@ pub(crate) struct Reconciler {
     pub(crate) asked: Arc<Notify>,
     /// Subscriptions whose period Lago has not told since the last comparison.
     pub(crate) in_vain: Mutex<BTreeSet<String>>,
+    /// When it was last looked for what may be forgotten.
+    pub(crate) looked_to_forget: Mutex<Option<Instant>>,
 }
 
 /// What is to be done.
@@ -288,9 +253,10 @@ impl Reconciler {
         match self.compare_all(asked, settling).await {
             Ok(drifted) => {
                 self.finish(began);
-                for name in drifted.iter().take(TOLD_AT_ONCE) {
-                    self.tell(name).await;
+                for drift in drifted.iter().take(TOLD_AT_ONCE) {
+                    self.tell(drift).await;
                 }
+                self.forget().await;
             }
             Err(error) => {
                 let error = kit::error::chain(&error);
@@ -304,7 +270,7 @@ impl Reconciler {
 
     /// Gives the pairs of which something is missing. What Lago does not say of one subscription keeps the others out of
     /// nothing.
-    async fn compare_all(&self, all: bool, settling: Duration) -> Result<Vec<Name>, ApiError> {
+    async fn compare_all(&self, all: bool, settling: Duration) -> Result<Vec<Drift>, ApiError> {
         // What waits for its period cannot be compared.
         self.learn().await?;
         let then = self.snapshot(all, self.clock.now());
@@ -317,24 +283,32 @@ impl Reconciler {
             let usage = self.ask(subscription).await?;
             drifted.extend(self.compare_subscription(subscription, usage.as_ref(), &then));
         }
+        drifted.extend(self.compare_ended(all, settling).await?);
         Ok(drifted)
     }
 
     /// Asks for the periods that are not known, once until the next comparison.
     async fn learn(&self) -> Result<(), ApiError> {
         for subscription in self.without_period() {
-            match self.ask(&subscription).await? {
-                Some(usage) => self.books.ledger().set_period(&subscription, period(&usage)),
-                None => drop(self.in_vain().insert(subscription)),
+            let told = self.ask(&subscription).await?.map(|usage| period(&usage));
+            let is_told = told.is_some_and(|period| {
+                let mut ledger = self.books.ledger();
+                ledger.set_period(&subscription, period);
+                // Lago may not know yet that a period has ended.
+                !ledger.of_subscription(&subscription).any(|(_, pair)| pair.lacks_a_period(self.clock.now()))
+            });
+            if !is_told {
+                self.in_vain().insert(subscription);
             }
         }
         Ok(())
     }
 
     fn without_period(&self) -> BTreeSet<String> {
+        let now = self.clock.now();
         let ledger = self.books.ledger();
         let in_vain = self.in_vain();
-        let without = ledger.pairs(None).filter(|(_, pair)| pair.current.is_none());
+        let without = ledger.pairs(None).filter(|(_, pair)| pair.lacks_a_period(now));
         let subscriptions = without.map(|((subscription, _), _)| subscription);
         subscriptions.filter(|subscription| !in_vain.contains(*subscription)).cloned().collect()
     }
@@ -377,7 +351,7 @@ impl Reconciler {
         subscription: &str,
         usage: Option<&CurrentUsage>,
         then: &BTreeMap<Name, Then>,
-    ) -> Vec<Name> {
+    ) -> Vec<Drift> {
         let at = self.clock.now();
         let catalogue = self.known.current().catalogue;
         let mut ledger = self.books.ledger();
@@ -392,21 +366,16 @@ impl Reconciler {
             // What was booked before is of the period that was the current one then.
             let is_of_another = *period_then != period.map(|period| period.from);
             let now = pair.current_sum().cloned().unwrap_or_default();
-            let metric = catalogue.as_ref().and_then(|catalogue| catalogue.metric(&name.1));
             let nothing = Sum::default();
-            let ours = Ours {
-                then: if is_of_another { &nothing } else { before },
-                now: &now,
-                carries_over: metric.is_some_and(|metric| metric.recurring),
-                exact_units: metric.is_some_and(|metric| !metric.recurring && metric.rounding_function.is_none()),
-                counts_events: metric.is_none_or(|metric| metric.aggregation_type != Aggregation::UniqueCountAgg),
-            };
+            let then = if is_of_another { &nothing } else { before };
+            let unsure = pair.current.as_ref().map_or(0, |current| current.unsure);
+            let ours = Ours::new((then, &now), unsure, catalogue.as_deref(), &name.1);
             let compared = match usage {
-                Some(usage) => compare(&ours, counted(usage, &name.1), at),
+                Some(usage) => compare(&ours, counted(&usage.charges_usage, &name.1), at),
                 None => Compared { state: State::Unknown, at, lago: None, missing_events: 0, surplus_events: 0 },
             };
-            if compared.state == State::Missing {
-                missing.push(name.clone());
+            if let Some(current) = pair.current.as_ref().filter(|_| compared.state == State::Missing) {
+                missing.push(Drift::new(name, current, &compared));
             }
             results.pairs.insert(name.clone(), compared);
         }
@@ -416,11 +385,12 @@ impl Reconciler {
     fn finish(&self, began: Timestamp) {
         let mut results = self.books.results();
         (results.compared_at, results.failed) = (Some(began), None);
-        let of = |state: State| results.pairs.values().filter(|compared| compared.state == state).count();
+        let ended = results.ended.values().map(|ended| &ended.compared);
+        let all: Vec<&Compared> = results.pairs.values().chain(ended).collect();
         for state in State::ALL {
-            self.metrics.compared(state, of(state));
+            self.metrics.compared(state, all.iter().filter(|compared| compared.state == state).count());
         }
-        let missing = results.pairs.values().map(|compared| compared.missing_events).sum();
+        let missing = all.iter().map(|compared| compared.missing_events).sum();
         self.metrics.missing(missing);
         let before = std::mem::replace(&mut results.missing, missing);
         if missing > before {
@@ -434,31 +404,42 @@ impl Reconciler {
     }
 
     /// Tells of a pair of which something is missing, once for each amount.
-    async fn tell(&self, name: &Name) {
-        let (data, key) = {
-            let (ledger, results) = (self.books.ledger(), self.books.results());
-            let (Some(pair), Some(compared)) = (ledger.pair(name), results.pairs.get(name)) else { return };
-            let Some(current) = &pair.current else { return };
-            let lago = compared.lago.as_ref();
-            let data = serde_json::json!({
-                "subscription": name.0,
-                "code": name.1,
-                "from": current.period.from,
-                "to": current.period.to,
-                "events": current.sum.events,
-                "units": current.sum.units,
-                "lago_events": lago.map(|lago| lago.events),
-                "lago_units": lago.map(|lago| &lago.units),
-                "missing_events": compared.missing_events,
-            });
-            // Lago's units go on changing; where only they say what is missing, they are the amount.
-            let units = lago.filter(|_| compared.missing_events == 0).map(|lago| lago.units.to_string());
-            let amount = (compared.missing_events, units);
-            (data, serde_json::json!([name, current.period.from, amount]).to_string())
-        };
+    async fn tell(&self, Drift { name, booked, compared }: &Drift) {
+        let (lago, period) = (compared.lago.as_ref(), booked.period);
+        let data = serde_json::json!({
+            "subscription": name.0,
+            "code": name.1,
+            "from": period.from,
+            "to": period.to,
+            "events": booked.sum.events,
+            "units": booked.sum.units,
+            "lago_events": lago.map(|lago| lago.events),
+            "lago_units": lago.map(|lago| &lago.units),
+            "missing_events": compared.missing_events,
+        });
+        // Lago's units go on changing; where only they say what is missing, they are the amount.
+        let units = lago.filter(|_| compared.missing_events == 0).map(|lago| lago.units.to_string());
+        let amount = (compared.missing_events, units);
+        let key = serde_json::json!([name, period.from, amount]).to_string();
         self.alerts.tell("usage.drift", &format!("subscription/{}", name.0), &key, &data).await;
     }
 }
+
+/// Something is missing.
+struct Drift {
+    name: Name,
+    booked: Booked,
+    compared: Compared,
+}
+
+impl Drift {
+    fn new(name: &Name, booked: &Booked, compared: &Compared) -> Self {
+        Self { name: name.clone(), booked: booked.clone(), compared: compared.clone() }
+    }
+}
+
+#[cfg(test)]
+mod over_tests;
 
 #[cfg(test)]
 mod tests {
@@ -470,7 +451,7 @@ mod tests {
     }
 
     fn state(then: &Sum, now: &Sum, lago: Option<(u64, &str)>, carries_over: bool) -> (State, u64, u64) {
-        let ours = Ours { then, now, carries_over, exact_units: !carries_over, counts_events: true };
+        let ours = Ours { then, now, unsure: 1, carries_over, exact_units: !carries_over, counts_events: true };
         let lago = lago.map(|(events, units)| Counted { events, units: units.parse().unwrap() });
         let compared = compare(&ours, lago, Timestamp::default());
         (compared.state, compared.missing_events, compared.surplus_events)
@@ -482,7 +463,8 @@ mod tests {
         for (then, now, lago, expected) in [
             (&ten, &ten, Some((10, "1.50")), (State::Equal, 0, 0)),
             (&ten, &ten, Some((9, "1.4")), (State::Missing, 1, 0)),
-            (&ten, &ten, Some((11, "1.7")), (State::Surplus, 0, 1)),
+            (&ten, &ten, Some((11, "1.7")), (State::Uncertain, 0, 1)),
+            (&ten, &ten, Some((12, "1.7")), (State::Surplus, 0, 2)),
             (&ten, &ten, Some((10, "1.4")), (State::Missing, 0, 0)),
             (&ten, &ten, Some((10, "1.6")), (State::Surplus, 0, 0)),
             (&ten, &ten, None, (State::NotCharged, 0, 0)),
@@ -509,7 +491,8 @@ mod tests {
     fn what_is_taken_back_meanwhile_is_not_missing_and_values_are_no_events() {
         let (ten, nine) = (sum(10, None), sum(9, None));
         assert_eq!(state(&ten, &nine, Some((9, "9")), false), (State::Settling, 0, 0));
-        let ours = Ours { then: &ten, now: &ten, carries_over: false, exact_units: true, counts_events: false };
+        let ours =
+            Ours { then: &ten, now: &ten, unsure: 0, carries_over: false, exact_units: true, counts_events: false };
         let lago = Some(Counted { events: 3, units: "3".parse().unwrap() });
         let compared = compare(&ours, lago, Timestamp::default());
         assert_eq!((compared.state, compared.missing_events), (State::Unknown, 0));
@@ -526,7 +509,7 @@ mod tests {
             ],
         }))
         .unwrap();
-        assert_eq!(counted(&usage, "a").unwrap().events, 5);
-        assert_eq!(counted(&usage, "c"), None);
+        assert_eq!(counted(&usage.charges_usage, "a").unwrap().events, 5);
+        assert_eq!(counted(&usage.charges_usage, "c"), None);
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use kit::client::read_capped;
-use kit::clock::SharedClock;
+use kit::clock::{SharedClock, Timestamp};
 use kit::secret::Secret;
 use kit_delivery::{Batching, Failure, Outcome, Sink, Verdict};
 use kit_journal::{EventHead, Seq, StoredEvent};
@@ -38,6 +38,10 @@ const ANSWER_BYTES: usize = 16 << 20;
 const SHOWN_BYTES: usize = 500;
 /// Bytes of a batch: nginx in front of Lago takes one mebibyte by default.
 const BATCH_BYTES: usize = 768 << 10;
+/// Events that wait until Lago can be asked about them, at most: a fifth of the deliveries that may wait for another
+/// attempt (`kit_delivery`), so that events that fit go on however long Lago cannot be asked. Further ones are parked, and
+/// go on when they fit what it says then.
+const WITHHELD: usize = 10_000;
 /// Requests made for one batch, each with fewer events than the one before.
 const ROUNDS: usize = 8;
 /// Longest wait that Lago may ask for in a request, and how often for one batch; Lago's own client waits as long.
@@ -59,6 +63,28 @@ pub(crate) struct LagoSink {
     books: Arc<Books>,
     /// What Lago has confirmed and is not recorded yet.
     confirmed: Mutex<HashMap<Seq, Entry>>,
+    withheld: Mutex<Withheld>,
+}
+
+/// Events that wait until Lago can be asked about them.
+#[derive(Debug, Default)]
+struct Withheld {
+    seqs: HashSet<Seq>,
+    /// When Lago has last told what it knows: whoever has waited for that comes again.
+    told_at: Option<Timestamp>,
+}
+
+impl Withheld {
+    /// Whether this one may wait.
+    fn has_room(&mut self, seq: Seq, told_at: Option<Timestamp>) -> bool {
+        if std::mem::replace(&mut self.told_at, told_at) != told_at {
+            self.seqs.clear();
+        }
+        if self.seqs.len() < WITHHELD {
+            self.seqs.insert(seq);
+        }
+        self.seqs.contains(&seq)
+    }
 }
 
 /// What a request said about the events in it.
@@ -98,6 +124,7 @@ impl LagoSink {
             paused_until: Mutex::default(),
             books,
             confirmed: Mutex::default(),
+            withheld: Mutex::default(),
         })
     }
 
@@ -118,17 +145,28 @@ impl LagoSink {
             };
             return events.iter().map(first).collect();
         }
+        let told_at = seen.catalogue.as_ref().map(|catalogue| catalogue.asked_at());
         let judge = |(event, finding): (&&StoredEvent, Option<Finding>)| {
             let finding = finding?;
             let policy = finding.kind.policy(&self.checks);
+            let mut too_many = false;
             if policy != Policy::Pass && finding.kind.may_change() && seen.is_older_than(event.at) {
-                return Some(Outcome::withheld(seen.why_wait(), self.known.doubt(event.at)));
+                let wait = self.known.doubt(event.at);
+                let mut withheld = self.withheld.lock().unwrap_or_else(PoisonError::into_inner);
+                if withheld.has_room(event.seq, told_at) {
+                    return Some(Outcome::withheld(seen.why_wait(), wait));
+                }
+                too_many = true;
             }
             self.metrics.found(finding.kind, policy);
             if policy == Policy::Pass {
                 return None;
             }
-            let note = if seen.is_behind(event.at) { " (Lago does not tell what is new)" } else { "" };
+            let note = match (too_many, seen.is_behind(event.at)) {
+                (true, _) => " (many events wait until Lago can be asked; it is sent when it fits what Lago says then)",
+                (false, true) => " (Lago does not tell what is new)",
+                (false, false) => "",
+            };
             Some(Outcome::failed(Failure::Unsendable, format!("{finding}{note}")))
         };
         events.iter().zip(self.findings(events, &seen)).map(judge).collect()
@@ -172,7 +210,7 @@ impl LagoSink {
                 Verdict::Delivered if outcome.status == Some(422) => Billed::Known,
                 Verdict::Delivered => Billed::Taken,
                 Verdict::Failed(failure) if !failure.may_retry() => Billed::Refused,
-                Verdict::Failed(_) => continue,
+                Verdict::PassedBy(_) | Verdict::Failed(_) => continue,
             };
             self.metrics.billed(billed, 1);
         }

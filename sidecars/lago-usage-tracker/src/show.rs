@@ -9,8 +9,9 @@ use kit_lago::usage::answer::EventAnswer;
 use serde::Serialize;
 
 use crate::admit::{CUSTOMERS, ROLLUP, SOURCE, Stored, UNRESOLVED};
-use crate::http::{Intake, Refusal, holder, json};
+use crate::http::{Intake, holder};
 use crate::producers::Producer;
+use crate::refusal::{Refusal, json};
 use crate::resolve::RESOLVE;
 use crate::rollup::{self, Place};
 use crate::sender::SINK;

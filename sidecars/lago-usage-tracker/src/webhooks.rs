@@ -21,8 +21,10 @@ use kit_lago::usage::{Complaint, complaints};
 use crate::admit::{self, READY, SOURCE};
 use crate::cloudevents::{self, CloudEvent};
 use crate::config::WebhooksSection;
-use crate::http::{self, Intake, Refusal};
+use crate::http::{self, Intake};
 use crate::metrics::{Complained, Followed, Taken};
+use crate::reconcile::Books;
+use crate::refusal::{Refusal, json};
 use crate::rollup;
 use crate::rules::{Rules, Unusable};
 use crate::sender::SINK;
@@ -138,7 +140,7 @@ async fn receive(intake: &Intake, webhooks: &Webhooks, request: Request<Body>) -
         webhooks.say(&event, &unusable);
     }
     intake.metrics.followed(followed);
-    Ok(http::json(StatusCode::OK, format!("{{\"usage_events\":{count}}}")))
+    Ok(json(StatusCode::OK, format!("{{\"usage_events\":{count}}}")))
 }
 
 /// Whether what the catalogue holds may have changed. Deleting a plan ends its subscriptions.
@@ -188,6 +190,8 @@ async fn park(
     let (lost, known): (Vec<Complaint>, Vec<Complaint>) =
         complaints.into_iter().partition(|complaint| complaint.reason.is_some());
     intake.metrics.complained(Complained::Known, known.len() as u64);
+    // The same complaint may come twice at once, and its event is taken out of the ledger once.
+    let _alone = intake.books.taking_back.lock().await;
     for lost in lost.chunks(AT_ONCE) {
         let known = async |lost: &Complaint| {
             let mut known = intake.journal.known(SOURCE, &lost.transaction_id).await?;
@@ -283,16 +287,19 @@ async fn park_those(
     let audit = AuditRecord { at: now, actor, action: "deliveries.park".to_owned(), detail };
     let why = reasons.keys().next().cloned().unwrap_or_default();
     let parks = reasons.into_iter().map(|(reason, seqs)| Action::Park { sink: SINK.to_owned(), seqs, reason });
-    let actions: Vec<Action> = parks.chain([Action::Audit(audit)]).collect();
-    let parks = actions.len() - 1;
-    let outcomes = intake.journal.act(actions).await?;
-    let changed: u64 = outcomes.iter().take(parks).map(|outcome| outcome.changed).sum();
-    intake.metrics.complained(Complained::Parked, changed);
+    let mut actions: Vec<Action> = parks.collect();
+    let parks = actions.len();
     // Lago has said after all that it does not count them.
     let read = intake.journal.browse(move |reader| confirmed.into_iter().map(|seq| reader.event(seq)).collect());
     let events: Vec<Option<StoredEvent>> = read.await?;
-    let catalogue = intake.known.current().catalogue;
-    events.iter().flatten().for_each(|event| intake.books.take_back(event, catalogue.as_deref()));
+    let events: Vec<StoredEvent> = events.into_iter().flatten().collect();
+    let (taken, remembered) = Books::taken(&events, intake.known.current().catalogue.as_deref());
+    actions.extend(remembered);
+    actions.push(Action::Audit(audit));
+    let outcomes = intake.journal.act(actions).await?;
+    let changed: u64 = outcomes.iter().take(parks).map(|outcome| outcome.changed).sum();
+    intake.metrics.complained(Complained::Parked, changed);
+    intake.books.take_back(taken);
     if changed > 0 {
         tracing::error!(
             count = changed, reason = %why, sink = SINK,

@@ -1,6 +1,5 @@
 //! How the parts are put together.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,22 +11,20 @@ use kit::run::{Daemon, StartError};
 use kit::secret::Secret;
 use kit::serve::Limits;
 use kit::telemetry::Metrics;
+use kit_amqp::AmqpMetrics;
+use kit_delivery::DispatcherSettings;
 use kit_delivery::api::ApiState;
-use kit_delivery::format::Format;
 use kit_delivery::start::{self, Served, configuration};
-use kit_delivery::{DeliveryMetrics, DispatcherSettings, HttpSink};
 use kit_journal::{Journal, JournalTask};
+use kit_routes::{Base, Builder, BuiltSink, Routed, SinkError};
 use utoipa::OpenApi as _;
-use utoipa_axum::router::OpenApiRouter;
 
-use crate::config::{Config, LagoSection, well_known};
+use crate::config::{Config, GATEWAY, LagoSection, RABBITMQ, well_known};
 use crate::http::{self, Intake};
 use crate::metrics::IntakeMetrics;
 use crate::organizations::Organizations;
 use crate::worker::{KeySettings, KeyWorker};
 
-/// Name of the sink in the journal, metrics and the API.
-const SINK: &str = "gateway";
 /// Head limits where none is configured.
 const HMAC_HEAD: usize = 64 << 10;
 const JWT_HEAD: usize = 8 << 20;
@@ -66,19 +63,21 @@ impl Daemon for LagoWebhookProcessor {
         {
             problems.add("lago.api_url", "must begin with http:// or https://");
         }
+        config.journal.check("journal", problems);
         if let Err((field, message)) = config.admin.resolve() {
             problems.add(&format!("admin.{field}"), &message);
         }
-        if let Err(errors) = HttpSink::new(SINK, &config.gateway, Arc::new(SystemClock)) {
-            for error in errors {
-                problems.add(&format!("gateway.{}", error.path), &error.message);
-            }
+        let clock: SharedClock = Arc::new(SystemClock);
+        let builder = Builder { daemon: Self::NAME, clock: &clock, amqp: &AmqpMetrics::default() };
+        for error in own_sinks(config, builder).err().into_iter().flatten() {
+            problems.add(&error.path, &error.message);
         }
+        kit_routes::check(config.routing(), builder, problems);
     }
 
     async fn start(config: Config, metrics: Arc<Metrics>, shell: &mut Shell) -> Result<(), StartError> {
-        let clock: SharedClock = Arc::new(SystemClock);
-        let opened = start::open_journal(&config.journal, &clock, &metrics).await?;
+        let opened = start::open_journal(&config.journal, &(Arc::new(SystemClock) as SharedClock), &metrics).await?;
+        let clock = opened.0.clock();
         Self::start_over(opened, clock, config, metrics, shell).await
     }
 }
@@ -104,11 +103,12 @@ impl LagoWebhookProcessor {
         refuse(&problems)?;
         start_keys(shell, &config.lago, &organizations, &journal, &clock, &readiness).await?;
 
-        let status = start_delivery(shell, &config, &journal, &clock, &metrics)?;
+        let base = Base { journal: &journal, clock: &clock, metrics: &metrics, readiness: &readiness };
+        let routed = start_delivery(shell, &config, base).await?;
         let names = organizations.all().map(|organization| organization.name.as_str());
         let intake_metrics = metrics.with_registry(|registry| IntakeMetrics::register(registry, names));
         let head = head_limit(&config.lago, &organizations);
-        let keep_tokens = config.gateway.format == Format::Raw;
+        let keep_tokens = config.sends_raw();
         let intake = Intake::new(
             Arc::clone(&organizations),
             journal.clone(),
@@ -117,13 +117,13 @@ impl LagoWebhookProcessor {
             keep_tokens,
         );
         let limits = Limits::new(&config.listen, &config.stop, head);
-        let api_state = ApiState { journal, clock, sinks: Arc::new(BTreeMap::from([(SINK.to_owned(), status)])) };
+        let api_state = ApiState { journal, clock, sinks: Arc::new(routed.sinks) };
         let served = Served {
             business: http::router(Arc::new(intake)),
             limits,
             description: ApiDescription::openapi(),
             api: api_state,
-            more: OpenApiRouter::new(),
+            more: routed.api,
             metrics,
             readiness,
         };
@@ -159,19 +159,39 @@ async fn start_keys(
     Ok(())
 }
 
-fn start_delivery(
-    shell: &mut Shell,
-    config: &Config,
-    journal: &Journal,
-    clock: &SharedClock,
-    metrics: &Metrics,
-) -> Result<Arc<std::sync::Mutex<kit_delivery::SinkStatus>>, StartError> {
-    let sink = HttpSink::new(SINK, &config.gateway, Arc::clone(clock))
+async fn start_delivery(shell: &mut Shell, config: &Config, base: Base<'_>) -> Result<Routed, StartError> {
+    let amqp = base.metrics.with_registry(AmqpMetrics::register);
+    let builder = Builder { daemon: LagoWebhookProcessor::NAME, clock: base.clock, amqp: &amqp };
+    let own = own_sinks(config, builder)
         .map_err(|errors| configuration(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
-    let sink = sink.with_paths(config.lago.gateway_paths());
-    let settings = DispatcherSettings::from(&config.gateway);
-    let delivery_metrics = metrics.with_registry(DeliveryMetrics::register);
-    Ok(start::deliver(shell, Arc::new(sink), journal, clock, settings, &delivery_metrics))
+    kit_routes::start(shell, base, builder, config.routing(), own).await
+}
+
+/// The sinks of `[gateway]` and, where it is configured, `[amqp]`, the gateway first: it begins with the journal's first
+/// event.
+///
+/// # Errors
+/// All settings that cannot be used.
+pub fn own_sinks(
+    config: &Config,
+    builder: Builder<'_>,
+) -> Result<Vec<(BuiltSink, DispatcherSettings)>, Vec<SinkError>> {
+    let mut errors = Vec::new();
+    let mut sinks = Vec::new();
+    match builder.http("gateway", GATEWAY, &config.gateway) {
+        Ok(sink) => {
+            let sink = BuiltSink::Http(Box::new(sink.with_paths(config.lago.gateway_paths())));
+            sinks.push((sink, DispatcherSettings::from(&config.gateway)));
+        }
+        Err(more) => errors.extend(more),
+    }
+    if config.amqp.is_set() {
+        match builder.amqp("amqp", RABBITMQ, &config.amqp) {
+            Ok(sink) => sinks.push((sink, DispatcherSettings::from(&config.amqp))),
+            Err(more) => errors.extend(more),
+        }
+    }
+    if errors.is_empty() { Ok(sinks) } else { Err(errors) }
 }
 
 fn head_limit(section: &LagoSection, organizations: &Organizations) -> usize {

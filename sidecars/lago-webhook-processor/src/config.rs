@@ -8,18 +8,26 @@ use kit::config::{
 };
 use kit::run::Common;
 use kit::secret::Secret;
+use kit_amqp::AmqpSection;
 use kit_delivery::GatewaySection;
+use kit_delivery::format::Format;
 use kit_journal::JournalSection;
 use kit_lago::signature::Algorithm;
+use kit_routes::{RouteSection, RoutesSection, Routing, SinkSection};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+/// The sink of `[gateway]`, by its name in the journal, metrics and the API.
+pub const GATEWAY: &str = "gateway";
+/// Name of the sink of `[amqp]`.
+pub const RABBITMQ: &str = "rabbitmq";
 
 /// Organisation of the path without a name.
 pub const UNNAMED: &str = "default";
 
 /// Variables known under names of their own.
 pub fn well_known() -> Vec<WellKnown> {
-    const OURS: [WellKnown; 8] = [
+    const OURS: [WellKnown; 10] = [
         WellKnown { env: "LAGO_WEBHOOK_HMAC_KEY", path: "lago.hmac_key" },
         WellKnown { env: "LAGO_WEBHOOK_HMAC_KEY_FILE", path: "lago.hmac_key_file" },
         WellKnown { env: "LAGO_WEBHOOK_PUBLIC_KEY_FILE", path: "lago.public_key_file" },
@@ -27,9 +35,11 @@ pub fn well_known() -> Vec<WellKnown> {
         WellKnown { env: "LAGO_API_KEY", path: "lago.api_key" },
         WellKnown { env: "LAGO_API_KEY_FILE", path: "lago.api_key_file" },
         WellKnown { env: "BRAIN_GATEWAY_URL", path: "gateway.url" },
+        WellKnown { env: "AMQP_URL", path: "amqp.url" },
+        WellKnown { env: "AMQP_URL_FILE", path: "amqp.url_file" },
         COMMON_WELL_KNOWN[0],
     ];
-    OURS.into_iter().chain([COMMON_WELL_KNOWN[1]]).collect()
+    OURS.into_iter().chain([COMMON_WELL_KNOWN[1]]).chain(kit_journal::config::WELL_KNOWN).collect()
 }
 
 /// Configuration of the daemon.
@@ -42,6 +52,15 @@ pub struct Config {
     pub lago: LagoSection,
     /// Where events go and how the answer is judged.
     pub gateway: GatewaySection,
+    /// The RabbitMQ exchange that events are published to as well; none without a URL.
+    pub amqp: AmqpSection,
+    /// Further sinks by name (`a` to `z`, digits, `-` and `_`), each with a `type`; `type = "http"` has everything that
+    /// `[gateway]` has, `type = "amqp"` everything that `[amqp]` has. In the environment `SIDECAR_SINKS__AUDIT__TYPE=http`, `SIDECAR_SINKS__AUDIT__URL` and so on.
+    pub sinks: BTreeMap<String, SinkSection>,
+    /// Which events go to which sinks: a list of `[[route]]`, see [Routes](routes.md).
+    pub route: Vec<RouteSection>,
+    /// Where routes come from, what gets no route, and what jq may use.
+    pub routes: RoutesSection,
     /// Where and how events are kept.
     pub journal: JournalSection,
     /// Access to the admin API.
@@ -164,6 +183,10 @@ impl Default for Config {
             },
             lago: LagoSection::default(),
             gateway: GatewaySection::default(),
+            amqp: AmqpSection::default(),
+            sinks: BTreeMap::new(),
+            route: Vec::new(),
+            routes: RoutesSection::default(),
             journal: JournalSection {
                 path: PathBuf::from("/var/lib/outrigger/lago-webhook-processor.db"),
                 ..JournalSection::default()
@@ -196,7 +219,30 @@ impl Section for Config {
         self.stop.validate("stop", problems);
         self.journal.validate("journal", problems);
         self.gateway.validate("gateway", problems);
+        if self.amqp.is_set() {
+            self.amqp.validate("amqp", problems);
+        }
         self.lago.validate(problems);
+        self.routing().validate(problems);
+    }
+}
+
+impl Config {
+    /// What is said about routing.
+    pub fn routing(&self) -> Routing<'_> {
+        let own: &[&str] = if self.amqp.is_set() { &[GATEWAY, RABBITMQ] } else { &[GATEWAY] };
+        Routing { own, sinks: &self.sinks, route: &self.route, routes: &self.routes }
+    }
+
+    /// Whether a sink is sent what the sender sent, with its headers.
+    pub(crate) fn sends_raw(&self) -> bool {
+        let raw = |section: &GatewaySection| section.format == Format::Raw;
+        raw(&self.gateway)
+            || self.amqp.is_set() && self.amqp.format == Format::Raw
+            || self.sinks.values().any(|sink| match sink {
+                SinkSection::Http(section) => raw(section),
+                SinkSection::Amqp(section) => section.format == Format::Raw,
+            })
     }
 }
 

@@ -17,9 +17,12 @@ mod worker;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-pub use app::LagoWebhookProcessor;
+pub use app::{LagoWebhookProcessor, own_sinks};
 
 /// Runs the daemon with these arguments, the first being the program's name.
 pub fn main_with_args(arguments: Vec<OsString>) -> ExitCode {
+    if let Some(code) = kit_routes::jq::worker::main_if_asked(&arguments) {
+        return code;
+    }
     kit::run::main_with_args::<LagoWebhookProcessor>(arguments)
 }

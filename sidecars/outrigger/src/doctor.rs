@@ -119,6 +119,7 @@ async fn readiness(admin: &Admin, findings: &mut Vec<Finding>) {
         }
         let fix = match part.as_str() {
             "journal" => "make room or restore the disk; the daemon goes on by itself",
+            "routes" => "see `problem` of GET /api/v1/routes, and try the file with outrigger route test",
             "key" => "check LAGO_API_URL and LAGO_API_KEY_FILE, or set LAGO_WEBHOOK_PUBLIC_KEY_FILE",
             _ => "look at the daemon's log",
         };

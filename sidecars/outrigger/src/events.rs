@@ -36,7 +36,7 @@ pub(crate) enum Verb {
 pub(crate) struct List {
     #[command(flatten)]
     filter: Filter,
-    /// pending, retrying, delivered, parked or dropped.
+    /// pending, retrying, delivered, parked, dropped or filtered.
     #[arg(long)]
     state: Option<String>,
     /// How many at most.

@@ -14,6 +14,7 @@ mod keys;
 mod listen;
 mod load;
 mod output;
+mod route;
 mod send;
 mod sinks;
 mod usage;
@@ -64,6 +65,9 @@ enum Verb {
     /// Usage on its way to Lago: look at it, send it again, compare it with what Lago has, import it.
     #[command(subcommand)]
     Usage(usage::Verb),
+    /// Try routes on an event without sending it.
+    #[command(subcommand)]
+    Route(route::Verb),
     /// Totals of the journal and of every sink.
     #[command(after_help = "Example: outrigger stats --json")]
     Stats,
@@ -85,6 +89,10 @@ enum Verb {
 /// Runs the command line; the exit code is 0, 1 for a failure, 2 for a mistake in the arguments.
 pub fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
+    // The daemons' libraries run jq in another process of whatever binary they are in.
+    if let Some(code) = kit_routes::jq::worker::main_if_asked(&arguments) {
+        return code;
+    }
     if let Some(daemon) = arguments.get(1).and_then(|argument| daemon(argument)) {
         // A demo that is killed cannot put its processor away. The kernel watches the *thread* that
         // started this process: it must be one that lives as long as its process.
@@ -131,6 +139,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::DeadLetters(verb) => dead_letters::run(verb, &connection, json).await?,
         Verb::Sinks(verb) => sinks::run(verb, &connection, json).await?,
         Verb::Usage(verb) => return usage::run(verb, &connection, json).await,
+        Verb::Route(verb) => return route::run(verb, json).await,
         Verb::Stats => sinks::statistics(&connection, json).await?,
         Verb::Verify(arguments) => return verify::run(&arguments, json),
         Verb::Load(arguments) => return load::run(arguments, json).await,

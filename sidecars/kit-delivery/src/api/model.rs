@@ -51,7 +51,7 @@ pub struct EventView {
 /// The state of one event at one sink.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeliveryView {
-    /// `pending`, `retrying`, `delivered`, `parked` or `dropped`.
+    /// `pending`, `retrying`, `delivered`, `parked`, `dropped` or `filtered`.
     #[schema(value_type = String)]
     pub state: DeliveryState,
     /// Attempts that used up the retry schedule.
@@ -161,7 +161,7 @@ pub struct Selection {
     pub subject: Option<String>,
     /// Exact tenant.
     pub tenant: Option<String>,
-    /// `pending`, `retrying`, `delivered`, `parked` or `dropped`.
+    /// `pending`, `retrying`, `delivered`, `parked`, `dropped` or `filtered`.
     pub state: Option<String>,
     /// Received at or after (RFC 3339).
     pub since: Option<String>,
@@ -225,7 +225,7 @@ pub struct SinkView {
     pub retrying: u64,
     /// Dead letters.
     pub parked: u64,
-    /// Dropped by an operator.
+    /// Dropped by an operator or by a route.
     pub dropped: u64,
     /// Not wanted by the sink's rules.
     pub filtered: u64,

@@ -7,7 +7,7 @@ use kit_journal::engine::Attempt;
 
 use super::work::{Finished, Work};
 use crate::judge::{self, Circumstances};
-use crate::outcome::{Failure, Outcome, Sink, Verdict};
+use crate::outcome::{Failure, Outcome, Verdict};
 use crate::window::Decision;
 
 /// What the outcomes of one request say about the sink: it is there if it said anything about any of the events.
@@ -15,7 +15,7 @@ use crate::window::Decision;
 struct Says {
     alive: bool,
     denied: bool,
-    unsendable: bool,
+    nobody_asked: bool,
     withheld: bool,
     failed: Option<String>,
 }
@@ -24,8 +24,9 @@ impl Says {
     fn hear(&mut self, outcome: &Outcome) {
         match outcome.verdict {
             Verdict::Delivered => self.alive = true,
-            Verdict::Failed(Failure::Unsendable) => self.unsendable = true,
+            Verdict::PassedBy(_) | Verdict::Failed(Failure::Unsendable) => self.nobody_asked = true,
             Verdict::Failed(Failure::Withheld) => self.withheld = true,
+            Verdict::Failed(Failure::Unroutable) => self.alive = true,
             Verdict::Failed(failure) if !failure.may_retry() => self.alive = true,
             Verdict::Failed(failure) => {
                 self.denied |= failure == Failure::Denied;
@@ -35,7 +36,7 @@ impl Says {
     }
 }
 
-impl<S: Sink> Work<S> {
+impl Work {
     pub(super) fn finished(&mut self, finished: Result<Finished, tokio::task::JoinError>) {
         let finished = match finished {
             Ok(finished) => finished,
@@ -57,6 +58,7 @@ impl<S: Sink> Work<S> {
                 Err(why) => self.not_asked(seq, why, !circuit_closed),
             }
         }
+        self.sync_due |= std::mem::take(&mut self.in_vain);
         self.move_circuit(&says, circuit_closed);
     }
 
@@ -77,7 +79,7 @@ impl<S: Sink> Work<S> {
         if outcome.verdict == Verdict::Delivered {
             self.successes += 1;
         }
-        if let Some(error) = &outcome.error {
+        if let (Some(error), Verdict::Failed(_)) = (&outcome.error, outcome.verdict) {
             self.note(error.clone());
         }
         if let Decision::Park { reason } = &decision {
@@ -104,7 +106,7 @@ impl<S: Sink> Work<S> {
         } else if says.withheld && !circuit_closed {
             // Nobody was asked, and this one is still there: asking at once would come to it again.
             self.circuit.inconclusive(now);
-        } else if says.unsendable && !circuit_closed {
+        } else if says.nobody_asked && !circuit_closed {
             // No request could be made: nobody was asked, and somebody else is.
             self.circuit.unspent(now);
         }

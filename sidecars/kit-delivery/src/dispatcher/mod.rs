@@ -8,14 +8,14 @@ mod settling;
 mod stall;
 mod work;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kit::clock::SharedClock;
 use kit::lifecycle::StopToken;
 use kit::retry::Schedule;
 use kit_journal::engine::Action;
-use kit_journal::{Journal, JournalError};
+use kit_journal::{Held, Journal, JournalError};
 use serde::Serialize;
 
 use crate::config::{CircuitSection, GatewaySection, Order, RetrySection};
@@ -24,6 +24,9 @@ use crate::metrics::DeliveryMetrics;
 use crate::outcome::Sink;
 use crate::window::Limits;
 use work::Work;
+
+/// How often a replica that stands by asks whether the sink is free.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// How a dispatcher works.
 #[derive(Clone, Debug)]
@@ -100,6 +103,8 @@ pub struct SinkStatus {
     pub in_flight: usize,
     /// So many deliveries wait for another attempt that nothing new is fetched.
     pub stalled: bool,
+    /// Another replica delivers to this sink, and this one stands by.
+    pub standby: bool,
     /// What was delivered may be delivered again.
     #[serde(skip)]
     pub repeats: bool,
@@ -110,8 +115,8 @@ pub struct SinkStatus {
 }
 
 /// Works through the journal for one sink.
-pub struct Dispatcher<S> {
-    sink: Arc<S>,
+pub struct Dispatcher {
+    sink: Arc<dyn Sink>,
     journal: Journal,
     clock: SharedClock,
     settings: DispatcherSettings,
@@ -119,16 +124,16 @@ pub struct Dispatcher<S> {
     status: Arc<Mutex<SinkStatus>>,
 }
 
-impl<S> std::fmt::Debug for Dispatcher<S> {
+impl std::fmt::Debug for Dispatcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Dispatcher").field("settings", &self.settings).finish_non_exhaustive()
     }
 }
 
-impl<S: Sink> Dispatcher<S> {
+impl Dispatcher {
     /// A dispatcher for `sink`, which must not have another one.
     pub fn new(
-        sink: Arc<S>,
+        sink: Arc<dyn Sink>,
         journal: Journal,
         clock: SharedClock,
         settings: DispatcherSettings,
@@ -153,11 +158,58 @@ impl<S: Sink> Dispatcher<S> {
     pub async fn run(self, stop: StopToken) -> Result<(), JournalError> {
         let name = self.sink.name().to_owned();
         self.journal.act(vec![Action::Register { sink: name.clone() }]).await?;
-        let row = self.journal.read({
-            let name = name.clone();
-            move |reader| reader.sink(&name)
-        });
-        let row = row.await?;
-        Work::new(self, &row).run(stop).await
+        let mut shell = self;
+        loop {
+            let Some(lease) = shell.lead(&name, &stop).await else { return Ok(()) };
+            let row = shell.journal.read({
+                let name = name.clone();
+                move |reader| reader.sink(&name)
+            });
+            let row = match row.await {
+                Ok(row) => row,
+                // Where there are replicas the store is elsewhere, and may be away for a while.
+                Err(error) if !lease.is_for_good() => {
+                    let error = kit::error::chain(&error);
+                    tracing::warn!(sink = %name, error = %error, "journal cannot be read for deliveries: {error}");
+                    tokio::time::sleep(ASK_AGAIN).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let mut work = Work::new(shell, &row, lease);
+            work.run(stop.clone()).await?;
+            shell = work.end().await;
+        }
+    }
+
+    /// Waits for the right to deliver, which one replica at a time has; `None` when it is time to stop.
+    async fn lead(&self, name: &str, stop: &StopToken) -> Option<Held> {
+        let mut failed = false;
+        while !stop.is_stopped() {
+            match self.journal.lease(name).await {
+                Ok(Some(lease)) => {
+                    self.stand_by(false);
+                    if !lease.is_for_good() {
+                        tracing::info!(sink = %name, lease = lease.epoch(), "this replica delivers to {name} now");
+                    }
+                    return Some(lease);
+                }
+                Ok(None) => self.stand_by(true),
+                Err(error) if !std::mem::replace(&mut failed, true) => {
+                    let error = kit::error::chain(&error);
+                    tracing::warn!(sink = %name, error = %error, "who delivers to {name} cannot be found out: {error}");
+                }
+                Err(_) => {}
+            }
+            tokio::select! {
+                () = stop.stopped() => {}
+                () = tokio::time::sleep(ASK_AGAIN) => {}
+            }
+        }
+        None
+    }
+
+    fn stand_by(&self, standby: bool) {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).standby = standby;
     }
 }

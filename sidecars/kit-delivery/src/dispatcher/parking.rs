@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use kit_journal::Seq;
 
 use super::work::Work;
-use crate::outcome::Sink;
 
 /// So many dead letters in [`A_WHILE`] have a line each.
 const LINES: u32 = 10;
@@ -46,7 +45,7 @@ impl Parking {
     }
 }
 
-impl<S: Sink> Work<S> {
+impl Work {
     /// An event has become a dead letter: a person must know.
     pub(super) fn say_parked(&mut self, seq: Seq, reason: &str) {
         if self.parking.add(reason, Instant::now()) {

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use kit_journal::{Journal, JournalError, Seq, StoredEvent};
 
 use super::work::Work;
-use crate::outcome::Sink;
 use crate::window::{Decision, MISSING};
 
 /// How long an event waits that the journal could not read.
@@ -71,7 +70,7 @@ impl Unread {
     }
 }
 
-impl<S: Sink> Work<S> {
+impl Work {
     /// The journal cannot say what there is to deliver. Every commit would have it asked again, so that it is left
     /// alone for a moment.
     pub(super) fn unreadable(&mut self, error: &JournalError) {

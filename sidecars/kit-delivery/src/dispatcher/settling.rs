@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use kit_journal::JournalError;
 use kit_journal::engine::Settlement;
+use kit_journal::{JournalError, Seq};
 use tokio::task::JoinHandle;
 
 use super::work::Work;
-use crate::outcome::Sink;
+use crate::metrics::SinkGauges;
 use crate::window::Settled;
 
 /// After a settlement the next one waits this long: under load hundreds of results share the pages that a
@@ -29,7 +29,7 @@ pub(super) struct Settling {
     task: JoinHandle<Result<(), JournalError>>,
 }
 
-impl<S: Sink> Work<S> {
+impl Work {
     /// Deliveries whose results are not on the disk: not offered yet, on their way, or refused. Up to a bound
     /// of them deliveries go on whatever the journal can write: what it holds already can be read.
     pub(super) fn unsettled(&self) -> usize {
@@ -41,10 +41,22 @@ impl<S: Sink> Work<S> {
     /// What can be recorded now, with what the sink wants to remember of it.
     pub(super) fn settlement(&mut self) -> Option<Settlement> {
         let Settled { mut settlement, delivered } = self.window.settlement(&self.name)?;
+        settlement.lease = self.lease.epoch();
         if !delivered.is_empty() {
             settlement.values = self.shell.sink.recording(&delivered);
         }
+        if !self.shell.sink.repeats() {
+            settlement.once = delivered;
+        }
         Some(settlement)
+    }
+
+    /// Whether this one is delivered, and the journal has not said that it knows.
+    pub(super) fn is_settling(&self, seq: Seq) -> bool {
+        let offered = self.settling.as_ref().map(|settling| &settling.settlement);
+        let refused = self.settle_again.as_ref().map(|(_, settlement)| settlement);
+        let holds = |settlement: &Settlement| settlement.once.contains(&seq) || settlement.delivered.contains(&seq);
+        self.window.is_to_be_settled(seq) || offered.or(refused).is_some_and(holds)
     }
 
     pub(super) fn settle(&mut self) {
@@ -83,6 +95,27 @@ impl<S: Sink> Work<S> {
         let error = kit::error::chain(error);
         tracing::warn!(sink = %self.name, error = %error, "results cannot be recorded yet: {error}");
         self.settle_again = Some((Instant::now() + SETTLE_AGAIN, settlement));
+    }
+
+    /// The right to deliver is lost: cuts off what is under way, and records nothing. Whoever has it now begins with what
+    /// is recorded.
+    pub(super) async fn leave(&mut self) {
+        tracing::warn!(
+            sink = %self.name,
+            in_flight = self.in_flight.len(),
+            "this replica delivers to {} no longer: its lease was not renewed in time",
+            self.name
+        );
+        self.in_flight.shutdown().await;
+        if let Some(settling) = self.settling.take() {
+            settling.task.abort();
+            // Offered already or never: nothing of it comes after what is asked for next.
+            let _ = settling.task.await;
+        }
+        self.say_how_many_parked(true);
+        self.shell.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner).in_flight = 0;
+        // Whoever delivers tells the numbers: added up over replicas they are the journal's.
+        self.shell.metrics.set(&self.name, &SinkGauges::default());
     }
 
     /// Lets deliveries in flight finish and settles what has been done.

@@ -4,7 +4,6 @@
 use std::sync::PoisonError;
 
 use super::work::Work;
-use crate::outcome::Sink;
 
 /// Whether the sink is stalled.
 #[derive(Debug, Default)]
@@ -40,7 +39,7 @@ impl Stall {
     }
 }
 
-impl<S: Sink> Work<S> {
+impl Work {
     /// Says when the sink stalls and when it goes on.
     pub(super) fn watch_stall(&mut self) {
         let more = !self.paused && self.window.loaded_to() < *self.tail.borrow();

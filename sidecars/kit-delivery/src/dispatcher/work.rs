@@ -7,7 +7,7 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use kit::clock::SharedClock;
 use kit::lifecycle::StopToken;
 use kit_journal::engine::{Attempt, ExceptionState, Settlement, SinkRow};
-use kit_journal::{JournalError, Seq, StoredEvent};
+use kit_journal::{Held, JournalError, Seq, StoredEvent};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -42,9 +42,11 @@ pub(super) struct Finished {
 }
 
 /// The dispatcher at work.
-pub(super) struct Work<S> {
-    pub(super) shell: Dispatcher<S>,
+pub(super) struct Work {
+    pub(super) shell: Dispatcher,
     pub(super) name: String,
+    /// Without it nothing is started, and nothing that was done is recorded.
+    pub(super) lease: Held,
     pub(super) window: Window,
     pub(super) circuit: Circuit,
     limiter: Option<DefaultDirectRateLimiter>,
@@ -67,13 +69,15 @@ pub(super) struct Work<S> {
     pub(super) tail: watch::Receiver<Seq>,
     actions: watch::Receiver<u64>,
     /// The journal's rows may differ from the window's.
-    sync_due: bool,
+    pub(super) sync_due: bool,
+    /// Something is under way that an operator has dropped: the rows are read again when it has come back.
+    pub(super) in_vain: bool,
     /// Some row lies ahead of the cursor: only the journal knows which events it keeps back.
     rows_ahead: bool,
 }
 
-impl<S: Sink> Work<S> {
-    pub(super) fn new(shell: Dispatcher<S>, row: &SinkRow) -> Self {
+impl Work {
+    pub(super) fn new(shell: Dispatcher, row: &SinkRow, lease: Held) -> Self {
         let own = Limits::default();
         // As many again as are in flight gather meanwhile, and their results wait to be recorded.
         let slots = own.slots.max(4 * shell.settings.concurrency * shell.sink.batching().most);
@@ -99,14 +103,16 @@ impl<S: Sink> Work<S> {
             tail: shell.journal.tail(),
             actions: shell.journal.actions(),
             sync_due: true,
+            in_vain: false,
             rows_ahead: true,
             name: row.name.clone(),
+            lease,
             shell,
         }
     }
 
     pub(super) async fn run(&mut self, stop: StopToken) -> Result<(), JournalError> {
-        while !stop.is_stopped() {
+        while !stop.is_stopped() && self.lease.is_held() {
             if self.unread.looked(Instant::now()).is_none() {
                 if self.sync_due && self.settling.is_none() && self.settle_again.is_none() {
                     self.sync().await;
@@ -121,6 +127,7 @@ impl<S: Sink> Work<S> {
             let wake = self.next_wake();
             tokio::select! {
                 () = stop.stopped() => break,
+                () = self.lease.lost() => break,
                 Some(finished) = self.in_flight.join_next() => self.finished(finished),
                 result = settled(&mut self.settling) => self.settled(result),
                 Ok(()) = self.tail.changed() => self.noticed(),
@@ -135,8 +142,21 @@ impl<S: Sink> Work<S> {
                 self.finished(finished);
             }
         }
-        self.drain().await;
+        if self.lease.is_held() {
+            self.drain().await;
+        } else {
+            self.leave().await;
+        }
         Ok(())
+    }
+
+    /// Another replica goes on from here.
+    pub(super) async fn end(self) -> Dispatcher {
+        let Self { shell, lease, name, .. } = self;
+        if let Err(error) = lease.give_back().await {
+            tracing::debug!(sink = %name, error = %error, "the lease of {name} cannot be given back, and runs out");
+        }
+        shell
     }
 
     /// Reads the rows that operators may have changed. Results that are not settled yet come first:
@@ -168,6 +188,7 @@ impl<S: Sink> Work<S> {
                 self.window.sync_rows(&rows, self.shell.clock.now(), Instant::now(), longest);
                 self.window.leave_to_rows(&ahead);
                 self.window.withdraw(&withdrawn);
+                self.in_vain = self.window.is_under_way_in_vain(&rows, &ahead, &withdrawn);
                 self.next_replay = Some(Instant::now());
                 self.sync_due = false;
                 self.unread.found();
@@ -197,7 +218,7 @@ impl<S: Sink> Work<S> {
             && let Some(events) = self.shell.journal.recent(after, limit, bytes)
         {
             let sink = &self.shell.sink;
-            self.window.load(events, &[], Instant::now(), |head| sink.wants(head));
+            self.window.load(events, &[], Instant::now(), |event| sink.interest(event));
             return;
         }
         let name = self.name.clone();
@@ -210,7 +231,7 @@ impl<S: Sink> Work<S> {
             Ok((events, own)) => {
                 self.unread.found();
                 let (events, sink) = (events.into_iter().map(Arc::new).collect(), &self.shell.sink);
-                self.window.load(events, &own, Instant::now(), |head| sink.wants(head));
+                self.window.load(events, &own, Instant::now(), |event| sink.interest(event));
             }
             Err(JournalError::Damaged { seq, what }) => {
                 let reason = format!("record is damaged: {what}");
@@ -233,11 +254,14 @@ impl<S: Sink> Work<S> {
             found => Ok(found),
         });
         match read.await {
-            Ok((rows, next)) => {
+            Ok((mut rows, next)) => {
                 let full = rows.len() >= REPLAYS as usize;
+                let before = rows.len();
+                // Asked for while it was on its way: once the journal knows that it is delivered, the row may be gone.
+                rows.retain(|row| !self.is_settling(row.seq));
                 self.window.add_replays(&rows);
                 self.next_replay = match next {
-                    _ if full => Some(Instant::now() + Duration::from_millis(20)),
+                    _ if full || rows.len() < before => Some(Instant::now() + Duration::from_millis(20)),
                     Some(due) => Some(Instant::now() + due.since(now).clamp(Duration::from_millis(5), LOOK_AGAIN)),
                     None => None,
                 };
@@ -254,6 +278,7 @@ impl<S: Sink> Work<S> {
     fn start_what_may_start(&mut self) {
         while !self.paused
             && !self.sync_due
+            && self.lease.is_held()
             && self.in_flight.len() < self.shell.settings.concurrency
             && self.unsettled() < UNSETTLED.max(2 * self.batching.most * self.shell.settings.concurrency)
         {
@@ -416,7 +441,7 @@ impl<S: Sink> Work<S> {
 }
 
 /// One request with these events.
-async fn ask<S: Sink>(sink: &S, clock: &SharedClock, events: &[Arc<StoredEvent>]) -> Vec<(Seq, Ended)> {
+async fn ask(sink: &dyn Sink, clock: &SharedClock, events: &[Arc<StoredEvent>]) -> Vec<(Seq, Ended)> {
     if events.is_empty() {
         return Vec::new();
     }

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kit_journal::engine::ExceptionRow;
-use kit_journal::{EventHead, Seq, StoredEvent};
+use kit_journal::engine::{ExceptionRow, ExceptionState};
+use kit_journal::{Seq, StoredEvent};
 
 use super::{Item, Lane, Slot, Source, Window, subject_lane};
+use crate::outcome::Interest;
 
 /// Why a position is parked that has no record.
 pub(crate) const MISSING: &str = "record is missing from the journal";
@@ -36,7 +37,7 @@ impl Window {
         events: Vec<Arc<StoredEvent>>,
         own: &[Seq],
         now: Instant,
-        wants: impl Fn(&EventHead) -> bool,
+        interest: impl Fn(&StoredEvent) -> Interest,
     ) {
         let own: BTreeSet<Seq> = own.iter().copied().collect();
         let last = events.last().map(|event| event.seq).max(own.last().copied());
@@ -47,10 +48,10 @@ impl Window {
             if own.contains(&seq) {
                 self.slots.push_back(Slot::OwnRow);
             } else if let Some(event) = events.next_if(|event| event.seq == seq) {
-                if wants(&event.head) {
-                    self.load_one(event, now);
-                } else {
-                    self.slots.push_back(Slot::Unwanted);
+                match interest(&event) {
+                    Interest::Wanted => self.load_one(event, now),
+                    Interest::Unwanted => self.slots.push_back(Slot::Unwanted),
+                    Interest::PassedBy(how, reason) => self.ended_untried(seq, how.state(), &reason),
                 }
             } else {
                 self.unreadable(MISSING);
@@ -73,9 +74,12 @@ impl Window {
     }
 
     fn unreadable(&mut self, reason: &str) {
-        let seq = self.loaded_to() + 1;
+        self.ended_untried(self.loaded_to() + 1, ExceptionState::Parked, reason);
+    }
+
+    fn ended_untried(&mut self, seq: Seq, state: ExceptionState, reason: &str) {
         self.slots.push_back(Slot::Row);
-        self.rows_ahead.insert(seq, ExceptionRow::parked_untried(seq, reason));
+        self.rows_ahead.insert(seq, ExceptionRow::untried(seq, state, reason));
     }
 
     fn load_one(&mut self, event: Arc<StoredEvent>, now: Instant) {
@@ -114,7 +118,7 @@ impl Window {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use kit::clock::Timestamp;
-    use kit_journal::EventId;
+    use kit_journal::{EventHead, EventId};
 
     use super::super::{Limits, Settled};
     use super::*;
@@ -156,7 +160,7 @@ mod tests {
             assert!(turn < 4, "it is never loaded");
             let (after, ..) = window.room().unwrap();
             // As the journal reads it: the same events again, whatever was left out.
-            window.load(vec![event(20), event(21)], &[], Instant::now(), |_| true);
+            window.load(vec![event(20), event(21)], &[], Instant::now(), |_| Interest::Wanted);
             assert!(window.slots.len() <= 8, "more slots than the window has");
             let Some(Settled { settlement, .. }) = window.settlement("sink") else { break };
             assert_eq!(settlement.cursor, after + i64::try_from(settlement.set.len()).unwrap());

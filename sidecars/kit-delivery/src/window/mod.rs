@@ -124,8 +124,20 @@ pub(crate) struct History {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Decision {
     Delivered,
-    Retry { charged: bool, delay: Duration, next_at: Timestamp, reason: String },
-    Park { reason: String },
+    Retry {
+        charged: bool,
+        delay: Duration,
+        next_at: Timestamp,
+        reason: String,
+    },
+    Park {
+        reason: String,
+    },
+    /// It is over without having been delivered, in this state.
+    PassBy {
+        state: ExceptionState,
+        reason: String,
+    },
 }
 
 pub(crate) struct Window {
@@ -295,7 +307,8 @@ impl Window {
         let lane = item.lane;
         match decision {
             Decision::Delivered => self.finish(seq, None),
-            Decision::Park { reason } => self.finish(seq, Some(reason)),
+            Decision::Park { reason } => self.finish(seq, Some((ExceptionState::Parked, reason))),
+            Decision::PassBy { state, reason } => self.finish(seq, Some((*state, reason))),
             Decision::Retry { charged, delay, next_at, reason } => {
                 item.in_flight = false;
                 // A probe that came before the event's own time does not put that time off: otherwise
@@ -321,12 +334,12 @@ impl Window {
         }
     }
 
-    /// A delivery is over: delivered, or parked for a reason.
-    fn finish(&mut self, seq: Seq, parked: Option<&str>) {
+    /// A delivery is over: delivered, or in another state for a reason.
+    fn finish(&mut self, seq: Seq, other: Option<(ExceptionState, &str)>) {
         let Some(item) = self.items.get(&seq) else { return };
-        let row = parked.map(|reason| ExceptionRow {
+        let row = other.map(|(state, reason)| ExceptionRow {
             seq,
-            state: ExceptionState::Parked,
+            state,
             lane: item.subject_lane,
             attempts: item.attempts,
             first_at: item.first_at,
@@ -426,8 +439,9 @@ impl Window {
             filtered,
             set,
             delivered: std::mem::take(&mut self.rows_delivered),
+            once: Vec::new(),
             attempts: std::mem::take(&mut self.attempts),
-            values: Vec::new(),
+            ..Settlement::default()
         };
         let nothing = settlement.cursor == old
             && settlement.set.is_empty()
@@ -441,6 +455,12 @@ impl Window {
     /// settlement, and events delivered ahead of one that is still under way.
     pub(crate) fn unsettled(&self) -> usize {
         self.attempts.len() + self.slots.iter().filter(|slot| matches!(slot, Slot::Done)).count()
+    }
+
+    /// Delivered, and the journal is not told yet.
+    pub(crate) fn is_to_be_settled(&self, seq: Seq) -> bool {
+        let nth = usize::try_from(seq - self.cursor - 1).unwrap_or(usize::MAX);
+        self.slots.get(nth) == Some(&Slot::Done) || self.rows_delivered.contains(&seq)
     }
 
     /// When the next delayed delivery is due.

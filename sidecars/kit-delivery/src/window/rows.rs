@@ -9,6 +9,9 @@ use kit_journal::engine::{ExceptionRow, ExceptionState};
 
 use super::{Item, Lane, Slot, Source, Window};
 
+/// Events that get a row in one turn at most, where many are put off.
+const SPILLED_AT_ONCE: usize = 256;
+
 impl Window {
     /// Takes up rows that the journal holds: at start, and after an operator's action.
     ///
@@ -99,10 +102,10 @@ impl Window {
         }
     }
 
-    /// Replays that are taken up and not under way.
+    /// Replays that are taken up.
     pub(crate) fn taken_up_replays(&self) -> Vec<Seq> {
-        let waiting = |item: &Item| matches!(item.source, Source::Replay) && !item.in_flight;
-        self.items.iter().filter(|(_, item)| waiting(item)).map(|(seq, _)| *seq).collect()
+        let is_replay = |item: &Item| matches!(item.source, Source::Replay);
+        self.items.iter().filter(|(_, item)| is_replay(item)).map(|(seq, _)| *seq).collect()
     }
 
     /// An operator does not want these replays any more.
@@ -112,6 +115,18 @@ impl Window {
                 self.remove(*seq);
             }
         }
+    }
+
+    /// Whether something is under way that an operator has dropped, by what the journal says: `rows` are tried again,
+    /// `ahead` have a row of their own, `withdrawn` are no replays any more. When it comes back it is to be left.
+    pub(crate) fn is_under_way_in_vain(&self, rows: &[ExceptionRow], ahead: &[Seq], withdrawn: &[Seq]) -> bool {
+        // In order of position.
+        let listed = |seq: &Seq| rows.binary_search_by_key(seq, |row| row.seq).is_ok();
+        self.items.iter().filter(|(_, item)| item.in_flight).any(|(seq, item)| match item.source {
+            Source::Loaded(_) => ahead.contains(seq),
+            Source::Row => ahead.contains(seq) || !self.rows_ahead.contains_key(seq) && !listed(seq),
+            Source::Replay => withdrawn.contains(seq),
+        })
     }
 
     /// Positions ahead of the cursor that an operator dropped or asked for again meanwhile: loaded ones,
@@ -139,30 +154,32 @@ impl Window {
     }
 
     /// When the window is filling up behind its first event, gives that event a row so that the
-    /// cursor can move on. Call when there is something to load and no room for it.
+    /// cursor can move on, and with it those behind it that have been put off without being asked about. Call when there
+    /// is something to load and no room for it.
     pub(crate) fn spill(&mut self, clock: Timestamp, now: Instant) {
-        while self.slots.len() * 2 > self.limits.slots || self.bytes * 2 > self.limits.bytes {
-            match self.slots.iter().position(|slot| matches!(slot, Slot::Open { .. })) {
-                Some(nth) => {
-                    let Some(Slot::Open { loaded }) = self.slots.get(nth).copied() else { return };
-                    if now.duration_since(loaded) < self.limits.spill_after || self.open_rows >= self.limits.open_rows {
-                        return;
-                    }
-                    let seq = self.cursor + 1 + Seq::try_from(nth).unwrap_or(0);
-                    let Some(item) = self.items.get(&seq) else { return };
-                    let (lane, first) = (item.lane, self.lanes[&item.lane].front() == Some(&seq));
-                    if first {
-                        self.give_row(seq, ExceptionState::Retrying, Some(clock), "took long, others go on");
-                        self.lane_waits(lane);
-                    } else {
-                        self.wait_behind(seq);
-                    }
-                }
-                None => return,
-            }
-            if self.slots.front().is_some_and(|slot| !matches!(slot, Slot::Open { .. })) {
+        if self.slots.len() * 2 <= self.limits.slots && self.bytes * 2 <= self.limits.bytes {
+            return;
+        }
+        let mut given = 0;
+        for nth in 0..self.slots.len() {
+            let Some(Slot::Open { loaded }) = self.slots.get(nth).copied() else { continue };
+            if now.duration_since(loaded) < self.limits.spill_after || self.open_rows >= self.limits.open_rows {
                 return;
             }
+            let seq = self.cursor + 1 + Seq::try_from(nth).unwrap_or(0);
+            let Some(item) = self.items.get(&seq) else { return };
+            let is_put_off = item.uncharged > 0 && !item.in_flight;
+            if given > 0 && (!is_put_off || given >= SPILLED_AT_ONCE) {
+                return;
+            }
+            let (lane, first) = (item.lane, self.lanes[&item.lane].front() == Some(&seq));
+            if first {
+                self.give_row(seq, ExceptionState::Retrying, Some(clock), "took long, others go on");
+                self.lane_waits(lane);
+            } else {
+                self.wait_behind(seq);
+            }
+            given += 1;
         }
     }
 

@@ -109,7 +109,7 @@ impl Bench {
         settings.probe = (Duration::from_millis(50), Duration::from_millis(100));
         let metrics = DeliveryMetrics::register(&mut Registry::default());
         let clock = Arc::new(SystemClock);
-        let dispatcher = Dispatcher::new(Arc::clone(&self.sink), self.journal.clone(), clock, settings, metrics);
+        let dispatcher = Dispatcher::new(self.sink.clone(), self.journal.clone(), clock, settings, metrics);
         self.status = dispatcher.status();
         let stop = StopToken::new();
         let token = stop.clone();

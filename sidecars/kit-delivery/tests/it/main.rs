@@ -8,6 +8,7 @@ mod listings;
 mod operators;
 mod order;
 mod outages;
+mod passed_by;
 mod refusals;
 mod stalls;
 mod unreadable;

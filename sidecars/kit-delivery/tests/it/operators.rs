@@ -55,6 +55,37 @@ async fn a_replay_that_fails_again_becomes_a_dead_letter_again() {
     bench.wait("parking again", |row| row.parked == 1 && row.open == 0).await;
 }
 
+/// Whoever is asked when it is dropped may say that it failed: it is not asked again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_dropped_on_its_way_is_not_tried_again() {
+    for is_replay in [false, true] {
+        let slow = Behaviour::status(500).after(Duration::from_millis(500));
+        let short = |section: &mut kit_delivery::GatewaySection| section.retry.schedule_seconds = vec![0.1; 1_000];
+        let mut bench = Bench::new(if is_replay { Behaviour::status(400) } else { slow.clone() }, short).await;
+        let seq = bench.append("a/1").await;
+        let asked = if is_replay {
+            bench.wait("parking", |row| row.parked == 1).await;
+            bench.gateway.set_behaviour(slow);
+            bench.journal.act(vec![replay(vec![seq])]).await.unwrap();
+            2
+        } else {
+            1
+        };
+        bench.gateway.wait_for(asked, DEADLINE).await.unwrap();
+        bench.journal.act(vec![give_up(vec![seq])]).await.unwrap();
+
+        // Another one that comes back after it: whatever was to be tried again would have been.
+        bench.append("b/1").await;
+        bench.gateway.set_behaviour(Behaviour::status(500));
+        bench.gateway.wait_for(asked + 20, DEADLINE).await.unwrap();
+
+        let first = kit_journal::EventId::derive("test", &seq.to_string(), None).to_string();
+        let own = bench.gateway.received().iter().filter(|got| got.event_id.as_deref() == Some(&first)).count();
+        assert_eq!(own, asked, "{is_replay}");
+        assert_eq!(bench.state(seq).await, DeliveryState::Dropped);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn dropping_the_head_of_a_subject_lets_the_next_one_go() {
     let stuck = Behaviour::by_request(|head| {

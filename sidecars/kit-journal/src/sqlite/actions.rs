@@ -2,11 +2,13 @@
 
 use rusqlite::{Connection, params};
 
+use crate::commit::nth_due;
 use crate::engine::{Action, ActionOutcome, AuditRecord, ExceptionRow, ExceptionState};
 use crate::error::JournalError;
 use crate::event::Seq;
 use kit::clock::Timestamp;
 
+use super::records;
 use super::settle::{Deltas, Sinks, put_row, row_state};
 
 impl Sinks {
@@ -30,12 +32,12 @@ impl Sinks {
         match action {
             Action::Replay { sink, seqs, from, spacing_ms } => {
                 let sink = self.id(sink)?;
-                self.change(conn, sink, seqs, last_seq, |change, nth| change.replay(due(*from, *spacing_ms, nth)))
+                self.change(conn, sink, seqs, last_seq, |change, nth| change.replay(nth_due(*from, *spacing_ms, nth)))
             }
             Action::Revive { sink, seqs, from, spacing_ms } => {
                 let sink = self.id(sink)?;
                 self.change(conn, sink, seqs, last_seq, |change, nth| match change.previous {
-                    Some(_) => change.replay(due(*from, *spacing_ms, nth)),
+                    Some(_) => change.replay(nth_due(*from, *spacing_ms, nth)),
                     None => Ok(Changed::No),
                 })
             }
@@ -58,12 +60,16 @@ impl Sinks {
                 let sink = self.id(sink)?;
                 let changed =
                     conn.execute("UPDATE sinks SET paused = ?1 WHERE id = ?2 AND paused <> ?1", params![paused, sink])?;
-                Ok(outcome(changed > 0))
+                Ok(ActionOutcome::of_one(changed > 0))
             }
-            Action::Register { sink } => self.register(conn, sink, last_seq).map(outcome),
+            Action::Register { sink } => self.register(conn, sink, last_seq).map(ActionOutcome::of_one),
+            Action::Remember { name, value } => {
+                records::put_value(conn, name, value)?;
+                Ok(ActionOutcome::of_one(true))
+            }
             Action::Audit(record) => {
                 audit(conn, record)?;
-                Ok(outcome(true))
+                Ok(ActionOutcome::of_one(true))
             }
         }
     }
@@ -131,7 +137,7 @@ impl Change<'_> {
                     .execute(params![due.as_millis(), self.sink, self.seq])?;
                 Ok(Changed::Yes)
             }
-            None | Some(ExceptionState::Parked | ExceptionState::Dropped) => {
+            None | Some(ExceptionState::Parked | ExceptionState::Dropped | ExceptionState::Filtered) => {
                 self.write(ExceptionState::Replaying, Some(due), "replay asked for")
             }
         }
@@ -139,7 +145,8 @@ impl Change<'_> {
 
     fn give_up(&mut self, reason: &str) -> Result<Changed, JournalError> {
         match self.previous {
-            Some(ExceptionState::Dropped) => Ok(Changed::No),
+            // There is nothing to give up where it is not for this sink.
+            Some(ExceptionState::Dropped | ExceptionState::Filtered) => Ok(Changed::No),
             // Delivered already.
             None if !self.ahead => Ok(Changed::No),
             _ => self.write(ExceptionState::Dropped, None, reason),
@@ -177,20 +184,6 @@ impl Change<'_> {
         put_row(self.conn, self.sink, &row)?;
         Ok(Changed::Yes)
     }
-}
-
-/// When the nth of several is due.
-fn due(from: Timestamp, spacing_ms: f64, nth: usize) -> Timestamp {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_precision_loss,
-        reason = "milliseconds of at most some days"
-    )]
-    from.plus_millis((spacing_ms * nth as f64) as i64)
-}
-
-fn outcome(changed: bool) -> ActionOutcome {
-    ActionOutcome { changed: u64::from(changed), unchanged: u64::from(!changed), unavailable: 0 }
 }
 
 fn audit(conn: &Connection, record: &AuditRecord) -> Result<(), JournalError> {

@@ -14,7 +14,6 @@ mod soundness;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -25,7 +24,8 @@ pub(crate) use reader::SqliteReader;
 
 use crate::engine::{Append, Commit, Committed, Engine, Purge, Purged, Reader, Verdict};
 use crate::error::{JournalError, OpenError};
-use crate::event::{Dedupe, EventId, KeyHash, Seq};
+use crate::event::{EventId, KeyHash, Seq};
+use crate::judging;
 use crate::lock::JournalLock;
 use checkpoint::Checkpointer;
 pub use dedupe::DedupeBounds;
@@ -167,6 +167,13 @@ impl SqliteEngine {
             if committed.verdicts.len() > place {
                 continue;
             }
+            let replaced = commit.instead.iter().find(|(range, _)| range.contains(&place));
+            if replaced.is_some_and(|(_, settlement)| left_out.settlements.contains_key(settlement)) {
+                // What it would take the place of stays, and both would be counted.
+                let id = commit.appends[place].head.id;
+                committed.verdicts.push(Verdict { id, seq: 0, duplicate: false, conflict: false, withheld: true });
+                continue;
+            }
             let append = &mut commit.appends[place];
             let verdict = self.append(append, place, commit.at, &mut committed.last_seq, left_out)?;
             committed.verdicts.push(verdict);
@@ -182,27 +189,7 @@ impl SqliteEngine {
         first_place: usize,
         left_out: &mut LeftOut,
     ) -> Result<Option<Vec<Verdict>>, JournalError> {
-        let mut own: HashMap<KeyHash, Vec<EventId>> = HashMap::new();
-        let mut contradicts = false;
-        let mut verdicts = Vec::with_capacity(group.len());
-        for (append, place) in group.iter().zip(first_place..) {
-            let id = append.head.id;
-            let mut verdict = Verdict { id, seq: 0, duplicate: false, conflict: false, withheld: true };
-            if append.dedupe == Dedupe::Key {
-                let key = key_of(append);
-                let known = self.look_up(key, place, left_out)?;
-                let earlier = own.entry(key).or_default();
-                let known = known.iter().map(|(known, seq)| (*known, *seq));
-                let mut all = known.chain(earlier.iter().map(|known| (*known, 0)));
-                if let Some((known, seq)) = all.next() {
-                    contradicts |= known != id;
-                    verdict = Verdict { id: known, seq, duplicate: true, conflict: false, withheld: seq == 0 };
-                }
-                earlier.push(id);
-            }
-            verdicts.push(verdict);
-        }
-        Ok(contradicts.then_some(verdicts))
+        judging::contradiction(group, |key, nth| self.look_up(key, first_place + nth, left_out))
     }
 
     fn look_up(&self, key: KeyHash, place: usize, left_out: &mut LeftOut) -> Result<Vec<(EventId, Seq)>, JournalError> {
@@ -221,20 +208,12 @@ impl SqliteEngine {
         last: &mut Seq,
         left_out: &mut LeftOut,
     ) -> Result<Verdict, JournalError> {
-        let key = key_of(append);
+        let key = append.key;
         let known = self.look_up(key, place, left_out)?;
+        if let Some(verdict) = judging::judge(append, &known) {
+            return Ok(verdict);
+        }
         let id = append.head.id;
-        let same = match append.dedupe {
-            Dedupe::Key => known.first(),
-            Dedupe::KeyAndBody => known.iter().find(|(known, _)| *known == id),
-        };
-        if let Some(&(id, seq)) = same {
-            return Ok(Verdict { id, seq, duplicate: true, conflict: false, withheld: false });
-        }
-        if !known.is_empty() {
-            append.head.conflict = true;
-            append.json = append.head.to_json();
-        }
         let seq = *last + 1;
         records::insert(&self.conn, seq, at, append)?;
         self.dedupe.stage(key, id, seq);
@@ -382,10 +361,6 @@ impl SqliteEngine {
         self.conn = Connection::open_in_memory()?;
         Ok(())
     }
-}
-
-fn key_of(append: &Append) -> KeyHash {
-    KeyHash::within(&append.head.source, &append.head.key, append.head.scope.as_deref())
 }
 
 /// Opens the write connection with everything that durability rests on.

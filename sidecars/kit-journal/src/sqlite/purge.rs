@@ -33,7 +33,7 @@ impl Progress {
             .prepare_cached(
                 "SELECT seq, EXISTS (
                     SELECT 1 FROM sinks JOIN exceptions ON exceptions.sink = sinks.id AND exceptions.seq = events.seq
-                    WHERE exceptions.state <> 5)
+                    WHERE exceptions.state NOT IN (5, 6))
                  FROM events WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
             )?
             .query_map(params![self.floor, settled.min(old), plan.limit], |row| Ok((row.get(0)?, row.get(1)?)))?

@@ -10,13 +10,14 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 use super::dedupe::{ENTRY, parse_block};
 use super::records::{self, COLUMNS};
 use super::saving;
-use super::settle::{PackedAttempt, row_state, state_code, state_of};
+use super::settle::row_state;
 use crate::engine::{
     Attempt, AuditRecord, ExceptionRow, ExceptionState, Found, FoundDelivery, Page, Reader, SinkRow, Statistics,
 };
 use crate::error::JournalError;
 use crate::event::{EventId, Seq, StoredEvent};
 use crate::filter::{DeliveryState, EventFilter};
+use crate::packed::{self, state_code, state_of};
 
 /// One read-only connection.
 pub(crate) struct SqliteReader {
@@ -90,14 +91,7 @@ impl SqliteReader {
                 continue;
             }
             let row = self.exception(*id, event.seq)?;
-            let state = match row.as_ref().map(|row| row.state) {
-                Some(ExceptionState::Retrying | ExceptionState::Replaying) => DeliveryState::Retrying,
-                Some(ExceptionState::Waiting) => DeliveryState::Pending,
-                Some(ExceptionState::Parked) => DeliveryState::Parked,
-                Some(ExceptionState::Dropped) => DeliveryState::Dropped,
-                None if event.seq <= sink.cursor => DeliveryState::Delivered,
-                None => DeliveryState::Pending,
-            };
+            let state = DeliveryState::of(row.as_ref().map(|row| row.state), event.seq <= sink.cursor);
             deliveries.insert(sink.name.clone(), FoundDelivery { state, row });
         }
         Ok(Found { body_bytes: event.body.len() as u64, event, deliveries })
@@ -120,16 +114,11 @@ impl SqliteReader {
             seqs.sort_unstable_by(|a, b| b.cmp(a));
             return Ok(seqs);
         }
-        let states: &[ExceptionState] = match filter.state {
-            Some(DeliveryState::Parked) => &[ExceptionState::Parked],
-            Some(DeliveryState::Dropped) => &[ExceptionState::Dropped],
-            Some(DeliveryState::Retrying) => &[ExceptionState::Retrying, ExceptionState::Replaying],
-            _ => {
-                let mut query =
-                    self.conn.prepare_cached("SELECT seq FROM events WHERE seq < ? ORDER BY seq DESC LIMIT ?")?;
-                let rows = query.query_map(params![before, limit], |row| row.get(0))?;
-                return rows.collect::<Result<_, _>>().map_err(Into::into);
-            }
+        let Some(states) = filter.state.and_then(DeliveryState::rows) else {
+            let mut query =
+                self.conn.prepare_cached("SELECT seq FROM events WHERE seq < ? ORDER BY seq DESC LIMIT ?")?;
+            let rows = query.query_map(params![before, limit], |row| row.get(0))?;
+            return rows.collect::<Result<_, _>>().map_err(Into::into);
         };
         let mut seqs: Vec<Seq> = Vec::new();
         for (id, sink) in sinks {
@@ -393,22 +382,8 @@ impl Reader for SqliteReader {
         while let Some(row) = rows.next()? {
             let sink: String = row.get(0)?;
             let entries = row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?;
-            let packed: Vec<PackedAttempt<'_>> = serde_json::from_str(entries)
-                .map_err(|_| JournalError::Damaged { seq, what: "attempt log is not understood" })?;
-            attempts.extend(packed.into_iter().filter(|a| a.0 == seq).map(
-                |(seq, at, ms, status, outcome, error, response)| {
-                    let attempt = Attempt {
-                        seq,
-                        at: Timestamp::from_millis(at),
-                        ms,
-                        status,
-                        outcome: outcome.into_owned(),
-                        error: error.map(Into::into),
-                        response: response.map(Into::into),
-                    };
-                    (sink.clone(), attempt)
-                },
-            ));
+            let own = packed::attempts_of(seq, entries)?;
+            attempts.extend(own.into_iter().map(|attempt| (sink.clone(), attempt)));
         }
         Ok(attempts)
     }

@@ -2,11 +2,11 @@
 
 use kit::clock::Timestamp;
 use rusqlite::{Connection, Row, params};
-use sha2::{Digest, Sha256};
 
 use crate::engine::Append;
 use crate::error::JournalError;
 use crate::event::{BodyDigest, EventHead, Seq, StoredEvent};
+use crate::packed::checksum;
 
 /// The columns that [`read`] expects, in order.
 pub(super) const COLUMNS: &str = "events.seq, events.at, events.head, events.sum, events.body";
@@ -23,8 +23,12 @@ pub(super) fn insert(conn: &Connection, seq: Seq, at: Timestamp, append: &Append
     Ok(())
 }
 
-/// Remembers a small value.
+/// Remembers a small value; an empty one is forgotten.
 pub(super) fn put_value(conn: &Connection, name: &str, value: &[u8]) -> Result<(), JournalError> {
+    if value.is_empty() {
+        conn.prepare_cached("DELETE FROM meta WHERE name = ?")?.execute([name])?;
+        return Ok(());
+    }
     conn.prepare_cached(
         "INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
     )?
@@ -45,14 +49,4 @@ pub(super) fn read(row: &Row<'_>) -> Result<StoredEvent, JournalError> {
     }
     let head: EventHead = serde_json::from_str(head).map_err(|_| damaged("head is not understood"))?;
     Ok(StoredEvent { seq, at, head, body: bytes::Bytes::copy_from_slice(body) })
-}
-
-fn checksum(seq: Seq, at: Timestamp, head: &[u8], body: &BodyDigest) -> [u8; 32] {
-    let mut hasher = Sha256::new();
-    hasher.update(seq.to_le_bytes());
-    hasher.update(at.as_millis().to_le_bytes());
-    hasher.update((head.len() as u64).to_le_bytes());
-    hasher.update(head);
-    hasher.update(body.0);
-    hasher.finalize().into()
 }

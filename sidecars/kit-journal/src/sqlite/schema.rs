@@ -17,7 +17,7 @@ const APPLICATION_ID: i64 = 0x4f55_5452;
 /// The newest schema version; `MIGRATIONS[n]` leads from version n to n + 1.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
 
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     // `sum` is SHA-256 over seq, at, head and SHA-256(body): a record is served only if it matches.
     // `keys.entries` holds 32 bytes an event – key hash, event id – for consecutive positions from
     // `first_seq`. `key_blocks` holds older keys sorted, 40 bytes each, 256 a block.
@@ -64,6 +64,8 @@ const MIGRATIONS: [&str; 2] = [
         ifnull((SELECT max(seq) FROM events), 0),
         ifnull((SELECT max(cursor) FROM sinks), 0));
     ",
+    // From here on `exceptions.state` may be 6, filtered, which an earlier version takes for damage.
+    "",
 ];
 
 /// Refuses, without opening it as a database, a file that is another program's or a newer version's.

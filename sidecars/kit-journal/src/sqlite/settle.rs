@@ -10,32 +10,11 @@ use super::records;
 use crate::engine::{Attempt, ExceptionRow, ExceptionState, Settlement};
 use crate::error::JournalError;
 use crate::event::Seq;
+use crate::packed::{self, state_code, state_of};
 
 /// Sink ids by name; everything else about a sink is read from and written to its row.
 pub(super) struct Sinks {
     ids: HashMap<String, i64>,
-}
-
-pub(super) fn state_code(state: ExceptionState) -> i64 {
-    match state {
-        ExceptionState::Retrying => 1,
-        ExceptionState::Waiting => 2,
-        ExceptionState::Replaying => 3,
-        ExceptionState::Parked => 4,
-        ExceptionState::Dropped => 5,
-    }
-}
-
-pub(super) fn state_of(code: i64) -> Option<ExceptionState> {
-    [
-        ExceptionState::Retrying,
-        ExceptionState::Waiting,
-        ExceptionState::Replaying,
-        ExceptionState::Parked,
-        ExceptionState::Dropped,
-    ]
-    .into_iter()
-    .find(|state| state_code(*state) == code)
 }
 
 /// Changes of a sink's counters, applied in one update.
@@ -54,6 +33,7 @@ impl Deltas {
         match state {
             ExceptionState::Parked => self.parked += by,
             ExceptionState::Dropped => self.dropped += by,
+            ExceptionState::Filtered => self.filtered += by,
             ExceptionState::Retrying | ExceptionState::Waiting | ExceptionState::Replaying => self.open += by,
         }
     }
@@ -120,6 +100,11 @@ impl Sinks {
                 .query_row(params![sink, old, new], |row| row.get(0))?;
             deltas.ahead -= ahead;
             deltas.delivered += new - old - ahead - filtered;
+            if ahead > 0 {
+                for seq in settlement.once.iter().filter(|seq| (old + 1..=new).contains(*seq)) {
+                    too_late(conn, sink, *seq, true, &mut deltas)?;
+                }
+            }
         }
         for row in &settlement.set {
             match row_state(conn, sink, row.seq)? {
@@ -141,6 +126,8 @@ impl Sinks {
                     // The cursor counts it when it comes by.
                     deltas.ahead -= 1;
                 }
+            } else if settlement.once.contains(seq) {
+                too_late(conn, sink, *seq, *seq <= new, &mut deltas)?;
             }
         }
         record_attempts(conn, sink, age, &settlement.attempts)?;
@@ -149,6 +136,22 @@ impl Sinks {
         }
         deltas.apply(conn, sink, Some(new))
     }
+}
+
+/// A delivery that an operator has dropped, or asked for again, when it was on its way: it has been made, and counts.
+/// What is parked stays so: that is the receiver's word.
+fn too_late(conn: &Connection, sink: i64, seq: Seq, passed: bool, deltas: &mut Deltas) -> Result<(), JournalError> {
+    let ended = |state: &ExceptionState| *state != ExceptionState::Parked;
+    if let Some(previous) = row_state(conn, sink, seq)?.filter(ended) {
+        remove_row(conn, sink, seq)?;
+        deltas.count(previous, -1);
+        if passed {
+            deltas.delivered += 1;
+        } else {
+            deltas.ahead -= 1;
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn row_state(conn: &Connection, sink: i64, seq: Seq) -> Result<Option<ExceptionState>, JournalError> {
@@ -185,38 +188,10 @@ pub(super) fn remove_row(conn: &Connection, sink: i64, seq: Seq) -> Result<(), J
     Ok(())
 }
 
-/// An attempt as it is stored: an array, because a thousand field names cost more than the values.
-pub(super) type PackedAttempt<'a> = (
-    Seq,
-    i64,
-    u32,
-    Option<u16>,
-    std::borrow::Cow<'a, str>,
-    Option<std::borrow::Cow<'a, str>>,
-    Option<std::borrow::Cow<'a, str>>,
-);
-
 fn record_attempts(conn: &Connection, sink: i64, age: Timestamp, attempts: &[Attempt]) -> Result<(), JournalError> {
-    let (Some(min), Some(max)) = (attempts.iter().map(|a| a.seq).min(), attempts.iter().map(|a| a.seq).max()) else {
-        return Ok(());
-    };
-    let packed: Vec<PackedAttempt<'_>> = attempts
-        .iter()
-        .map(|a| {
-            (
-                a.seq,
-                a.at.as_millis(),
-                a.ms,
-                a.status,
-                a.outcome.as_str().into(),
-                a.error.as_deref().map(Into::into),
-                a.response.as_deref().map(Into::into),
-            )
-        })
-        .collect();
-    let entries = serde_json::to_string(&packed)
-        .map_err(|_| JournalError::Damaged { seq: min, what: "attempt cannot be written as JSON" })?;
-    conn.prepare_cached("INSERT INTO attempts (sink, at, min_seq, max_seq, entries) VALUES (?, ?, ?, ?, ?)")?
-        .execute(params![sink, age.as_millis(), min, max, entries])?;
+    if let Some((min, max, entries)) = packed::attempts(attempts)? {
+        conn.prepare_cached("INSERT INTO attempts (sink, at, min_seq, max_seq, entries) VALUES (?, ?, ?, ?, ?)")?
+            .execute(params![sink, age.as_millis(), min, max, entries])?;
+    }
     Ok(())
 }

@@ -10,7 +10,9 @@ const FIRST_MILLISECONDS: i64 = 100_000_000_000;
 /// From here on it cannot be milliseconds either.
 const FIRST_NONSENSE: i64 = 100_000_000_000_000;
 /// More decimals of a second than this are nobody's clock.
-const MOST_DECIMALS: i64 = 12;
+const MOST_DECIMALS: usize = 12;
+/// Most digits of whole seconds, [`FIRST_MILLISECONDS`] being one more.
+const SECONDS_DIGITS: usize = 11;
 /// Longest text that is a time.
 const LONGEST: usize = 40;
 
@@ -58,6 +60,10 @@ impl EpochSeconds {
         if text.len() > LONGEST || !text.bytes().all(|b| b.is_ascii_digit() || b".-+eE".contains(&b)) {
             return Err(NotATime);
         }
+        plain_seconds(text).map_or_else(|| Self::of_decimal(text), |seconds| Ok(Self(seconds)))
+    }
+
+    fn of_decimal(text: &str) -> Result<Self, NotATime> {
         let number = BigDecimal::from_str(text).map_err(|_| NotATime)?;
         let size = number.abs();
         if size >= FIRST_NONSENSE {
@@ -65,7 +71,7 @@ impl EpochSeconds {
         }
         let seconds = if size >= FIRST_MILLISECONDS { number * BigDecimal::new(1.into(), 3) } else { number };
         // Of the seconds, which are read once more when they are stored.
-        if seconds.fractional_digit_count() > MOST_DECIMALS {
+        if usize::try_from(seconds.fractional_digit_count()).is_ok_and(|decimals| decimals > MOST_DECIMALS) {
             return Err(NotATime);
         }
         Ok(Self(seconds.normalized().to_plain_string()))
@@ -78,22 +84,43 @@ impl EpochSeconds {
 
     /// The instant, to the millisecond.
     pub fn to_timestamp(&self) -> Timestamp {
-        use bigdecimal::ToPrimitive as _;
-        let millis =
-            BigDecimal::from_str(&self.0).ok().and_then(|seconds| (seconds * BigDecimal::from(1_000)).to_i64());
-        Timestamp::from_millis(millis.unwrap_or(i64::MAX))
+        // Plain digits, as they are written here: `-12.05` is 12 s and 50 ms before 1970.
+        let (negative, digits) = self.0.strip_prefix('-').map_or((false, &*self.0), |digits| (true, digits));
+        let (whole, decimals) = digits.split_once('.').unwrap_or((digits, ""));
+        let first_three = decimals.bytes().map(|digit| i64::from(digit - b'0')).chain([0, 0, 0]).take(3);
+        let decimals = first_three.fold(0, |millis, digit| millis * 10 + digit);
+        let millis = whole.parse::<i64>().ok().and_then(|whole| whole.checked_mul(1_000)?.checked_add(decimals));
+        let millis = millis.unwrap_or(i64::MAX);
+        Timestamp::from_millis(if negative { -millis } else { millis })
     }
+}
+
+/// Seconds that are written plainly, as nearly all are, without what is nothing to them. `None` for any other text, right
+/// or wrong.
+fn plain_seconds(text: &str) -> Option<String> {
+    let (whole, decimals) = text.split_once('.').unwrap_or((text, "0"));
+    let are_digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    if !are_digits(whole) || !are_digits(decimals) || whole.len() > SECONDS_DIGITS || whole.starts_with('0') {
+        return None;
+    }
+    let significant = decimals.trim_end_matches('0');
+    let written = || if significant.is_empty() { whole.to_owned() } else { format!("{whole}.{significant}") };
+    (decimals.len() <= MOST_DECIMALS).then(written)
 }
 
 impl From<Timestamp> for EpochSeconds {
     fn from(at: Timestamp) -> Self {
-        Self(BigDecimal::new(at.as_millis().into(), 3).normalized().to_plain_string())
+        let (whole, decimals) = (at.as_millis() / 1_000, at.as_millis() % 1_000);
+        plain_seconds(&format!("{whole}.{decimals:03}"))
+            .map_or_else(|| Self(BigDecimal::new(at.as_millis().into(), 3).normalized().to_plain_string()), Self)
     }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use proptest::prelude::*;
+
     use super::*;
 
     fn json(text: &str) -> Result<String, NotATime> {
@@ -138,6 +165,23 @@ mod tests {
             "\"5138-11-16T09:46:40Z\"",
         ] {
             assert_eq!(json(text), Err(NotATime), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn plainly_written_seconds_are_what_their_decimal_is(text in "[0-9]{1,13}(\\.[0-9]{0,14})?") {
+            if let Some(plain) = plain_seconds(&text) {
+                prop_assert_eq!(Ok(EpochSeconds(plain)), EpochSeconds::of_decimal(&text));
+            }
+        }
+
+        #[test]
+        fn an_instant_is_its_decimal_to_the_millisecond(text in "-?[0-9]{1,11}(\\.[0-9]{1,12})?") {
+            use bigdecimal::ToPrimitive as _;
+            let seconds = EpochSeconds::of_text(&text).unwrap();
+            let millis = (BigDecimal::from_str(&text).unwrap() * BigDecimal::from(1_000)).to_i64().unwrap();
+            prop_assert_eq!(seconds.to_timestamp().as_millis(), millis);
         }
     }
 

@@ -31,6 +31,7 @@ fn any_of_the_keys_that_are_valid_during_rotation_is_enough() {
     assert_eq!(both.verify(Some(old.as_bytes()), BODY), Ok(()));
     assert_eq!(both.verify(Some(new.as_bytes()), BODY), Ok(()));
     assert_eq!(keys(&["new"]).verify(Some(old.as_bytes()), BODY), Err(Rejected::Mismatch));
+    assert_eq!(keys(&["new", "new"]).verify(Some(new.as_bytes()), BODY), Ok(()), "one line may stand there twice");
 }
 
 #[test]

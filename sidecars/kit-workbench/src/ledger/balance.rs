@@ -30,7 +30,7 @@ pub struct Counters {
     pub retrying: u64,
     /// Parked (dead letters).
     pub parked: u64,
-    /// Dropped by an operator.
+    /// Dropped by an operator or by a route.
     pub dropped: u64,
     /// Not wanted by the sink's routes.
     pub filtered: u64,

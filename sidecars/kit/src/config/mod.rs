@@ -141,7 +141,7 @@ fn read_file(file: &Path) -> Result<String, String> {
 
 /// What is wrong with a file that is not TOML, and where. The error's own text would show the line,
 /// which may hold a secret.
-fn malformed(text: &str, error: &toml::de::Error) -> String {
+pub fn malformed(text: &str, error: &toml::de::Error) -> String {
     let message = error.message().replace('\n', " ");
     match error.span() {
         Some(span) => {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use kit::clock::{SharedClock, Timestamp};
 use kit::lifecycle::StopToken;
 use kit_journal::engine::{Action, ExceptionRow, Reader, Settlement};
-use kit_journal::{AppendError, EventFilter, Journal, JournalError, NewEvent, Seq, StoredEvent};
+use kit_journal::{AppendError, EventFilter, Held, Journal, JournalError, NewEvent, Seq, StoredEvent};
 
 use crate::admit::{READY, ROLLUP, Stored};
 use crate::catalogue::{Catalogue, Failed, Known};
@@ -88,10 +88,11 @@ impl Rollup {
 
     pub(crate) async fn run(self, stop: StopToken) -> Result<(), std::convert::Infallible> {
         let mut in_doubt = false;
+        let mut held: Option<Held> = None;
         loop {
             let step = tokio::select! {
-                () = stop.stopped() => return Ok(()),
-                step = self.step(&mut in_doubt) => step,
+                () = stop.stopped() => break,
+                step = self.step_alone(&mut held, &mut in_doubt) => step,
             };
             match step {
                 Ok(true) => continue,
@@ -102,17 +103,33 @@ impl Rollup {
                 }
             }
             tokio::select! {
-                () = stop.stopped() => return Ok(()),
+                () = stop.stopped() => break,
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
+        }
+        if let Some(held) = held {
+            // Where it fails it runs out.
+            let _ = held.give_back().await;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::step`], where no other replica does it.
+    async fn step_alone(&self, held: &mut Option<Held>, in_doubt: &mut bool) -> Result<bool, JournalError> {
+        if !held.as_ref().is_some_and(Held::is_held) {
+            *held = self.journal.lease(SINK).await?;
+        }
+        match held {
+            Some(held) => self.step(held.epoch(), in_doubt).await,
+            None => Ok(false),
         }
     }
 
     /// One commit; true when there may be another one to make at once.
-    async fn step(&self, in_doubt: &mut bool) -> Result<bool, JournalError> {
+    async fn step(&self, lease: u64, in_doubt: &mut bool) -> Result<bool, JournalError> {
         if *in_doubt {
             // What is asked later is done later: when this is answered, it is known how far the journal is.
-            self.journal.settle(vec![Settlement { sink: SINK.to_owned(), ..Settlement::default() }]).await?;
+            self.journal.settle(vec![Settlement { sink: SINK.to_owned(), lease, ..Settlement::default() }]).await?;
             *in_doubt = false;
         }
         let seen = self.known.current();
@@ -140,6 +157,7 @@ impl Rollup {
         let Some(step) = read.await? else { return Ok(false) };
         let settlement = Settlement {
             sink: SINK.to_owned(),
+            lease,
             cursor: step.cursor,
             filtered: step.passed_by,
             set: step.damaged.into_iter().collect(),

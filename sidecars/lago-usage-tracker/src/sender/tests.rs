@@ -268,7 +268,7 @@ async fn run(case: Case, journal: &Journal) -> (HashMap<String, End>, Vec<Vec<(S
     (ends, requests)
 }
 
-async fn dispatcher(section: &LagoSection, journal: &Journal) -> (StopToken, Dispatcher<LagoSink>) {
+async fn dispatcher(section: &LagoSection, journal: &Journal) -> (StopToken, Dispatcher) {
     let (clock, key): (SharedClock, _) = (Arc::new(SystemClock), Secret::from("key".to_owned()));
     let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
     // Lago does not tell what it knows: everything is sent.

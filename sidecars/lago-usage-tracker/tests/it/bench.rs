@@ -173,7 +173,11 @@ impl Bench {
     }
 
     pub(crate) async fn wait(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + DEADLINE;
+        self.wait_for(what, DEADLINE, wanted).await
+    }
+
+    pub(crate) async fn wait_for(&self, what: &str, patience: Duration, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + patience;
         loop {
             let statistics = self.api("/api/v1/statistics").await;
             let row = &statistics["sinks"][0];

@@ -347,3 +347,49 @@ async fn what_is_sent_again_by_hand_is_judged_by_what_lago_says_then() {
     assert_eq!(bench.act_with("/api/v1/deliveries/replay", &again).await["changed"], 1);
     bench.wait("sending it", |row| row["delivered"] == 1).await;
 }
+
+/// More events that do not fit than may wait, while Lago does not say whether they fit by now: none is lost, and those
+/// that fit go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_that_does_not_fit_keeps_nothing_back_while_lago_cannot_be_asked() {
+    const FLOOD: usize = 13_000;
+    const MAY_WAIT: usize = 10_000;
+    let bench = Bench::beside(Profile::V1_39, &PARK, |lago| {
+        lago.put_metric(Metric::new("visits", AggregationType::Count, None));
+        let started = "2024-01-01T00:00:00Z".parse().unwrap();
+        lago.put_subscription(Subscription::active("s", "customer", "plan", started));
+    })
+    .await;
+    knows(&bench, "Lago has told its metrics and subscriptions").await;
+    let reads = Fault::new(Effect::Answer(500), When::Always).on(On::Reading);
+    bench.lago.set_faults(Faults { rules: vec![reads], ..Faults::default() });
+    let flood: Vec<Value> = (0..FLOOD).map(|n| of("not yet", &format!("f-{n}"), "visits", json!({}))).collect();
+    let mut posted = 0;
+    for batch in flood.chunks(5_000) {
+        let (status, answer) = bench.post("/api/v1/events/batch", &json!({ "events": batch })).await;
+        assert_eq!(status, 200, "{answer}");
+        posted += batch.len();
+    }
+    bench.report(&(0..200).map(|n| of("s", &format!("t-{n}"), "visits", json!({}))).collect::<Vec<_>>()).await;
+
+    let patience = std::time::Duration::from_secs(120);
+    let delivered = bench.wait_for("delivering what fits", patience, |row| row["delivered"] == 200).await;
+
+    let count = |row: &Value, field: &str| row[field].as_u64().unwrap();
+    assert_eq!(count(&delivered, "pending") + count(&delivered, "parked"), posted as u64, "{delivered}");
+    let all_told = bench.wait_for("parking what may not wait", patience, |row| row["parked"] == FLOOD - MAY_WAIT).await;
+    assert_eq!(all_told["pending"], MAY_WAIT, "{all_told}");
+    let metrics = bench.metrics().await;
+    let parked = [("check", "no_subscription"), ("policy", "park")];
+    assert_eq!(metrics.get("usage_checks_failed_total", &parked), Some((FLOOD - MAY_WAIT) as f64));
+    let log = bench.daemon.stdout();
+    assert!(log.contains("many events wait until Lago can be asked"), "the log says why");
+
+    // Lago is well again, and has the subscription.
+    let started = "2024-01-01T00:00:00Z".parse().unwrap();
+    bench.lago.put_subscription(Subscription::active("not yet", "customer", "plan", started));
+    bench.lago.set_faults(Faults::default());
+    let row = bench.wait_for("sending all of it", patience * 2, |row| row["delivered"] == FLOOD + 200).await;
+    assert_eq!((&row["pending"], &row["parked"]), (&json!(0), &json!(0)));
+    assert_eq!(bench.lago.counts().stored, (FLOOD + 200) as u64);
+}

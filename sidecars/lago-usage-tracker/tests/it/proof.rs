@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use kit_lago::stand_in::billing::{
-    AggregationType, Effect, Fault, Faults, LagoServer, Metric, Profile, Subscription, When,
+    AggregationType, Effect, Fault, Faults, LagoServer, Latency, Metric, Profile, Subscription, When,
 };
 use kit_workbench::gateway::{Gateway, GatewayOptions};
 use serde_json::{Value, json};
@@ -165,6 +165,38 @@ async fn what_lago_has_is_neither_sent_nor_counted_again() {
     let ledger = compared(&bench).await;
     assert!(states(&ledger).iter().all(|row| row.ends_with(" equal") || row.contains(" seats ")), "{ledger}");
     assert_eq!(bench.lago.counts().batches, requests);
+}
+
+/// A person drops events that are on their way to Lago, and has them sent later after all.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_dropped_on_its_way_and_sent_again_is_counted_once() {
+    for profile in Profile::ALL {
+        let bench = Bench::beside(profile, &[SETTLE, ("SIDECAR_LAGO__TIMEOUT__TOTAL_SECONDS", "10")], prepare).await;
+        knows(&bench, "Lago has told its metrics and subscriptions").await;
+        let slow = Latency::Fixed(Duration::from_millis(1_500));
+        bench.lago.set_faults(Faults { latency: slow, ..Faults::default() });
+        bench.report(&(0..6).map(event).collect::<Vec<_>>()).await;
+        bench.lago.wait_until(DEADLINE, |counts| counts.batches == 1).await.unwrap();
+        let select =
+            json!({ "select": { "sink": "lago", "type": "usage.*", "state": "pending" }, "reason": "a mistake" });
+        let dropped = bench.act_with("/api/v1/deliveries/drop", &select).await;
+        assert_eq!(dropped["changed"], 6, "{dropped}");
+        bench.until_sinks("arriving", |sinks| sinks["lago"]["pending"] == 0 && sinks["lago"]["delivered"] == 6).await;
+        assert_eq!(bench.lago.ledger().len(), 6);
+        bench.lago.set_faults(Faults::default());
+
+        for state in ["dropped", "delivered"] {
+            let select = json!({ "select": { "sink": "lago", "type": "usage.*", "state": state } });
+            let again = bench.act_with("/api/v1/deliveries/replay", &select).await;
+            assert_eq!(again["changed"], 0, "{state} {again}");
+        }
+        bench.until_sinks("settling", |sinks| sinks["lago"]["pending"] == 0).await;
+
+        let ledger = compared(&bench).await;
+        assert!(states(&ledger).iter().all(|row| row.ends_with(" equal") || row.contains(" seats ")), "{ledger}");
+        let events: u64 = ledger["rows"].as_array().unwrap().iter().filter_map(|row| row["events"].as_u64()).sum();
+        assert_eq!(events, 6, "{profile:?} {ledger}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -322,6 +322,31 @@ async fn an_event_that_lago_complains_about_later_is_parked_with_its_reason() {
     assert!(audit.contains(r#""ambiguous":["wallet"]"#), "{audit}");
 }
 
+/// What Lago says that it does not count is out of the ledger, also when the daemon is killed right after.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lago_complains_about_is_out_of_the_ledger_whatever_dies() {
+    let mut bench = bench("[]").await;
+    bench.report(&[usage("s-1", "code", "1"), usage("s-1", "fine", "2"), usage("s-1", "more", "4")]).await;
+    bench.settled().await;
+    let events = async |bench: &Bench| {
+        let ledger = bench.api("/api/v1/usage/ledger").await;
+        (ledger["rows"][0]["events"].clone(), ledger["rows"].as_array().unwrap().len())
+    };
+    assert_eq!(events(&bench).await, (json!(3), 1));
+
+    for _ in 0..2 {
+        delivered(&bench, &errors_of("invalid_code", &["code"]), "a").await;
+        assert_eq!(events(&bench).await, (json!(2), 1));
+        bench.restart().await;
+        assert_eq!(events(&bench).await, (json!(2), 1));
+    }
+    bench.report(&[usage("s-1", "another", "8")]).await;
+    bench.settled().await;
+    assert_eq!(events(&bench).await, (json!(3), 1));
+    bench.restart().await;
+    assert_eq!(events(&bench).await, (json!(3), 1));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn complaints_are_counted_by_what_became_of_them() {
     let bench = bench("[]").await;

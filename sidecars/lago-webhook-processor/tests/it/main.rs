@@ -4,5 +4,8 @@
 mod admin;
 mod bench;
 mod intake;
+mod jq;
 mod keys;
+mod routes;
+mod routing;
 mod storage;

@@ -48,7 +48,7 @@ struct Row {
     lago: Option<Counted>,
     missing_events: u64,
     surplus_events: u64,
-    /// `equal`, `missing`, `surplus`, `settling`, `not_charged` or `unknown`.
+    /// `equal`, `missing`, `surplus`, `uncertain`, `settling`, `not_charged` or `unknown`.
     state: String,
 }
 

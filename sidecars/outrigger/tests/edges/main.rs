@@ -7,6 +7,7 @@ mod demo;
 mod events;
 mod offline;
 mod operating;
+mod routes;
 mod sending;
 mod tracker;
 mod usage;

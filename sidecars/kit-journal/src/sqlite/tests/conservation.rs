@@ -23,6 +23,7 @@ fn assert_closed(bench: &Bench) {
     assert_eq!(sink.delivered, count(DeliveryState::Delivered), "{sink:?}");
     assert_eq!(sink.parked, count(DeliveryState::Parked), "{sink:?}");
     assert_eq!(sink.dropped, count(DeliveryState::Dropped), "{sink:?}");
+    assert_eq!(sink.filtered, count(DeliveryState::Filtered), "{sink:?}");
     assert_eq!(sink.pending(last), count(DeliveryState::Pending) + count(DeliveryState::Retrying), "{sink:?}");
 }
 
@@ -81,6 +82,48 @@ fn replaying_and_dropping_move_between_states() {
     bench.settle(Settlement { cursor: 6, delivered: vec![1, 3, 2], ..Settlement::default() });
     assert_closed(&bench);
     assert_eq!(bench.state(2), DeliveryState::Dropped, "a delivery under way does not undo the operator's word");
+}
+
+/// Dropped while they were on their way to a receiver that must get nothing twice: they have arrived.
+#[test]
+fn what_was_dropped_too_late_is_delivered_and_not_to_be_had_again() {
+    for twice in [false, true] {
+        let mut bench = Bench::new();
+        bench.append((0..8).map(|n| append(&n.to_string(), "{}")).collect());
+        bench.settle(Settlement { cursor: 2, set: vec![row(2, ExceptionState::Retrying)], ..Settlement::default() });
+        let drop = |seqs: Vec<Seq>| Action::Drop { sink: SINK.to_owned(), seqs, reason: "test".to_owned() };
+        bench.act(drop(vec![2, 3, 4, 5, 7]));
+        let park = Action::Park { sink: SINK.to_owned(), seqs: vec![6], reason: "the receiver's word".to_owned() };
+        bench.act(park);
+        let revive = |seqs: Vec<Seq>| {
+            let (sink, from) = (SINK.to_owned(), Timestamp::default());
+            Action::Revive { sink, seqs, from, spacing_ms: 0.0 }
+        };
+        bench.act(revive(vec![4]));
+
+        // 5 was dropped before it was sent; 7 was asked for again, sent and dropped again, ahead of the cursor.
+        let settlement =
+            Settlement { cursor: 6, delivered: vec![2, 7], once: vec![1, 2, 3, 4, 6, 7], ..Settlement::default() };
+        for _ in 0..=usize::from(twice) {
+            bench.settle(settlement.clone());
+            assert_closed(&bench);
+        }
+
+        for (seq, state) in [
+            (2, DeliveryState::Delivered),
+            (3, DeliveryState::Delivered),
+            (4, DeliveryState::Delivered),
+            (5, DeliveryState::Dropped),
+            (6, DeliveryState::Parked),
+        ] {
+            assert_eq!(bench.state(seq), state, "{seq}");
+        }
+        let outcome = bench.act(revive(vec![2, 3, 4, 5]));
+        assert_eq!((outcome.changed, outcome.unchanged), (1, 3));
+        bench.settle(Settlement { cursor: 8, ..Settlement::default() });
+        assert_closed(&bench);
+        assert_eq!(bench.state(7), DeliveryState::Delivered);
+    }
 }
 
 #[test]
@@ -171,7 +214,7 @@ fn what_is_not_delivered_is_never_purged() {
 #[derive(Clone, Debug)]
 enum Step {
     Append(u8),
-    Settle { by: u8, rows: Vec<(u8, u8)>, delivered: Vec<u8>, twice: bool },
+    Settle { by: u8, rows: Vec<(u8, u8)>, delivered: Vec<u8>, once: bool, twice: bool },
     Replay(Vec<u8>),
     Drop(Vec<u8>),
     Restart,
@@ -181,8 +224,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let some = || proptest::collection::vec(any::<u8>(), 0..6);
     let step = prop_oneof![
         (1..8_u8).prop_map(Step::Append),
-        (any::<u8>(), proptest::collection::vec((any::<u8>(), 0..4_u8), 0..5), some(), any::<bool>())
-            .prop_map(|(by, rows, delivered, twice)| Step::Settle { by, rows, delivered, twice }),
+        (any::<u8>(), proptest::collection::vec((any::<u8>(), 0..6_u8), 0..5), some(), any::<(bool, bool)>())
+            .prop_map(|(by, rows, delivered, (once, twice))| Step::Settle { by, rows, delivered, once, twice }),
         some().prop_map(Step::Replay),
         some().prop_map(Step::Drop),
         Just(Step::Restart),
@@ -206,13 +249,15 @@ proptest! {
                     appended += Seq::from(count);
                     bench.append((first..appended).map(|n| append(&n.to_string(), "{}")).collect());
                 }
-                Step::Settle { by, rows, delivered, twice } => {
+                Step::Settle { by, rows, delivered, once, twice } => {
                     cursor += if appended > cursor { Seq::from(by) % (appended - cursor + 1) } else { 0 };
                     let states = [
                         ExceptionState::Retrying,
                         ExceptionState::Waiting,
                         ExceptionState::Replaying,
                         ExceptionState::Parked,
+                        ExceptionState::Dropped,
+                        ExceptionState::Filtered,
                     ];
                     let mut set: Vec<ExceptionRow> = rows
                         .into_iter()
@@ -220,8 +265,10 @@ proptest! {
                         .map(|(n, state)| row(pick(n, cursor), states[usize::from(state)]))
                         .collect();
                     set.dedup_by_key(|row| row.seq);
-                    let delivered = delivered.into_iter().filter(|_| cursor > 0).map(|n| pick(n, cursor)).collect();
-                    let settlement = Settlement { cursor, set, delivered, ..Settlement::default() };
+                    let delivered: Vec<Seq> =
+                        delivered.into_iter().filter(|_| cursor > 0).map(|n| pick(n, cursor)).collect();
+                    let once = if once { delivered.clone() } else { Vec::new() };
+                    let settlement = Settlement { cursor, set, delivered, once, ..Settlement::default() };
                     for _ in 0..=usize::from(twice) {
                         bench.settle(settlement.clone());
                     }

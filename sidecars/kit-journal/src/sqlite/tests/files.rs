@@ -305,6 +305,43 @@ fn a_damaged_part_of_the_store_fails_its_own_part_of_a_commit() {
     assert_eq!((sinks[0].cursor, sinks[0].delivered), (12, 11), "nothing of the first, all of the second");
 }
 
+/// What takes the place of events is stored if their settlement is recorded, and only then: otherwise both would count.
+#[test]
+fn what_takes_the_place_of_events_is_not_stored_where_they_cannot_be_settled() {
+    let mut bench = Bench::new();
+    bench.append((0..20).map(|n| append(&n.to_string(), "{}")).collect());
+    bench.settle(Settlement { cursor: 10, set: vec![row(3, ExceptionState::Retrying)], ..Settlement::default() });
+    bench.engine.as_ref().unwrap().conn.execute("UPDATE exceptions SET state = 77", []).unwrap();
+    let settlement = |cursor, delivered: &[Seq]| Settlement {
+        sink: SINK.to_owned(),
+        cursor,
+        delivered: delivered.to_vec(),
+        ..Settlement::default()
+    };
+
+    let committed = bench.commit(Commit {
+        appends: ["another", "sum", "and its rest", "sum of others"].map(|key| append(key, "{}")).into(),
+        settlements: vec![settlement(12, &[]), settlement(15, &[3]), settlement(14, &[])],
+        instead: vec![(1..3, 1), (3..4, 2)],
+        ..Commit::default()
+    });
+
+    assert_eq!(committed.refused.iter().map(|(place, _)| *place).collect::<Vec<_>>(), [1]);
+    let stored: Vec<bool> = committed.verdicts.iter().map(Verdict::is_stored).collect();
+    assert_eq!(stored, [true, false, false, true]);
+    assert_eq!((committed.last_seq, committed.verdicts[3].seq), (22, 22));
+    assert_eq!(bench.reader().sink(SINK).unwrap().cursor, 14);
+    // The damage is mended: the same sum is no duplicate of one that was never stored.
+    bench.engine.as_ref().unwrap().conn.execute("UPDATE exceptions SET state = 1", []).unwrap();
+    let again = bench.commit(Commit {
+        appends: vec![append("sum", "{}")],
+        settlements: vec![settlement(15, &[3])],
+        instead: vec![(0..1, 0)],
+        ..Commit::default()
+    });
+    assert!(again.refused.is_empty() && again.verdicts[0].is_stored());
+}
+
 /// A page that is none: events before it are served, the one that cannot be read is named, and purging goes on
 /// after it.
 #[test]

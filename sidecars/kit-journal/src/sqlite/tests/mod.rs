@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::dedupe::DedupeBounds;
 use super::*;
 use crate::engine::{Action, Attempt, Commit, ExceptionRow, ExceptionState, Purge, Reader, Settlement};
-use crate::event::{BodyDigest, EventHead, EventId, NewEvent};
+use crate::event::{BodyDigest, Dedupe, EventHead, EventId, NewEvent};
 use crate::filter::{DeliveryState, EventFilter};
 
 const SINK: &str = "gateway";

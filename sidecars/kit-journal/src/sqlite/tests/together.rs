@@ -167,6 +167,18 @@ fn values_are_found_by_how_their_names_begin() {
     bench.settle(Settlement { sink: SINK.to_owned(), cursor: 1, values, ..Settlement::default() });
     assert_eq!(bench.reader().values("ledger/").unwrap(), [value("ledger/a"), value("ledger/\u{e4}")]);
     assert_eq!(bench.reader().values("nothing").unwrap(), []);
+    // An empty one is none.
+    let forget = |name: &str| Action::Remember { name: name.to_owned(), value: Vec::new() };
+    let actions = vec![
+        forget("ledger/a"),
+        forget("never was"),
+        Action::Remember { name: "ledger/b".to_owned(), value: b"b".to_vec() },
+    ];
+    bench.commit(Commit { actions, ..Commit::default() });
+    assert_eq!(
+        bench.reader().values("ledger/").unwrap(),
+        [("ledger/b".to_owned(), b"b".to_vec()), value("ledger/\u{e4}")]
+    );
 }
 
 /// The same settlement may come twice: what is remembered with it is what is true afterwards.

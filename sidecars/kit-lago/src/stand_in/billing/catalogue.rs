@@ -236,6 +236,36 @@ impl Subscription {
     }
 }
 
+/// The invoice of a billing period that has ended: what it holds is counted anew as long as it is a draft.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invoice {
+    /// Lago's id of it.
+    pub lago_id: Uuid,
+    /// Of which subscription's usage, also of one that was upgraded or has ended.
+    pub external_subscription_id: String,
+    /// The first moment whose events it counts.
+    pub charges_from: Timestamp,
+    /// The last.
+    pub charges_to: Timestamp,
+    /// Since when nothing is counted any more; a draft without.
+    pub finalized_at: Option<Timestamp>,
+}
+
+impl Invoice {
+    /// A draft.
+    pub fn draft(external_subscription_id: &str, charges_from: Timestamp, charges_to: Timestamp) -> Self {
+        let external_subscription_id = external_subscription_id.to_owned();
+        Self { lago_id: Uuid::new_v4(), external_subscription_id, charges_from, charges_to, finalized_at: None }
+    }
+
+    /// Source: getlago/lago-api `app/serializers/v1/invoice_serializer.rb` at v1.16.0, of which only what says how it
+    /// stands.
+    pub(super) fn to_json(&self) -> Value {
+        let status = if self.finalized_at.is_some() { "finalized" } else { "draft" };
+        json!({ "lago_id": self.lago_id, "invoice_type": "subscription", "status": status })
+    }
+}
+
 /// A customer: exists because a subscription names it, or because it was put there.
 #[derive(Clone, Debug)]
 pub(super) struct Customer {
@@ -268,6 +298,7 @@ impl Customer {
 pub(super) struct Catalogue {
     pub(super) metrics: Vec<Metric>,
     pub(super) subscriptions: Vec<Subscription>,
+    pub(super) invoices: Vec<Invoice>,
     customers: Vec<Customer>,
 }
 
@@ -286,6 +317,14 @@ impl Catalogue {
         match self.subscriptions.iter_mut().find(|known| known.lago_id == subscription.lago_id) {
             Some(known) => *known = subscription,
             None => self.subscriptions.push(subscription),
+        }
+    }
+
+    /// Adds an invoice, or replaces the one with this Lago id.
+    pub(super) fn put_invoice(&mut self, invoice: Invoice) {
+        match self.invoices.iter_mut().find(|known| known.lago_id == invoice.lago_id) {
+            Some(known) => *known = invoice,
+            None => self.invoices.push(invoice),
         }
     }
 

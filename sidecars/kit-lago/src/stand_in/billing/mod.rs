@@ -2,8 +2,8 @@
 //! would be billed, adds them up, and fails in the ways Lago, its proxies and the network do. Written
 //! from the contract; what an answer looks like depends on the [`Profile`].
 //!
-//! Left out: everything that costs money (plans, charges, amounts, invoices, wallets), fee estimates,
-//! filters and groups, past and projected usage, and writing to the catalogue over HTTP.
+//! Left out: everything that costs money (plans, charges, amounts, wallets; of invoices all but the
+//! usage on them), fee estimates, filters and groups, projected usage, and writing to the catalogue over HTTP.
 
 mod answer;
 mod arrivals;
@@ -26,7 +26,7 @@ mod usage;
 mod wire;
 
 pub use arrivals::DifferingRetry;
-pub use catalogue::{AggregationType, BillingTime, Metric, Subscription, SubscriptionStatus};
+pub use catalogue::{AggregationType, BillingTime, Invoice, Metric, Subscription, SubscriptionStatus};
 pub use faults::{Effect, Fault, Faults, Latency, On, When};
 pub use ledger::{LedgerEntry, LedgerEvent};
 pub use profile::Profile;

@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
 use super::answer::{Answer, Page};
-use super::catalogue::{Subscription, SubscriptionStatus};
+use super::catalogue::{Invoice, Subscription, SubscriptionStatus};
 use super::period;
 use super::profile::Profile;
 use super::state::Books;
@@ -30,6 +30,8 @@ pub(super) enum Read {
     Subscription(String),
     Customer(String),
     CurrentUsage { external_customer_id: String },
+    PastUsage { external_customer_id: String },
+    Invoice(String),
 }
 
 /// What it is read from.
@@ -40,6 +42,18 @@ pub(super) struct View<'a> {
     pub(super) now_micros: i64,
     pub(super) usage_lag: Duration,
     pub(super) no_active_subscription: bool,
+}
+
+impl<'a> View<'a> {
+    fn usage_books(&self) -> usage::Books<'a> {
+        usage::Books {
+            profile: self.profile,
+            catalogue: &self.books.catalogue,
+            ledger: &self.books.ledger,
+            now_micros: self.now_micros,
+            processed_until_micros: self.now_micros.saturating_sub(micros_of(self.usage_lag)),
+        }
+    }
 }
 
 /// The parameters of a request's query.
@@ -81,6 +95,11 @@ pub(super) fn answer(view: View<'_>, read: &Read, query: &Query) -> Answer {
             found("customer", customer.map(|customer| customer.to_json()))
         }
         Read::CurrentUsage { external_customer_id } => current_usage(&view, external_customer_id, query),
+        Read::PastUsage { external_customer_id } => past_usage(&view, external_customer_id, query),
+        Read::Invoice(lago_id) => {
+            let mut invoices = view.books.catalogue.invoices.iter();
+            found("invoice", invoices.find(|known| known.lago_id.to_string() == *lago_id).map(Invoice::to_json))
+        }
     }
 }
 
@@ -183,14 +202,34 @@ fn current_usage(view: &View<'_>, external_customer_id: &str, query: &Query) -> 
     let Some(subscription) = active.filter(|_| !view.no_active_subscription) else {
         return Answer::not_allowed("no_active_subscription");
     };
-    let books = usage::Books {
-        profile: view.profile,
-        catalogue: &view.books.catalogue,
-        ledger: &view.books.ledger,
-        now_micros: view.now_micros,
-        processed_until_micros: view.now_micros.saturating_sub(micros_of(view.usage_lag)),
+    Answer::json(200, &usage::current(view.usage_books(), subscription))
+}
+
+/// The invoices of a subscription, the newest period first, drafts among them. Nobody is asked whether there is such a
+/// customer.
+///
+/// Source: getlago/lago-api `app/queries/past_usage_query.rb` at 09e56935.
+fn past_usage(view: &View<'_>, external_customer_id: &str, query: &Query) -> Answer {
+    let Some(external_id) = query.get("external_subscription_id") else {
+        return Answer::invalid(json!({ "external_subscription_id": ["value_is_mandatory"] }));
     };
-    Answer::json(200, &usage::current(books, subscription))
+    let catalogue = &view.books.catalogue;
+    let code = query.get("billable_metric_code");
+    if code.is_some_and(|code| catalogue.metrics.iter().all(|metric| metric.code != code)) {
+        return Answer::not_found("billable_metric_not_found");
+    }
+    let is_own =
+        |known: &&Subscription| known.external_id == external_id && known.external_customer_id == external_customer_id;
+    let subscription = catalogue.subscriptions.iter().rfind(is_own);
+    let mut invoices: Vec<&Invoice> = catalogue.invoices.iter().collect();
+    invoices.retain(|invoice| subscription.is_some() && invoice.external_subscription_id == external_id);
+    invoices.sort_by_key(|invoice| Reverse(invoice.charges_from));
+    let most = query.get("periods_count").and_then(|count| count.parse().ok()).unwrap_or(usize::MAX);
+    invoices.truncate(most);
+    let books = view.usage_books();
+    let periods =
+        subscription.map(|own| invoices.iter().map(|invoice| usage::past(books, own, invoice, code)).collect());
+    list("usage_periods", periods.unwrap_or_default(), query.page())
 }
 
 fn list(name: &str, items: Vec<Value>, page: Page) -> Answer {

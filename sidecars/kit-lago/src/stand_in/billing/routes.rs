@@ -237,6 +237,10 @@ impl Route {
             ["customers", id, "current_usage"] if !id.contains('.') => {
                 Some(reads::Read::CurrentUsage { external_customer_id: decoded(id) })
             }
+            ["customers", id, "past_usage"] if !id.contains('.') => {
+                Some(reads::Read::PastUsage { external_customer_id: decoded(id) })
+            }
+            ["invoices", id] => before_format(id).map(|id| reads::Read::Invoice(decoded(id))),
             _ => None,
         };
         read.map_or(Self::Unknown, Self::Read)

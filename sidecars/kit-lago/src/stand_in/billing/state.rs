@@ -12,7 +12,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::{Semaphore, watch};
 
 use super::arrivals::{Arrivals, DifferingRetry};
-use super::catalogue::{Catalogue, Metric, Subscription};
+use super::catalogue::{Catalogue, Invoice, Metric, Subscription};
 use super::faults::{Drawn, Faults, InForce};
 use super::ledger::{Ledger, LedgerEntry, LedgerEvent, Uniqueness};
 use super::profile::Profile;
@@ -111,6 +111,11 @@ impl LagoState {
     /// Adds a metric, or replaces the one with this code.
     pub fn put_metric(&self, metric: Metric) {
         self.books().catalogue.put_metric(metric);
+    }
+
+    /// Adds the invoice of a period that has ended, or replaces the one with this Lago id. None is made by itself.
+    pub fn put_invoice(&self, invoice: Invoice) {
+        self.books().catalogue.put_invoice(invoice);
     }
 
     /// Adds a subscription, and its customer with it, or replaces the one with this Lago id.

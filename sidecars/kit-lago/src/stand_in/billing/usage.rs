@@ -1,5 +1,5 @@
-//! `current_usage`: what the books add up to in the present billing period. Units only: the
-//! stand-in's plans charge nothing, so all amounts are 0, and there are no filters or groups.
+//! `current_usage` and `past_usage`: what the books add up to in the present billing period, and on
+//! the invoices of past ones. Units only: the stand-in's plans charge nothing, so all amounts are 0, and there are no filters or groups.
 //!
 //! Source: getlago/lago-api `app/services/invoices/customer_usage_service.rb`,
 //! `app/serializers/v1/customers/usage_serializer.rb`, `charge_usage_serializer.rb` and
@@ -9,12 +9,13 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 
+use jiff::Timestamp;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::catalogue::{AggregationType, Catalogue, Metric, Subscription};
+use super::catalogue::{AggregationType, Catalogue, Invoice, Metric, Subscription};
 use super::decimal::Decimal;
 use super::ledger::{Ledger, LedgerEntry};
 use super::period;
@@ -52,6 +53,30 @@ pub(super) fn current(books: Books<'_>, subscription: &Subscription) -> Value {
         "lago_invoice_id": null,
         "charges_usage": charges,
     }})
+}
+
+/// One entry of `usage_periods`. Charges that have counted nothing have no fee, and are not there.
+///
+/// Source: getlago/lago-api `app/serializers/v1/customers/past_usage_serializer.rb` at 20277d9d.
+pub(super) fn past(books: Books<'_>, subscription: &Subscription, invoice: &Invoice, code: Option<&str>) -> Value {
+    let period = (invoice.charges_from.as_microsecond(), invoice.charges_to.as_microsecond());
+    let until = invoice.finalized_at.map_or(i64::MAX, Timestamp::as_microsecond).min(books.processed_until_micros);
+    let books = Books { processed_until_micros: until, ..books };
+    let mut metrics: Vec<_> = books.catalogue.metrics.iter().collect();
+    metrics.retain(|metric| code.is_none_or(|code| metric.code == code));
+    let charges = metrics.into_iter().map(|metric| charge(books, subscription, metric, period));
+    let charges: Vec<_> = charges.filter(|charge| charge["events_count"] != 0).collect();
+    json!({
+        "from_datetime": iso_seconds(period.0),
+        "to_datetime": iso_seconds(period.1),
+        "issuing_date": iso_date(period.1),
+        "currency": CURRENCY,
+        "amount_cents": 0,
+        "total_amount_cents": 0,
+        "taxes_amount_cents": 0,
+        "lago_invoice_id": invoice.lago_id,
+        "charges_usage": charges,
+    })
 }
 
 fn charge(books: Books<'_>, subscription: &Subscription, metric: &Metric, period: (i64, i64)) -> Value {

@@ -1,0 +1,525 @@
+//! The sections `[amqp]` (where events are published) and `[amqp_source]` (what is consumed).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kit::config::Problems;
+use kit::secret::{self, Secret};
+use kit_delivery::DispatcherSettings;
+use kit_delivery::config::{CircuitSection, Order, RetrySection, check_seconds};
+use kit_delivery::format::Format;
+use percent_encoding::percent_decode_str;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::message::unknown_placeholder;
+
+/// Bytes of a short string, the type of all names in AMQP 0-9-1.
+pub(crate) const NAME_BYTES: usize = 255;
+/// Messages of one window at most.
+const WINDOW_MAX: usize = 1024;
+/// Messages that lie here unacknowledged at most.
+const PREFETCH_MAX: u16 = 256;
+
+/// Where events are published: a RabbitMQ exchange.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AmqpSection {
+    /// Address of the broker, `amqp://host:5672/vhost` or `amqps://…`. May hold user and password. Without it nothing is
+    /// published.
+    pub url: Option<Secret>,
+    /// File with the address.
+    pub url_file: Option<PathBuf>,
+    /// File with the user's name, in place of the one in the address (`guest` where there is none).
+    pub username_file: Option<PathBuf>,
+    /// File with the password.
+    pub password_file: Option<PathBuf>,
+    /// PEM file with further certificate authorities for `amqps`.
+    pub ca_file: Option<PathBuf>,
+    /// Exchange that events are published to.
+    pub exchange: String,
+    /// Routing key template; `{type}`, `{source}` and `{tenant}` are replaced. In the last two, dots and what stands for
+    /// other words in bindings are percent-encoded (`-` for an event without tenant).
+    pub routing_key: String,
+    /// Declare the exchange (topic, durable) and the queues below. Otherwise they are only looked for, and what is missing
+    /// is said.
+    pub declare: bool,
+    /// Queues by name, each with the patterns it is bound with.
+    pub queues: BTreeMap<String, Vec<String>>,
+    /// Kind of the declared queues: `quorum` or `classic`. Classic queues confirm before a message is on the disk.
+    pub queue_kind: QueueKind,
+    /// Shape of the message: `cloudevents-structured`, `cloudevents-binary`, `envelope` or `raw`.
+    pub format: Format,
+    /// `subject`: events of one subject go one after the other; `none`: in parallel.
+    pub order: Order,
+    /// Messages published before all their confirms are waited for.
+    pub window: usize,
+    /// Windows on their way at the same time, each on a channel of its own.
+    pub concurrency: usize,
+    /// Windows started per second at most; 0 means no limit.
+    pub rate_per_second: u32,
+    /// Largest message in bytes; an event that makes a larger one is parked. Not more than the broker takes
+    /// (`max_message_size`).
+    pub message_limit_bytes: usize,
+    /// Seconds to hand a window to the connection, and to wait where the broker blocks publishers.
+    pub publish_timeout_seconds: f64,
+    /// Seconds to wait for the confirms of a window. After that its outcome is unknown, and it is sent again.
+    pub confirm_timeout_seconds: f64,
+    /// Seconds between two heartbeats. A silent connection is given up after two.
+    pub heartbeat_seconds: u16,
+    /// Seconds to connect, name look-up, TLS and login included.
+    pub connect_timeout_seconds: f64,
+    /// When and how often to try again.
+    pub retry: RetrySection,
+    /// When to stop trying for a while.
+    pub circuit: CircuitSection,
+}
+
+/// Kind of a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum QueueKind {
+    /// Replicated, and on the disk before it is confirmed.
+    #[default]
+    Quorum,
+    /// On one node, and confirmed before it is on the disk.
+    Classic,
+}
+
+impl QueueKind {
+    /// The value of `x-queue-type`.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Quorum => "quorum",
+            Self::Classic => "classic",
+        }
+    }
+}
+
+impl Default for AmqpSection {
+    fn default() -> Self {
+        Self {
+            url: None,
+            url_file: None,
+            username_file: None,
+            password_file: None,
+            ca_file: None,
+            exchange: "events".to_owned(),
+            routing_key: "{type}".to_owned(),
+            declare: true,
+            queues: BTreeMap::new(),
+            queue_kind: QueueKind::default(),
+            format: Format::default(),
+            order: Order::default(),
+            window: 256,
+            concurrency: 1,
+            rate_per_second: 0,
+            message_limit_bytes: 16 << 20,
+            publish_timeout_seconds: 10.0,
+            confirm_timeout_seconds: 10.0,
+            heartbeat_seconds: 10,
+            connect_timeout_seconds: 5.0,
+            retry: RetrySection::default(),
+            // A window is many events, and a broker is back at once where it is back.
+            circuit: CircuitSection { failures: 2, probe_seconds: 0.5, probe_max_seconds: 2.0 },
+        }
+    }
+}
+
+impl AmqpSection {
+    /// Whether events are to be published.
+    pub fn is_set(&self) -> bool {
+        self.url.is_some() || self.url_file.is_some()
+    }
+
+    /// Checks the values; `prefix` is the section's path in the configuration.
+    pub fn validate(&self, prefix: &str, problems: &mut Problems) {
+        let mut problem = |name: &str, text: &str| problems.add(&format!("{prefix}.{name}"), text);
+        if let Some(text) = name_mistake(&self.exchange) {
+            problem("exchange", text);
+        }
+        if self.routing_key.is_empty() {
+            problem("routing_key", "must not be empty; {type} is the event's type");
+        } else if let Some(name) = unknown_placeholder(&self.routing_key) {
+            problem("routing_key", &format!("{{{name}}} is not one of {{source}}, {{type}} and {{tenant}}"));
+        }
+        for (queue, patterns) in &self.queues {
+            if queue.is_empty() || queue.len() > NAME_BYTES || queue.starts_with("amq.") {
+                problem("queues", &format!("{queue:?} cannot be the name of a queue"));
+            }
+            if patterns.iter().any(|pattern| pattern.len() > NAME_BYTES) {
+                problem("queues", &format!("{queue}: a pattern is longer than 255 bytes"));
+            }
+        }
+        if !(1..=WINDOW_MAX).contains(&self.window) {
+            problem("window", "must be between 1 and 1024");
+        }
+        if !(1..=16).contains(&self.concurrency) {
+            problem("concurrency", "must be between 1 and 16");
+        }
+        if !(1024..=128 << 20).contains(&self.message_limit_bytes) {
+            problem("message_limit_bytes", "must be between 1024 and 134217728");
+        }
+        if let Some(text) = heartbeat_mistake(self.heartbeat_seconds) {
+            problem("heartbeat_seconds", text);
+        }
+        for (name, value) in [
+            ("publish_timeout_seconds", self.publish_timeout_seconds),
+            ("confirm_timeout_seconds", self.confirm_timeout_seconds),
+            ("connect_timeout_seconds", self.connect_timeout_seconds),
+        ] {
+            check_seconds(&format!("{prefix}.{name}"), value, problems);
+        }
+        self.retry.validate(&format!("{prefix}.retry"), problems);
+        self.circuit.validate(&format!("{prefix}.circuit"), problems);
+    }
+
+    pub(crate) fn endpoint(&self) -> Result<Endpoint, Vec<AmqpSetupError>> {
+        Address {
+            url: self.url.as_ref(),
+            url_file: self.url_file.as_deref(),
+            username_file: self.username_file.as_deref(),
+            password_file: self.password_file.as_deref(),
+            ca_file: self.ca_file.as_deref(),
+        }
+        .resolve(self.heartbeat_seconds, self.connect_timeout_seconds)
+    }
+}
+
+impl From<&AmqpSection> for DispatcherSettings {
+    fn from(section: &AmqpSection) -> Self {
+        Self {
+            ordered: section.order == Order::Subject,
+            ..Self::unordered((section.concurrency, section.rate_per_second), &section.retry, &section.circuit)
+        }
+    }
+}
+
+/// A queue whose messages are taken.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AmqpSourceSection {
+    /// Address of the broker, `amqp://host:5672/vhost` or `amqps://…`. May hold user and password.
+    pub url: Option<Secret>,
+    /// File with the address.
+    pub url_file: Option<PathBuf>,
+    /// File with the user's name, in place of the one in the address.
+    pub username_file: Option<PathBuf>,
+    /// File with the password.
+    pub password_file: Option<PathBuf>,
+    /// PEM file with further certificate authorities for `amqps`.
+    pub ca_file: Option<PathBuf>,
+    /// Queue whose messages are taken; none where it is empty. What cannot be taken goes to the queue `<queue>.dead`.
+    pub queue: String,
+    /// Declare both queues (durable). Otherwise they are only looked for, and what is missing is said.
+    pub declare: bool,
+    /// Exchange that the declared queue is bound to; none where it is empty.
+    pub exchange: String,
+    /// Patterns that the declared queue is bound with.
+    pub bindings: Vec<String>,
+    /// Kind of the declared queues: `quorum` or `classic`.
+    pub queue_kind: QueueKind,
+    /// Messages taken and not yet acknowledged at most.
+    pub prefetch: u16,
+    /// Largest message in bytes; a larger one goes to the queue of dead letters. One of more than 16 MiB is not even
+    /// read: the source stops before it until it is removed.
+    pub message_limit_bytes: usize,
+    /// Longest time in seconds before a message that could not be taken is looked at again.
+    pub retry_max_seconds: f64,
+    /// Seconds between two heartbeats.
+    pub heartbeat_seconds: u16,
+    /// Seconds to connect, name look-up, TLS and login included.
+    pub connect_timeout_seconds: f64,
+}
+
+impl Default for AmqpSourceSection {
+    fn default() -> Self {
+        Self {
+            url: None,
+            url_file: None,
+            username_file: None,
+            password_file: None,
+            ca_file: None,
+            queue: String::new(),
+            declare: true,
+            exchange: String::new(),
+            bindings: Vec::new(),
+            queue_kind: QueueKind::default(),
+            prefetch: PREFETCH_MAX,
+            message_limit_bytes: 1 << 20,
+            retry_max_seconds: 30.0,
+            heartbeat_seconds: 10,
+            connect_timeout_seconds: 5.0,
+        }
+    }
+}
+
+impl AmqpSourceSection {
+    /// Whether anything is to be taken: an address alone may be there for others.
+    pub fn is_set(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Checks the values; `prefix` is the section's path in the configuration.
+    pub fn validate(&self, prefix: &str, problems: &mut Problems) {
+        let mut problem = |name: &str, text: &str| problems.add(&format!("{prefix}.{name}"), text);
+        // The queue of dead letters has a longer name.
+        if self.queue.is_empty() || self.queue.len() > NAME_BYTES - 5 || self.queue.starts_with("amq.") {
+            problem("queue", "must be set to the name of a queue, of at most 250 bytes");
+        }
+        if let Some(text) = name_mistake(&self.exchange).filter(|_| !self.exchange.is_empty()) {
+            problem("exchange", text);
+        }
+        if !self.bindings.is_empty() && self.exchange.is_empty() {
+            problem("bindings", "need exchange to be set");
+        }
+        if self.bindings.iter().any(|pattern| pattern.len() > NAME_BYTES) {
+            problem("bindings", "must be patterns of at most 255 bytes");
+        }
+        if !(1..=PREFETCH_MAX).contains(&self.prefetch) {
+            problem("prefetch", "must be between 1 and 256");
+        }
+        if !(1024..=16 << 20).contains(&self.message_limit_bytes) {
+            problem("message_limit_bytes", "must be between 1024 and 16777216");
+        }
+        if let Some(text) = heartbeat_mistake(self.heartbeat_seconds) {
+            problem("heartbeat_seconds", text);
+        }
+        for (name, value) in
+            [("retry_max_seconds", self.retry_max_seconds), ("connect_timeout_seconds", self.connect_timeout_seconds)]
+        {
+            check_seconds(&format!("{prefix}.{name}"), value, problems);
+        }
+    }
+
+    pub(crate) fn endpoint(&self) -> Result<Endpoint, Vec<AmqpSetupError>> {
+        Address {
+            url: self.url.as_ref(),
+            url_file: self.url_file.as_deref(),
+            username_file: self.username_file.as_deref(),
+            password_file: self.password_file.as_deref(),
+            ca_file: self.ca_file.as_deref(),
+        }
+        .resolve(self.heartbeat_seconds, self.connect_timeout_seconds)
+    }
+}
+
+fn name_mistake(name: &str) -> Option<&'static str> {
+    (name.len() > NAME_BYTES).then_some("must be a name of at most 255 bytes")
+}
+
+fn heartbeat_mistake(seconds: u16) -> Option<&'static str> {
+    (!(1..=60).contains(&seconds)).then_some("must be between 1 and 60")
+}
+
+/// A setting that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {message}")]
+pub struct AmqpSetupError {
+    /// Path of the setting within its section.
+    pub path: &'static str,
+    /// What is wrong and how to mend it.
+    pub message: String,
+}
+
+/// Where the broker is and who we are, as configured.
+struct Address<'a> {
+    url: Option<&'a Secret>,
+    url_file: Option<&'a Path>,
+    username_file: Option<&'a Path>,
+    password_file: Option<&'a Path>,
+    ca_file: Option<&'a Path>,
+}
+
+/// The same, read.
+#[derive(Clone, Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) tls: bool,
+    pub(crate) vhost: String,
+    pub(crate) username: String,
+    pub(crate) password: Secret,
+    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) heartbeat_seconds: u16,
+    pub(crate) connect_timeout: Duration,
+}
+
+impl Address<'_> {
+    fn resolve(&self, heartbeat_seconds: u16, connect_timeout: f64) -> Result<Endpoint, Vec<AmqpSetupError>> {
+        let mut errors = Vec::new();
+        let mut keep = |path: &'static str, message: String| errors.push(AmqpSetupError { path, message });
+        let url = match secret::resolve("AMQP_URL", self.url, "AMQP_URL_FILE", self.url_file) {
+            Ok(Some(url)) => parse(url.expose().trim()).map_err(|text| keep("url", text.to_owned())).ok(),
+            Ok(None) => {
+                keep("url", "must be set to the broker's address, for example amqp://rabbitmq:5672".to_owned());
+                None
+            }
+            Err(error) => {
+                keep("url_file", error.to_string());
+                None
+            }
+        };
+        let mut read = |path: &'static str, file: Option<&Path>| match secret::resolve(path, None, path, file) {
+            Ok(secret) => secret,
+            Err(error) => {
+                keep(path, error.to_string());
+                None
+            }
+        };
+        let username = read("username_file", self.username_file);
+        let password = read("password_file", self.password_file);
+        let Some(parsed) = url else { return Err(errors) };
+        for (path, is_twice) in [
+            ("username_file", username.is_some() && parsed.username.is_some()),
+            ("password_file", password.is_some() && parsed.password.is_some()),
+        ] {
+            if is_twice {
+                errors.push(AmqpSetupError { path, message: "is in the address too: keep one".to_owned() });
+            }
+        }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let guest = || "guest".to_owned();
+        Ok(Endpoint {
+            host: parsed.host,
+            port: parsed.port,
+            tls: parsed.tls,
+            vhost: parsed.vhost,
+            username: username.map(|name| name.expose().to_owned()).or(parsed.username).unwrap_or_else(guest),
+            password: password.or(parsed.password).unwrap_or_else(|| Secret::from(guest())),
+            ca_file: self.ca_file.map(Path::to_owned),
+            heartbeat_seconds,
+            connect_timeout: Duration::try_from_secs_f64(connect_timeout).unwrap_or(Duration::from_secs(5)),
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Parsed {
+    host: String,
+    port: u16,
+    tls: bool,
+    vhost: String,
+    username: Option<String>,
+    password: Option<Secret>,
+}
+
+/// Reads an AMQP URI (RabbitMQ's specification of it, rabbitmq.com/docs/uri-spec). A path that is empty or `/` means the
+/// virtual host `/`, as in most clients. What is wrong is said without the text: it may hold a password.
+fn parse(text: &str) -> Result<Parsed, &'static str> {
+    let url = Url::parse(text).map_err(|_| "must be an address such as amqp://rabbitmq:5672/vhost")?;
+    let tls = match url.scheme() {
+        "amqp" => false,
+        "amqps" => true,
+        _ => return Err("must begin with amqp:// or amqps://"),
+    };
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8().map(String::from);
+    let host = url.host_str().filter(|host| !host.is_empty()).ok_or("must name a host")?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("must not hold a query or fragment: what they would say has settings of its own");
+    }
+    let path = url.path().strip_prefix('/').unwrap_or_default();
+    if path.contains('/') {
+        return Err("names a virtual host with a slash, which must be written %2F");
+    }
+    let vhost = decoded(path).map_err(|_| "names a virtual host that is not UTF-8")?;
+    let username = decoded(url.username()).map_err(|_| "holds a user name that is not UTF-8")?;
+    let password = url.password().map(decoded).transpose().map_err(|_| "holds a password that is not UTF-8")?;
+    if vhost.len() > NAME_BYTES {
+        return Err("names a virtual host of more than 255 bytes");
+    }
+    Ok(Parsed {
+        host: decoded(host).map_err(|_| "must name a host")?,
+        port: url.port().unwrap_or(if tls { 5671 } else { 5672 }),
+        tls,
+        vhost: if vhost.is_empty() { "/".to_owned() } else { vhost },
+        username: (!username.is_empty()).then_some(username),
+        password: password.map(Secret::from),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_the_uri_specification_says() {
+        let check = |text: &str, host: &str, port: u16, tls: bool, vhost: &str, user: Option<&str>, password: &str| {
+            let parsed = parse(text).unwrap();
+            assert_eq!(
+                (parsed.host.as_str(), parsed.port, parsed.tls, parsed.vhost.as_str()),
+                (host, port, tls, vhost)
+            );
+            assert_eq!(parsed.username.as_deref(), user);
+            assert_eq!(parsed.password.as_ref().map_or("", Secret::expose), password);
+        };
+        check("amqp://mq", "mq", 5672, false, "/", None, "");
+        check("amqps://mq/", "mq", 5671, true, "/", None, "");
+        check("amqp://us%65r:p%40ss@mq:7000/%2Fapps", "mq", 7000, false, "/apps", Some("user"), "p@ss");
+        check("amqp://[::1]:7000/a", "::1", 7000, false, "a", None, "");
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_used_is_not_shown() {
+        for (text, expected) in [
+            ("mq:5672", "begin with"),
+            ("http://u:topsecret@mq", "begin with"),
+            ("amqp://u:topsecret@", "such as"),
+            ("amqp://u:topsecret@mq/a/b", "%2F"),
+            ("amqp://u:topsecret@mq/a?heartbeat=1", "query"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(expected) && !error.contains("topsecret"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_mistake_is_said_at_once() {
+        let section = AmqpSection {
+            routing_key: "{tipe}".to_owned(),
+            window: 0,
+            concurrency: 17,
+            heartbeat_seconds: 0,
+            confirm_timeout_seconds: -1.0,
+            queues: BTreeMap::from([("amq.x".to_owned(), vec!["#".to_owned()])]),
+            ..AmqpSection::default()
+        };
+        let mut problems = Problems::default();
+        section.validate("amqp", &mut problems);
+        let lines = problems.lines(&[]);
+        assert_eq!(lines.len(), 6, "{lines:#?}");
+
+        let section = AmqpSourceSection { prefetch: 300, ..AmqpSourceSection::default() };
+        let mut problems = Problems::default();
+        section.validate("amqp_source", &mut problems);
+        assert_eq!(problems.lines(&[]).len(), 2);
+    }
+
+    #[test]
+    fn credentials_come_from_one_place() {
+        let section = AmqpSection {
+            url: Some(Secret::from("amqp://user:topsecret@mq".to_owned())),
+            password_file: Some("/nonexistent/password".into()),
+            ..AmqpSection::default()
+        };
+        let errors = section.endpoint().unwrap_err();
+        assert_eq!(errors.len(), 1);
+        assert!(errors[0].to_string().contains("/nonexistent/password"), "{}", errors[0]);
+
+        let directory = tempfile::TempDir::new().unwrap();
+        let file = directory.path().join("password");
+        std::fs::write(&file, "other\n").unwrap();
+        let both = AmqpSection { password_file: Some(file.clone()), ..section };
+        assert!(both.endpoint().unwrap_err()[0].message.contains("keep one"));
+        let url = Some(Secret::from("amqp://mq".to_owned()));
+        let endpoint = AmqpSection { url, ..both }.endpoint().unwrap();
+        assert_eq!((endpoint.username.as_str(), endpoint.password.expose()), ("guest", "other"));
+        assert!(!format!("{endpoint:?}").contains("other"));
+    }
+}

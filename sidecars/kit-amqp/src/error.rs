@@ -1,0 +1,47 @@
+//! What went wrong with the broker, by what it means for the messages.
+
+use lapin::ErrorKind;
+
+/// Reply codes of AMQP 0-9-1 that are told apart (specification, section 1.2).
+const CONTENT_TOO_LARGE: u16 = 311;
+const ACCESS_REFUSED: u16 = 403;
+const NOT_FOUND: u16 = 404;
+const PRECONDITION_FAILED: u16 = 406;
+const NOT_ALLOWED: u16 = 530;
+
+/// Why something could not be done at the broker. Texts hold the broker's own words, and never a body or a password.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AmqpError {
+    /// The connection is gone, or nothing came in time: what was on its way has an unknown outcome.
+    #[error("{0}")]
+    Lost(String),
+    /// The user may not do this, may not log in, or the virtual host is not there.
+    #[error("the broker refuses us: {0}")]
+    Refused(String),
+    /// An exchange or a queue is missing.
+    #[error("{0}")]
+    Missing(String),
+    /// What was asked for contradicts what is there, or one message is not acceptable.
+    #[error("{0}")]
+    Precondition(String),
+}
+
+impl AmqpError {
+    /// What an error of lapin means.
+    pub(crate) fn from_lapin(error: &lapin::Error) -> Self {
+        let ErrorKind::ProtocolError(amqp) = error.kind() else { return Self::Lost(error.to_string()) };
+        let text = amqp.get_message().to_string();
+        match amqp.get_id() {
+            ACCESS_REFUSED | NOT_ALLOWED => Self::Refused(text),
+            NOT_FOUND => Self::Missing(text),
+            PRECONDITION_FAILED | CONTENT_TOO_LARGE => Self::Precondition(text),
+            _ => Self::Lost(text),
+        }
+    }
+}
+
+impl From<lapin::Error> for AmqpError {
+    fn from(error: lapin::Error) -> Self {
+        Self::from_lapin(&error)
+    }
+}

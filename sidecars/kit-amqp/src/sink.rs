@@ -1,0 +1,246 @@
+//! The sink: events to an exchange, each judged by what the broker said of it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use kit::lifecycle::StopToken;
+use kit_delivery::{Batching, Failure, Outcome, Preview, Sink};
+use kit_journal::StoredEvent;
+use lapin::types::ShortString;
+
+use crate::config::{AmqpSection, AmqpSetupError};
+use crate::connection::{Connector, FRAME_MAX};
+use crate::error::AmqpError;
+use crate::message::{Outgoing, Shape};
+use crate::metrics::AmqpMetrics;
+use crate::publisher::{Publisher, Topology};
+use crate::window::{Fate, Limits};
+
+/// Bytes of the bodies of a window, but always one.
+const WINDOW_BYTES: usize = 8 << 20;
+
+/// Delivers events to one exchange.
+pub struct AmqpSink {
+    name: String,
+    shape: Shape,
+    publisher: Publisher,
+    window: usize,
+    /// As long as a window may be tried in parts, because one of it closes the channel.
+    patience: Duration,
+}
+
+impl std::fmt::Debug for AmqpSink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AmqpSink").field("name", &self.name).field("shape", &self.shape).finish_non_exhaustive()
+    }
+}
+
+impl AmqpSink {
+    /// Builds the sink from its section; reads every file that the section names. `app_id` is the daemon's name.
+    ///
+    /// # Errors
+    /// All settings that cannot be used.
+    pub fn new(
+        name: &str,
+        app_id: &str,
+        section: &AmqpSection,
+        metrics: &AmqpMetrics,
+    ) -> Result<Self, Vec<AmqpSetupError>> {
+        let endpoint = section.endpoint()?;
+        let label = format!("{app_id} {name}");
+        // What comes in is what was returned, and what a broker may say by itself.
+        let bodies = (section.message_limit_bytes, usize::MAX);
+        let connector = Connector::new(endpoint, label, bodies, metrics.of(name)).map_err(|error| vec![error])?;
+        let short = |text: &str| ShortString::try_new(text).unwrap_or_default();
+        let topology = Topology {
+            declare: section.declare,
+            exchange: short(&section.exchange),
+            queues: section
+                .queues
+                .iter()
+                .map(|(queue, patterns)| (short(queue), patterns.iter().map(|pattern| short(pattern)).collect()))
+                .collect(),
+            kind: section.queue_kind,
+        };
+        let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(10));
+        let limits = Limits {
+            publish: seconds(section.publish_timeout_seconds),
+            confirm: seconds(section.confirm_timeout_seconds),
+        };
+        Ok(Self {
+            name: name.to_owned(),
+            shape: Shape {
+                format: section.format,
+                routing_key: section.routing_key.clone(),
+                app_id: app_id.to_owned(),
+                message_limit: section.message_limit_bytes,
+                frame_max: FRAME_MAX as usize,
+            },
+            publisher: Publisher::new(connector, topology, limits),
+            window: section.window,
+            patience: limits.publish + limits.confirm,
+        })
+    }
+
+    /// What would be published, without publishing it.
+    pub fn preview(&self, event: &StoredEvent) -> Preview {
+        let exchange = &self.publisher.topology().exchange;
+        match self.shape.message(event) {
+            Ok(message) => {
+                let properties = format!("{:?}", message.properties);
+                Preview {
+                    target: format!("PUBLISH to exchange {exchange}, routing key {}", message.routing_key),
+                    headers: vec![("properties".to_owned(), properties)],
+                    body: message.body,
+                }
+            }
+            Err(why) => Preview { target: format!("nothing: {why}"), headers: Vec::new(), body: bytes::Bytes::new() },
+        }
+    }
+
+    /// Keeps a connection to the broker, so that its state shows while nothing is published; until `stop`.
+    pub async fn keep_connected(&self, stop: StopToken) {
+        self.publisher.keep(&stop).await;
+    }
+
+    async fn deliver_window(&self, events: &[&StoredEvent]) -> Vec<Outcome> {
+        let mut outcomes: Vec<Option<Outcome>> = vec![None; events.len()];
+        let mut messages = Vec::with_capacity(events.len());
+        for (place, event) in events.iter().enumerate() {
+            match self.shape.message(event) {
+                Ok(message) => messages.push((place, message)),
+                Err(why) => {
+                    outcomes[place] = Some(Outcome::failed(Failure::Unsendable, format!("cannot be published: {why}")));
+                }
+            }
+        }
+        let until = Instant::now() + self.patience;
+        let mut left = vec![messages];
+        while let Some(group) = left.pop() {
+            if group.is_empty() {
+                continue;
+            }
+            let open = self.publish(&group, &mut outcomes).await;
+            // One of them closes the channel for all: it is found by halves.
+            let open: Vec<_> = group.into_iter().filter(|(place, _)| open.contains(place)).collect();
+            if Instant::now() > until {
+                for (place, _) in &open {
+                    outcomes[*place] = Some(Outcome::failed(Failure::Unreachable, "other messages close the channel"));
+                }
+                continue;
+            }
+            let mut first = open;
+            let second = first.split_off(first.len() / 2);
+            left.extend([second, first]);
+        }
+        let left_out = || Outcome::failed(Failure::Unreachable, "the broker said nothing of it");
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(left_out)).collect()
+    }
+
+    /// Publishes these; returns the places of those that are to be tried in smaller groups.
+    async fn publish(&self, group: &[(usize, Outgoing)], outcomes: &mut [Option<Outcome>]) -> Vec<usize> {
+        let messages: Vec<&Outgoing> = group.iter().map(|(_, message)| message).collect();
+        let published = match self.publisher.publish(&messages).await {
+            Ok(published) => published,
+            Err(error) => {
+                let outcome = self.unpublished(&error);
+                group.iter().for_each(|(place, _)| outcomes[*place] = Some(outcome.clone()));
+                return Vec::new();
+            }
+        };
+        let metrics = &self.publisher.connector.metrics;
+        let mut open = Vec::new();
+        for ((place, message), fate) in group.iter().zip(published.fates) {
+            outcomes[*place] = Some(match fate {
+                Fate::Kept => Outcome::taken(),
+                Fate::Returned(reason) => {
+                    metrics.returned.inc();
+                    Outcome::failed(Failure::Unroutable, self.unroutable(message, &reason))
+                }
+                Fate::Nacked => {
+                    metrics.nacked.inc();
+                    let text = "the broker would not keep it (nack): is a queue full that rejects what is published?";
+                    Outcome::failed(Failure::Busy, text)
+                }
+                Fate::Unknown => match &published.broken {
+                    Some(AmqpError::Precondition(_)) if group.len() > 1 => {
+                        open.push(*place);
+                        continue;
+                    }
+                    Some(AmqpError::Precondition(text)) => {
+                        Outcome::failed(Failure::Refused, format!("the broker refuses the message: {text}"))
+                    }
+                    Some(error) => self.broken(error),
+                    None => Outcome::failed(Failure::Unreachable, "the broker said nothing of it"),
+                },
+            });
+        }
+        open
+    }
+
+    fn unroutable(&self, message: &Outgoing, reason: &str) -> String {
+        format!(
+            "no queue is bound to exchange {} for routing key {} ({reason}): bind one, or name it in amqp.queues",
+            self.publisher.topology().exchange,
+            message.routing_key
+        )
+    }
+
+    /// Nothing was published at all.
+    fn unpublished(&self, error: &AmqpError) -> Outcome {
+        match error {
+            AmqpError::Lost(_) => Outcome::failed(Failure::Unreachable, error.to_string()),
+            AmqpError::Precondition(text) => Outcome::failed(
+                Failure::Denied,
+                format!("what is at the broker is not what amqp.declare would make: {text}"),
+            ),
+            AmqpError::Refused(_) | AmqpError::Missing(_) => self.broken(error),
+        }
+    }
+
+    /// What was published has no outcome.
+    fn broken(&self, error: &AmqpError) -> Outcome {
+        let topology = self.publisher.topology();
+        match error {
+            // What we declare is made again before the next attempt.
+            AmqpError::Missing(text) if topology.declare => Outcome::failed(Failure::Unavailable, text.clone()),
+            AmqpError::Missing(text) => Outcome::failed(
+                Failure::Denied,
+                format!(
+                    "something is missing in virtual host {}: {text}; create it, or set amqp.declare=true",
+                    self.publisher.connector.vhost()
+                ),
+            ),
+            AmqpError::Refused(_) => Outcome::failed(Failure::Denied, error.to_string()),
+            AmqpError::Lost(_) | AmqpError::Precondition(_) => Outcome::failed(Failure::Unreachable, error.to_string()),
+        }
+    }
+}
+
+impl Sink for AmqpSink {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn batching(&self) -> Batching {
+        Batching { most: self.window, bytes: WINDOW_BYTES, linger: Duration::ZERO }
+    }
+
+    fn deliver<'a>(&'a self, event: &'a StoredEvent) -> BoxFuture<'a, Outcome> {
+        async move {
+            let mut outcomes = self.deliver_window(&[event]).await;
+            outcomes.pop().unwrap_or_else(|| Outcome::failed(Failure::Unreachable, "no outcome"))
+        }
+        .boxed()
+    }
+
+    fn deliver_all<'a>(&'a self, events: &'a [Arc<StoredEvent>]) -> BoxFuture<'a, Vec<Outcome>> {
+        async move {
+            let events: Vec<&StoredEvent> = events.iter().map(|event| &**event).collect();
+            self.deliver_window(&events).await
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,14 @@
+//! Against a real RabbitMQ: one broker for all of it, because a start takes seconds.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod publishing;
+mod taking;
+
+use kit_workbench::broker::Broker;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_broker_is_understood() {
+    let mut broker = Broker::start().await.unwrap();
+    publishing::check(&mut broker).await;
+    taking::check(&mut broker).await;
+}

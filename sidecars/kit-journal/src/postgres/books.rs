@@ -1,0 +1,395 @@
+//! What settlements and operators change, worked out in memory: the rows they touch are read under the lock in one
+//! question and written in one statement a table. The rules are those of `sqlite/settle.rs` and `sqlite/actions.rs`, and
+//! the tests of both engines are the same.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use kit::clock::Timestamp;
+use tokio_postgres::Row;
+
+use crate::commit::nth_due;
+use crate::engine::{Action, ActionOutcome, Commit, ExceptionRow, ExceptionState, Settlement};
+use crate::error::JournalError;
+use crate::event::Seq;
+use crate::packed;
+
+/// Columns that [`exception_row`] reads, from the first.
+pub(super) const ROW: &str = "seq, state, lane, attempts, first_at, next_at, reason";
+/// Columns that [`Books::open`] reads.
+pub(super) const SINKS: &str = "s.id, s.name, s.start, s.cursor, s.delivered, s.open, s.parked, s.dropped, s.filtered, \
+     s.ahead, s.paused, coalesce(l.epoch, 0)";
+
+pub(super) fn exception_row(row: &Row, from: usize) -> Result<ExceptionRow, JournalError> {
+    let seq: Seq = row.get(from);
+    let code: i16 = row.get(from + 1);
+    let state =
+        packed::state_of(i64::from(code)).ok_or(JournalError::Damaged { seq, what: "delivery state is unknown" })?;
+    Ok(ExceptionRow {
+        seq,
+        state,
+        lane: row.get(from + 2),
+        attempts: u32::try_from(row.get::<_, i64>(from + 3)).unwrap_or(u32::MAX),
+        first_at: row.get::<_, Option<i64>>(from + 4).map(Timestamp::from_millis),
+        next_at: row.get::<_, Option<i64>>(from + 5).map(Timestamp::from_millis),
+        reason: row.get(from + 6),
+    })
+}
+
+/// Text as PostgreSQL can store it: all but the character zero, which an answer of a receiver may hold.
+pub(super) fn storable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+/// One sink's account.
+pub(super) struct Book {
+    pub(super) id: i32,
+    pub(super) start: Seq,
+    pub(super) cursor: Seq,
+    pub(super) delivered: i64,
+    pub(super) open: i64,
+    pub(super) parked: i64,
+    pub(super) dropped: i64,
+    pub(super) filtered: i64,
+    pub(super) ahead: i64,
+    pub(super) paused: bool,
+    /// Of the lease under which settlements are taken.
+    pub(super) epoch: i64,
+    /// Rows as they are, of all positions that were asked for.
+    pub(super) rows: BTreeMap<Seq, ExceptionRow>,
+    /// Positions whose row differs from the stored one.
+    pub(super) changed: BTreeSet<Seq>,
+    pub(super) is_new: bool,
+    pub(super) is_changed: bool,
+}
+
+/// The accounts of all sinks during one commit.
+pub(super) struct Books {
+    pub(super) sinks: HashMap<String, Book>,
+    pub(super) settled: Option<Seq>,
+    /// Positions that operators ask about and whose event is there.
+    pub(super) stored: BTreeSet<Seq>,
+    pub(super) attempts: Vec<(i32, i64, Seq, Seq, String)>,
+    pub(super) values: BTreeMap<String, Vec<u8>>,
+    pub(super) audit: Vec<(i64, String, String, String)>,
+}
+
+/// The rows that a commit asks for.
+#[derive(Default)]
+pub(super) struct Wanted {
+    /// Sink and position.
+    pub(super) rows: Vec<(String, Seq)>,
+    /// Everything from the sink's cursor to here.
+    pub(super) up_to: Vec<(String, Seq)>,
+    /// Positions whose event operators ask about.
+    pub(super) events: Vec<Seq>,
+}
+
+impl Wanted {
+    pub(super) fn of(commit: &Commit) -> Self {
+        let mut wanted = Self::default();
+        for settlement in &commit.settlements {
+            let set = settlement.set.iter().map(|row| row.seq);
+            let seqs = set.chain(settlement.delivered.iter().chain(&settlement.once).copied());
+            wanted.rows.extend(seqs.map(|seq| (settlement.sink.clone(), seq)));
+            wanted.up_to.push((settlement.sink.clone(), settlement.cursor));
+        }
+        for action in &commit.actions {
+            if let Some((sink, seqs)) = subject_of(action) {
+                wanted.rows.extend(seqs.iter().map(|seq| (sink.to_owned(), *seq)));
+                wanted.events.extend(seqs);
+            }
+        }
+        wanted
+    }
+}
+
+/// The sink and the positions that an action is about.
+fn subject_of(action: &Action) -> Option<(&str, &[Seq])> {
+    match action {
+        Action::Replay { sink, seqs, .. }
+        | Action::Drop { sink, seqs, .. }
+        | Action::Revive { sink, seqs, .. }
+        | Action::Reconsider { sink, seqs, .. }
+        | Action::Park { sink, seqs, .. } => Some((sink, seqs)),
+        _ => None,
+    }
+}
+
+impl Books {
+    /// From rows of [`SINKS`], rows of a sink's id with [`ROW`], and the positions that are there.
+    pub(super) fn open(sinks: &[Row], rows: &[Row], stored: &[Row]) -> Result<Self, JournalError> {
+        let mut by_id: HashMap<i32, BTreeMap<Seq, ExceptionRow>> = HashMap::new();
+        for row in rows {
+            let exception = exception_row(row, 1)?;
+            by_id.entry(row.get(0)).or_default().insert(exception.seq, exception);
+        }
+        let book = |row: &Row| {
+            let id: i32 = row.get(0);
+            let book = Book {
+                id,
+                start: row.get(2),
+                cursor: row.get(3),
+                delivered: row.get(4),
+                open: row.get(5),
+                parked: row.get(6),
+                dropped: row.get(7),
+                filtered: row.get(8),
+                ahead: row.get(9),
+                paused: row.get(10),
+                epoch: row.get(11),
+                rows: by_id.remove(&id).unwrap_or_default(),
+                changed: BTreeSet::new(),
+                is_new: false,
+                is_changed: false,
+            };
+            (row.get(1), book)
+        };
+        let settled = sinks.iter().map(|row| row.get::<_, Seq>(3)).min();
+        Ok(Self {
+            sinks: sinks.iter().map(book).collect(),
+            settled,
+            stored: stored.iter().map(|row| row.get(0)).collect(),
+            attempts: Vec::new(),
+            values: BTreeMap::new(),
+            audit: Vec::new(),
+        })
+    }
+
+    /// The position that every sink had passed before this commit; `None` where there is no sink.
+    pub(super) fn settled(&self) -> Option<Seq> {
+        self.settled
+    }
+
+    /// Whether this commit changes the row of an event at any sink.
+    pub(super) fn touch(&self, seq: Seq) -> bool {
+        self.sinks.values().any(|book| book.changed.contains(&seq))
+    }
+
+    /// Why a settlement cannot be recorded: nobody knows its sink, or another replica delivers to it now.
+    pub(super) fn refusal(&self, settlement: &Settlement) -> Option<String> {
+        match self.sinks.get(&settlement.sink) {
+            None => Some(kit::error::chain(&JournalError::UnknownSink(settlement.sink.clone()))),
+            Some(book) if u64::try_from(book.epoch) != Ok(settlement.lease) => Some(format!(
+                "another replica delivers to {} since this was done (lease {}, now {})",
+                settlement.sink, settlement.lease, book.epoch
+            )),
+            Some(_) => None,
+        }
+    }
+
+    pub(super) fn settle(&mut self, settlement: &Settlement, age: Timestamp) -> Result<(), JournalError> {
+        let Some(book) = self.sinks.get_mut(&settlement.sink) else {
+            return Err(JournalError::UnknownSink(settlement.sink.clone()));
+        };
+        let old = book.cursor;
+        let new = settlement.cursor.max(old);
+        // A settlement whose commit was in doubt comes again: the second time it must change nothing.
+        if new > old {
+            let filtered = i64::try_from(settlement.filtered).unwrap_or(i64::MAX);
+            let ahead = i64::try_from(book.rows.range(old + 1..=new).count()).unwrap_or(i64::MAX);
+            book.filtered += filtered;
+            book.ahead -= ahead;
+            book.delivered += new - old - ahead - filtered;
+            book.cursor = new;
+            book.is_changed = true;
+            if ahead > 0 {
+                for seq in settlement.once.iter().filter(|seq| (old + 1..=new).contains(*seq)) {
+                    book.too_late(*seq, true);
+                }
+            }
+        }
+        for row in &settlement.set {
+            match book.rows.get(&row.seq).map(|row| row.state) {
+                // An operator dropped it meanwhile: that word stands.
+                Some(ExceptionState::Dropped) => continue,
+                Some(previous) => book.count(previous, -1),
+                None => book.delivered -= 1,
+            }
+            book.put(row.clone());
+        }
+        for seq in &settlement.delivered {
+            let previous = book.rows.get(seq).map(|row| row.state).filter(|state| state.is_open());
+            if previous.is_some() {
+                book.over(*seq, *seq <= new);
+            } else if settlement.once.contains(seq) {
+                book.too_late(*seq, *seq <= new);
+            }
+        }
+        if let Some((first, last, entries)) = packed::attempts(&settlement.attempts)? {
+            self.attempts.push((book.id, age.as_millis(), first, last, entries));
+        }
+        self.values.extend(settlement.values.iter().cloned());
+        Ok(())
+    }
+
+    pub(super) fn remember(&mut self, values: &[(String, Vec<u8>)]) {
+        self.values.extend(values.iter().cloned());
+    }
+
+    pub(super) fn act(&mut self, action: &Action, last_seq: Seq) -> ActionOutcome {
+        match action {
+            Action::Register { sink } => return ActionOutcome::of_one(self.register(sink, last_seq)),
+            Action::Remember { name, value } => {
+                self.values.insert(name.clone(), value.clone());
+                return ActionOutcome::of_one(true);
+            }
+            Action::Audit(record) => {
+                let detail = storable(&record.detail.to_string());
+                self.audit.push((record.at.as_millis(), storable(&record.actor), storable(&record.action), detail));
+                return ActionOutcome::of_one(true);
+            }
+            Action::Pause { sink, paused } => {
+                let Some(book) = self.sinks.get_mut(sink) else { return unavailable() };
+                let changes = book.paused != *paused;
+                (book.paused, book.is_changed) = (*paused, book.is_changed || changes);
+                return ActionOutcome::of_one(changes);
+            }
+            _ => {}
+        }
+        let Some((sink, seqs)) = subject_of(action) else { return unavailable() };
+        // An operator's typing error must not fail the commit that others share.
+        let Some(book) = self.sinks.get_mut(sink) else { return unavailable() };
+        let mut total = ActionOutcome::default();
+        for seq in seqs {
+            if !self.stored.contains(seq) || *seq <= book.start || *seq > last_seq {
+                total.unavailable += 1;
+                continue;
+            }
+            if book.act(action, *seq, usize::try_from(total.changed).unwrap_or(usize::MAX)) {
+                total.changed += 1;
+            } else {
+                total.unchanged += 1;
+            }
+        }
+        total
+    }
+
+    /// Makes a sink known; the first one of a journal gets everything that is in it.
+    fn register(&mut self, name: &str, last_seq: Seq) -> bool {
+        if self.sinks.contains_key(name) {
+            return false;
+        }
+        let start = if self.sinks.is_empty() { 0 } else { last_seq };
+        let id = self.sinks.values().map(|book| book.id).max().unwrap_or(0) + 1;
+        let book = Book {
+            id,
+            start,
+            cursor: start,
+            delivered: 0,
+            open: 0,
+            parked: 0,
+            dropped: 0,
+            filtered: 0,
+            ahead: 0,
+            paused: false,
+            epoch: 0,
+            rows: BTreeMap::new(),
+            changed: BTreeSet::new(),
+            is_new: true,
+            is_changed: true,
+        };
+        self.sinks.insert(name.to_owned(), book);
+        true
+    }
+}
+
+impl Book {
+    fn count(&mut self, state: ExceptionState, by: i64) {
+        self.is_changed = true;
+        match state {
+            ExceptionState::Parked => self.parked += by,
+            ExceptionState::Dropped => self.dropped += by,
+            ExceptionState::Filtered => self.filtered += by,
+            ExceptionState::Retrying | ExceptionState::Waiting | ExceptionState::Replaying => self.open += by,
+        }
+    }
+
+    fn put(&mut self, row: ExceptionRow) {
+        self.count(row.state, 1);
+        self.changed.insert(row.seq);
+        self.rows.insert(row.seq, row);
+    }
+
+    /// Takes away the row of a delivery that has been made.
+    fn over(&mut self, seq: Seq, passed: bool) {
+        if let Some(row) = self.rows.remove(&seq) {
+            self.count(row.state, -1);
+            self.changed.insert(seq);
+            if passed {
+                self.delivered += 1;
+            } else {
+                // The cursor counts it when it comes by.
+                self.ahead -= 1;
+            }
+        }
+    }
+
+    /// The same where an operator has dropped it, or asked for it again, when it was on its way. What is parked stays so:
+    /// that is the receiver's word.
+    fn too_late(&mut self, seq: Seq, passed: bool) {
+        if self.rows.get(&seq).is_some_and(|row| row.state != ExceptionState::Parked) {
+            self.over(seq, passed);
+        }
+    }
+
+    /// Does to one delivery what was asked for; whether that changed it. `nth` counts those that were changed.
+    fn act(&mut self, action: &Action, seq: Seq, nth: usize) -> bool {
+        use ExceptionState::{Dropped, Filtered, Parked, Replaying, Retrying, Waiting};
+        let previous = self.rows.get(&seq).map(|row| row.state);
+        let ahead = seq > self.cursor;
+        match action {
+            Action::Revive { .. } if previous.is_none() => false,
+            Action::Reconsider { .. } if previous != Some(Parked) => false,
+            Action::Replay { from, spacing_ms, .. } | Action::Revive { from, spacing_ms, .. } => {
+                self.replay(seq, previous, ahead, nth_due(*from, *spacing_ms, nth))
+            }
+            Action::Reconsider { from, .. } => self.replay(seq, previous, ahead, *from),
+            Action::Drop { reason, .. } => match previous {
+                // There is nothing to give up where it is not for this sink.
+                Some(Dropped | Filtered) => false,
+                // Delivered already.
+                None if !ahead => false,
+                None | Some(Retrying | Waiting | Replaying | Parked) => self.write_row(seq, Dropped, None, reason),
+            },
+            Action::Park { reason, .. } => match previous {
+                None => self.write_row(seq, Parked, None, reason),
+                Some(_) => false,
+            },
+            _ => false,
+        }
+    }
+
+    fn replay(&mut self, seq: Seq, previous: Option<ExceptionState>, ahead: bool, due: Timestamp) -> bool {
+        match previous {
+            // Its turn comes anyway.
+            None if ahead => false,
+            Some(ExceptionState::Waiting | ExceptionState::Replaying) => false,
+            // Keeps its place and its count of attempts, only sooner.
+            Some(ExceptionState::Retrying) => {
+                if let Some(row) = self.rows.get_mut(&seq) {
+                    row.next_at = Some(due);
+                }
+                self.changed.insert(seq);
+                true
+            }
+            None | Some(ExceptionState::Parked | ExceptionState::Dropped | ExceptionState::Filtered) => {
+                self.write_row(seq, ExceptionState::Replaying, Some(due), "replay asked for")
+            }
+        }
+    }
+
+    fn write_row(&mut self, seq: Seq, state: ExceptionState, next_at: Option<Timestamp>, reason: &str) -> bool {
+        match self.rows.get(&seq).map(|row| row.state) {
+            Some(previous) => self.count(previous, -1),
+            None if seq > self.cursor => self.ahead += 1,
+            None => self.delivered -= 1,
+        }
+        let reason = reason.to_owned();
+        self.put(ExceptionRow { seq, state, lane: 0, attempts: 0, first_at: None, next_at, reason });
+        true
+    }
+}
+
+fn unavailable() -> ActionOutcome {
+    ActionOutcome { unavailable: 1, ..ActionOutcome::default() }
+}

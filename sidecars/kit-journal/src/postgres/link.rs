@@ -1,0 +1,187 @@
+//! One connection: made when it is needed, thrown away when it fails, driven by a small runtime of its own so that
+//! whoever uses it may block.
+//!
+//! Nothing of the session is relied on – no prepared statement, no setting, no lock outlives its transaction – so that
+//! a pooler in transaction mode may stand between.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
+
+use super::address::Address;
+use super::tls::Tls;
+use crate::error::JournalError;
+
+/// Longer than that no question is waited for.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+
+/// A parameter and its type.
+pub(super) type Param<'a> = (Box<dyn ToSql + Sync + 'a>, Type);
+
+/// One statement with its parameters. In the text `@` stands for the schema: `@events`.
+pub(super) struct Statement<'a> {
+    pub(super) sql: String,
+    pub(super) params: Vec<Param<'a>>,
+}
+
+/// A parameter that is sent as this type.
+pub(super) fn param<'a>(value: impl ToSql + Sync + 'a, type_: Type) -> Param<'a> {
+    (Box::new(value), type_)
+}
+
+/// A connection to the journal's database.
+pub(super) struct Link {
+    pub(super) address: Arc<Address>,
+    tls: Tls,
+    runtime: Option<Runtime>,
+    client: Option<(Client, JoinHandle<()>)>,
+}
+
+impl Link {
+    /// Connects to nothing yet.
+    ///
+    /// # Errors
+    /// TLS cannot be set up, or the process has no room for a runtime.
+    pub(super) fn new(address: Arc<Address>) -> Result<Self, JournalError> {
+        let tls = Tls::new(&address.trust).map_err(JournalError::Unavailable)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(JournalError::Sync)?;
+        Ok(Self { address, tls, runtime: Some(runtime), client: None })
+    }
+
+    /// Does something with the connection, making one where there is none. One that fails is thrown away.
+    ///
+    /// # Errors
+    /// Those of `work`, or that there is no connection to be had, or that it takes too long.
+    pub(super) fn with<T>(
+        &mut self,
+        work: impl AsyncFnOnce(&Speaker<'_>) -> Result<T, JournalError>,
+    ) -> Result<T, JournalError> {
+        let Self { address, tls, runtime, client } = self;
+        let Some(runtime) = runtime else { return Err(JournalError::Unavailable("it has stopped".to_owned())) };
+        let address: &Address = address;
+        let result = runtime.block_on(async {
+            tokio::time::timeout(ANSWER_WITHIN, async {
+                if client.as_ref().is_none_or(|(client, _)| client.is_closed()) {
+                    *client = None;
+                    let (made, connection) = address.config.connect(tls.clone()).await?;
+                    // What it says is said to whoever asks next.
+                    let task = tokio::spawn(async move { drop(connection.await) });
+                    *client = Some((made, task));
+                }
+                let Some((client, _)) = client else { return Err(JournalError::NoAnswer) };
+                work(&Speaker { client, schema: &address.schema }).await
+            })
+            .await
+            .unwrap_or(Err(JournalError::NoAnswer))
+        });
+        if result.as_ref().is_err_and(JournalError::is_connection_lost) {
+            self.let_go();
+        }
+        result
+    }
+
+    /// Closes the connection now, and with it whatever transaction is open in it.
+    fn let_go(&mut self) {
+        if let (Some(runtime), Some((_, task))) = (&self.runtime, self.client.take()) {
+            task.abort();
+            drop(runtime.block_on(task));
+        }
+    }
+
+    /// As [`Link::with`], once more where the connection was lost: for what may be done twice.
+    ///
+    /// # Errors
+    /// As [`Link::with`].
+    pub(super) fn again<T>(
+        &mut self,
+        work: impl AsyncFn(&Speaker<'_>) -> Result<T, JournalError>,
+    ) -> Result<T, JournalError> {
+        let had = self.client.is_some();
+        match self.with(&work) {
+            Err(error) if had && error.is_connection_lost() => self.with(&work),
+            result => result,
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.client = None;
+        // May happen on a thread that must not block.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Says things to the database in the journal's schema.
+pub(super) struct Speaker<'a> {
+    client: &'a Client,
+    schema: &'a str,
+}
+
+impl Speaker<'_> {
+    fn text(&self, sql: &str) -> String {
+        sql.replace('@', &format!("{}.", self.schema))
+    }
+
+    /// The schema's name.
+    pub(super) fn schema(&self) -> &str {
+        self.schema
+    }
+
+    /// Statements without parameters or results, in one message.
+    pub(super) async fn batch(&self, sql: &str) -> Result<(), JournalError> {
+        Ok(self.client.batch_execute(&self.text(sql)).await?)
+    }
+
+    /// One statement's rows.
+    pub(super) async fn query(&self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, JournalError> {
+        let params: Vec<(&(dyn ToSql + Sync), Type)> =
+            params.iter().map(|(value, type_)| (&**value as &(dyn ToSql + Sync), type_.clone())).collect();
+        Ok(self.client.query_typed(&self.text(sql), &params).await?)
+    }
+
+    /// The one row of a statement, if there is one.
+    pub(super) async fn query_opt(&self, sql: &str, params: &[Param<'_>]) -> Result<Option<Row>, JournalError> {
+        Ok(self.query(sql, params).await?.into_iter().next())
+    }
+
+    /// One statement; how many rows it changed.
+    pub(super) async fn execute(&self, statement: &Statement<'_>) -> Result<u64, JournalError> {
+        let params: Vec<(&(dyn ToSql + Sync), Type)> =
+            statement.params.iter().map(|(value, type_)| (&**value as &(dyn ToSql + Sync), type_.clone())).collect();
+        Ok(self.client.execute_typed(&self.text(&statement.sql), &params).await?)
+    }
+}
+
+/// Something that is being said, and its answer.
+pub(super) type Saying<'a, T> = Pin<Box<dyn Future<Output = Result<T, JournalError>> + 'a>>;
+
+/// Lets all of these begin in their order before it waits for the first: what they say goes out together, and the
+/// database answers in that order.
+pub(super) async fn together<T>(mut futures: Vec<Saying<'_, T>>) -> Result<Vec<T>, JournalError> {
+    let mut results: Vec<Option<Result<T, JournalError>>> = futures.iter().map(|_| None).collect();
+    std::future::poll_fn(|cx| {
+        let mut waiting = false;
+        for (future, result) in futures.iter_mut().zip(&mut results) {
+            if result.is_none() {
+                match future.as_mut().poll(cx) {
+                    Poll::Ready(ready) => *result = Some(ready),
+                    Poll::Pending => waiting = true,
+                }
+            }
+        }
+        if waiting { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+    results.into_iter().flatten().collect()
+}

@@ -1,0 +1,345 @@
+//! The shared engine: PostgreSQL, for several replicas over one journal (ADR 0016).
+//!
+//! Every commit begins by locking the one row that holds the last position, so that commits of all replicas follow one
+//! another: positions have no gaps and become visible in their order, and what is known under a key is known to all.
+//! A commit takes two questions: what is known, and what is written with the `COMMIT` behind it.
+
+mod address;
+mod append;
+mod books;
+mod clock;
+mod commit;
+mod lease;
+mod link;
+mod purge;
+mod reader;
+mod schema;
+mod tls;
+mod writing;
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kit::clock::{SharedClock, Timestamp};
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+pub(crate) use address::{Address, is_plain_name};
+pub(crate) use reader::PostgresReader;
+
+use crate::engine::{Commit, Committed, Engine, Lease, News};
+use crate::error::{JournalError, OpenError};
+use crate::event::{EventId, KeyHash, Seq};
+use clock::DatabaseClock;
+use commit::{Outcome, Progress, find, write};
+use link::{Link, Statement, param};
+use schema::{Claim, Durability, Unfit};
+
+/// How long opening waits for a database that is not there.
+const OPEN_WITHIN: Duration = Duration::from_secs(10);
+const OPEN_AGAIN: Duration = Duration::from_millis(500);
+/// How often other replicas are looked after when nothing is committed here.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// A connection that ends within a commit is made anew for as long as this, to find out what became of it.
+const FIND_OUT_WITHIN: Duration = Duration::from_secs(8);
+const FIND_OUT_AGAIN: Duration = Duration::from_millis(100);
+/// A replica that stops in the middle of a commit holds up all others no longer than this: for less than a lease lasts.
+const LIMITS: &str = "SET LOCAL idle_in_transaction_session_timeout = 2000; SET LOCAL lock_timeout = 10000; \
+     SET LOCAL statement_timeout = 12000";
+
+/// The engine's writing side.
+pub(crate) struct PostgresEngine {
+    link: RefCell<Link>,
+    begin: &'static str,
+    clock: Arc<DatabaseClock>,
+    /// This process, as the others see it.
+    replica: Uuid,
+    /// Commits of this process.
+    commits: i64,
+    last_seq: Seq,
+    actions: i64,
+    bytes: u64,
+    purge: purge::Progress,
+    /// Why nothing can be done any more.
+    lost: Option<String>,
+}
+
+impl PostgresEngine {
+    /// Opens or creates the journal called `journal`. A database that is not there is waited for a moment.
+    ///
+    /// # Errors
+    /// [`OpenError`]; a database that is not ours is untouched.
+    pub(crate) fn open(
+        address: &Arc<Address>,
+        journal: &str,
+        allow_shared: bool,
+        host: SharedClock,
+    ) -> Result<Self, OpenError> {
+        let path = || address.shown.clone().into();
+        let store = |source| OpenError::Store { path: path(), source };
+        let mut link = Link::new(Arc::clone(address)).map_err(|error| OpenError::Database {
+            database: address.shown.clone(),
+            what: kit::error::chain(&error),
+        })?;
+        let claim = Claim { shown: &address.shown, journal, allow_shared };
+        let deadline = Instant::now() + OPEN_WITHIN;
+        let durability = loop {
+            let mut unfit = None;
+            let prepared = link.with(async |speaker| match schema::prepare(speaker, &claim).await {
+                Ok(durability) => Ok(Some(durability)),
+                Err(Unfit::Failed(error)) => Err(error),
+                Err(Unfit::Refused(refused)) => {
+                    unfit = Some(refused);
+                    Ok(None)
+                }
+            });
+            match (prepared, unfit) {
+                (_, Some(refused)) => return Err(refused),
+                (Ok(Some(durability)), None) => break durability,
+                (Ok(None), None) => return Err(store(JournalError::NoAnswer)),
+                // Neighbours start in any order.
+                (Err(error), None) if error.is_connection_lost() && Instant::now() < deadline => {
+                    tracing::debug!(error = %kit::error::chain(&error), "the journal's database is not there yet");
+                    std::thread::sleep(OPEN_AGAIN);
+                }
+                (Err(error), None) => return Err(store(error)),
+            }
+        };
+        let Durability { begin, warnings } = durability;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        let mut engine = Self {
+            link: RefCell::new(link),
+            begin,
+            clock: Arc::new(DatabaseClock::new(host)),
+            replica: Uuid::new_v4(),
+            commits: 0,
+            last_seq: 0,
+            actions: 0,
+            bytes: 0,
+            purge: purge::Progress::default(),
+            lost: None,
+        };
+        engine.enrol().map_err(store)?;
+        Ok(engine)
+    }
+
+    /// The database's clock, which all replicas go by.
+    pub(crate) fn clock(&self) -> SharedClock {
+        Arc::clone(&self.clock) as SharedClock
+    }
+
+    /// Makes this process known to the database, and looks for the first time.
+    fn enrol(&mut self) -> Result<(), JournalError> {
+        let (replica, commits) = (self.replica, self.commits);
+        self.link.get_mut().again(async |speaker| {
+            let enrol = Statement {
+                sql: "INSERT INTO @replicas (id, commits, seen) VALUES ($1, $2, now()) ON CONFLICT (id) DO NOTHING"
+                    .into(),
+                params: vec![param(replica, Type::UUID), param(commits, Type::INT8)],
+            };
+            speaker.execute(&enrol).await?;
+            let forget = "DELETE FROM @replicas WHERE seen < now() - interval '30 days'";
+            speaker.execute(&Statement { sql: forget.into(), params: Vec::new() }).await
+        })?;
+        self.look().map(drop)
+    }
+
+    /// Makes a commit, and leaves in `progress` what it comes to.
+    fn try_commit(&mut self, commit: &mut Commit, progress: &mut Progress) -> Result<(), JournalError> {
+        let Self { link, begin, replica, commits, purge, last_seq, .. } = self;
+        let begin = format!("{begin}; {LIMITS}");
+        let (replica, next, known_last) = (*replica, *commits + 1, *last_seq);
+        let (database, last_seq) = link.get_mut().with(async |speaker| {
+            let written = async {
+                let found = find(speaker, &begin, commit).await?;
+                let told = (found.database, found.last_seq);
+                if found.last_seq >= known_last {
+                    write(speaker, commit, found, (replica, next), purge, progress).await?;
+                } else {
+                    speaker.batch("ROLLBACK").await?;
+                }
+                Ok(told)
+            };
+            let written = written.await;
+            if written.is_err() && !progress.in_doubt {
+                // Of what fails before its COMMIT nothing is left.
+                drop(speaker.batch("ROLLBACK").await);
+            }
+            written
+        })?;
+        self.clock.heard(database);
+        self.check(last_seq)
+    }
+
+    /// Takes over what a commit has come to.
+    fn take_over(&mut self, outcome: Outcome) -> Committed {
+        let Outcome { mut committed, actions, bytes } = outcome;
+        committed.acted_elsewhere = self.actions != actions;
+        let acts = committed.synced && !committed.actions.is_empty();
+        self.commits += i64::from(committed.synced);
+        self.actions = actions + i64::from(acts);
+        self.last_seq = committed.last_seq;
+        self.bytes = u64::try_from(bytes).unwrap_or(0);
+        committed
+    }
+
+    /// Whether the commit with this number was made: asked under the lock that it held, so that it is over.
+    fn was_made(&mut self, number: i64) -> Result<bool, JournalError> {
+        let (begin, replica) = (format!("{}; {LIMITS}", self.begin), self.replica);
+        self.link.get_mut().again(async |speaker| {
+            let asked = async {
+                speaker.batch(&begin).await?;
+                speaker.query("SELECT 1 FROM @head FOR UPDATE", &[]).await?;
+                speaker.query_opt("SELECT commits FROM @replicas WHERE id = $1", &[param(replica, Type::UUID)]).await
+            };
+            let row = asked.await;
+            let ended = speaker.batch("ROLLBACK").await;
+            let row = row?;
+            ended?;
+            Ok(row.map_or(0, |row| row.get::<_, i64>(0)) >= number)
+        })
+    }
+
+    /// What became of a commit whose connection was lost; an error where that cannot be found out soon.
+    fn find_out(&mut self) -> Result<bool, JournalError> {
+        let deadline = Instant::now() + FIND_OUT_WITHIN;
+        loop {
+            match self.was_made(self.commits + 1) {
+                Ok(made) => return Ok(made),
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(_) => std::thread::sleep(FIND_OUT_AGAIN),
+            }
+        }
+    }
+
+    /// A database that knows less than it has said cannot be gone on with: positions would be given twice.
+    fn check(&mut self, last_seq: Seq) -> Result<(), JournalError> {
+        if last_seq < self.last_seq && self.lost.is_none() {
+            let what = format!(
+                "the database has lost the positions {} to {}: it was restored, or a standby took over that had not \
+                 received them (synchronous replication prevents that). Start again to go on with what is there",
+                last_seq + 1,
+                self.last_seq
+            );
+            tracing::error!("{what}");
+            self.lost = Some(what);
+        }
+        match &self.lost {
+            Some(what) => Err(JournalError::Inconsistent(what.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Engine for PostgresEngine {
+    fn commit(&mut self, commit: &mut Commit) -> Result<Committed, JournalError> {
+        let mut again = true;
+        loop {
+            let mut progress = Progress::default();
+            let error = match (self.try_commit(commit, &mut progress), progress.outcome) {
+                (Ok(()), Some(outcome)) => return Ok(self.take_over(outcome)),
+                (Ok(()), None) => return Err(JournalError::NoAnswer),
+                (Err(error), outcome) => {
+                    self.purge = purge::Progress::default();
+                    if !error.is_connection_lost() || !again {
+                        return Err(error);
+                    }
+                    let chain = kit::error::chain(&error);
+                    tracing::warn!(error = %chain, "the connection to the journal's database is lost, connecting again: {chain}");
+                    // Nobody is answered before it is known.
+                    if self.find_out()?
+                        && let Some(outcome) = outcome.filter(|_| progress.in_doubt)
+                    {
+                        return Ok(self.take_over(outcome));
+                    }
+                    error
+                }
+            };
+            tracing::debug!(error = %kit::error::chain(&error), "the commit was not made, making it again");
+            again = false;
+        }
+    }
+
+    fn reopen(&mut self, _alone: bool) -> Result<(), JournalError> {
+        if self.was_made(self.commits + 1)? {
+            self.commits += 1;
+        }
+        self.enrol()
+    }
+
+    fn idle(&mut self, _age: Timestamp) -> Result<(), JournalError> {
+        Ok(())
+    }
+
+    fn last_seq(&self) -> Seq {
+        self.last_seq
+    }
+
+    fn known(&self, source: &str, key: &str) -> Result<Vec<(EventId, Seq)>, JournalError> {
+        let [first, last] = append::all_scopes(&KeyHash::of(source, key));
+        let rows = self.link.borrow_mut().again(async |speaker| {
+            let params = [param(first, Type::UUID), param(last, Type::UUID)];
+            speaker.query("SELECT id, seq FROM @keys WHERE key BETWEEN $1 AND $2 ORDER BY seq", &params).await
+        })?;
+        Ok(rows.iter().map(|row| (EventId::from_bytes(row.get::<_, Uuid>(0).into_bytes()), row.get(1))).collect())
+    }
+
+    fn remembered(&self, name: &str) -> Result<(Option<Vec<u8>>, Option<Timestamp>), JournalError> {
+        let (value, newest) = self.link.borrow_mut().again(async |speaker| {
+            let value =
+                speaker.query_opt("SELECT value FROM @meta WHERE name = $1", &[param(name, Type::TEXT)]).await?;
+            let newest = speaker.query_opt("SELECT age FROM @keys ORDER BY seq DESC LIMIT 1", &[]).await?;
+            Ok((value, newest))
+        })?;
+        Ok((value.map(|row| row.get(0)), newest.map(|row| Timestamp::from_millis(row.get(0)))))
+    }
+
+    fn dedupe_memory(&self) -> (u64, u64) {
+        // In the database, and not counted: that would be a walk through all of them.
+        (0, 0)
+    }
+
+    fn used_bytes(&self) -> Result<u64, JournalError> {
+        Ok(self.bytes)
+    }
+
+    fn lease(&mut self, sink: &str) -> Result<Option<Lease>, JournalError> {
+        // Nothing can be recorded here any more: another replica is to deliver.
+        if let Some(what) = &self.lost {
+            return Err(JournalError::Inconsistent(what.clone()));
+        }
+        let begin = format!("{}; {LIMITS}", self.begin);
+        lease::take(self.link.get_mut(), &begin, self.replica, sink)
+    }
+
+    fn give_back(&mut self, sink: &str, epoch: u64) -> Result<(), JournalError> {
+        lease::give_back(self.link.get_mut(), self.replica, sink, epoch)
+    }
+
+    fn look_every(&self) -> Option<Duration> {
+        Some(LOOK_EVERY)
+    }
+
+    fn look(&mut self) -> Result<Option<News>, JournalError> {
+        let head = self.link.get_mut().again(async |speaker| {
+            let sql =
+                "SELECT last_seq, actions, bytes, (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM @head";
+            speaker.query_opt(sql, &[]).await
+        })?;
+        let Some(head) = head else {
+            return Err(JournalError::Inconsistent("the database has no head of the journal".to_owned()));
+        };
+        self.clock.heard(Timestamp::from_millis(head.get(3)));
+        let last_seq = head.get(0);
+        self.check(last_seq)?;
+        let acted_elsewhere = self.actions != head.get::<_, i64>(1);
+        (self.last_seq, self.actions) = (last_seq, head.get(1));
+        self.bytes = u64::try_from(head.get::<_, i64>(2)).unwrap_or(0);
+        Ok(Some(News { last_seq, acted_elsewhere }))
+    }
+
+    fn close(self: Box<Self>) {}
+}

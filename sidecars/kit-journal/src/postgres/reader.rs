@@ -1,0 +1,437 @@
+//! The engine's reading side: one connection, made anew when it is lost.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use kit::clock::Timestamp;
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::address::Address;
+use super::books::{ROW, exception_row};
+use super::link::{Link, Speaker, param};
+use crate::engine::{
+    Attempt, AuditRecord, ExceptionRow, ExceptionState, Found, FoundDelivery, Page, Reader, SinkRow, Statistics,
+};
+use crate::error::JournalError;
+use crate::event::{BodyDigest, EventHead, EventId, Seq, StoredEvent};
+use crate::filter::{DeliveryState, EventFilter};
+use crate::packed::{self, checksum, state_code};
+
+/// Records of a search that are read at a time.
+const SEARCHED: usize = 200;
+
+/// Begins several questions about one moment.
+const SNAPSHOT: &str =
+    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 10000";
+
+/// One reading connection.
+pub(crate) struct PostgresReader {
+    link: Link,
+    sinks: HashMap<String, i32>,
+}
+
+impl PostgresReader {
+    /// A reader that connects when it is first asked.
+    pub(crate) fn new(address: Arc<Address>) -> Result<Self, JournalError> {
+        Ok(Self { link: Link::new(address)?, sinks: HashMap::new() })
+    }
+
+    fn sink_id(&mut self, name: &str) -> Result<i32, JournalError> {
+        if let Some(id) = self.sinks.get(name) {
+            return Ok(*id);
+        }
+        let id = self.link.again(async |speaker| {
+            let row = speaker.query_opt("SELECT id FROM @sinks WHERE name = $1", &[param(name, Type::TEXT)]).await?;
+            row.map(|row| row.get(0)).ok_or_else(|| JournalError::UnknownSink(name.to_owned()))
+        })?;
+        // Given once and never changed; there are a handful.
+        self.sinks.insert(name.to_owned(), id);
+        Ok(id)
+    }
+}
+
+async fn sinks(speaker: &Speaker<'_>) -> Result<Vec<(i32, SinkRow)>, JournalError> {
+    let rows = speaker
+        .query(
+            "SELECT id, name, start, cursor, delivered, open, parked, dropped, filtered, ahead, paused
+             FROM @sinks ORDER BY id",
+            &[],
+        )
+        .await?;
+    let sink = |row: &Row| {
+        let count = |n: usize| u64::try_from(row.get::<_, i64>(n)).unwrap_or(0);
+        let sink = SinkRow {
+            name: row.get(1),
+            start: row.get(2),
+            cursor: row.get(3),
+            delivered: count(4),
+            open: count(5),
+            parked: count(6),
+            dropped: count(7),
+            filtered: count(8),
+            ahead: count(9),
+            paused: row.get(10),
+        };
+        (row.get(0), sink)
+    };
+    Ok(rows.iter().map(sink).collect())
+}
+
+/// An event from its columns, the body among them; never bytes that are not the ones that were stored.
+fn stored(row: &Row) -> Result<StoredEvent, JournalError> {
+    let body: &[u8] = row.get(4);
+    let event = head_of(row, &BodyDigest::of(body))?;
+    Ok(StoredEvent { body: bytes::Bytes::copy_from_slice(body), ..event })
+}
+
+/// An event without its body, of which `digest` is the digest.
+fn head_of(row: &Row, digest: &BodyDigest) -> Result<StoredEvent, JournalError> {
+    let seq: Seq = row.get(0);
+    let damaged = |what| JournalError::Damaged { seq, what };
+    let at = Timestamp::from_millis(row.get(1));
+    let (head, sum): (&str, &[u8]) = (row.get(2), row.get(3));
+    if checksum(seq, at, head.as_bytes(), digest).as_slice() != sum {
+        return Err(damaged("checksum differs"));
+    }
+    let head: EventHead = serde_json::from_str(head).map_err(|_| damaged("head is not understood"))?;
+    Ok(StoredEvent { seq, at, head, body: bytes::Bytes::new() })
+}
+
+fn describe(
+    event: StoredEvent,
+    body_bytes: u64,
+    sinks: &[(i32, SinkRow)],
+    rows: &HashMap<(i32, Seq), ExceptionRow>,
+) -> Found {
+    let mut deliveries = BTreeMap::new();
+    for (id, sink) in sinks.iter().filter(|(_, sink)| event.seq > sink.start) {
+        let row = rows.get(&(*id, event.seq)).cloned();
+        let state = DeliveryState::of(row.as_ref().map(|row| row.state), event.seq <= sink.cursor);
+        deliveries.insert(sink.name.clone(), FoundDelivery { state, row });
+    }
+    Found { body_bytes, event, deliveries }
+}
+
+/// Rows of these positions by sink.
+async fn rows_of(speaker: &Speaker<'_>, seqs: &[Seq]) -> Result<HashMap<(i32, Seq), ExceptionRow>, JournalError> {
+    let sql = format!("SELECT sink, {ROW} FROM @exceptions WHERE sink IN (SELECT id FROM @sinks) AND seq = ANY($1)");
+    let rows = speaker.query(&sql, &[param(seqs, Type::INT8_ARRAY)]).await?;
+    rows.iter().map(|row| Ok(((row.get(0), row.get(1)), exception_row(row, 1)?))).collect()
+}
+
+/// Positions to look at, newest first, at most `examine`.
+async fn candidates(
+    speaker: &Speaker<'_>,
+    filter: &EventFilter,
+    sinks: &[(i32, SinkRow)],
+    before: Seq,
+    examine: u64,
+) -> Result<Vec<Seq>, JournalError> {
+    let limit = i64::try_from(examine).unwrap_or(i64::MAX);
+    let first = |rows: Vec<Row>| rows.iter().map(|row| row.get(0)).collect::<Vec<Seq>>();
+    let bounds = || [param(before, Type::INT8), param(limit, Type::INT8)];
+    if !filter.ids.is_empty() {
+        let ids: Vec<Uuid> = filter.ids.iter().map(|id| Uuid::from_bytes(*id.as_bytes())).collect();
+        let sql = "SELECT seq FROM @keys WHERE id = ANY($1) AND seq < $2 ORDER BY seq DESC";
+        return speaker.query(sql, &[param(ids, Type::UUID_ARRAY), param(before, Type::INT8)]).await.map(first);
+    }
+    let Some(states) = filter.state.and_then(DeliveryState::rows) else {
+        let sql = "SELECT seq FROM @events WHERE seq < $1 ORDER BY seq DESC LIMIT $2";
+        return speaker.query(sql, &bounds()).await.map(first);
+    };
+    let mut seqs: Vec<Seq> = Vec::new();
+    for (id, _) in sinks.iter().filter(|(_, sink)| filter.sink.as_ref().is_none_or(|name| *name == sink.name)) {
+        for state in states {
+            let code = state_code(*state);
+            let sql = format!(
+                "SELECT seq FROM @exceptions WHERE sink = {id} AND state = {code} AND seq < $1 ORDER BY seq DESC LIMIT $2"
+            );
+            seqs.extend(speaker.query(&sql, &bounds()).await.map(first)?);
+        }
+    }
+    seqs.sort_unstable_by(|a, b| b.cmp(a));
+    seqs.dedup();
+    seqs.truncate(usize::try_from(examine).unwrap_or(usize::MAX));
+    Ok(seqs)
+}
+
+async fn search(
+    speaker: &Speaker<'_>,
+    filter: &EventFilter,
+    before: Option<Seq>,
+    limit: u32,
+    examine: u64,
+) -> Result<Page, JournalError> {
+    let sinks = sinks(speaker).await?;
+    let candidates = candidates(speaker, filter, &sinks, before.unwrap_or(Seq::MAX), examine).await?;
+    let mut page = Page { found: Vec::new(), next: None, examined: 0 };
+    let by_id = !filter.ids.is_empty();
+    let cut_off = !by_id && candidates.len() as u64 == examine;
+    for (nth, some) in candidates.chunks(SEARCHED).enumerate() {
+        // The body's digest is enough for the checksum: bodies are not shown, and stay where they are.
+        let sql = "SELECT seq, at, head, sum, sha256(body), octet_length(body) FROM @events WHERE seq = ANY($1)";
+        let events = speaker.query(sql, &[param(some, Type::INT8_ARRAY)]).await?;
+        let events: HashMap<Seq, &Row> = events.iter().map(|row| (row.get(0), row)).collect();
+        let rows = rows_of(speaker, some).await?;
+        for (at, seq) in some.iter().enumerate() {
+            page.examined += 1;
+            // Purged meanwhile, or damaged: never shown, reported by the delivery that meets it.
+            let Some(row) = events.get(seq) else { continue };
+            let Ok(digest) = <[u8; 32]>::try_from(row.get::<_, &[u8]>(4)) else { continue };
+            let Ok(event) = head_of(row, &BodyDigest(digest)) else { continue };
+            if !filter.matches(event.at, &event.head) {
+                continue;
+            }
+            let body_bytes = u64::try_from(row.get::<_, i32>(5)).unwrap_or(0);
+            let found = describe(event, body_bytes, &sinks, &rows);
+            let wanted = found.deliveries.iter().any(|(name, delivery)| {
+                filter.sink.as_ref().is_none_or(|sink| sink == name)
+                    && filter.state.is_none_or(|state| state == delivery.state)
+            });
+            if wanted || (filter.state.is_none() && filter.sink.is_none()) {
+                page.found.push(found);
+            }
+            if page.found.len() >= limit as usize {
+                let more = nth * SEARCHED + at + 1 < candidates.len() || cut_off;
+                page.next = more.then_some(*seq);
+                return Ok(page);
+            }
+        }
+    }
+    if cut_off {
+        page.next = candidates.last().copied();
+    }
+    Ok(page)
+}
+
+impl Reader for PostgresReader {
+    fn events_after(
+        &mut self,
+        sink: &str,
+        after: Seq,
+        limit: u32,
+        max_bytes: u64,
+    ) -> Result<(Vec<StoredEvent>, Vec<Seq>), JournalError> {
+        let sink = self.sink_id(sink)?;
+        let bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
+        let rows = self.link.again(async |speaker| {
+            // Events and rows are of one moment. What comes after so many bytes of bodies is not sent.
+            speaker
+                .query(
+                    "SELECT seq, at, head, sum, CASE WHEN own THEN ''::bytea ELSE body END, own FROM (
+                        SELECT e.*, x.seq IS NOT NULL AS own, sum(CASE WHEN x.seq IS NULL THEN octet_length(e.body) END)
+                            OVER (ORDER BY e.seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+                        FROM (SELECT * FROM @events WHERE seq > $2 ORDER BY seq LIMIT $3) e
+                            LEFT JOIN @exceptions x ON x.sink = $1 AND x.seq = e.seq) t
+                     WHERE coalesce(before, 0) < $4 ORDER BY seq",
+                    &[
+                        param(sink, Type::INT4),
+                        param(after, Type::INT8),
+                        param(i64::from(limit), Type::INT8),
+                        param(bytes.max(1), Type::INT8),
+                    ],
+                )
+                .await
+        })?;
+        let (mut events, mut own) = (Vec::new(), Vec::new());
+        for row in &rows {
+            if row.get(5) {
+                own.push(row.get(0));
+                continue;
+            }
+            match stored(row) {
+                Ok(event) => events.push(event),
+                // What comes before is good.
+                Err(JournalError::Damaged { .. }) if !events.is_empty() || !own.is_empty() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((events, own))
+    }
+
+    fn event(&mut self, seq: Seq) -> Result<Option<StoredEvent>, JournalError> {
+        let row = self.link.again(async |speaker| {
+            let sql = "SELECT seq, at, head, sum, body FROM @events WHERE seq = $1";
+            speaker.query_opt(sql, &[param(seq, Type::INT8)]).await
+        })?;
+        row.as_ref().map(stored).transpose()
+    }
+
+    fn find(&mut self, id: EventId) -> Result<Option<Seq>, JournalError> {
+        let id = Uuid::from_bytes(*id.as_bytes());
+        let row = self.link.again(async |speaker| {
+            speaker.query_opt("SELECT max(seq) FROM @keys WHERE id = $1", &[param(id, Type::UUID)]).await
+        })?;
+        Ok(row.and_then(|row| row.get(0)))
+    }
+
+    fn blocked(&mut self, sink: &str, limit: u32) -> Result<Vec<ExceptionRow>, JournalError> {
+        let sink = self.sink_id(sink)?;
+        let sql = format!("SELECT {ROW} FROM @exceptions WHERE sink = $1 AND state IN (1, 2) ORDER BY seq LIMIT $2");
+        let rows = self.link.again(async |speaker| {
+            speaker.query(&sql, &[param(sink, Type::INT4), param(i64::from(limit), Type::INT8)]).await
+        })?;
+        rows.iter().map(|row| exception_row(row, 0)).collect()
+    }
+
+    fn rows_between(&mut self, sink: &str, after: Seq, to: Seq) -> Result<Vec<Seq>, JournalError> {
+        let sink = self.sink_id(sink)?;
+        let rows = self.link.again(async |speaker| {
+            let sql = "SELECT seq FROM @exceptions WHERE sink = $1 AND seq > $2 AND seq <= $3 ORDER BY seq";
+            speaker.query(sql, &[param(sink, Type::INT4), param(after, Type::INT8), param(to, Type::INT8)]).await
+        })?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    fn not_in_state(&mut self, sink: &str, seqs: &[Seq], state: ExceptionState) -> Result<Vec<Seq>, JournalError> {
+        let sink = self.sink_id(sink)?;
+        if seqs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows = self.link.again(async |speaker| {
+            let sql = format!(
+                "SELECT seq FROM unnest($2::bigint[]) AS w (seq) WHERE NOT EXISTS (
+                    SELECT 1 FROM @exceptions e WHERE e.sink = $1 AND e.seq = w.seq AND e.state = {})",
+                state_code(state)
+            );
+            speaker.query(&sql, &[param(sink, Type::INT4), param(seqs, Type::INT8_ARRAY)]).await
+        })?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
+    fn replays(
+        &mut self,
+        sink: &str,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<(Vec<ExceptionRow>, Option<Timestamp>), JournalError> {
+        let sink = self.sink_id(sink)?;
+        let sql = format!(
+            "SELECT {ROW} FROM @exceptions WHERE sink = $1 AND state = 3 AND next_at <= $2 ORDER BY next_at LIMIT $3"
+        );
+        let (due, next) = self.link.again(async |speaker| {
+            let own = || param(sink, Type::INT4);
+            let until = || param(now.as_millis(), Type::INT8);
+            let due = speaker.query(&sql, &[own(), until(), param(i64::from(limit), Type::INT8)]).await?;
+            let sql = "SELECT min(next_at) FROM @exceptions WHERE sink = $1 AND state = 3 AND next_at > $2";
+            Ok((due, speaker.query_opt(sql, &[own(), until()]).await?))
+        })?;
+        let due = due.iter().map(|row| exception_row(row, 0)).collect::<Result<_, _>>()?;
+        Ok((due, next.and_then(|row| row.get::<_, Option<i64>>(0)).map(Timestamp::from_millis)))
+    }
+
+    fn sink(&mut self, name: &str) -> Result<SinkRow, JournalError> {
+        let all = self.link.again(async |speaker| sinks(speaker).await)?;
+        let named = all.into_iter().map(|(_, sink)| sink).find(|sink| sink.name == name);
+        named.ok_or_else(|| JournalError::UnknownSink(name.to_owned()))
+    }
+
+    fn search(
+        &mut self,
+        filter: &EventFilter,
+        before: Option<Seq>,
+        limit: u32,
+        examine: u64,
+    ) -> Result<Page, JournalError> {
+        self.link.again(async |speaker| {
+            speaker.batch(SNAPSHOT).await?;
+            let page = search(speaker, filter, before, limit, examine).await;
+            let ended = speaker.batch("ROLLBACK").await;
+            let page = page?;
+            ended.map(|()| page)
+        })
+    }
+
+    fn found(&mut self, seq: Seq) -> Result<Option<Found>, JournalError> {
+        let Some(event) = self.event(seq)? else { return Ok(None) };
+        let (sinks, rows) =
+            self.link.again(async |speaker| Ok((sinks(speaker).await?, rows_of(speaker, &[seq]).await?)))?;
+        let bytes = event.body.len() as u64;
+        Ok(Some(describe(event, bytes, &sinks, &rows)))
+    }
+
+    fn attempts(&mut self, seq: Seq) -> Result<Vec<(String, Attempt)>, JournalError> {
+        let rows = self.link.again(async |speaker| {
+            let sql = "SELECT s.name, a.entries FROM @attempts a JOIN @sinks s ON s.id = a.sink
+                 WHERE a.min_seq <= $1 AND a.max_seq >= $1 ORDER BY a.id";
+            speaker.query(sql, &[param(seq, Type::INT8)]).await
+        })?;
+        let mut attempts = Vec::new();
+        for row in &rows {
+            let own = packed::attempts_of(seq, row.get(1))?;
+            attempts.extend(own.into_iter().map(|attempt| (row.get(0), attempt)));
+        }
+        Ok(attempts)
+    }
+
+    fn audit(&mut self, before: Option<i64>, limit: u32) -> Result<Vec<(i64, AuditRecord)>, JournalError> {
+        let rows = self.link.again(async |speaker| {
+            let sql = "SELECT id, at, actor, action, detail FROM @audit WHERE id < $1 ORDER BY id DESC LIMIT $2";
+            let params = [param(before.unwrap_or(i64::MAX), Type::INT8), param(i64::from(limit), Type::INT8)];
+            speaker.query(sql, &params).await
+        })?;
+        let record = |row: &Row| {
+            let detail: String = row.get(4);
+            let record = AuditRecord {
+                at: Timestamp::from_millis(row.get(1)),
+                actor: row.get(2),
+                action: row.get(3),
+                detail: serde_json::from_str(&detail).unwrap_or(serde_json::Value::String(detail)),
+            };
+            (row.get(0), record)
+        };
+        Ok(rows.iter().map(record).collect())
+    }
+
+    fn value(&mut self, name: &str) -> Result<Option<Vec<u8>>, JournalError> {
+        let row = self.link.again(async |speaker| {
+            speaker.query_opt("SELECT value FROM @meta WHERE name = $1", &[param(name, Type::TEXT)]).await
+        })?;
+        Ok(row.map(|row| row.get(0)))
+    }
+
+    fn values(&mut self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, JournalError> {
+        let rows = self.link.again(async |speaker| {
+            let sql = "SELECT name, value FROM @meta WHERE starts_with(name, $1) ORDER BY name COLLATE \"C\"";
+            speaker.query(sql, &[param(prefix, Type::TEXT)]).await
+        })?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    fn statistics(&mut self) -> Result<Statistics, JournalError> {
+        self.link.again(async |speaker| {
+            // The head first: what the sinks have come to later may be counted as pending, and never as lost.
+            let oldest = speaker.query_opt("SELECT seq, at FROM @events ORDER BY seq LIMIT 1", &[]).await?;
+            let sinks = sinks(speaker).await?.into_iter().map(|(_, sink)| sink).collect();
+            let head = speaker.query_opt("SELECT last_seq, bytes FROM @head", &[]).await?;
+            let count = |at: usize| head.as_ref().map_or(0, |row| u64::try_from(row.get::<_, i64>(at)).unwrap_or(0));
+            Ok(Statistics {
+                accepted: count(0),
+                used_bytes: count(1),
+                oldest_seq: oldest.as_ref().map(|row| row.get(0)),
+                oldest_at: oldest.map(|row| Timestamp::from_millis(row.get(1))),
+                sinks,
+            })
+        })
+    }
+
+    fn oldest_pending(&mut self, sink: &str) -> Result<Option<Timestamp>, JournalError> {
+        let id = self.sink_id(sink)?;
+        let row = self.link.again(async |speaker| {
+            let sql = "SELECT min(at) FROM (
+                    SELECT at FROM (SELECT at FROM @events e WHERE seq > (SELECT cursor FROM @sinks WHERE id = $1)
+                        AND NOT EXISTS (SELECT 1 FROM @exceptions x WHERE x.sink = $1 AND x.seq = e.seq)
+                        ORDER BY seq LIMIT 1) a
+                    UNION ALL
+                    SELECT at FROM @events WHERE seq IN (
+                        SELECT seq FROM @exceptions WHERE sink = $1 AND state = 1 ORDER BY seq LIMIT 1)
+                    UNION ALL
+                    SELECT at FROM @events WHERE seq IN (
+                        SELECT seq FROM @exceptions WHERE sink = $1 AND state = 2 ORDER BY seq LIMIT 1)) o";
+            speaker.query_opt(sql, &[param(id, Type::INT4)]).await
+        })?;
+        Ok(row.and_then(|row| row.get::<_, Option<i64>>(0)).map(Timestamp::from_millis))
+    }
+}

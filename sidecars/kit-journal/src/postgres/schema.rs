@@ -1,0 +1,230 @@
+//! The tables, their versions, and whether a database is one to keep a journal in.
+//!
+//! Everything lies in a schema of its own that carries a comment by which it is known. Migrations run in one
+//! transaction under an advisory lock, so that replicas may start side by side.
+
+use super::link::{Speaker, param};
+use crate::error::{JournalError, OpenError};
+use tokio_postgres::types::Type;
+
+/// The newest version; `MIGRATIONS[n]` leads from version n to n + 1.
+pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
+/// What the schema's comment says.
+const COMMENT: &str = "outrigger journal";
+/// Key of the advisory lock: "OUTR" and the schema's hash.
+const LOCK: i32 = 0x4f55_5452;
+/// The oldest server that all statements here are for.
+const OLDEST: i32 = 140_000;
+
+const MIGRATIONS: [&str; 1] = [
+    // `head` has one row: every commit begins by locking it, and so positions are given without gaps and become
+    // visible in their order. `replicas.commits` tells after a lost connection whether a commit was made. The columns
+    // of `events` are those of the SQLite engine, checksum included. `keys` says what is known, one row an event;
+    // `exceptions` has a row only for what is neither simply pending nor simply delivered.
+    "
+    CREATE TABLE @head (
+        one boolean PRIMARY KEY DEFAULT true CHECK (one), version bigint NOT NULL, journal text NOT NULL,
+        last_seq bigint NOT NULL, actions bigint NOT NULL, bytes bigint NOT NULL
+    ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+    CREATE TABLE @replicas (
+        id uuid PRIMARY KEY, commits bigint NOT NULL, seen timestamptz NOT NULL
+    ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+    CREATE TABLE @meta (name text PRIMARY KEY, value bytea NOT NULL);
+    CREATE TABLE @events (
+        seq bigint PRIMARY KEY, at bigint NOT NULL, head text NOT NULL, sum bytea NOT NULL, body bytea NOT NULL
+    ) WITH (autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_vacuum_scale_factor = 0.05);
+    ALTER TABLE @events ALTER COLUMN body SET STORAGE EXTERNAL;
+    CREATE TABLE @keys (seq bigint PRIMARY KEY, age bigint NOT NULL, key uuid NOT NULL, id uuid NOT NULL);
+    CREATE UNIQUE INDEX keys_by_key ON @keys (key, id);
+    CREATE TABLE @sinks (
+        id integer PRIMARY KEY, name text NOT NULL UNIQUE, start bigint NOT NULL, cursor bigint NOT NULL,
+        delivered bigint NOT NULL DEFAULT 0, open bigint NOT NULL DEFAULT 0, parked bigint NOT NULL DEFAULT 0,
+        dropped bigint NOT NULL DEFAULT 0, filtered bigint NOT NULL DEFAULT 0, ahead bigint NOT NULL DEFAULT 0,
+        paused boolean NOT NULL DEFAULT false
+    ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+    CREATE TABLE @leases (
+        sink text PRIMARY KEY, holder uuid NOT NULL, epoch bigint NOT NULL, until timestamptz NOT NULL
+    ) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+    CREATE TABLE @exceptions (
+        sink integer NOT NULL, seq bigint NOT NULL, state smallint NOT NULL, lane bigint NOT NULL,
+        attempts bigint NOT NULL, first_at bigint, next_at bigint, reason text NOT NULL, PRIMARY KEY (sink, seq)
+    ) WITH (autovacuum_vacuum_scale_factor = 0.05);
+    CREATE INDEX exceptions_by_state ON @exceptions (sink, state, seq);
+    CREATE INDEX exceptions_by_due ON @exceptions (sink, next_at) WHERE state = 3;
+    CREATE TABLE @attempts (
+        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, sink integer NOT NULL, at bigint NOT NULL,
+        min_seq bigint NOT NULL, max_seq bigint NOT NULL, entries text NOT NULL
+    );
+    CREATE TABLE @audit (
+        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, at bigint NOT NULL, actor text NOT NULL,
+        action text NOT NULL, detail text NOT NULL
+    );
+    ",
+];
+
+/// What opening asks for.
+pub(super) struct Claim<'a> {
+    /// Host, database and schema, for messages.
+    pub(super) shown: &'a str,
+    /// The journal's name: the one of the daemon.
+    pub(super) journal: &'a str,
+    /// Whether other tables may lie in the same database.
+    pub(super) allow_shared: bool,
+}
+
+/// Everything between "cannot be asked" and "must not be used".
+pub(super) enum Unfit {
+    Refused(OpenError),
+    Failed(JournalError),
+}
+
+impl From<JournalError> for Unfit {
+    fn from(error: JournalError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What a server says about how durable a commit is.
+pub(super) struct Durability {
+    /// What every transaction begins with, so that its commit is on the disk when it returns.
+    pub(super) begin: &'static str,
+    /// Said as warnings at start.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Checks the server and the database, and brings the schema to the current version.
+pub(super) async fn prepare(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<Durability, Unfit> {
+    let refuse = |what: String| Unfit::Refused(OpenError::Database { database: claim.shown.to_owned(), what });
+    let settings = speaker
+        .query(
+            "SELECT current_setting('server_version_num')::int, current_setting('server_encoding'),
+                current_setting('fsync'), current_setting('synchronous_commit'), current_setting('transaction_read_only'),
+                current_setting('full_page_writes')",
+            &[],
+        )
+        .await?;
+    let Some(settings) = settings.first() else { return Err(JournalError::NoAnswer.into()) };
+    let text = |at: usize| settings.get::<_, &str>(at);
+    if settings.get::<_, i32>(0) < OLDEST {
+        return Err(refuse(format!(
+            "the server is version {}, and 14 is the oldest that works",
+            settings.get::<_, i32>(0) / 10_000
+        )));
+    }
+    if text(1) != "UTF8" {
+        return Err(refuse(format!("its encoding is {}, and the journal needs UTF8", text(1))));
+    }
+    if text(4) == "on" {
+        return Err(refuse("it takes no writes: name the primary server, or several hosts".to_owned()));
+    }
+    let mut warnings = Vec::new();
+    for (at, name) in [(2, "fsync"), (5, "full_page_writes")] {
+        if text(at) == "off" {
+            warnings.push(format!("the database runs with {name}=off: after a power cut accepted events may be gone"));
+        }
+    }
+    // `local` asks no standby, and is what a site with standbys may have chosen; less than that is no commit.
+    let begin = match text(3) {
+        "off" => "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = on",
+        // What waited for another replica's commit must see it, whatever the site has set.
+        _ => "BEGIN ISOLATION LEVEL READ COMMITTED",
+    };
+    match speaker.batch("BEGIN").await {
+        Ok(()) => {}
+        // What a pooler in statement mode answers has the code of a protocol violation.
+        Err(error) => {
+            return Err(refuse(format!(
+                "it refuses transactions ({}): a pooler in front of it must be in session or transaction mode",
+                kit::error::chain(&error)
+            )));
+        }
+    }
+    match migrate(speaker, claim).await {
+        Ok(()) => {
+            speaker.batch("COMMIT").await?;
+            Ok(Durability { begin, warnings })
+        }
+        Err(unfit) => {
+            drop(speaker.batch("ROLLBACK").await);
+            Err(unfit)
+        }
+    }
+}
+
+async fn migrate(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<(), Unfit> {
+    let refuse = |what: String| Unfit::Refused(OpenError::Database { database: claim.shown.to_owned(), what });
+    let schema = speaker.schema();
+    speaker
+        .query("SELECT pg_advisory_xact_lock($1, hashtext($2))", &[param(LOCK, Type::INT4), param(schema, Type::TEXT)])
+        .await?;
+    if !claim.allow_shared
+        && let Some(row) = speaker.query_opt(FOREIGN, &[param(schema, Type::TEXT), param(COMMENT, Type::TEXT)]).await?
+    {
+        return Err(refuse(format!(
+            "it holds tables of another program ({}.{}): give the journal a database of its own, or set \
+             SIDECAR_JOURNAL__ALLOW_SHARED_DATABASE=true",
+            row.get::<_, &str>(0),
+            row.get::<_, &str>(1)
+        )));
+    }
+    let known = speaker
+        .query_opt(
+            "SELECT coalesce(obj_description(oid, 'pg_namespace'), ''),
+                (SELECT count(*) FROM pg_class WHERE relnamespace = pg_namespace.oid)
+             FROM pg_namespace WHERE nspname = $1",
+            &[param(schema, Type::TEXT)],
+        )
+        .await?;
+    let mut version = 0;
+    match known {
+        None => speaker.batch(&format!("CREATE SCHEMA {schema}; COMMENT ON SCHEMA {schema} IS '{COMMENT}'")).await?,
+        Some(row) if row.get::<_, &str>(0) == COMMENT => {
+            let head = speaker.query_opt("SELECT version, journal FROM @head", &[]).await?;
+            let Some(head) = head else {
+                return Err(refuse("its head is missing: restore it from a backup".to_owned()));
+            };
+            version = head.get(0);
+            let journal: &str = head.get(1);
+            if journal != claim.journal {
+                return Err(refuse(format!(
+                    "it holds the journal {journal:?}, and this is {:?}: give every daemon a schema of its own \
+                     (SIDECAR_JOURNAL__SCHEMA)",
+                    claim.journal
+                )));
+            }
+        }
+        // Made by whoever may make schemas, for us.
+        Some(row) if row.get::<_, i64>(1) == 0 => {
+            speaker.batch(&format!("COMMENT ON SCHEMA {schema} IS '{COMMENT}'")).await?;
+        }
+        Some(_) => {
+            return Err(refuse(
+                "the schema is another program's: set SIDECAR_JOURNAL__SCHEMA to one of our own".to_owned(),
+            ));
+        }
+    }
+    if version > VERSION {
+        let path = claim.shown.into();
+        return Err(Unfit::Refused(OpenError::Newer { path, found: version, known: VERSION }));
+    }
+    for (step, sql) in (0_i64..).zip(MIGRATIONS).skip(usize::try_from(version).unwrap_or(0)) {
+        speaker.batch(sql).await?;
+        if step == 0 {
+            let head = "INSERT INTO @head (version, journal, last_seq, actions, bytes) VALUES (1, $1, 0, 0, 0)";
+            speaker.query(head, &[param(claim.journal, Type::TEXT)]).await?;
+        }
+    }
+    if version < VERSION {
+        speaker.query("UPDATE @head SET version = $1", &[param(VERSION, Type::INT8)]).await?;
+    }
+    Ok(())
+}
+
+/// One table, view or sequence that is neither PostgreSQL's own, nor an extension's, nor in a journal's schema.
+const FOREIGN: &str = "
+    SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
+        AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_%'
+        AND n.nspname <> $1 AND coalesce(obj_description(n.oid, 'pg_namespace'), '') <> $2
+        AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+    ORDER BY 1, 2 LIMIT 1";

@@ -1,0 +1,424 @@
+//! Accepted = delivered + pending + parked + dropped + filtered, whatever happens in which order.
+
+use std::collections::BTreeMap;
+
+use kit::clock::Timestamp;
+use kit_journal::engine::{
+    Action, Attempt, AuditRecord, Commit, ExceptionRow, ExceptionState, Purge, Settlement, SinkRow,
+};
+use kit_journal::{DeliveryState, EventFilter, Seq};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use crate::bench::*;
+
+crate::of_every_engine!(
+    a_settlement_may_come_twice,
+    replaying_and_dropping_move_between_states,
+    revived_reconsidered_and_parked,
+    what_was_dropped_too_late_is_delivered_where_nothing_is_delivered_twice,
+    a_value_may_be_remembered_and_forgotten,
+    an_unknown_sink_in_an_action_fails_nobody_elses_commit,
+    a_later_sink_begins_with_the_next_event,
+    delivered_events_go_by_the_journals_time_whatever_the_wall_clock_said,
+    what_is_not_delivered_is_never_purged,
+    what_is_listed_as_filtered_is_purged_with_what_was_delivered_and_stays_counted,
+    what_is_parked_in_the_commit_of_a_purge_stays,
+    values_attempts_and_audit_are_kept,
+    the_counters_close_after_every_step,
+);
+
+fn counters(bench: &Bench) -> (SinkRow, u64, Seq) {
+    let sink = bench.reader().sink(SINK).unwrap();
+    let last = Seq::try_from(bench.reader().statistics().unwrap().accepted).unwrap();
+    let sum = sink.delivered + sink.pending(last) + sink.parked + sink.dropped + sink.filtered;
+    (sink, sum, last)
+}
+
+/// The counters against the states a search shows, one event at a time.
+fn assert_closed(bench: &Bench) {
+    let (sink, sum, last) = counters(bench);
+    assert_eq!(sum, sink.accepted(last), "{sink:?}");
+    let mut by_state = BTreeMap::new();
+    let mut reader = bench.reader();
+    for seq in 1..=last {
+        let state = reader.found(seq).unwrap().unwrap().deliveries[SINK].state;
+        *by_state.entry(state).or_insert(0_u64) += 1;
+    }
+    let count = |state| by_state.get(&state).copied().unwrap_or(0);
+    assert_eq!(sink.delivered, count(DeliveryState::Delivered), "{sink:?}");
+    assert_eq!(sink.parked, count(DeliveryState::Parked), "{sink:?}");
+    assert_eq!(sink.dropped, count(DeliveryState::Dropped), "{sink:?}");
+    assert_eq!(sink.filtered, count(DeliveryState::Filtered), "{sink:?}");
+    assert_eq!(sink.pending(last), count(DeliveryState::Pending) + count(DeliveryState::Retrying), "{sink:?}");
+}
+
+fn some_events(bench: &mut Bench, count: usize) {
+    bench.append((0..count).map(|n| append(&n.to_string(), "{}")).collect());
+}
+
+fn replay(seqs: Vec<Seq>) -> Action {
+    Action::Replay { sink: SINK.to_owned(), seqs, from: Timestamp::from_millis(5), spacing_ms: 10.0 }
+}
+
+fn drop_these(seqs: Vec<Seq>) -> Action {
+    Action::Drop { sink: SINK.to_owned(), seqs, reason: "test".to_owned() }
+}
+
+fn a_settlement_may_come_twice(mut bench: Bench) {
+    some_events(&mut bench, 10);
+    let first = Settlement {
+        cursor: 6,
+        set: vec![row(2, ExceptionState::Retrying), row(3, ExceptionState::Parked)],
+        filtered: 1,
+        ..Settlement::default()
+    };
+    let second = Settlement { cursor: 8, delivered: vec![2], ..Settlement::default() };
+    for settlement in [&first, &first, &second, &second, &first] {
+        bench.settle(settlement.clone());
+        let (sink, sum, last) = counters(&bench);
+        assert_eq!(sum, sink.accepted(last), "{sink:?}");
+    }
+    let (sink, _, _) = counters(&bench);
+    assert_eq!((sink.cursor, sink.parked, sink.filtered), (8, 1, 1));
+    let rows = bench.reader().blocked(SINK, 10).unwrap();
+    assert_eq!(rows, [row(2, ExceptionState::Retrying)], "a row comes back as it was written");
+}
+
+fn replaying_and_dropping_move_between_states(mut bench: Bench) {
+    some_events(&mut bench, 6);
+    bench.settle(Settlement {
+        cursor: 4,
+        set: vec![row(2, ExceptionState::Parked), row(3, ExceptionState::Retrying)],
+        ..Settlement::default()
+    });
+
+    let outcome = bench.act(replay(vec![1, 2, 3, 5, 99]));
+    assert_eq!((outcome.changed, outcome.unchanged, outcome.unavailable), (3, 1, 1));
+    assert_closed(&bench);
+    let (due, next) = bench.reader().replays(SINK, Timestamp::from_millis(5), 10).unwrap();
+    assert_eq!(due.iter().map(|row| row.seq).collect::<Vec<_>>(), [1]);
+    assert_eq!(next, Some(Timestamp::from_millis(15)), "replays are spaced");
+
+    let outcome = bench.act(drop_these(vec![2, 4, 6, 6]));
+    assert_eq!((outcome.changed, outcome.unchanged), (2, 2), "4 is delivered, the second 6 is dropped already");
+    assert_closed(&bench);
+    assert_eq!(bench.state(6), DeliveryState::Dropped);
+    assert_eq!(bench.reader().rows_between(SINK, 4, 6).unwrap(), [6]);
+    assert_eq!(bench.reader().not_in_state(SINK, &[1, 2, 5], ExceptionState::Replaying).unwrap(), [2, 5]);
+
+    let (events, own) = bench.reader().events_after(SINK, 4, 10, 1 << 20).unwrap();
+    assert_eq!((events.len(), own.as_slice()), (1, &[6][..]), "what was dropped ahead is not offered");
+    bench.settle(Settlement { cursor: 6, ..Settlement::default() });
+    assert_closed(&bench);
+    bench.settle(Settlement { cursor: 6, delivered: vec![1, 3, 2], ..Settlement::default() });
+    assert_closed(&bench);
+    assert_eq!(bench.state(2), DeliveryState::Dropped, "a delivery under way does not undo the operator's word");
+}
+
+fn revived_reconsidered_and_parked(mut bench: Bench) {
+    some_events(&mut bench, 5);
+    bench.settle(Settlement {
+        cursor: 4,
+        set: vec![row(2, ExceptionState::Parked), row(3, ExceptionState::Retrying)],
+        ..Settlement::default()
+    });
+    let (sink, from) = (SINK.to_owned(), Timestamp::from_millis(9));
+    let outcome = |outcome: kit_journal::engine::ActionOutcome| (outcome.changed, outcome.unchanged);
+
+    let revive = Action::Revive { sink: sink.clone(), seqs: vec![1, 2, 3], from, spacing_ms: 0.0 };
+    assert_eq!(outcome(bench.act(revive)), (2, 1), "1 is delivered");
+    assert_closed(&bench);
+    let park = Action::Park { sink: sink.clone(), seqs: vec![1, 2, 5], reason: "late".to_owned() };
+    assert_eq!(outcome(bench.act(park)), (2, 1), "2 is on its way");
+    assert_closed(&bench);
+    let reconsider = Action::Reconsider { sink, seqs: vec![1, 2, 4], from };
+    assert_eq!(outcome(bench.act(reconsider)), (1, 2));
+    assert_closed(&bench);
+    assert!(bench.act(Action::Pause { sink: SINK.to_owned(), paused: true }).changed == 1);
+    assert!(bench.act(Action::Pause { sink: SINK.to_owned(), paused: true }).changed == 0);
+    assert!(bench.reader().sink(SINK).unwrap().paused);
+}
+
+fn what_was_dropped_too_late_is_delivered_where_nothing_is_delivered_twice(mut bench: Bench) {
+    some_events(&mut bench, 8);
+    bench.settle(Settlement { cursor: 2, set: vec![row(2, ExceptionState::Retrying)], ..Settlement::default() });
+    bench.act(drop_these(vec![2, 3, 4, 7]));
+    bench.act(Action::Park { sink: SINK.to_owned(), seqs: vec![5], reason: "late".to_owned() });
+
+    let settlement =
+        Settlement { cursor: 6, delivered: vec![2, 7], once: vec![1, 2, 3, 5, 6, 7], ..Settlement::default() };
+    for _ in 0..2 {
+        bench.settle(settlement.clone());
+        assert_closed(&bench);
+    }
+    let states: Vec<_> = (2..=7).map(|seq| bench.state(seq)).collect();
+    use DeliveryState::{Delivered, Dropped, Parked, Pending};
+    assert_eq!(states, [Delivered, Delivered, Dropped, Parked, Delivered, Pending]);
+}
+
+fn a_value_may_be_remembered_and_forgotten(mut bench: Bench) {
+    let remember = |value: &[u8]| Action::Remember { name: "a".to_owned(), value: value.to_vec() };
+    bench.act(remember(b"1"));
+    assert_eq!(bench.reader().value("a").unwrap(), Some(b"1".to_vec()));
+    let values = vec![("a".to_owned(), Vec::new()), ("b".to_owned(), vec![2])];
+    bench.settle(Settlement { values, ..Settlement::default() });
+    assert_eq!(bench.reader().value("a").unwrap(), None);
+    assert_eq!(bench.reader().values("b").unwrap(), [("b".to_owned(), vec![2])]);
+    bench.act(remember(b""));
+    assert_eq!(bench.reader().value("a").unwrap(), None);
+}
+
+fn an_unknown_sink_in_an_action_fails_nobody_elses_commit(mut bench: Bench) {
+    let nobody = || "nobody".to_owned();
+    let actions = vec![
+        Action::Pause { sink: nobody(), paused: true },
+        Action::Drop { sink: nobody(), seqs: vec![1], reason: String::new() },
+        Action::Replay { sink: nobody(), seqs: vec![1], from: Timestamp::from_millis(0), spacing_ms: 0.0 },
+    ];
+    let committed = bench.commit(Commit { appends: vec![append("k", "{}")], actions, ..Commit::default() });
+    assert_eq!(committed.verdicts.len(), 1);
+    assert!(committed.actions.iter().all(|outcome| outcome.unavailable == 1));
+}
+
+fn a_later_sink_begins_with_the_next_event(mut bench: Bench) {
+    some_events(&mut bench, 3);
+    let register = |sink: &str| Action::Register { sink: sink.to_owned() };
+    assert_eq!(bench.act(register("second")).changed, 1);
+    assert_eq!(bench.act(register("second")).changed, 0);
+
+    let row = bench.reader().sink("second").unwrap();
+    assert_eq!((row.start, row.cursor, row.accepted(3)), (3, 3, 0));
+    assert_eq!(bench.reader().sink(SINK).unwrap().start, 0);
+    assert_eq!(bench.reader().statistics().unwrap().sinks.len(), 2);
+}
+
+fn delivered_events_go_by_the_journals_time_whatever_the_wall_clock_said(mut bench: Bench) {
+    let begin = bench.now;
+    for n in 0..30_i64 {
+        let age = Timestamp::from_millis(begin + n * 1000);
+        let at = Timestamp::from_millis(if n % 2 == 0 { 0 } else { i64::MAX / 2 });
+        let appends = vec![append(&n.to_string(), "{}")];
+        let purge = Some(nothing_to_purge());
+        bench.engine().commit(&mut Commit { at, age, appends, purge, ..Commit::default() }).unwrap();
+    }
+    bench.settle(Settlement { cursor: 30, ..Settlement::default() });
+    let mut oldest = |before: i64, keys_before: i64| {
+        let plan = Purge {
+            delivered_before: Timestamp::from_millis(before),
+            keys_before: Timestamp::from_millis(keys_before),
+            ..nothing_to_purge()
+        };
+        bench.purge(plan);
+        bench.reader().statistics().unwrap().oldest_seq
+    };
+
+    assert_eq!(oldest(begin, 0), Some(1));
+    assert_eq!(oldest(begin + 24_500, 0), Some(26));
+    assert_eq!(oldest(begin + 24_000, 0), Some(26), "nothing comes back");
+    // Their keys are gone: then they are older than any that is left.
+    for _ in 0..10 {
+        oldest(begin, begin + 27_500);
+    }
+    assert!(oldest(begin, 0).is_none_or(|seq| seq > 26));
+    assert_eq!(oldest(begin + 30_000, 0), None);
+}
+
+fn everything() -> Purge {
+    Purge { delivered_before: Timestamp::from_millis(i64::MAX), max_bytes: 0, ..nothing_to_purge() }
+}
+
+fn what_is_not_delivered_is_never_purged(mut bench: Bench) {
+    some_events(&mut bench, 6);
+    let full = bench.engine().used_bytes().unwrap();
+    bench.settle(Settlement {
+        cursor: 4,
+        set: vec![row(2, ExceptionState::Parked), row(3, ExceptionState::Retrying)],
+        ..Settlement::default()
+    });
+    assert_eq!(bench.purge(everything()).events, 2);
+    for seq in [2, 3, 5, 6] {
+        assert!(bench.reader().event(seq).unwrap().is_some(), "{seq}");
+    }
+
+    bench.settle(Settlement { cursor: 6, delivered: vec![3], ..Settlement::default() });
+    bench.act(drop_these(vec![2]));
+    for _ in 0..600 {
+        bench.purge(everything());
+    }
+    assert_eq!(bench.reader().statistics().unwrap().oldest_seq, None);
+    assert!(bench.engine().used_bytes().unwrap() <= full);
+    bench.restart();
+    assert_eq!(bench.append(vec![append("new", "{}")])[0].seq, 7, "positions are never given twice");
+    let (sink, sum, last) = counters(&bench);
+    assert_eq!((sum, sink.delivered, sink.dropped), (sink.accepted(last), 5, 1));
+}
+
+fn what_is_listed_as_filtered_is_purged_with_what_was_delivered_and_stays_counted(mut bench: Bench) {
+    some_events(&mut bench, 3);
+    let set = vec![row(1, ExceptionState::Filtered), row(2, ExceptionState::Dropped)];
+    bench.settle(Settlement { cursor: 3, set, ..Settlement::default() });
+    assert_closed(&bench);
+    let mut filtered = EventFilter::default();
+    filtered.state = Some(DeliveryState::Filtered);
+    let page = bench.reader().search(&filtered, None, 10, 10).unwrap();
+    assert_eq!(page.found.iter().map(|found| found.event.seq).collect::<Vec<_>>(), [1]);
+    assert_eq!(bench.act(drop_these(vec![1])).unchanged, 1, "there is nothing to give up");
+
+    assert_eq!(bench.purge(everything()).events, 3);
+    bench.restart();
+    let (sink, sum, last) = counters(&bench);
+    assert_eq!((sum, sink.filtered, sink.dropped, sink.delivered), (sink.accepted(last), 1, 1, 1));
+}
+
+fn what_is_parked_in_the_commit_of_a_purge_stays(mut bench: Bench) {
+    some_events(&mut bench, 4);
+    bench.settle(Settlement { cursor: 2, ..Settlement::default() });
+    let settlement = Settlement {
+        sink: SINK.to_owned(),
+        lease: bench.lease,
+        cursor: 4,
+        set: vec![row(3, ExceptionState::Parked)],
+        ..Settlement::default()
+    };
+    let park = Action::Park { sink: SINK.to_owned(), seqs: vec![1], reason: "late".to_owned() };
+    bench.commit(Commit {
+        settlements: vec![settlement],
+        actions: vec![park],
+        purge: Some(everything()),
+        ..Commit::default()
+    });
+    for _ in 0..3 {
+        bench.purge(everything());
+    }
+    assert_eq!((bench.state(1), bench.state(3)), (DeliveryState::Parked, DeliveryState::Parked));
+}
+
+fn values_attempts_and_audit_are_kept(mut bench: Bench) {
+    some_events(&mut bench, 3);
+    let at = Timestamp::from_millis(7);
+    let attempt = |seq, error: Option<&str>| Attempt {
+        seq,
+        at,
+        ms: 3,
+        status: Some(500),
+        outcome: "refused".to_owned(),
+        error: error.map(str::to_owned),
+        response: Some("nul \0 and \u{fffd}".to_owned()),
+    };
+    let reason = ExceptionRow { reason: "nul \0 too".to_owned(), ..row(2, ExceptionState::Parked) };
+    bench.settle(Settlement {
+        cursor: 3,
+        set: vec![reason],
+        attempts: vec![attempt(2, Some("answered 500")), attempt(3, None)],
+        values: vec![("ledger.a".to_owned(), b"1".to_vec()), ("other".to_owned(), vec![0, 255])],
+        ..Settlement::default()
+    });
+    bench.settle(Settlement {
+        cursor: 3,
+        attempts: vec![attempt(2, None)],
+        values: vec![("ledger.b".to_owned(), b"2".to_vec()), ("ledger.a".to_owned(), b"3".to_vec())],
+        ..Settlement::default()
+    });
+    let record = AuditRecord {
+        at,
+        actor: "127.0.0.1".to_owned(),
+        action: "deliveries.drop".to_owned(),
+        detail: serde_json::json!({ "dropped": 1 }),
+    };
+    bench.act(Action::Audit(record.clone()));
+    bench.restart();
+
+    let mut reader = bench.reader();
+    let attempts = reader.attempts(2).unwrap();
+    assert_eq!(
+        attempts.iter().map(|(sink, a)| (sink.as_str(), a.clone())).collect::<Vec<_>>(),
+        [(SINK, attempt(2, Some("answered 500"))), (SINK, attempt(2, None)),]
+    );
+    assert!(reader.found(2).unwrap().unwrap().deliveries[SINK].row.as_ref().unwrap().reason.starts_with("nul "));
+    assert_eq!(reader.value("other").unwrap(), Some(vec![0, 255]));
+    assert_eq!(reader.value("nothing").unwrap(), None);
+    let ledger = reader.values("ledger.").unwrap();
+    assert_eq!(ledger, [("ledger.a".to_owned(), b"3".to_vec()), ("ledger.b".to_owned(), b"2".to_vec())]);
+    let audit = reader.audit(None, 10).unwrap();
+    assert_eq!(audit.iter().map(|(_, record)| record).collect::<Vec<_>>(), [&record]);
+    assert!(reader.audit(Some(audit[0].0), 10).unwrap().is_empty());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Append(u8),
+    Settle { by: u8, rows: Vec<(u8, u8)>, delivered: Vec<u8>, twice: bool },
+    Replay(Vec<u8>),
+    Drop(Vec<u8>),
+    Restart,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let some = || proptest::collection::vec(any::<u8>(), 0..6);
+    let step = prop_oneof![
+        (1..8_u8).prop_map(Step::Append),
+        (any::<u8>(), proptest::collection::vec((any::<u8>(), 0..6_u8), 0..5), some(), any::<bool>())
+            .prop_map(|(by, rows, delivered, twice)| Step::Settle { by, rows, delivered, twice }),
+        some().prop_map(Step::Replay),
+        some().prop_map(Step::Drop),
+        Just(Step::Restart),
+    ];
+    proptest::collection::vec(step, 1..25)
+}
+
+/// Any sequence of what the engine may be asked, settlements repeated at will: each in a journal that is new.
+fn the_counters_close_after_every_step(bench: Bench) {
+    let again = if bench.database.is_empty() { Bench::sqlite } else { Bench::postgres };
+    let config = Config { cases: 12, failure_persistence: None, ..Config::default() };
+    TestRunner::new(config)
+        .run(&steps(), |steps| {
+            take(&mut again(), steps);
+            Ok(())
+        })
+        .unwrap();
+}
+
+fn take(bench: &mut Bench, steps: Vec<Step>) {
+    let (mut appended, mut cursor): (Seq, Seq) = (0, 0);
+    for step in steps {
+        let pick = |n: u8, to: Seq| if to == 0 { 0 } else { Seq::from(n) % to + 1 };
+        match step {
+            Step::Append(count) => {
+                let first = appended;
+                appended += Seq::from(count);
+                bench.append((first..appended).map(|n| append(&n.to_string(), "{}")).collect());
+            }
+            Step::Settle { by, rows, delivered, twice } => {
+                cursor += if appended > cursor { Seq::from(by) % (appended - cursor + 1) } else { 0 };
+                let states = [
+                    ExceptionState::Retrying,
+                    ExceptionState::Waiting,
+                    ExceptionState::Replaying,
+                    ExceptionState::Parked,
+                    ExceptionState::Dropped,
+                    ExceptionState::Filtered,
+                ];
+                let mut set: Vec<ExceptionRow> = rows
+                    .into_iter()
+                    .filter(|_| cursor > 0)
+                    .map(|(n, state)| row(pick(n, cursor), states[usize::from(state)]))
+                    .collect();
+                set.dedup_by_key(|row| row.seq);
+                let delivered = delivered.into_iter().filter(|_| cursor > 0).map(|n| pick(n, cursor)).collect();
+                let settlement = Settlement { cursor, set, delivered, ..Settlement::default() };
+                for _ in 0..=usize::from(twice) {
+                    bench.settle(settlement.clone());
+                }
+            }
+            Step::Replay(seqs) => {
+                bench.act(replay(seqs.into_iter().map(|n| pick(n, appended)).collect()));
+            }
+            Step::Drop(seqs) => {
+                bench.act(drop_these(seqs.into_iter().map(|n| pick(n, appended)).collect()));
+            }
+            Step::Restart => bench.restart(),
+        }
+        assert_closed(bench);
+    }
+}

@@ -1,0 +1,91 @@
+//! The ledger as the sink, the comparison and the API share it.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use kit::clock::Timestamp;
+use kit_journal::engine::Action;
+use kit_journal::{Seq, StoredEvent};
+use kit_lago::usage::Quantity;
+use tokio::sync::Notify;
+
+use super::Results;
+use crate::admit::Stored;
+use crate::catalogue::Catalogue;
+use crate::ledger::{Ledger, Name, Taken};
+
+/// The ledger and what became of its last comparison, as the sink, the comparison and the API share it.
+#[derive(Debug, Default)]
+pub(crate) struct Books {
+    ledger: Mutex<Ledger>,
+    results: Mutex<Results>,
+    /// Positions that Lago has complained about before they were recorded: they are not booked.
+    complained: Mutex<HashSet<Seq>>,
+    /// Something was booked whose billing period is not known.
+    pub(super) without_period: Notify,
+    /// Held by whoever takes events out, from looking what they are to having said so.
+    pub(crate) taking_back: tokio::sync::Mutex<()>,
+}
+
+impl Books {
+    pub(crate) fn new(ledger: Ledger) -> Self {
+        Self { ledger: Mutex::new(ledger), ..Self::default() }
+    }
+
+    /// Books what Lago has confirmed, as it is recorded; gives the values that the journal is to remember.
+    pub(crate) fn record(&self, confirmed: Vec<(Seq, Entry)>, now: Timestamp) -> Vec<(String, Vec<u8>)> {
+        let mut complained = self.complained.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ledger = self.ledger();
+        let mut changed = BTreeSet::new();
+        for (seq, (name, at, units)) in confirmed {
+            if !complained.remove(&seq) {
+                ledger.book(&name, at, units, now);
+                changed.insert(name);
+            }
+        }
+        if changed.iter().any(|name| ledger.pair(name).is_some_and(|pair| pair.lacks_a_period(now))) {
+            self.without_period.notify_one();
+        }
+        ledger.take_record(&changed)
+    }
+
+    /// Lago has complained about what is not recorded yet.
+    pub(crate) fn leave_out(&self, seq: Seq) {
+        self.complained.lock().unwrap_or_else(PoisonError::into_inner).insert(seq);
+    }
+
+    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the journal is told of events that were booked and are not counted, in the commit that parks them: Lago has
+    /// confirmed them and said later that it does not count them. [`Books::take_back`] comes after it.
+    pub(crate) fn taken(events: &[StoredEvent], catalogue: Option<&Catalogue>) -> (Vec<(Seq, Taken)>, Vec<Action>) {
+        let taken = |event: &StoredEvent| Some((event.seq, Taken::new(entry(event, catalogue)?)));
+        let taken: Vec<(Seq, Taken)> = events.iter().filter_map(taken).collect();
+        let values = taken.iter().filter_map(|(seq, taken)| taken.value(*seq));
+        let actions = values.map(|(name, value)| Action::Remember { name, value }).collect();
+        (taken, actions)
+    }
+
+    /// Takes events out of the ledger.
+    pub(crate) fn take_back(&self, taken: Vec<(Seq, Taken)>) {
+        let mut ledger = self.ledger();
+        taken.into_iter().for_each(|(seq, taken)| ledger.take_back(seq, taken));
+    }
+
+    pub(crate) fn results(&self) -> MutexGuard<'_, Results> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an event is in the ledger: its pair, when it happened and how much it is.
+pub(crate) type Entry = (Name, Timestamp, Option<Quantity>);
+
+/// What a stored event is in the ledger.
+pub(crate) fn entry(event: &StoredEvent, catalogue: Option<&Catalogue>) -> Option<Entry> {
+    let stored = Stored::read(&event.body)?;
+    let (subscription, at) = (stored.external_subscription_id.as_deref()?, stored.time()?);
+    let units = catalogue.and_then(|catalogue| catalogue.units(&stored));
+    Some(((subscription.to_owned(), stored.code.to_string()), at, units))
+}

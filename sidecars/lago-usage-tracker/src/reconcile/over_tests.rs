@@ -1,0 +1,292 @@
+//! Periods and subscriptions that are over, against the stand-in for Lago over the wire.
+#![allow(clippy::unwrap_used)]
+
+use kit::clock::SystemClock;
+use kit::secret::Secret;
+use kit_journal::engine::{Action, Settlement};
+use kit_journal::{JournalSection, JournalTask};
+use kit_lago::LagoServer;
+use kit_lago::api::{BillableMetric, Subscription};
+use kit_lago::stand_in::billing::{self, AggregationType, Invoice, Metric, Profile};
+use prometheus_client::registry::Registry;
+use tempfile::TempDir;
+
+use super::*;
+use crate::{admit, sender};
+
+const KEY: &str = "lago-api-key-0123456789";
+const DAY: i64 = 86_400_000;
+
+struct Bench {
+    lago: LagoServer,
+    reconciler: Reconciler,
+    client: reqwest::Client,
+    _task: JournalTask,
+    _directory: TempDir,
+}
+
+fn name(subscription: &str) -> Name {
+    (subscription.to_owned(), "visits".to_owned())
+}
+
+fn time(text: &str) -> Timestamp {
+    text.parse().unwrap()
+}
+
+fn period(from: &str, to: &str) -> Period {
+    Period { from: time(from), to: time(to) }
+}
+
+impl Bench {
+    /// Subscriptions, and when those that have ended did so.
+    async fn new(profile: Profile, subscriptions: &[(&str, Option<&str>)]) -> Self {
+        let lago = LagoServer::start(profile, Secret::from(KEY.to_owned())).await.unwrap();
+        lago.put_metric(Metric::new("visits", AggregationType::Count, None));
+        let started: jiff::Timestamp = "2024-01-01T00:00:00Z".parse().unwrap();
+        for (id, ended) in subscriptions {
+            lago.put_subscription(billing::Subscription::active(id, "customer", "plan", started));
+            if let Some(ended) = ended {
+                lago.end_subscription(id, ended.parse().unwrap());
+            }
+        }
+        let known = subscriptions.iter().map(|(id, ended)| Subscription {
+            external_id: (*id).to_owned(),
+            external_customer_id: "customer".to_owned(),
+            started_at: Some(time("2024-01-01T00:00:00Z")),
+            terminated_at: ended.map(time),
+            current_billing_period_started_at: None,
+            current_billing_period_ending_at: None,
+        });
+        let metric = BillableMetric {
+            code: "visits".to_owned(),
+            aggregation_type: Aggregation::CountAgg,
+            field_name: None,
+            expression: None,
+            recurring: false,
+            rounding_function: None,
+        };
+        let clock: SharedClock = Arc::new(SystemClock);
+        let catalogue = Catalogue::new(vec![metric], known.collect(), clock.now());
+        let directory = TempDir::new().unwrap();
+        let section = JournalSection { path: directory.path().join("j.db"), ..JournalSection::default() };
+        let (journal, task) = Journal::open(&section, Arc::clone(&clock), &mut Registry::default()).unwrap();
+        let action = Action::Register { sink: sender::SINK.to_owned() };
+        journal.act(vec![action]).await.unwrap();
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let reconciler = Reconciler {
+            api: LagoApi::new(client.clone(), &lago.url(), &Secret::from(KEY.to_owned())).unwrap(),
+            journal,
+            alerts: Alerts::new(None, Arc::clone(&clock)),
+            clock,
+            known: Known::told(Some(catalogue), None).1,
+            books: Arc::default(),
+            section: ReconcileSection::default(),
+            metrics: UsageMetrics::default(),
+            asked: Arc::default(),
+            in_vain: Mutex::default(),
+            looked_to_forget: Mutex::default(),
+        };
+        Self { lago, reconciler, client, _task: task, _directory: directory }
+    }
+
+    /// Lago has it, from here or from somebody else.
+    async fn report(&self, subscription: &str, transaction: &str, at: &str) {
+        let event = serde_json::json!({ "event": { "transaction_id": transaction, "code": "visits",
+            "external_subscription_id": subscription, "timestamp": time(at).as_millis() / 1_000 } });
+        let url = format!("{}/api/v1/events", self.lago.url());
+        let answer = self.client.post(url).bearer_auth(KEY).json(&event).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+    }
+
+    fn book(&self, subscription: &str, at: &str) {
+        self.book_as_of(subscription, at, self.reconciler.clock.now());
+    }
+
+    fn book_as_of(&self, subscription: &str, at: &str, booked_at: Timestamp) {
+        self.reconciler.books.ledger().book(&name(subscription), time(at), Some(Quantity::whole(1)), booked_at);
+    }
+
+    fn set_period(&self, subscription: &str, period: Period) {
+        self.reconciler.books.ledger().set_period(subscription, period);
+    }
+
+    async fn compare(&self, all: bool) -> Vec<Drift> {
+        self.reconciler.compare_ended(all, Duration::ZERO).await.unwrap()
+    }
+
+    fn stands(&self, subscription: &str) -> Option<(State, u64, u64)> {
+        let results = self.reconciler.books.results();
+        let compared = &results.ended.get(&name(subscription))?.compared;
+        Some((compared.state, compared.missing_events, compared.surplus_events))
+    }
+}
+
+const OCTOBER: (&str, &str) = ("2026-10-01T00:00:00Z", "2026-10-31T23:59:59Z");
+const NOVEMBER: (&str, &str) = ("2026-11-01T00:00:00Z", "2026-11-30T23:59:59Z");
+
+fn invoice(subscription: &str, (from, to): (&str, &str)) -> Invoice {
+    Invoice::draft(subscription, from.parse().unwrap(), to.parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_period_that_has_ended_is_compared_once_its_invoice_is_final() {
+    for profile in Profile::ALL {
+        let bench = Bench::new(profile, &[("s", None)]).await;
+        for n in 0..3 {
+            let at = format!("2026-10-0{}T12:00:00Z", n + 1);
+            bench.report("s", &format!("t-{n}"), &at).await;
+            bench.book("s", &at);
+        }
+        bench.set_period("s", period(OCTOBER.0, OCTOBER.1));
+        assert!(bench.compare(true).await.is_empty());
+        assert_eq!(bench.stands("s"), None, "it is the current one");
+        bench.set_period("s", period(NOVEMBER.0, NOVEMBER.1));
+
+        // No invoice, then a draft.
+        let draft = invoice("s", OCTOBER);
+        for _ in 0..2 {
+            assert!(bench.compare(true).await.is_empty());
+            assert_eq!(bench.stands("s"), Some((State::Settling, 0, 0)), "{profile:?}");
+            bench.lago.put_invoice(draft.clone());
+        }
+        let asked = bench.lago.counts().requests;
+        bench.compare(false).await;
+        assert_eq!(bench.lago.counts().requests, asked, "Lago makes invoices once an hour");
+        bench.lago.put_invoice(Invoice { finalized_at: Some(jiff::Timestamp::now()), ..draft });
+        assert!(bench.compare(true).await.is_empty());
+        assert_eq!(bench.stands("s"), Some((State::Equal, 0, 0)), "{profile:?}");
+
+        // Too late for the invoice: Lago confirms it, and nobody pays for it.
+        bench.report("s", "late", "2026-10-31T12:00:00Z").await;
+        bench.book("s", "2026-10-31T12:00:00Z");
+        let drifted = bench.compare(false).await;
+        assert_eq!(bench.stands("s"), Some((State::Missing, 1, 0)), "{profile:?}");
+        let [drift] = drifted.as_slice() else { panic!("{} drifts", drifted.len()) };
+        assert_eq!((drift.booked.period, drift.booked.sum.events), (period(OCTOBER.0, OCTOBER.1), 4));
+        let asked = bench.lago.counts().requests;
+        assert!(bench.compare(false).await.is_empty(), "told once");
+        assert_eq!(bench.lago.counts().requests, asked);
+        bench.reconciler.finish(Timestamp::default());
+        assert_eq!(bench.reconciler.books.results().missing, 1);
+    }
+}
+
+#[tokio::test]
+async fn the_last_period_of_a_subscription_that_has_ended_is_compared_too() {
+    let bench = Bench::new(Profile::V1_39, &[("ended", Some("2026-11-10T00:00:00Z")), ("upgraded", None)]).await;
+    for subscription in ["ended", "upgraded"] {
+        bench.book(subscription, "2026-11-05T00:00:00Z");
+        bench.set_period(subscription, period(NOVEMBER.0, NOVEMBER.1));
+    }
+    let ended = Invoice {
+        finalized_at: Some(jiff::Timestamp::now()),
+        ..invoice("ended", (NOVEMBER.0, "2026-11-10T00:00:00Z"))
+    };
+    bench.report("ended", "t", "2026-11-05T00:00:00Z").await;
+    bench.report("ended", "theirs", "2026-11-06T00:00:00Z").await;
+    bench.lago.put_invoice(Invoice { finalized_at: Some(jiff::Timestamp::now()), ..ended });
+    // What is known of a part of a period is too little to be compared.
+    bench.set_period("upgraded", period("2026-11-08T00:00:00Z", NOVEMBER.1));
+    let upgraded = invoice("upgraded", (NOVEMBER.0, "2026-11-07T23:59:59Z"));
+    bench.lago.put_invoice(Invoice { finalized_at: Some(jiff::Timestamp::now()), ..upgraded });
+
+    assert!(bench.compare(false).await.is_empty());
+
+    assert_eq!(bench.stands("ended"), Some((State::Surplus, 0, 1)));
+    assert_eq!(bench.stands("upgraded"), None);
+}
+
+/// A key that may not read invoices: nothing is said, and nothing else fails for it.
+#[tokio::test]
+async fn an_invoice_that_lago_does_not_tell_is_unknown() {
+    let bench = Bench::new(Profile::V1_16, &[("s", None)]).await;
+    bench.book("s", "2026-10-05T00:00:00Z");
+    bench.set_period("s", period(OCTOBER.0, OCTOBER.1));
+    bench.set_period("s", period(NOVEMBER.0, NOVEMBER.1));
+    let refused = billing::Fault::new(billing::Effect::Answer(403), billing::When::Always).on(billing::On::Reading);
+    bench.lago.set_faults(billing::Faults { rules: vec![refused], ..billing::Faults::default() });
+    assert!(bench.compare(true).await.is_empty());
+    assert_eq!(bench.stands("s"), Some((State::Unknown, 0, 0)));
+    let away = billing::Fault::new(billing::Effect::Answer(503), billing::When::Always).on(billing::On::Reading);
+    bench.lago.set_faults(billing::Faults { rules: vec![away], ..billing::Faults::default() });
+    assert!(bench.reconciler.compare_ended(true, Duration::ZERO).await.is_err());
+}
+
+/// A plan that is upgraded: what Lago counts since then is in what was booked before, and nobody else's.
+#[tokio::test]
+async fn what_was_booked_before_an_upgrade_was_known_is_no_surplus() {
+    let bench = Bench::new(Profile::V1_39, &[("s", None)]).await;
+    let now = jiff::Timestamp::now();
+    let (began, end) = (now - jiff::SignedDuration::from_hours(2), now + jiff::SignedDuration::from_hours(240));
+    let seconds = |at: jiff::Timestamp| at.round(jiff::Unit::Second).unwrap().to_string();
+    let since = seconds(now - jiff::SignedDuration::from_hours(1));
+    for n in 0..3 {
+        bench.report("s", &format!("t-{n}"), &since).await;
+        bench.book("s", &since);
+    }
+    bench.set_period("s", period("2026-01-01T00:00:00Z", &seconds(end)));
+    let upgraded = billing::Subscription {
+        current_billing_period_started_at: Some(began.round(jiff::Unit::Second).unwrap()),
+        current_billing_period_ending_at: Some(end),
+        ..billing::Subscription::active("s", "customer", "larger", began)
+    };
+    bench.lago.end_subscription("s", began);
+    bench.lago.put_subscription(upgraded);
+    let compared = async || {
+        bench.reconciler.compare_all(true, Duration::from_millis(1)).await.unwrap();
+        let results = bench.reconciler.books.results();
+        let compared = &results.pairs[&name("s")];
+        (compared.state, compared.surplus_events)
+    };
+
+    assert_eq!(compared().await, (State::Uncertain, 3));
+    bench.report("s", "theirs", &since).await;
+    assert_eq!(compared().await, (State::Surplus, 4), "more than can be ours");
+}
+
+#[tokio::test]
+async fn subscriptions_that_ended_long_ago_are_forgotten_unless_something_of_them_waits() {
+    let long_ago = Some("2025-03-10T00:00:00Z");
+    let subscriptions =
+        [("active", None), ("over", long_ago), ("parked", long_ago), ("waiting", long_ago), ("recent", long_ago)];
+    let bench = Bench::new(Profile::V1_39, &subscriptions).await;
+    let books = Arc::clone(&bench.reconciler.books);
+    let now = bench.reconciler.clock.now();
+    for (subscription, _) in subscriptions {
+        let booked_at = now.plus_millis(if subscription == "recent" { -89 * DAY } else { -91 * DAY });
+        bench.book_as_of(subscription, "2025-03-05T00:00:00Z", booked_at);
+        bench.set_period(subscription, period("2025-03-01T00:00:00Z", "2025-03-31T23:59:59Z"));
+    }
+    for (seq, subscription) in [(1, "parked"), (2, "waiting")] {
+        let event =
+            format!(r#"{{"transaction_id":"{seq}","external_subscription_id":"{subscription}","code":"visits"}}"#);
+        let event = admit::admit(serde_json::from_str(&event).unwrap(), None, now).unwrap();
+        assert_eq!(bench.reconciler.journal.append(event).await.unwrap().seq, seq);
+    }
+    let journal = &bench.reconciler.journal;
+    let park = |seq| Action::Park {
+        sink: sender::SINK.to_owned(),
+        seqs: vec![seq],
+        reason: "unknown_metric: visits".to_owned(),
+    };
+    journal.act(vec![park(1)]).await.unwrap();
+    let left = || -> Vec<String> { books.ledger().pairs(None).map(|((own, _), _)| own.clone()).collect() };
+
+    bench.reconciler.forget().await;
+    assert_eq!(left(), ["active", "parked", "recent", "waiting"]);
+    bench.reconciler.forget().await;
+    assert_eq!(left().len(), 4, "it is not looked for all the time");
+
+    let settlement = Settlement { sink: sender::SINK.to_owned(), cursor: 2, ..Settlement::default() };
+    journal.settle(vec![settlement]).await.unwrap();
+    let drop = Action::Drop { sink: sender::SINK.to_owned(), seqs: vec![1], reason: "given up".to_owned() };
+    journal.act(vec![drop]).await.unwrap();
+    *bench.reconciler.looked_to_forget.lock().unwrap() = None;
+    bench.reconciler.forget().await;
+    assert_eq!(left(), ["active", "recent"]);
+
+    // With the next event that is recorded they go from the journal.
+    let recorded = books.record(vec![(3, (name("active"), now, None))], now);
+    let forgotten = recorded.iter().filter(|(_, value)| value.is_empty()).count();
+    assert_eq!((recorded.len(), forgotten), (4, 3));
+}
