@@ -319,8 +319,11 @@ impl Writer {
                 self.next_reopen = None;
                 let last = self.engine.last_seq();
                 self.tail.send_if_modified(|tail| std::mem::replace(tail, last) < last);
-                // Whatever an operator asked for meanwhile, here or at another replica, is to be seen.
-                self.actions.send_modify(|changes| *changes += 1);
+                // Whatever an operator asked for meanwhile at another replica is to be seen. A store of our own has nothing
+                // new, and what is under way goes on from memory while it cannot be written.
+                if self.engine.look_every().is_some() {
+                    self.actions.send_modify(|changes| *changes += 1);
+                }
                 tracing::debug!("journal reopened");
             }
             Err(error) => {
