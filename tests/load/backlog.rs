@@ -9,15 +9,16 @@ use kit_journal::engine::Action;
 use kit_journal::{BodyDigest, Dedupe, EventHead, EventId, Journal, JournalSection, NewEvent};
 use kit_workbench::load::Pool;
 
-/// Appends so many events with keys of their own; the sink `gateway` is known and paused.
-pub(crate) fn make(path: &Path, pool: &Pool, events: u64) -> Result<()> {
+/// Appends so many events with keys of their own; the sinks are known and paused.
+pub(crate) fn make(path: &Path, pool: &Pool, events: u64, sinks: &[&str]) -> Result<()> {
     let section = JournalSection { path: path.to_owned(), ..JournalSection::default() };
     let mut registry = prometheus_client::registry::Registry::default();
     let (journal, task) = Journal::open(&section, Arc::new(SystemClock), &mut registry)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let sink = "gateway".to_owned();
-        journal.act(vec![Action::Register { sink: sink.clone() }, Action::Pause { sink, paused: true }]).await?;
+        for sink in sinks.iter().map(|sink| (*sink).to_owned()) {
+            journal.act(vec![Action::Register { sink: sink.clone() }, Action::Pause { sink, paused: true }]).await?;
+        }
         let mut pending = futures_util::stream::FuturesUnordered::new();
         for (number, webhook) in (0..events).zip(pool.iter().cycle()) {
             if pending.len() >= 1_000 {

@@ -28,8 +28,8 @@ struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
     /// Sections to run, all without one: accept, deliver, jwt, fresh, peers, latency, open, restart,
-    /// memory, size, counts, and of the usage tracker usage-intake, usage-batch, usage-drain, usage-memory,
-    /// usage-client.
+    /// memory, size, counts; of the usage tracker usage-intake, usage-batch, usage-drain, usage-memory,
+    /// usage-client; with RabbitMQ amqp-forward, amqp-accept, amqp-memory, amqp-peer; with PostgreSQL postgres, replicas.
     sections: Vec<String>,
     /// Rounds of each comparison; a round runs every variant once.
     #[arg(long, default_value_t = 5)]

@@ -1,5 +1,7 @@
 //! What is measured, and the bars.
 
+mod fanout;
+mod replicas;
 mod usage;
 
 use std::path::PathBuf;
@@ -30,7 +32,9 @@ pub(crate) struct Options {
 const MIB: f64 = 1024.0 * 1024.0;
 /// Pairs of which the gate on processor time takes the median.
 const PAIRS: usize = 5;
-const SECTIONS: [&str; 16] = [
+/// The sink that every processor has.
+const GATEWAY: &str = "gateway";
+const SECTIONS: [&str; 22] = [
     "counts",
     "accept",
     "deliver",
@@ -47,6 +51,12 @@ const SECTIONS: [&str; 16] = [
     "usage-drain",
     "usage-memory",
     "usage-client",
+    "amqp-forward",
+    "amqp-accept",
+    "amqp-memory",
+    "amqp-peer",
+    "postgres",
+    "replicas",
 ];
 
 /// Runs the wanted sections; true when every bar holds.
@@ -105,8 +115,22 @@ impl Bench<'_> {
             "usage-drain" => self.usage_drain().await,
             "usage-memory" => self.usage_memory().await,
             "usage-client" => self.usage_client().await,
+            "amqp-forward" => self.amqp_forward().await,
+            "amqp-accept" => self.amqp_accept().await,
+            "amqp-memory" => self.amqp_memory().await,
+            "amqp-peer" => self.amqp_peer().await,
+            "postgres" => self.postgres().await,
+            "replicas" => self.replicas().await,
             _ => self.size(),
         }
+    }
+
+    /// A folder for a run, and the journal that is to be in it.
+    fn empty(&self, name: &str) -> Result<(PathBuf, PathBuf)> {
+        let folder = self.stage.scratch.file(&format!("{name}-{}", uuid::Uuid::new_v4().simple()));
+        std::fs::create_dir(&folder)?;
+        let journal = folder.join("journal.db");
+        Ok((folder, journal))
     }
 
     /// Starts a variant, drives it with webhooks, ends it, and records what was seen.
@@ -367,7 +391,7 @@ impl Bench<'_> {
         let pool = self.stage.pool(false)?;
         let begin = Instant::now();
         let path = journal.clone();
-        tokio::task::spawn_blocking(move || backlog::make(&path, &pool, queued)).await??;
+        tokio::task::spawn_blocking(move || backlog::make(&path, &pool, queued, &[GATEWAY])).await??;
         let bytes = std::fs::metadata(&journal)?.len();
         let figures = json!({ "events": queued, "seconds": rounded(begin.elapsed().as_secs_f64()), "bytes": bytes });
         self.records.put("restart", "backlog made", figures)?;
@@ -424,7 +448,7 @@ impl Bench<'_> {
         std::fs::create_dir(&folder)?;
         let journal = folder.join("journal.db");
         let path = journal.clone();
-        tokio::task::spawn_blocking(move || backlog::make(&path, &pool, 500_000)).await??;
+        tokio::task::spawn_blocking(move || backlog::make(&path, &pool, 500_000, &[GATEWAY])).await??;
         let receiver = self.stage.start_on(Variant::ALONE, folder, &journal).await?;
         receiver.observed(500_000.0).await?;
         let metrics = receiver.metrics().await?;

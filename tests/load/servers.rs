@@ -214,6 +214,17 @@ impl Stage {
 
     /// As [`Self::start`], on a journal that may have something in it.
     pub(crate) async fn start_on(&self, variant: Variant, folder: PathBuf, journal: &Path) -> Result<Receiver> {
+        self.start_with(variant, folder, journal, &[]).await
+    }
+
+    /// As [`Self::start_on`], with further settings where it is a daemon of ours.
+    pub(crate) async fn start_with(
+        &self,
+        variant: Variant,
+        folder: PathBuf,
+        journal: &Path,
+        settings: &[(&str, String)],
+    ) -> Result<Receiver> {
         let address = free_address()?;
         let port = address.port().to_string();
         let mut gateway = None;
@@ -279,11 +290,30 @@ impl Stage {
                     .args([folder.join("hooks.json")])
             }
         };
+        let command = settings.iter().fold(command, |command, (name, value)| command.env(*name, value.clone()));
         let receiver = Receiver::launch(variant, command, address, admin, gateway, Some(folder)).await?;
         if let Variant::Ours { delivering: false, .. } | Variant::Tracker { paused: true, .. } = variant {
-            receiver.set_paused(self, true).await?;
+            receiver.set_paused(self, receiver.sink, true).await?;
         }
         Ok(receiver)
+    }
+
+    /// Starts mq-bridge between a port and a queue.
+    pub(crate) async fn start_bridge(
+        &self,
+        python: &Path,
+        address: SocketAddr,
+        broker: &str,
+        queue: &str,
+        verifies: bool,
+    ) -> Result<Receiver> {
+        let key = verifies.then(|| self.hmac_key.clone());
+        let command = DaemonCommand::new(python)
+            .args(["mq_bridge_http.py", &address.to_string(), broker, queue])
+            .args(key)
+            .directory(binaries::repository().join("tests/load/peers"))
+            .env("PYTHONDONTWRITEBYTECODE", "1");
+        Receiver::launch(Variant::FastApi, command, address, None, None, None).await
     }
 
     fn path(&self, name: &str) -> String {
@@ -337,11 +367,11 @@ impl Receiver {
         Ok(Self { process, address, admin, sink, folder, ready, _gateway: gateway.map(Box::new) })
     }
 
-    async fn set_paused(&self, stage: &Stage, paused: bool) -> Result<()> {
+    async fn set_paused(&self, stage: &Stage, sink: &str, paused: bool) -> Result<()> {
         let admin = self.admin.context("no admin listener")?;
         let bearer = format!("Bearer {}", std::fs::read_to_string(stage.path("token"))?.trim());
         let headers = [("Authorization", bearer.as_str()), ("Content-Type", "application/json")];
-        let path = format!("/api/v1/sinks/{}/{}", self.sink, if paused { "pause" } else { "resume" });
+        let path = format!("/api/v1/sinks/{sink}/{}", if paused { "pause" } else { "resume" });
         let answer = raw::request(admin, "POST", &path, &headers, b"{}", QUESTION).await?;
         ensure!(answer.status == 200, "{path} is answered {}: {}", answer.status, answer.text());
         Ok(())
@@ -349,7 +379,12 @@ impl Receiver {
 
     /// Lets deliveries go on.
     pub(crate) async fn resume(&self, stage: &Stage) -> Result<()> {
-        self.set_paused(stage, false).await
+        self.set_paused(stage, self.sink, false).await
+    }
+
+    /// Lets those to one sink go on.
+    pub(crate) async fn resume_sink(&self, stage: &Stage, sink: &str) -> Result<()> {
+        self.set_paused(stage, sink, false).await
     }
 
     pub(crate) fn has_metrics(&self) -> bool {
@@ -358,12 +393,7 @@ impl Receiver {
 
     /// Waits until so many keys show in the metrics; they are read from the journal now and then.
     pub(crate) async fn observed(&self, keys: f64) -> Result<()> {
-        let begin = Instant::now();
-        while self.metrics().await?.sum("journal_dedupe_keys", &[]) < keys {
-            ensure!(begin.elapsed() < START, "the metrics do not show {keys} keys");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok(())
+        self.counted("journal_dedupe_keys", &[], keys).await
     }
 
     pub(crate) fn usage(&self) -> Result<Usage> {
@@ -378,18 +408,20 @@ impl Receiver {
         Ok(Metrics::fetch(self.admin.context("has no metrics")?, QUESTION).await?)
     }
 
-    /// Waits until nothing is left to deliver.
+    /// Waits until so much is delivered.
     pub(crate) async fn drained(&self, accepted: f64) -> Result<()> {
+        // Attempts are counted as they end; the gauges are read from the journal now and then.
+        self.counted("delivery_attempts_total", &[("outcome", "delivered")], accepted).await
+    }
+
+    /// Waits until a metric has come so far.
+    pub(crate) async fn counted(&self, name: &str, labels: &[(&str, &str)], wanted: f64) -> Result<()> {
         let begin = Instant::now();
-        loop {
-            let metrics = self.metrics().await?;
-            // Attempts are counted as they end; the gauges are read from the journal now and then.
-            if metrics.sum("delivery_attempts_total", &[("outcome", "delivered")]) >= accepted {
-                return Ok(());
-            }
-            ensure!(begin.elapsed() < Duration::from_secs(600), "not drained: {accepted} accepted");
+        while self.metrics().await?.sum(name, labels) < wanted {
+            ensure!(begin.elapsed() < Duration::from_secs(600), "{name} {labels:?} does not come to {wanted}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        Ok(())
     }
 
     /// Kills it and removes its store.
