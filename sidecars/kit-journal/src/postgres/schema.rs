@@ -32,7 +32,7 @@ const MIGRATIONS: [&str; 1] = [
     CREATE TABLE @meta (name text PRIMARY KEY, value bytea NOT NULL);
     CREATE TABLE @events (
         seq bigint PRIMARY KEY, at bigint NOT NULL, head text NOT NULL, sum bytea NOT NULL, body bytea NOT NULL
-    ) WITH (autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_vacuum_scale_factor = 0.05);
+    ) WITH (autovacuum_vacuum_insert_scale_factor = 0.2, autovacuum_vacuum_scale_factor = 0.05, toast_tuple_target = 8160);
     ALTER TABLE @events ALTER COLUMN body SET STORAGE EXTERNAL;
     CREATE TABLE @keys (seq bigint PRIMARY KEY, age bigint NOT NULL, key uuid NOT NULL, id uuid NOT NULL);
     CREATE UNIQUE INDEX keys_by_key ON @keys (key, id);

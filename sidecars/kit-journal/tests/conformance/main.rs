@@ -5,6 +5,7 @@
 mod accounts;
 mod bench;
 mod dedupe;
+mod plans;
 mod reading;
 mod refusals;
 mod sharing;
