@@ -29,7 +29,7 @@ struct Arguments {
     command: Option<Command>,
     /// Sections to run, all without one: accept, deliver, jwt, fresh, peers, latency, open, restart,
     /// memory, size, counts; of the usage tracker usage-intake, usage-batch, usage-drain, usage-memory,
-    /// usage-client; with RabbitMQ amqp-forward, amqp-accept, amqp-memory, amqp-peer; with PostgreSQL postgres, replicas.
+    /// usage-client; routes; with RabbitMQ amqp-forward, amqp-accept, amqp-memory, amqp-peer; with PostgreSQL postgres, replicas.
     sections: Vec<String>,
     /// Rounds of each comparison; a round runs every variant once.
     #[arg(long, default_value_t = 5)]

@@ -34,7 +34,7 @@ const MIB: f64 = 1024.0 * 1024.0;
 const PAIRS: usize = 5;
 /// The sink that every processor has.
 const GATEWAY: &str = "gateway";
-const SECTIONS: [&str; 22] = [
+const SECTIONS: [&str; 23] = [
     "counts",
     "accept",
     "deliver",
@@ -51,6 +51,7 @@ const SECTIONS: [&str; 22] = [
     "usage-drain",
     "usage-memory",
     "usage-client",
+    "routes",
     "amqp-forward",
     "amqp-accept",
     "amqp-memory",
@@ -115,6 +116,7 @@ impl Bench<'_> {
             "usage-drain" => self.usage_drain().await,
             "usage-memory" => self.usage_memory().await,
             "usage-client" => self.usage_client().await,
+            "routes" => self.routes().await,
             "amqp-forward" => self.amqp_forward().await,
             "amqp-accept" => self.amqp_accept().await,
             "amqp-memory" => self.amqp_memory().await,

@@ -1,4 +1,4 @@
-//! The figures of RabbitMQ as a sink, beside a plain publisher and beside mq-bridge.
+//! The figures of routes and of RabbitMQ as a sink, beside a plain publisher and beside mq-bridge.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -24,6 +24,8 @@ use crate::record::{Bar, rounded};
 use crate::servers::{Receiver, Variant, python};
 use crate::wrk::{self, Seen};
 
+/// Routes whose globs are all looked at, because none matches.
+const ROUTES: usize = 100;
 const RABBITMQ: &str = "rabbitmq";
 const EXCHANGE: &str = "events";
 /// Events of `amqp-forward` at most.
@@ -36,6 +38,34 @@ const KILLED_SECONDS: u64 = 24;
 const KILLED_AFTER: Duration = Duration::from_secs(4);
 
 impl Bench<'_> {
+    /// Accepts while delivering, with a long table of routes and without one.
+    pub(super) async fn routes(&mut self) -> Result<()> {
+        let mut ratios = Vec::new();
+        for _ in 0..self.options.rounds {
+            let without = self.ran("routes", Variant::DELIVERING, 64, false).await?.seen.rate();
+            let (folder, journal) = self.empty("routes")?;
+            let table: String = (0..ROUTES)
+                .map(|number| {
+                    format!("[[route]]\nname = \"r{number}\"\ntypes = [\"lago.*.kind_{number}\"]\nto = [\"gateway\"]\n")
+                })
+                .chain(std::iter::once("[routes]\ndefault_route = [\"gateway\"]\n".to_owned()))
+                .collect();
+            let file = folder.join("config.toml");
+            std::fs::write(&file, table)?;
+            let settings = [("SIDECAR_CONFIG", file.display().to_string())];
+            let receiver = self.stage.start_with(Variant::DELIVERING, folder, &journal, &settings).await?;
+            let webhooks = self.stage.webhooks(Variant::DELIVERING);
+            let seen = wrk::drive(receiver.address, self.webhooks(&webhooks, 64, false)).await?;
+            ensure!(seen.not_2xx == 0 && seen.broken == 0, "{seen:?}");
+            receiver.drained(seen.requests as f64).await?;
+            receiver.end().await?;
+            self.records.put("routes", "outrigger, delivering, with routes", figures(&seen))?;
+            ratios.push(seen.rate() / without);
+        }
+        let what = format!("accept with {ROUTES} routes by glob over accept without, delivering");
+        self.records.bar("routes", &what, median(ratios), Bar::AtLeast(0.95))
+    }
+
     /// A backlog on its way to a quorum queue, confirmed, beside a publisher that has nothing else to do.
     pub(super) async fn amqp_forward(&mut self) -> Result<()> {
         let queued = self.options.queued.min(FORWARDED);
