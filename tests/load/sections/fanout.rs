@@ -40,9 +40,9 @@ const KILLED_AFTER: Duration = Duration::from_secs(4);
 impl Bench<'_> {
     /// Accepts while delivering, with a long table of routes and without one.
     pub(super) async fn routes(&mut self) -> Result<()> {
-        let mut ratios = Vec::new();
+        let (mut ratios, mut through) = (Vec::new(), Vec::new());
         for _ in 0..self.options.rounds {
-            let without = self.ran("routes", Variant::DELIVERING, 64, false).await?.seen.rate();
+            let without = self.ran("routes", Variant::DELIVERING, 64, false).await?;
             let (folder, journal) = self.empty("routes")?;
             let table: String = (0..ROUTES)
                 .map(|number| {
@@ -54,14 +54,20 @@ impl Bench<'_> {
             std::fs::write(&file, table)?;
             let settings = [("SIDECAR_CONFIG", file.display().to_string())];
             let receiver = self.stage.start_with(Variant::DELIVERING, folder, &journal, &settings).await?;
-            let webhooks = self.stage.webhooks(Variant::DELIVERING);
+            let (begin, webhooks) = (Instant::now(), self.stage.webhooks(Variant::DELIVERING));
             let seen = wrk::drive(receiver.address, self.webhooks(&webhooks, 64, false)).await?;
             ensure!(seen.not_2xx == 0 && seen.broken == 0, "{seen:?}");
             receiver.drained(seen.requests as f64).await?;
+            let end_to_end = seen.requests as f64 / begin.elapsed().as_secs_f64();
             receiver.end().await?;
-            self.records.put("routes", "outrigger, delivering, with routes", figures(&seen))?;
-            ratios.push(seen.rate() / without);
+            let mut figures = figures(&seen);
+            figures["end_to_end_rate"] = json!(rounded(end_to_end));
+            self.records.put("routes", "outrigger, delivering, with routes", figures)?;
+            ratios.push(seen.rate() / without.seen.rate());
+            through.push(end_to_end / without.end_to_end);
         }
+        let what = format!("end to end with {ROUTES} routes over end to end without");
+        self.records.put("routes", "ratio", json!({ "what": what, "seen": rounded(median(through)) }))?;
         let what = format!("accept with {ROUTES} routes by glob over accept without, delivering");
         self.records.bar("routes", &what, median(ratios), Bar::AtLeast(0.95))
     }
