@@ -16,6 +16,7 @@ use crate::error::{AppendError, JournalError, OpenError};
 use crate::event::{BodyDigest, EventId, NewEvent, Seq, StoredEvent};
 use crate::lease::Held;
 use crate::metrics::JournalMetrics;
+use crate::pace::Pace;
 use crate::recent::Recent;
 use crate::writer::Writer;
 
@@ -184,6 +185,7 @@ impl Journal {
             requests: received,
             tail,
             actions,
+            pace: Pace::default(),
             health,
             shared: Arc::clone(&shared),
             next_reopen: None,

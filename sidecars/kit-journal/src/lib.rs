@@ -17,6 +17,7 @@ mod judging;
 mod lease;
 mod lock;
 mod metrics;
+mod pace;
 mod packed;
 mod postgres;
 mod recent;

@@ -1,7 +1,7 @@
 //! The one thread that writes.
 //!
 //! It takes whatever has queued up during the last sync and commits it in one go: group commit
-//! without a timer. After a failed commit the store counts as poisoned: everything is refused until
+//! (`pace.rs` says when it waits a moment for more). After a failed commit the store counts as poisoned: everything is refused until
 //! it has been reopened and what it shows is known to be on the disk.
 
 use std::ops::Range;
@@ -18,6 +18,7 @@ use crate::engine::{ActionOutcome, Commit, Committed, Engine, Purge, Verdict};
 use crate::error::{AppendError, JournalError};
 use crate::event::{Seq, StoredEvent};
 use crate::journal::{Appended, Health, READERS, Reply, Request, Shared};
+use crate::pace::Pace;
 
 /// At most this many requests in one commit …
 const GROUP_REQUESTS: usize = 512;
@@ -45,6 +46,7 @@ pub(crate) struct Writer {
     pub(crate) requests: mpsc::Receiver<Request>,
     pub(crate) tail: watch::Sender<Seq>,
     pub(crate) actions: watch::Sender<u64>,
+    pub(crate) pace: Pace,
     pub(crate) health: watch::Sender<Health>,
     pub(crate) shared: Arc<Shared>,
     /// Set while the store is poisoned.
@@ -129,7 +131,7 @@ impl Writer {
     fn take_group(&mut self, first: Option<Request>) -> bool {
         let mut commit = Commit { at: self.clock.now(), age: self.age.now(), ..Commit::default() };
         let mut waiting = Waiting::default();
-        let (mut bytes, mut requests, mut closing) = (0, 0, false);
+        let (mut bytes, mut requests, mut closing, mut lingered) = (0, 0, false, false);
         let mut leases = Vec::new();
         let mut next = first;
         while let Some(request) = next.take() {
@@ -184,7 +186,15 @@ impl Writer {
                 break;
             }
             next = self.requests.try_recv().ok();
+            if next.is_none()
+                && !std::mem::replace(&mut lingered, true)
+                && let Some(moment) = self.pace.linger(commit.appends.len())
+            {
+                std::thread::sleep(moment);
+                next = self.requests.try_recv().ok();
+            }
         }
+        self.pace.gathered(commit.appends.len());
         self.shared.metrics.queued.set(i64::try_from(self.requests.len()).unwrap_or(i64::MAX));
         self.commit_group(commit, waiting);
         for request in leases {
@@ -231,6 +241,7 @@ impl Writer {
                 self.look_later();
                 age.into_iter().for_each(|age| self.age.saved(age));
                 if committed.synced {
+                    self.pace.committed(took);
                     self.shared.metrics.committed(took, appends);
                     if shows_room {
                         self.works_again();
