@@ -84,7 +84,8 @@ impl Bench {
             Journal::open(&section, Arc::clone(&clock), &mut Registry::default()).expect("a good journal opens");
         let status = Arc::new(Mutex::new(SinkStatus { circuit: "closed", ..SinkStatus::default() }));
         let sinks = Arc::new(BTreeMap::from([(SINK.to_owned(), status)]));
-        let (routes, openapi) = api::router(ApiState { journal, clock, sinks }).split_for_parts();
+        let (routes, openapi) =
+            api::router(ApiState { journal, clock, sinks, choosy: api::Choosy::default() }).split_for_parts();
         let metrics = Arc::new(Metrics::new("fuzz", "0"));
         let token = Some(Secret::from(TOKEN.to_owned()));
         let app = router(AdminState { metrics, readiness: Readiness::default(), token, api: routes, openapi });

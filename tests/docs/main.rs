@@ -1,6 +1,8 @@
-//! The documents against the code: what they name must exist.
+//! The documents against the code: what they name must exist, and what they tell people to type must do what they say.
 
 #![allow(clippy::unwrap_used)]
+
+mod walkthrough;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

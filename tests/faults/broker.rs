@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use kit_lago::stand_in::billing::{Profile, Subscription};
 use kit_workbench::broker::Broker;
 use kit_workbench::chaos::{ChaosProxy, Direction, Fault};
+use kit_workbench::database::Database;
 use kit_workbench::ledger::SentRequest;
 use kit_workbench::load::{self, LoadControl, LoadOptions, Pacing};
 use outrigger_tests::experiment::{Outcome, Trial};
@@ -357,7 +358,19 @@ async fn confirms_one(rig: &Rig) -> Result<()> {
 
 /// F12: usage comes from a queue while the daemon and the broker are killed: each event is billed once, as it was
 /// published, and what is no usage lies in the queue of dead letters.
-pub(crate) async fn usage_from_a_queue_is_billed_once_whatever_dies(mut trial: Trial) -> Result<Outcome> {
+pub(crate) async fn usage_from_a_queue_is_billed_once_whatever_dies(trial: Trial) -> Result<Outcome> {
+    usage_from_a_queue(trial, None).await
+}
+
+/// F12: the same with the journal in PostgreSQL, whose lease the killed daemon leaves behind.
+pub(crate) async fn usage_from_a_queue_is_billed_once_from_a_journal_in_postgresql(trial: Trial) -> Result<Outcome> {
+    let server = tokio::task::spawn_blocking(|| Database::start(&[])).await??;
+    server.create("journal")?;
+    usage_from_a_queue(trial, Some(server.url("journal"))).await
+}
+
+/// In SQLite, or in the database at a URL.
+async fn usage_from_a_queue(mut trial: Trial, database: Option<String>) -> Result<Outcome> {
     const BETWEEN: u64 = 150;
     if let Some(skipped) = installed() {
         return Ok(skipped);
@@ -373,6 +386,10 @@ pub(crate) async fn usage_from_a_queue_is_billed_once_whatever_dies(mut trial: T
     let profile = Profile::ALL.into_iter().next().context("a kind of Lago")?;
     let mut rig = Rig::tracker(profile, &settings).await?;
     rig.set("AMQP_URL", &broker.url());
+    if let Some(url) = database {
+        rig.set("SIDECAR_JOURNAL__ENGINE", "postgres");
+        rig.set("DATABASE_URL", &url);
+    }
     let lago = rig.lago.take().context("a tracker's rig has a Lago")?;
     lago.put_subscription(Subscription::active("s-1", "c-1", "plan", "2025-01-01T00:00:00Z".parse()?));
     let state = Arc::clone(lago.state());

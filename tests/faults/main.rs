@@ -141,6 +141,7 @@ fn main() -> ExitCode {
         experiment!("F4", images::every_crash_image_opens_and_holds_what_was_acknowledged, 2_000, 100_000),
         experiment!("F12", broker::a_broker_that_dies_gets_everything_once_it_is_back, 10, 200),
         experiment!("F12", broker::usage_from_a_queue_is_billed_once_whatever_dies, 3, 60),
+        experiment!("F12", broker::usage_from_a_queue_is_billed_once_from_a_journal_in_postgresql, 3, 60),
         experiment!("F13", broker::a_silent_broker_is_noticed_and_sent_everything_again, 10, 200),
         experiment!("F14", broker::an_alarm_holds_up_the_broker_alone, 3, 50),
         experiment!("F15", broker_frames::every_return_is_matched_to_its_own_message, 2, 200),

@@ -12,6 +12,9 @@ pub const DIRECTORY_VARIABLE: &str = "OUTRIGGER_BIN_DIR";
 /// Every daemon of the repository, by the name of its binary.
 pub const DAEMONS: [&str; 2] = ["lago-webhook-processor", "lago-usage-tracker"];
 
+/// The command line's binary and package.
+const COMMAND_LINE: &str = "outrigger";
+
 /// The top of the repository.
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests lie in a folder of the repository")
@@ -26,10 +29,24 @@ pub fn repository() -> &'static Path {
 /// The binary is not there, or cannot be built.
 pub fn daemon(name: &str) -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    binary(name, &DAEMONS, &BUILT)
+}
+
+/// The path of the command line's binary; found and built as [`daemon`]'s.
+///
+/// # Errors
+/// The binary is not there, or cannot be built.
+pub fn command_line() -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    binary(COMMAND_LINE, &[COMMAND_LINE], &BUILT)
+}
+
+fn binary(name: &str, packages: &[&str], built: &OnceLock<Result<PathBuf, String>>) -> Result<PathBuf> {
     let directory = match std::env::var_os(DIRECTORY_VARIABLE) {
         Some(directory) => repository().join(directory),
         None => {
-            BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)?
+            let build = || build(packages).map_err(|error| format!("{error:#}"));
+            built.get_or_init(build).clone().map_err(anyhow::Error::msg)?
         }
     };
     let binary = directory.join(name);
@@ -37,7 +54,7 @@ pub fn daemon(name: &str) -> Result<PathBuf> {
     Ok(binary)
 }
 
-fn build() -> Result<PathBuf> {
+fn build(packages: &[&str]) -> Result<PathBuf> {
     let own = std::env::current_exe().context("find the running test")?;
     // target/<profile>/deps/<test>
     let profile = own.ancestors().nth(2).context("the test lies outside a target directory")?;
@@ -46,10 +63,10 @@ fn build() -> Result<PathBuf> {
     if profile.ends_with("release") {
         cargo.arg("--release");
     }
-    for name in DAEMONS {
+    for name in packages {
         cargo.args(["-p", name]);
     }
     let status = cargo.status().context("run cargo")?;
-    ensure!(status.success(), "cargo build of the daemons ended with {status}");
+    ensure!(status.success(), "cargo build of {packages:?} ended with {status}");
     Ok(profile.to_owned())
 }

@@ -248,8 +248,9 @@ fn newest_server() -> io::Result<PathBuf> {
     newest.map(|version| Path::new(SERVERS).join(format!("{version}/bin"))).ok_or_else(missing)
 }
 
-/// The user that servers run as where we are root, which they refuse to be: Debian's `postgres`, or nobody.
-fn server_user() -> Option<(u32, u32)> {
+/// User and group that servers run as where we are root, which they refuse to be: Debian's `postgres`, or nobody.
+/// `None` where we are somebody else.
+pub fn server_user() -> Option<(u32, u32)> {
     if !rustix::process::geteuid().is_root() {
         return None;
     }

@@ -95,6 +95,11 @@ async fn pass_by_once(journal: &Journal) -> Result<(), JournalError> {
     settled
 }
 
+/// Whether an event is for the gateway.
+pub(crate) fn wants(head: &EventHead) -> bool {
+    head.source == SOURCE
+}
+
 /// The gateway takes these events and nothing else.
 #[derive(Debug)]
 pub(crate) struct Gateway(pub(crate) HttpSink);
@@ -105,7 +110,7 @@ impl Sink for Gateway {
     }
 
     fn wants(&self, head: &EventHead) -> bool {
-        head.source == SOURCE
+        wants(head)
     }
 
     fn deliver<'a>(&'a self, event: &'a StoredEvent) -> BoxFuture<'a, Outcome> {

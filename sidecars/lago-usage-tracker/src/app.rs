@@ -13,7 +13,7 @@ use kit::run::{Daemon, StartError};
 use kit::secret::Secret;
 use kit::serve::Limits;
 use kit::telemetry::Metrics;
-use kit_delivery::api::ApiState;
+use kit_delivery::api::{ApiState, Choosy, Wants};
 use kit_delivery::config::GatewaySection;
 use kit_delivery::start::{self, Served, configuration};
 use kit_delivery::{DeliveryMetrics, DispatcherSettings, HttpSink, Sink, SinkStatus};
@@ -37,8 +37,8 @@ use crate::queue;
 use crate::reconcile::{Books, Reconciler};
 use crate::redrive::Redrive;
 use crate::resolve::{self, RESOLVE, Resolver};
-use crate::rollup::Rollup;
-use crate::sender::{LagoSink, SINK};
+use crate::rollup::{self, Rollup};
+use crate::sender::{self, LagoSink, SINK};
 use crate::webhooks::Webhooks;
 
 /// Largest request head: a token and an id.
@@ -163,7 +163,7 @@ impl Daemon for LagoUsageTracker {
         let limits = Limits::new(&config.listen, &config.stop, PUBLIC_HEAD);
         // Producers choose transaction ids, and ask for them in the path.
         let limits = Limits { any_path: true, ..limits };
-        let api_state = ApiState { journal, clock, sinks: Arc::new(sinks) };
+        let api_state = ApiState { journal, clock, sinks: Arc::new(sinks), choosy: choosy() };
         let served = Served {
             business: http::router(intake),
             limits,
@@ -175,6 +175,17 @@ impl Daemon for LagoUsageTracker {
         };
         start::serve(shell, &config, &config.admin, served).await
     }
+}
+
+/// Every sink takes one kind of event and counts the others.
+fn choosy() -> Choosy {
+    let sinks: [(_, Wants); 4] = [
+        (SINK, sender::wants),
+        (RESOLVE, resolve::wants),
+        (rollup::SINK, rollup::wants),
+        (alerts::SINK, alerts::wants),
+    ];
+    Arc::new(BTreeMap::from(sinks))
 }
 
 /// What every part of the daemon is made with.

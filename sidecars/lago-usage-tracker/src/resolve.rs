@@ -180,13 +180,18 @@ fn unavailable(error: &dyn std::error::Error) -> Outcome {
     Outcome::withheld(format!("the journal cannot be asked now: {}", chain(error)), AGAIN)
 }
 
+/// Whether an event names only its customer.
+pub(crate) fn wants(head: &EventHead) -> bool {
+    head.event_type == UNRESOLVED
+}
+
 impl Sink for Resolver {
     fn name(&self) -> &str {
         RESOLVE
     }
 
     fn wants(&self, head: &EventHead) -> bool {
-        head.event_type == UNRESOLVED
+        wants(head)
     }
 
     fn batching(&self) -> Batching {

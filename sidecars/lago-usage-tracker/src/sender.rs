@@ -271,13 +271,18 @@ impl LagoSink {
     }
 }
 
+/// Whether an event is what Lago gets.
+pub(crate) fn wants(head: &EventHead) -> bool {
+    head.event_type == READY
+}
+
 impl Sink for LagoSink {
     fn name(&self) -> &str {
         SINK
     }
 
     fn wants(&self, head: &EventHead) -> bool {
-        head.event_type == READY
+        wants(head)
     }
 
     fn batching(&self) -> Batching {

@@ -13,7 +13,7 @@ use kit::serve::Limits;
 use kit::telemetry::Metrics;
 use kit_amqp::AmqpMetrics;
 use kit_delivery::DispatcherSettings;
-use kit_delivery::api::ApiState;
+use kit_delivery::api::{ApiState, Choosy};
 use kit_delivery::start::{self, Served, configuration};
 use kit_journal::{Journal, JournalTask};
 use kit_routes::{Base, Builder, BuiltSink, Routed, SinkError};
@@ -117,7 +117,7 @@ impl LagoWebhookProcessor {
             keep_tokens,
         );
         let limits = Limits::new(&config.listen, &config.stop, head);
-        let api_state = ApiState { journal, clock, sinks: Arc::new(routed.sinks) };
+        let api_state = ApiState { journal, clock, sinks: Arc::new(routed.sinks), choosy: Choosy::default() };
         let served = Served {
             business: http::router(Arc::new(intake)),
             limits,

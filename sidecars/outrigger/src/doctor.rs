@@ -232,6 +232,7 @@ mod tests {
                 circuit: "closed".to_owned(),
                 in_flight: 0,
                 stalled: false,
+                standby: false,
                 last_error: Some("answered 503".to_owned()),
                 last_error_at: None,
             }),

@@ -47,6 +47,9 @@ pub(crate) struct Status {
     /// An older daemon does not say it.
     #[serde(default)]
     pub(crate) stalled: bool,
+    /// An older daemon does not say it.
+    #[serde(default)]
+    pub(crate) standby: bool,
     pub(crate) last_error: Option<String>,
     pub(crate) last_error_at: Option<String>,
 }
@@ -113,12 +116,14 @@ fn show(sinks: &[Sink]) -> anyhow::Result<()> {
         "of these retrying",
         "parked",
         "dropped",
+        "filtered",
         "circuit",
         "last error",
     ]);
     for sink in sinks {
         let status = sink.status.as_ref();
-        let circuit = status.map_or("–", |status| status.circuit.as_str());
+        // A circuit says nothing where another replica delivers.
+        let doing = status.map_or("–", |status| if status.standby { "standby" } else { &status.circuit });
         let stalled = status.is_some_and(|status| status.stalled);
         table.add_row(vec![
             sink.name.clone(),
@@ -128,7 +133,8 @@ fn show(sinks: &[Sink]) -> anyhow::Result<()> {
             sink.retrying.to_string(),
             sink.parked.to_string(),
             sink.dropped.to_string(),
-            [circuit, if sink.paused { ", paused" } else { "" }, if stalled { ", stalled" } else { "" }].concat(),
+            sink.filtered.to_string(),
+            [doing, if sink.paused { ", paused" } else { "" }, if stalled { ", stalled" } else { "" }].concat(),
             safe(status.and_then(|status| status.last_error.as_deref()).unwrap_or("–")),
         ]);
     }

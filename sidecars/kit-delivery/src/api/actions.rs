@@ -10,7 +10,8 @@ use kit_journal::engine::{Action, ActionOutcome, AuditRecord};
 use kit_journal::{DeliveryState, EventFilter, Seq};
 use serde_json::{Value, json};
 
-use super::query::{EXAMINE, filter, within_bounds};
+use super::query::{filter, within_bounds};
+use super::unlisted::is_only_counted;
 use super::{ActionResult, ApiError, ApiState, DropRequest, ErrorBody, ReplayRequest, Selection};
 
 /// Deliveries changed in one commit.
@@ -136,8 +137,13 @@ async fn change(
     loop {
         let page = read_page(state, filter.clone(), before).await?;
         before = page.next;
-        let seqs: Vec<Seq> = page.found.iter().map(|found| found.event.seq).collect();
-        result.matched += seqs.len() as u64;
+        // What a sink has only counted as filtered is not for it, and to the journal it looks delivered.
+        let (counted, there): (Vec<_>, Vec<_>) = page.found.iter().partition(|found| is_only_counted(found, &sink));
+        let seqs: Vec<Seq> = there.into_iter().map(|found| found.event.seq).collect();
+        result.matched += page.found.len() as u64;
+        if !dry_run {
+            result.unchanged += counted.len() as u64;
+        }
         if !dry_run && !seqs.is_empty() {
             let outcomes = state.journal.act(vec![action(&sink, seqs, result.changed)]).await?;
             for ActionOutcome { changed, unchanged, unavailable } in outcomes {
@@ -162,7 +168,7 @@ async fn read_page(
 ) -> Result<kit_journal::engine::Page, ApiError> {
     // Ids come in one page: looking them up again for a second one would cost as much as the first.
     let limit = if filter.ids.is_empty() { PAGE } else { u32::MAX };
-    Ok(state.journal.browse(move |reader| reader.search(&filter, before, limit, EXAMINE)).await?)
+    Ok(state.search(filter, before, limit).await?)
 }
 
 fn is_empty(select: &Selection) -> bool {

@@ -4,6 +4,7 @@
 mod actions;
 mod model;
 mod query;
+mod unlisted;
 mod views;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use utoipa_axum::routes;
 
 use crate::dispatcher::SinkStatus;
 pub use model::*;
+pub use unlisted::{Choosy, Wants};
 
 /// What the API works on.
 #[derive(Clone, Debug)]
@@ -29,6 +31,8 @@ pub struct ApiState {
     pub clock: SharedClock,
     /// What each sink is doing, by name.
     pub sinks: Arc<BTreeMap<String, Arc<Mutex<SinkStatus>>>>,
+    /// Sinks that only count what they pass by, and which events they want.
+    pub choosy: Choosy,
 }
 
 impl ApiState {

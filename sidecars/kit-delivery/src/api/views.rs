@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use kit_journal::EventFilter;
 use kit_journal::engine::{Found, Page};
 
-use super::query::{AuditQuery, EXAMINE, LARGEST_IDS, ListQuery, event_id};
+use super::query::{AuditQuery, LARGEST_IDS, ListQuery, event_id};
 use super::{
     ApiError, ApiState, AttemptView, AuditPage, DeliveryEntry, DeliveryPage, ErrorBody, EventDetail, EventPage,
     EventView, SinkView, StatisticsView,
@@ -45,7 +45,7 @@ async fn search(state: &ApiState, query: &ListQuery) -> Result<Page, ApiError> {
             return Ok(Page { found: Vec::new(), next: None, examined: 0 });
         }
     }
-    let mut page = state.journal.browse(move |reader| reader.search(&filter, cursor, limit, EXAMINE)).await?;
+    let mut page = state.search(filter, cursor, limit).await?;
     if let Some((source, key)) = &name {
         // Now and then another key's event is remembered under it.
         page.found.retain(|found| found.event.head.source == *source && found.event.head.key == *key);
@@ -86,7 +86,9 @@ async fn find(state: &ApiState, id: &str) -> Result<(Found, Attempts), ApiError>
         let Some(found) = reader.found(seq)? else { return Ok(None) };
         Ok(Some((found, reader.attempts(seq)?)))
     });
-    found.await?.ok_or_else(|| ApiError::not_found("event"))
+    let (mut found, attempts) = found.await?.ok_or_else(|| ApiError::not_found("event"))?;
+    state.tell_apart(&mut found);
+    Ok((found, attempts))
 }
 
 /// Deliveries: one entry for each event and sink.

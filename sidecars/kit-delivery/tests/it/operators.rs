@@ -4,9 +4,12 @@ use kit::clock::{Clock as _, SystemClock};
 use kit_journal::engine::Action;
 use kit_journal::{DeliveryState, Seq};
 use kit_workbench::gateway::Behaviour;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::bench::*;
+use crate::unreadable::Trouble;
 
 fn replay(seqs: Vec<Seq>) -> Action {
     Action::Replay { sink: "gateway".to_owned(), seqs, from: SystemClock.now(), spacing_ms: 0.0 }
@@ -127,6 +130,7 @@ async fn a_paused_sink_takes_nothing_also_after_a_restart_and_dropped_ones_are_n
         bench.append(&format!("a/{n}")).await;
     }
     bench.journal.act(vec![give_up(vec![2, 4])]).await.unwrap();
+    // Nothing is to happen, for which there is nothing to wait: time itself is the condition.
     let deadline = Instant::now() + Duration::from_millis(300);
     while Instant::now() < deadline {
         assert_eq!(bench.gateway.counts().received, 0);
@@ -154,7 +158,10 @@ async fn the_rate_is_kept() {
 /// A replay that waits in memory behind a pause is dropped there too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_that_is_dropped_again_is_not_sent() {
-    let mut bench = Bench::new(Behaviour::status(400), |_| {}).await;
+    let reading = Arc::new(Trouble::default());
+    let seen = Arc::clone(&reading);
+    let wrap = move |inner| seen.in_front_of(inner);
+    let mut bench = Bench::over_readers(Behaviour::status(400), |_| {}, wrap).await;
     for n in 0..10 {
         bench.append(&format!("a/{n}")).await;
     }
@@ -162,9 +169,8 @@ async fn a_replay_that_is_dropped_again_is_not_sent() {
     bench.gateway.set_behaviour(Behaviour::Ok);
     bench.journal.act(vec![pause(true)]).await.unwrap();
     bench.journal.act(vec![replay((1..=10).collect())]).await.unwrap();
-    bench.wait("asking for them again", |row| row.open == 10).await;
-    // The replays are taken up meanwhile; if they were not, the test would hold all the same.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // What the engine has been given it has in memory before it sees what is asked for next.
+    bench.until("taking the replays up", |_| reading.replays_given.load(Ordering::SeqCst) >= 10).await;
     bench.journal.act(vec![give_up((1..=10).collect())]).await.unwrap();
     bench.journal.act(vec![pause(false)]).await.unwrap();
     let seq = bench.append("b/1").await;
@@ -185,7 +191,8 @@ async fn a_retry_ahead_of_the_cursor_that_is_dropped_is_not_sent() {
     bench.append("a/stuck").await;
     let failing = bench.append("a/failing").await;
     bench.gateway.wait_for(2, DEADLINE).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // Its row stays in memory until the cursor comes by, so that the journal does not show it: the status does.
+    bench.until("judging the answer", |bench| bench.status().last_error.is_some()).await;
     bench.journal.act(vec![give_up(vec![failing])]).await.unwrap();
     let row = bench.all_settled().await;
     assert_eq!((row.delivered, row.dropped), (1, 1));

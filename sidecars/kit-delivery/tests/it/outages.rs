@@ -80,6 +80,7 @@ async fn an_event_that_only_gets_resets_is_parked_when_others_get_through() {
     while bench.sink().await.parked == 0 {
         assert!(Instant::now() < deadline, "never parked: {:?}", bench.sink().await);
         bench.append("b/1").await;
+        // Between two events that get through. What is waited for is the dead letter.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert!(bench.reason(seq).await.starts_with("gave up after"), "{}", bench.reason(seq).await);

@@ -13,7 +13,7 @@ use crate::bench::*;
 
 /// What reading says; what is not named here can be read.
 #[derive(Default)]
-struct Trouble {
+pub(crate) struct Trouble {
     failing: AtomicBool,
     damaged: AtomicBool,
     asked: AtomicU64,
@@ -21,6 +21,15 @@ struct Trouble {
     ranges_asked: AtomicU64,
     /// Up to here there is nothing but one damaged record, this one.
     gap_to: AtomicI64,
+    /// Replays that the engine has been given.
+    pub(crate) replays_given: AtomicU64,
+}
+
+impl Trouble {
+    /// A reader that says this.
+    pub(crate) fn in_front_of(self: &Arc<Self>, inner: Box<dyn Reader>) -> Box<dyn Reader> {
+        Box::new(Troubled { inner, trouble: Arc::clone(self) })
+    }
 }
 
 struct Troubled {
@@ -80,7 +89,9 @@ impl Reader for Troubled {
         now: Timestamp,
         limit: u32,
     ) -> Result<(Vec<ExceptionRow>, Option<Timestamp>), JournalError> {
-        self.inner.replays(sink, now, limit)
+        let found = self.inner.replays(sink, now, limit)?;
+        self.trouble.replays_given.fetch_add(found.0.len() as u64, Ordering::SeqCst);
+        Ok(found)
     }
 
     fn sink(&mut self, name: &str) -> Result<SinkRow, JournalError> {
@@ -132,7 +143,7 @@ async fn troubled(failures: u32, trouble: &Arc<Trouble>) -> Bench {
         if subject_is(head, "a/1") && head.attempt == 1 { Behaviour::status(500) } else { Behaviour::Ok }
     });
     let trouble = Arc::clone(trouble);
-    let wrap = move |inner| Box::new(Troubled { inner, trouble: Arc::clone(&trouble) }) as Box<dyn Reader>;
+    let wrap = move |inner| trouble.in_front_of(inner);
     Bench::over_readers(first_fails, |section| section.circuit.failures = failures, wrap).await
 }
 

@@ -1,4 +1,4 @@
-//! One record a key, for as long as the window; groups that are stored together, or instead of others.
+//! One record a key, for as long as the window; events that are stored instead of others.
 
 use kit::clock::Timestamp;
 use kit_journal::engine::{Commit, Purge, Settlement, Verdict};
@@ -13,7 +13,6 @@ crate::of_every_engine!(
     only_duplicates_cost_no_sync,
     thousands_of_keys_are_known_also_after_a_restart,
     keys_are_forgotten_after_the_window_and_not_before,
-    a_group_that_contradicts_what_is_known_is_withheld_as_a_whole,
     a_key_is_known_in_all_its_scopes,
     what_takes_the_place_of_others_is_stored_only_with_their_settlement,
 );
@@ -94,21 +93,6 @@ fn keys_are_forgotten_after_the_window_and_not_before(mut bench: Bench) {
     }
     assert!(bench.append(vec![append("young", "{}")])[0].duplicate);
     assert!(!bench.append(vec![append("old-3", "{}")])[0].duplicate);
-}
-
-fn a_group_that_contradicts_what_is_known_is_withheld_as_a_whole(mut bench: Bench) {
-    bench.append_together(vec![usage("s", "a", "1"), usage("s", "b", "1")]);
-
-    let withheld = bench.append_together(vec![usage("s", "c", "1"), usage("s", "a", "other"), usage("s", "d", "1")]);
-    assert!(withheld[0].withheld && withheld[2].withheld && !withheld[0].duplicate);
-    assert!(withheld[1].duplicate && withheld[1].id == usage("s", "a", "1").head().id);
-    assert_eq!(bench.engine().last_seq(), 2);
-
-    let within = bench.append_together(vec![usage("s", "e", "1"), usage("s", "e", "2")]);
-    assert!(within.iter().all(|verdict| verdict.withheld), "{within:?}");
-
-    let stored = bench.append_together(vec![usage("s", "a", "1"), usage("s", "c", "1"), usage("other", "a", "2")]);
-    assert_eq!(stored.iter().map(|v| (v.duplicate, v.seq)).collect::<Vec<_>>(), [(true, 1), (false, 3), (false, 4)]);
 }
 
 fn a_key_is_known_in_all_its_scopes(mut bench: Bench) {

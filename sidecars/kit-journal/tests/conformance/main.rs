@@ -10,6 +10,7 @@ mod reading;
 mod refusals;
 mod sharing;
 mod tls;
+mod together;
 
 /// Makes a test of each of these functions for every engine.
 #[macro_export]

@@ -15,8 +15,9 @@ crate::of_every_engine!(
 
 fn bodies_come_back_byte_for_byte(mut bench: Bench) {
     let large = "x".repeat(3 << 20);
-    let bodies = ["", "{}", "\u{0}\u{1}\\ \"ü\u{10ffff}", &large];
+    let bodies = ["", "{\"a\":1.10,\"b\":\"\\u0026\"}", "\u{0}\u{1}\\ \"ü\u{10ffff}", &large];
     bench.append(bodies.iter().enumerate().map(|(n, body)| append(&format!("nul \u{0} {n}"), body)).collect());
+    bench.restart();
     let (events, _) = bench.reader().events_after(SINK, 0, 10, 1 << 30).unwrap();
     for (event, body) in events.iter().zip(bodies) {
         assert_eq!(event.body, body.as_bytes());
@@ -58,6 +59,7 @@ fn searches_page_through_everything_once(mut bench: Bench) {
     let one = filter(|filter| filter.ids = vec![append("7", "{}").head().id]);
     let subject = filter(|filter| filter.subject = Some("invoice/11".to_owned()));
     let glob = EventFilter::default().with_type("lago.invoice.*").unwrap();
+    let none = EventFilter::default().with_type("lago.customer.*").unwrap();
     for (filter, limit, examine, expected) in [
         (&parked, 7, 10_000, 100),
         (&parked, 1_000, 13, 100),
@@ -66,6 +68,7 @@ fn searches_page_through_everything_once(mut bench: Bench) {
         (&subject, 10, 60, 1),
         (&glob, 33, 10_000, 450),
         (&glob, 10_000, 64, 450),
+        (&none, 500, 100, 0),
     ] {
         let (mut before, mut seen) = (None, Vec::new());
         for round in 0.. {
@@ -73,6 +76,8 @@ fn searches_page_through_everything_once(mut bench: Bench) {
             let page = bench.reader().search(filter, before, limit, examine).unwrap();
             assert!(page.examined <= examine && page.found.len() <= limit as usize);
             assert!(page.found.iter().all(|found| found.event.body.is_empty() && found.body_bytes == 2));
+            let is_wanted = |state| filter.state.is_none_or(|wanted| wanted == state);
+            assert!(page.found.iter().all(|found| is_wanted(found.deliveries[SINK].state)), "{filter:?}");
             seen.extend(page.found.iter().map(|found| found.event.seq));
             before = page.next;
             if before.is_none() {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use kit::clock::{SharedClock, Timestamp};
 use kit::lifecycle::StopToken;
 use kit_journal::engine::{Action, ExceptionRow, Reader, Settlement};
-use kit_journal::{AppendError, EventFilter, Held, Journal, JournalError, NewEvent, Seq, StoredEvent};
+use kit_journal::{AppendError, EventFilter, EventHead, Held, Journal, JournalError, NewEvent, Seq, StoredEvent};
 
 use crate::admit::{READY, ROLLUP, Stored};
 use crate::catalogue::{Catalogue, Failed, Known};
@@ -55,6 +55,11 @@ pub(crate) struct Rollup {
     pub(crate) checks: ChecksSection,
     pub(crate) section: RollupSection,
     pub(crate) metrics: UsageMetrics,
+}
+
+/// Whether an event is to be added up with others.
+pub(crate) fn wants(head: &EventHead) -> bool {
+    head.event_type == ROLLUP
 }
 
 /// What one commit is to hold.
@@ -220,7 +225,7 @@ fn read_step(
             break false;
         };
         for event in events {
-            if event.head.event_type == ROLLUP {
+            if wants(&event.head) {
                 // What is further ahead was received before a clock was set back, and nothing is to wait for that.
                 if (over..over.plus_millis(window)).contains(&event.at) {
                     break 'read false;

@@ -261,3 +261,53 @@ async fn a_gateway_that_is_not_configured_any_more_is_waited_for_by_nothing() {
         .until_sinks("passing by", |sinks| sinks["gateway"]["pending"] == 0 && sinks["gateway"]["filtered"] == 6)
         .await;
 }
+
+/// Each sink takes one kind of event. To the others an event is filtered: it is listed so, and there is nothing to send again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_for_a_sink_is_listed_as_filtered_and_not_sent_there_by_a_replay() {
+    let gateway = Gateway::start(GatewayOptions::default()).await.unwrap();
+    let url = gateway.url();
+    let bench = Bench::beside(Profile::V1_39, &[("SIDECAR_GATEWAY__URL", &url)], prepare).await;
+    bench.report(&(0..3).map(event).collect::<Vec<_>>()).await;
+    let is_done = |sinks: &Value| {
+        sinks["lago"]["delivered"] == 3 && sinks["gateway"]["filtered"] == 3 && sinks["resolve"]["filtered"] == 3
+    };
+    let before = bench.until_sinks("sending", is_done).await;
+
+    let events = bench.api("/api/v1/events").await["events"].as_array().unwrap().clone();
+    assert_eq!(events.len(), 3);
+    for event in &events {
+        let shown = bench.api(&format!("/api/v1/events/{}", event["id"].as_str().unwrap())).await;
+        for deliveries in [&event["deliveries"], &shown["deliveries"]] {
+            let states = ["lago", "gateway", "resolve"].map(|sink| deliveries[sink]["state"].as_str().unwrap());
+            assert_eq!(states, ["delivered", "filtered", "filtered"], "{shown}");
+        }
+    }
+    for (query, count) in [
+        ("state=filtered&sink=gateway", 3),
+        ("state=delivered&sink=gateway", 0),
+        ("state=delivered&sink=lago", 3),
+        ("state=filtered&sink=lago", 0),
+        ("state=filtered", 3),
+        ("state=delivered", 3),
+    ] {
+        let listed = bench.api(&format!("/api/v1/events?{query}")).await;
+        assert_eq!(listed["events"].as_array().unwrap().len(), count, "{query}: {listed}");
+    }
+    let ids: Vec<&str> = events.iter().map(|event| event["id"].as_str().unwrap()).collect();
+    for (select, matched) in [
+        (json!({ "sink": "gateway", "ids": ids }), 3),
+        (json!({ "sink": "gateway", "state": "filtered" }), 3),
+        (json!({ "sink": "gateway", "state": "delivered" }), 0),
+    ] {
+        let replayed = bench.act_with("/api/v1/deliveries/replay", &json!({ "select": select })).await;
+        let counts = ["matched", "changed", "unchanged", "unavailable"].map(|name| replayed[name].as_u64().unwrap());
+        assert_eq!(counts, [matched, 0, matched, 0], "{select}: {replayed}");
+    }
+    let after = bench.until_sinks("counting", is_done).await;
+    for sink in ["gateway", "resolve"] {
+        assert_eq!(after[sink]["delivered"], before[sink]["delivered"]);
+        assert_eq!(after[sink]["pending"], 0);
+    }
+    assert!(gateway.received().is_empty(), "usage is no alert");
+}

@@ -39,6 +39,7 @@ async fn at_its_maximum_the_journal_answers_503_and_takes_events_again_when_ther
     let deadline = Instant::now() + DEADLINE;
     while bench.send_body(&body).await.status != 200 {
         assert!(Instant::now() < deadline, "deliveries and the purge make room");
+        // Between two tries. What is waited for is a 200.
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     bench.gateway.wait_for_unique(taken + 1, DEADLINE).await.unwrap();

@@ -195,6 +195,7 @@ async fn tail_prints_what_arrives() {
     while !tail.stdout().contains("lago.invoice.created") {
         assert!(Instant::now() < deadline, "{}", tail.stderr());
         bench.send("invoice.created", 1);
+        // Between two events. What is waited for is a line about one.
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     assert!(!tail.stdout().contains("lago.fee.created"), "only what comes after the start");

@@ -1,54 +1,7 @@
-//! One record a key, for as long as the window, in bounded memory.
+//! Keys in bounded memory and on disk: what is special to this engine. The promises themselves are asked of every engine in
+//! `tests/conformance`.
 
 use super::*;
-
-#[test]
-fn a_repeated_event_is_the_same_event_also_within_a_commit_and_across_a_restart() {
-    let mut bench = Bench::new();
-    let both = bench.append(vec![append("k", "{}"), append("k", "{}")]);
-
-    assert!(!both[0].duplicate && both[1].duplicate);
-    assert_eq!((both[0].id, both[0].seq), (both[1].id, both[1].seq));
-
-    bench.restart();
-    let again = bench.append(vec![append("k", "{}")]);
-    assert!(again[0].duplicate);
-    assert_eq!(again[0].id, both[0].id);
-}
-
-#[test]
-fn another_body_under_a_known_key_is_a_new_event_that_says_so() {
-    let mut bench = Bench::new();
-    bench.append(vec![append("k", "{}")]);
-
-    let other = bench.append(vec![append("k", "[]")]);
-    assert!(other[0].conflict && !other[0].duplicate);
-    let repeated = bench.append(vec![append("k", "[]"), append("k", "{}")]);
-    assert!(repeated[0].duplicate && repeated[1].duplicate);
-
-    let stored = bench.reader().event(other[0].seq).unwrap().unwrap();
-    assert!(stored.head.conflict);
-    assert!(!bench.reader().event(1).unwrap().unwrap().head.conflict);
-}
-
-#[test]
-fn where_the_key_alone_identifies_the_first_arrival_wins() {
-    let mut bench = Bench::new();
-    let first = bench.append(vec![append_from("authentik", "pk", "{}", Dedupe::Key)]);
-    let second = bench.append(vec![append_from("authentik", "pk", "[]", Dedupe::Key)]);
-    assert!(second[0].duplicate);
-    assert_eq!(second[0].id, first[0].id);
-    assert!(!bench.append(vec![append_from("other", "pk", "[]", Dedupe::Key)])[0].duplicate, "sources are apart");
-}
-
-#[test]
-fn only_duplicates_cost_no_sync() {
-    let mut bench = Bench::new();
-    bench.append(vec![append("k", "{}")]);
-    let committed = bench.commit(Commit { appends: vec![append("k", "{}")], ..Commit::default() });
-    assert!(!committed.synced);
-    assert_eq!(committed.last_seq, 1);
-}
 
 /// Ten thousand keys through a memory of a hundred: everything moves to runs on disk, filters are
 /// folded down, and still every key is known and no other is.
@@ -186,4 +139,72 @@ fn a_damaged_event_without_a_row_costs_its_own_key_only() {
     bench.restart();
     assert_eq!(bench.rows_of_keys(), (2, 3), "positions without a key begin another row");
     assert!(bench.append(["0", "1", "2"].map(|key| append(key, "{}")).into()).iter().all(|verdict| verdict.duplicate));
+}
+
+#[test]
+fn delivered_events_go_by_the_journals_time_also_when_their_keys_have_left_memory() {
+    let mut bench = Bench::bounded(DedupeBounds { recent_keys: 10, run_keys: 5, filter_bytes: 1024 });
+    let begin = bench.now;
+    for n in 0..30_i64 {
+        let age = Timestamp::from_millis(begin + n * 1000);
+        let at = Timestamp::from_millis(if n % 2 == 0 { 0 } else { i64::MAX / 2 });
+        let appends = vec![append(&n.to_string(), "{}")];
+        let purge = Some(nothing_to_purge());
+        bench.engine().commit(&mut Commit { at, age, appends, purge, ..Commit::default() }).unwrap();
+        bench.engine().idle(age).unwrap();
+    }
+    bench.settle(Settlement { cursor: 30, ..Settlement::default() });
+    let mut oldest = |before: i64, keys_before: i64| {
+        let plan = Purge {
+            delivered_before: Timestamp::from_millis(before),
+            max_bytes: u64::MAX,
+            keys_before: Timestamp::from_millis(keys_before),
+            audit_before: Timestamp::from_millis(0),
+            limit: 512,
+        };
+        bench.purge(plan);
+        bench.reader().statistics().unwrap().oldest_seq
+    };
+
+    assert_eq!(oldest(begin, 0), Some(1));
+    assert_eq!(oldest(begin + 24_500, 0), Some(26));
+    assert_eq!(oldest(begin + 24_000, 0), Some(26), "nothing comes back");
+    // Their keys are gone: then they are older than any that is left.
+    for _ in 0..10 {
+        oldest(begin, begin + 27_500);
+    }
+    assert!(oldest(begin, 0).is_none_or(|seq| seq > 26));
+    assert_eq!(oldest(begin + 30_000, 0), None);
+}
+
+/// An hourly report of every subscription has one transaction id: neither memory nor disk is gone through for each.
+#[test]
+fn one_key_in_thousands_of_scopes_is_found_without_looking_at_the_others() {
+    let bounds = DedupeBounds { recent_keys: 4_000, run_keys: 1_500, filter_bytes: 64 << 10 };
+    let mut bench = Bench::bounded(bounds);
+    let usage = |n: usize, content: &str| {
+        let (subscription, digest) = (format!("s-{n}"), BodyDigest::of(content.as_bytes()));
+        let id = EventId::derive_scoped("usage", "the-hour", &subscription, &digest);
+        let head = EventHead::new(id, "usage", "usage.event", &subscription, "the-hour");
+        let head = EventHead { scope: Some(subscription), ..head };
+        Append::new(NewEvent { head, body: content.as_bytes().to_vec(), dedupe: Dedupe::Key }, digest)
+    };
+    for batch in 0..60 {
+        let verdicts = bench.append((0..100).map(|n| usage(batch * 100 + n, "1")).collect());
+        assert!(verdicts.iter().all(Verdict::is_stored));
+        bench.idle();
+    }
+    for restarted in [false, true] {
+        if restarted {
+            bench.restart();
+        }
+        for n in [0, 1, 1_499, 1_500, 3_000, 5_999] {
+            let verdict = bench.append(vec![usage(n, "1")])[0];
+            assert_eq!((verdict.duplicate, verdict.seq), (true, Seq::try_from(n).unwrap() + 1), "{n}");
+            let other = bench.append(vec![usage(n, "2")])[0];
+            assert!(other.duplicate && other.id == usage(n, "1").head.id);
+        }
+        assert_eq!(bench.engine().known("usage", "the-hour").unwrap().len(), 6_000);
+        assert!(bench.engine().known("usage", "another-hour").unwrap().is_empty());
+    }
 }

@@ -3,25 +3,6 @@
 use super::*;
 
 #[test]
-fn bodies_come_back_byte_for_byte() {
-    let mut bench = Bench::new();
-    let bodies = ["{\"a\":1.10}", "", "\u{0}\u{1}", "{\"b\":\"\\u0026\"}"];
-    bench.append(bodies.iter().enumerate().map(|(n, body)| append(&n.to_string(), body)).collect());
-    bench.restart();
-    let (events, _) = bench.reader().events_after(SINK, 0, 100, u64::MAX).unwrap();
-    let read: Vec<&[u8]> = events.iter().map(|event| &event.body[..]).collect();
-    assert_eq!(read, bodies.map(str::as_bytes));
-}
-
-#[test]
-fn a_batch_is_bounded_by_bytes_but_never_empty() {
-    let mut bench = Bench::new();
-    bench.append((0..5).map(|n| append(&n.to_string(), &"x".repeat(1000))).collect());
-    let count = |max| bench.reader().events_after(SINK, 0, 100, max).unwrap().0.len();
-    assert_eq!((count(1), count(1500), count(u64::MAX)), (1, 2, 5));
-}
-
-#[test]
 fn a_record_changed_behind_our_back_is_never_served() {
     let mut bench = Bench::new();
     bench.append((0..3).map(|n| append(&n.to_string(), "{\"amount\":1}")).collect());
@@ -137,61 +118,6 @@ fn durability_settings_are_in_force() {
         .map(|option| option.unwrap() + " ")
         .collect();
     assert!(!options.contains("NO_SYNC"), "{options}");
-}
-
-#[test]
-fn attempts_are_kept_with_their_event() {
-    let mut bench = Bench::new();
-    bench.append((0..3).map(|n| append(&n.to_string(), "{}")).collect());
-    let attempt = |seq, outcome: &str| Attempt {
-        seq,
-        at: Timestamp::from_millis(9),
-        ms: 4,
-        status: Some(500),
-        outcome: outcome.to_owned(),
-        error: Some("answered 500".to_owned()),
-        response: None,
-    };
-    bench.settle(Settlement { attempts: vec![attempt(1, "busy"), attempt(2, "busy")], ..Settlement::default() });
-    bench.settle(Settlement { cursor: 3, attempts: vec![attempt(2, "delivered")], ..Settlement::default() });
-    let outcomes: Vec<String> =
-        bench.reader().attempts(2).unwrap().into_iter().map(|(_, attempt)| attempt.outcome).collect();
-    assert_eq!(outcomes, ["busy", "delivered"]);
-}
-
-#[test]
-fn searches_page_through_everything_once() {
-    let mut bench = Bench::new();
-    bench.append((0..25).map(|n| append(&n.to_string(), "{}")).collect());
-    bench.settle(Settlement {
-        cursor: 25,
-        set: (1..=25).step_by(5).map(|seq| row(seq, ExceptionState::Parked)).collect(),
-        ..Settlement::default()
-    });
-    let walk = |filter: EventFilter, limit, examine| {
-        let (mut seqs, mut cursor) = (Vec::new(), None);
-        loop {
-            let page = bench.reader().search(&filter, cursor, limit, examine).unwrap();
-            seqs.extend(page.found.iter().map(|found| found.event.seq));
-            cursor = page.next;
-            if cursor.is_none() {
-                return seqs;
-            }
-        }
-    };
-    let all: Vec<Seq> = (1..=25).rev().collect();
-    for (limit, examine) in [(10, 1000), (1000, 7), (3, 4), (25, 25)] {
-        assert_eq!(walk(EventFilter::default(), limit, examine), all, "{limit} {examine}");
-    }
-    let mut parked = EventFilter::default();
-    parked.state = Some(DeliveryState::Parked);
-    for (limit, examine) in [(10, 1000), (2, 3), (1, 1)] {
-        assert_eq!(walk(parked.clone(), limit, examine), [21, 16, 11, 6, 1], "{limit} {examine}");
-    }
-    let typed = EventFilter::default().with_type("lago.*.created").unwrap();
-    assert_eq!(walk(typed, 500, 1000), all);
-    let none = EventFilter::default().with_type("lago.customer.*").unwrap();
-    assert!(walk(none, 500, 1000).is_empty());
 }
 
 /// Cursors, counters and rows have no checksum of their own: they vouch for each other.

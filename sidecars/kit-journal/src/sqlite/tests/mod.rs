@@ -1,19 +1,17 @@
 //! The engine's promises, checked on the file.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-mod conservation;
 mod dedupe;
 mod files;
-mod together;
 
 use kit::clock::Timestamp;
 use tempfile::TempDir;
 
 use super::dedupe::DedupeBounds;
 use super::*;
-use crate::engine::{Action, Attempt, Commit, ExceptionRow, ExceptionState, Purge, Reader, Settlement};
+use crate::engine::{Action, Commit, ExceptionRow, ExceptionState, Purge, Reader, Settlement};
 use crate::event::{BodyDigest, Dedupe, EventHead, EventId, NewEvent};
-use crate::filter::{DeliveryState, EventFilter};
+use crate::filter::EventFilter;
 
 const SINK: &str = "gateway";
 
@@ -93,10 +91,6 @@ impl Bench {
 
     fn reader(&self) -> SqliteReader {
         SqliteReader::open(&self.path()).unwrap()
-    }
-
-    fn state(&self, seq: Seq) -> DeliveryState {
-        self.reader().found(seq).unwrap().unwrap().deliveries[SINK].state
     }
 }
 

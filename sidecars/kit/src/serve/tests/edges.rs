@@ -116,6 +116,7 @@ async fn a_slow_reader_gets_its_whole_answer_although_the_idle_time_passes() {
             break;
         }
         read += more;
+        // That it is slow is what is asked about.
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
     assert!(read > LARGE, "{read} of {LARGE}");
@@ -130,6 +131,7 @@ async fn an_answer_under_way_is_finished_although_the_daemon_stops() {
     let mut read = slow.read(&mut part).await.unwrap();
     running.stop.stop();
     loop {
+        // That it is slow is what is asked about: the stop has long begun when the answer ends.
         tokio::time::sleep(Duration::from_millis(100)).await;
         let more = tokio::time::timeout(DEADLINE, slow.read(&mut part)).await.unwrap().unwrap();
         if more == 0 {

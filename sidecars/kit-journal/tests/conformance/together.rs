@@ -1,33 +1,31 @@
 //! Keys that are unique within a scope, events that are stored together or not at all, and events that take the
 //! place of others.
 
-use super::*;
+use kit::clock::Timestamp;
+use kit_journal::engine::{Action, Commit, ExceptionState, Settlement, Verdict};
+use kit_journal::{DeliveryState, Seq};
 
-fn usage(subscription: &str, transaction: &str, content: &str) -> Append {
-    let digest = BodyDigest::of(content.as_bytes());
-    let id = EventId::derive_scoped("usage", transaction, subscription, &digest);
-    let scope = Some(subscription.to_owned());
-    let head = EventHead { scope, ..EventHead::new(id, "usage", "usage.event", "s", transaction) };
-    Append::new(NewEvent { head, body: content.as_bytes().to_vec(), dedupe: Dedupe::Key }, digest)
+use crate::bench::*;
+
+crate::of_every_engine!(
+    the_same_key_in_another_scope_is_another_event,
+    other_content_under_a_known_key_is_told_by_the_first_ones_id,
+    nothing_of_a_group_is_stored_with_a_contradiction_in_it,
+    a_group_says_nothing_about_those_beside_it,
+    what_was_delivered_can_be_parked_afterwards_and_delivered_again,
+    values_are_found_by_how_their_names_begin,
+    what_is_remembered_with_a_settlement_is_there_when_it_is,
+);
+
+/// The bodies that are stored, in their order.
+fn bodies(bench: &Bench) -> Vec<String> {
+    let mut reader = bench.reader();
+    let last = i64::try_from(reader.statistics().unwrap().accepted).unwrap();
+    let events = (1..=last).filter_map(|seq| reader.event(seq).unwrap());
+    events.map(|event| String::from_utf8(event.body.to_vec()).unwrap()).collect()
 }
 
-impl Bench {
-    fn append_together(&mut self, appends: Vec<Append>) -> Vec<Verdict> {
-        let together = std::iter::once(0..appends.len()).collect();
-        self.commit(Commit { appends, together, ..Commit::default() }).verdicts
-    }
-
-    fn stored(&self) -> Vec<String> {
-        let mut reader = self.reader();
-        let last = i64::try_from(reader.statistics().unwrap().accepted).unwrap();
-        let events = (1..=last).filter_map(|seq| reader.event(seq).unwrap());
-        events.map(|event| String::from_utf8(event.body.to_vec()).unwrap()).collect()
-    }
-}
-
-#[test]
-fn the_same_key_in_another_scope_is_another_event() {
-    let mut bench = Bench::new();
+fn the_same_key_in_another_scope_is_another_event(mut bench: Bench) {
     for restarted in [false, true] {
         if restarted {
             bench.restart();
@@ -35,31 +33,27 @@ fn the_same_key_in_another_scope_is_another_event() {
         for (subscription, content) in [("a", "1"), ("b", "2"), ("c", "1")] {
             let verdict = bench.append(vec![usage(subscription, "t-1", content)])[0];
             assert_eq!((verdict.duplicate, verdict.conflict), (restarted, false), "{subscription}");
-            assert_eq!(verdict.id, usage(subscription, "t-1", content).head.id);
+            assert_eq!(verdict.id, usage(subscription, "t-1", content).head().id);
         }
     }
-    assert_eq!(bench.stored(), ["1", "2", "1"]);
+    assert_eq!(bodies(&bench), ["1", "2", "1"]);
     let known = bench.engine().known("usage", "t-1").unwrap();
     assert_eq!(known.iter().map(|(_, seq)| *seq).collect::<Vec<_>>(), [1, 2, 3], "all are found by their key");
     assert!(bench.engine().known("usage", "t-2").unwrap().is_empty());
 }
 
-#[test]
-fn other_content_under_a_known_key_is_told_by_the_first_ones_id() {
-    let mut bench = Bench::new();
+fn other_content_under_a_known_key_is_told_by_the_first_ones_id(mut bench: Bench) {
     let first = bench.append(vec![usage("a", "t-1", "1")])[0];
 
     let verdict = bench.append(vec![usage("a", "t-1", "2")])[0];
 
     assert!(verdict.duplicate && !verdict.conflict);
     assert_eq!((verdict.id, verdict.seq), (first.id, first.seq));
-    assert_ne!(verdict.id, usage("a", "t-1", "2").head.id);
-    assert_eq!(bench.stored(), ["1"]);
+    assert_ne!(verdict.id, usage("a", "t-1", "2").head().id);
+    assert_eq!(bodies(&bench), ["1"]);
 }
 
-#[test]
-fn nothing_of_a_group_is_stored_with_a_contradiction_in_it() {
-    let mut bench = Bench::new();
+fn nothing_of_a_group_is_stored_with_a_contradiction_in_it(mut bench: Bench) {
     bench.append(vec![usage("a", "t-1", "1")]);
 
     for (group, expected) in [
@@ -81,7 +75,7 @@ fn nothing_of_a_group_is_stored_with_a_contradiction_in_it() {
         assert_eq!(seen, expected, "{group:?}");
         assert!(verdicts.iter().all(|verdict| !verdict.is_stored()));
     }
-    assert_eq!(bench.stored(), ["1"]);
+    assert_eq!(bodies(&bench), ["1"]);
     assert_eq!(bench.engine().last_seq(), 1);
 
     // What was withheld is new the next time, and what is the same is the same.
@@ -89,12 +83,10 @@ fn nothing_of_a_group_is_stored_with_a_contradiction_in_it() {
     let verdicts = bench.append_together(group);
     let seen: Vec<_> = verdicts.iter().map(|verdict| (verdict.seq, verdict.duplicate)).collect();
     assert_eq!(seen, [(2, false), (1, true), (2, true), (3, false)]);
-    assert_eq!(bench.stored(), ["1", "2", "3"]);
+    assert_eq!(bodies(&bench), ["1", "2", "3"]);
 }
 
-#[test]
-fn a_group_says_nothing_about_those_beside_it() {
-    let mut bench = Bench::new();
+fn a_group_says_nothing_about_those_beside_it(mut bench: Bench) {
     bench.append(vec![usage("a", "t-1", "1")]);
     let appends = vec![
         usage("a", "before", "b"),
@@ -109,13 +101,11 @@ fn a_group_says_nothing_about_those_beside_it() {
 
     let stored: Vec<bool> = committed.verdicts.iter().map(Verdict::is_stored).collect();
     assert_eq!(stored, [true, false, false, true, true, true]);
-    assert_eq!(bench.stored(), ["1", "b", "5", "6", "a"]);
+    assert_eq!(bodies(&bench), ["1", "b", "5", "6", "a"]);
     assert_eq!(committed.last_seq, 5);
 }
 
-#[test]
-fn what_was_delivered_can_be_parked_afterwards_and_delivered_again() {
-    let mut bench = Bench::new();
+fn what_was_delivered_can_be_parked_afterwards_and_delivered_again(mut bench: Bench) {
     bench.append((0..5).map(|n| usage("a", &n.to_string(), "1")).collect());
     bench.settle(Settlement {
         cursor: 4,
@@ -158,9 +148,7 @@ fn what_was_delivered_can_be_parked_afterwards_and_delivered_again() {
     assert_eq!((bench.state(1), bench.state(3)), (DeliveryState::Delivered, DeliveryState::Retrying));
 }
 
-#[test]
-fn values_are_found_by_how_their_names_begin() {
-    let mut bench = Bench::new();
+fn values_are_found_by_how_their_names_begin(mut bench: Bench) {
     bench.append(vec![usage("a", "1", "1")]);
     let value = |name: &str| (name.to_owned(), name.as_bytes().to_vec());
     let values: Vec<_> = ["ledger/a", "ledger/\u{e4}", "ledger", "ledges", "ledger%b"].map(value).into();
@@ -182,9 +170,7 @@ fn values_are_found_by_how_their_names_begin() {
 }
 
 /// The same settlement may come twice: what is remembered with it is what is true afterwards.
-#[test]
-fn what_is_remembered_with_a_settlement_is_there_when_it_is() {
-    let mut bench = Bench::new();
+fn what_is_remembered_with_a_settlement_is_there_when_it_is(mut bench: Bench) {
     bench.append(vec![usage("a", "1", "1"), usage("a", "2", "2")]);
     let settlement = |cursor, value: &str| Settlement {
         sink: SINK.to_owned(),
@@ -203,30 +189,4 @@ fn what_is_remembered_with_a_settlement_is_there_when_it_is() {
 
     assert_eq!(committed.refused.len(), 1);
     assert_eq!(bench.reader().value("sum").unwrap().unwrap(), b"two");
-}
-
-/// An hourly report of every subscription has one transaction id: neither memory nor disk is gone through for each.
-#[test]
-fn one_key_in_thousands_of_scopes_is_found_without_looking_at_the_others() {
-    let bounds = DedupeBounds { recent_keys: 4_000, run_keys: 1_500, filter_bytes: 64 << 10 };
-    let mut bench = Bench::bounded(bounds);
-    let of = |n: usize| usage(&format!("s-{n}"), "the-hour", "1");
-    for batch in 0..60 {
-        let verdicts = bench.append_together((0..100).map(|n| of(batch * 100 + n)).collect());
-        assert!(verdicts.iter().all(Verdict::is_stored));
-        bench.idle();
-    }
-    for restarted in [false, true] {
-        if restarted {
-            bench.restart();
-        }
-        for n in [0, 1, 1_499, 1_500, 3_000, 5_999] {
-            let verdict = bench.append(vec![of(n)])[0];
-            assert_eq!((verdict.duplicate, verdict.seq), (true, Seq::try_from(n).unwrap() + 1), "{n}");
-            let other = bench.append(vec![usage(&format!("s-{n}"), "the-hour", "2")])[0];
-            assert!(other.duplicate && other.id == of(n).head.id);
-        }
-        assert_eq!(bench.engine().known("usage", "the-hour").unwrap().len(), 6_000);
-        assert!(bench.engine().known("usage", "another-hour").unwrap().is_empty());
-    }
 }
