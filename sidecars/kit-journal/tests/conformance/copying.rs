@@ -373,6 +373,26 @@ fn damaged_events_are_named_and_carried_over_as_what_they_are_where_that_is_aske
 }
 
 #[test]
+fn of_two_runs_of_a_copy_the_later_one_goes_on() {
+    // A database may be read by both of them.
+    let source = database_place(&new_database());
+    copied(&stopped().place(), &source);
+    let plan = plan(&source, &database_place(&new_database()));
+    let mut steps = 0;
+
+    let error = copy(&plan, &mut |_| {
+        steps += 1;
+        if steps == 3 {
+            cut_off(&plan, 2);
+        }
+    });
+
+    let said = kit::error::chain(&error.expect_err("it is not alone"));
+    assert!(said.contains("another run of the copy has taken over"), "{said}");
+    assert!(copy(&plan, &mut |_| {}).unwrap().resumed);
+}
+
+#[test]
 fn a_difference_is_named_and_what_differs_is_not_finished() {
     let source = stopped();
     let database = new_database();
