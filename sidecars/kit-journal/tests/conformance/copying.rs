@@ -253,6 +253,24 @@ fn a_copy_that_was_cut_off_goes_on_and_no_daemon_opens_it_before() {
 }
 
 #[test]
+fn a_file_whose_end_is_in_its_log_only_is_taken_up() {
+    let (source, file) = (stopped(), File::new());
+    copied(&source.place(), &file.place());
+    {
+        let conn = rusqlite::Connection::open(&file.path).unwrap();
+        conn.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
+        // As it is between the last commit and what follows: "OUTC" in the file, "OUTR" in the log.
+        conn.execute_batch("PRAGMA application_id = 0x4f555443; PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+        conn.execute_batch("PRAGMA application_id = 0x4f555452").unwrap();
+    }
+    assert!(matches!(open(&file.section()), Err(OpenError::Unfinished { .. })));
+
+    assert!(copied(&source.place(), &file.place()).was_finished);
+
+    assert_eq!(open(&file.section()).unwrap().engine.last_seq(), 10_000);
+}
+
+#[test]
 fn an_unfinished_copy_of_a_journal_that_was_gone_on_with_begins_again() {
     let source = stopped();
     let database = new_database();
