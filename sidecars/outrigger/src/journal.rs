@@ -113,10 +113,11 @@ pub(crate) async fn run(verb: Verb, json: bool) -> anyhow::Result<()> {
         copy::copy(&plan, &mut |step| show_step(&shown, step, &mut doing, json))
     });
     let report = tokio::select! {
-        copied = copied => copied.context("the copy was cut off")?,
-        () = interrupt.wait() => bail!("interrupted; the same command goes on"),
+        copied = copied => Some(copied.context("the copy was cut off")?),
+        () = interrupt.wait() => None,
     };
     bar.finish_and_clear();
+    let Some(report) = report else { bail!("interrupted; the same command goes on") };
     show(&report?, json)
 }
 
