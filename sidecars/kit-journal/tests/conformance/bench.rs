@@ -25,7 +25,7 @@ pub(crate) fn server() -> &'static Database {
     SERVER.get_or_init(|| Database::start(&[]).unwrap())
 }
 
-fn pooler() -> &'static Pooler {
+pub(crate) fn pooler() -> &'static Pooler {
     static POOLER: OnceLock<Pooler> = OnceLock::new();
     POOLER.get_or_init(|| Pooler::start(server(), "transaction").unwrap())
 }

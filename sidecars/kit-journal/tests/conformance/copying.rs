@@ -12,7 +12,7 @@ use kit_journal::{Dedupe, JournalError, JournalSection, OpenError};
 use tempfile::TempDir;
 
 use crate::bench::{
-    Bench, SINK, append, append_from, new_database, nothing_to_purge, open, row, section_at, server, usage,
+    Bench, SINK, append, append_from, new_database, nothing_to_purge, open, pooler, row, section_at, server, usage,
 };
 
 /// A file of its own.
@@ -38,7 +38,11 @@ impl File {
 }
 
 fn database_place(name: &str) -> Place {
-    let url = Secret::from(server().url(name));
+    place_at(server().url(name))
+}
+
+fn place_at(url: String) -> Place {
+    let url = Secret::from(url);
     Place::Postgres(Database { url, ca_file: None, schema: "outrigger".to_owned(), allow_shared: false })
 }
 
@@ -172,6 +176,43 @@ fn a_journal_that_went_to_postgresql_and_back_is_the_same() {
         engine.commit(&mut Commit { actions: vec![Action::Audit(audit)], ..Commit::default() }).unwrap();
         engine.close();
     }
+}
+
+#[test]
+fn a_copy_goes_through_a_pooler_in_both_directions() {
+    let (source, back) = (stopped(), File::new());
+    let between = place_at(pooler().url(&new_database()));
+
+    let there = copied(&source.place(), &between);
+    let home = copied(&between, &back.place());
+
+    assert_eq!(there.tables, home.tables);
+}
+
+#[test]
+fn nothing_changes_a_database_while_it_is_copied_and_a_lost_connection_ends_the_copy() {
+    let (name, file) = (new_database(), File::new());
+    let from = database_place(&name);
+    copied(&stopped().place(), &from);
+    let plan = plan(&from, &file.place());
+    // What every commit begins with.
+    let commit = "SET lock_timeout = 100; SELECT 1 FROM outrigger.head FOR UPDATE";
+    let mut steps = 0;
+
+    let error = copy(&plan, &mut |_| {
+        steps += 1;
+        if steps == 2 {
+            assert!(server().sql(&name, commit).is_err(), "a replica may commit");
+            let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                WHERE datname = current_database() AND pid <> pg_backend_pid()";
+            assert_eq!(server().sql(&name, end).unwrap(), "1");
+        }
+    });
+
+    let said = kit::error::chain(&error.expect_err("the moment that was copied is gone"));
+    assert!(said.contains("the same command goes on from there"), "{said}");
+    server().sql(&name, commit).unwrap();
+    assert!(copy(&plan, &mut |_| {}).unwrap().resumed);
 }
 
 #[test]
