@@ -45,7 +45,10 @@ pub async fn open_journal(
         code: match error {
             OpenError::Locked { .. } => exit::LOCKED,
             OpenError::Newer { .. } => exit::JOURNAL_NEWER,
-            OpenError::Foreign { .. } | OpenError::Io { .. } | OpenError::Database { .. } => exit::CONFIG,
+            OpenError::Foreign { .. }
+            | OpenError::Unfinished { .. }
+            | OpenError::Io { .. }
+            | OpenError::Database { .. } => exit::CONFIG,
             OpenError::Store { .. } => exit::DIED,
         },
         message: kit::error::chain(&error),

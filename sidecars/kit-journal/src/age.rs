@@ -40,6 +40,11 @@ impl Age {
         Self { at_open, opened: Instant::now(), saved: None }
     }
 
+    /// The journal's time in what is stored.
+    pub(crate) fn stored(stored: &[u8]) -> Option<Timestamp> {
+        parse(stored).map(|(age, _)| age)
+    }
+
     /// Now.
     pub(crate) fn now(&self) -> Timestamp {
         self.after(self.opened.elapsed())

@@ -30,6 +30,15 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
+    /// What is there is a copy of a journal that was not finished; it was not touched (exit 78).
+    #[error(
+        "{journal} is an unfinished copy of a journal: finish it with the same `outrigger journal copy` that began it, or \
+         remove it"
+    )]
+    Unfinished {
+        /// The file, or host, database and schema.
+        journal: String,
+    },
     /// The database is not one to keep a journal in; it was not changed (exit 78).
     #[error("journal database {database} (DATABASE_URL): {what}")]
     Database {

@@ -8,6 +8,7 @@
 mod age;
 mod commit;
 pub mod config;
+pub mod copy;
 pub mod engine;
 mod error;
 mod event;

@@ -10,6 +10,7 @@ mod demo;
 mod doctor;
 mod events;
 mod interrupt;
+mod journal;
 mod keys;
 mod listen;
 mod load;
@@ -68,6 +69,9 @@ enum Verb {
     /// Try routes on an event without sending it.
     #[command(subcommand)]
     Route(route::Verb),
+    /// A daemon's journal, while the daemon is stopped.
+    #[command(subcommand)]
+    Journal(journal::Verb),
     /// Totals of the journal and of every sink.
     #[command(after_help = "Example: outrigger stats --json")]
     Stats,
@@ -140,6 +144,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Sinks(verb) => sinks::run(verb, &connection, json).await?,
         Verb::Usage(verb) => return usage::run(verb, &connection, json).await,
         Verb::Route(verb) => return route::run(verb, json).await,
+        Verb::Journal(verb) => journal::run(verb, json).await?,
         Verb::Stats => sinks::statistics(&connection, json).await?,
         Verb::Verify(arguments) => return verify::run(&arguments, json),
         Verb::Load(arguments) => return load::run(arguments, json).await,

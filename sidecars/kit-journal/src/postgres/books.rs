@@ -8,6 +8,7 @@ use kit::clock::Timestamp;
 use tokio_postgres::Row;
 
 use crate::commit::nth_due;
+use crate::copy::storable;
 use crate::engine::{Action, ActionOutcome, Commit, ExceptionRow, ExceptionState, Settlement};
 use crate::error::JournalError;
 use crate::event::Seq;
@@ -33,11 +34,6 @@ pub(super) fn exception_row(row: &Row, from: usize) -> Result<ExceptionRow, Jour
         next_at: row.get::<_, Option<i64>>(from + 5).map(Timestamp::from_millis),
         reason: row.get(from + 6),
     })
-}
-
-/// Text as PostgreSQL can store it: all but the character zero, which an answer of a receiver may hold.
-pub(super) fn storable(text: &str) -> String {
-    text.replace('\0', "\u{fffd}")
 }
 
 /// One sink's account.

@@ -42,6 +42,8 @@ pub(super) struct Link {
     tls: Tls,
     runtime: Option<Runtime>,
     client: Option<(Client, JoinHandle<()>)>,
+    /// What was begun in this connection goes on in it, and in no other one.
+    bound: bool,
 }
 
 impl Link {
@@ -53,7 +55,12 @@ impl Link {
         let tls = Tls::new(&address.trust).map_err(JournalError::Unavailable)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(JournalError::Sync)?;
-        Ok(Self { address, tls, runtime: Some(runtime), client: None })
+        Ok(Self { address, tls, runtime: Some(runtime), client: None, bound: false })
+    }
+
+    /// From here on the connection is not made anew: a transaction is open in it.
+    pub(super) fn bind(&mut self) {
+        self.bound = true;
     }
 
     /// Does something with the connection, making one where there is none. One that fails is thrown away.
@@ -64,12 +71,15 @@ impl Link {
         &mut self,
         work: impl AsyncFnOnce(&Speaker<'_>) -> Result<T, JournalError>,
     ) -> Result<T, JournalError> {
-        let Self { address, tls, runtime, client } = self;
+        let Self { address, tls, runtime, client, bound } = self;
         let Some(runtime) = runtime else { return Err(JournalError::Unavailable("it has stopped".to_owned())) };
         let address: &Address = address;
         let result = runtime.block_on(async {
             tokio::time::timeout(ANSWER_WITHIN, async {
                 if client.as_ref().is_none_or(|(client, _)| client.is_closed()) {
+                    if *bound {
+                        return Err(JournalError::NoAnswer);
+                    }
                     *client = None;
                     let (made, connection) = address.config.connect(tls.clone()).await?;
                     // What it says is said to whoever asks next.

@@ -9,6 +9,7 @@ mod append;
 mod books;
 mod clock;
 mod commit;
+pub(crate) mod copy;
 mod lease;
 mod link;
 mod purge;

@@ -6,6 +6,7 @@
 use super::link::{Speaker, param};
 use crate::error::{JournalError, OpenError};
 use tokio_postgres::types::Type;
+use uuid::Uuid;
 
 /// The newest version; `MIGRATIONS[n]` leads from version n to n + 1.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -94,6 +95,21 @@ pub(super) struct Durability {
 
 /// Checks the server and the database, and brings the schema to the current version.
 pub(super) async fn prepare(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<Durability, Unfit> {
+    let durability = check_server(speaker, claim).await?;
+    match migrate(speaker, claim).await {
+        Ok(()) => {
+            speaker.batch("COMMIT").await?;
+            Ok(durability)
+        }
+        Err(unfit) => {
+            drop(speaker.batch("ROLLBACK").await);
+            Err(unfit)
+        }
+    }
+}
+
+/// Checks that the server can hold a journal, and begins a transaction.
+async fn check_server(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<Durability, Unfit> {
     let refuse = |what: String| Unfit::Refused(OpenError::Database { database: claim.shown.to_owned(), what });
     let settings = speaker
         .query(
@@ -130,24 +146,12 @@ pub(super) async fn prepare(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<
         _ => "BEGIN ISOLATION LEVEL READ COMMITTED",
     };
     match speaker.batch("BEGIN").await {
-        Ok(()) => {}
+        Ok(()) => Ok(Durability { begin, warnings }),
         // What a pooler in statement mode answers has the code of a protocol violation.
-        Err(error) => {
-            return Err(refuse(format!(
-                "it refuses transactions ({}): a pooler in front of it must be in session or transaction mode",
-                kit::error::chain(&error)
-            )));
-        }
-    }
-    match migrate(speaker, claim).await {
-        Ok(()) => {
-            speaker.batch("COMMIT").await?;
-            Ok(Durability { begin, warnings })
-        }
-        Err(unfit) => {
-            drop(speaker.batch("ROLLBACK").await);
-            Err(unfit)
-        }
+        Err(error) => Err(refuse(format!(
+            "it refuses transactions ({}): a pooler in front of it must be in session or transaction mode",
+            kit::error::chain(&error)
+        ))),
     }
 }
 
@@ -157,30 +161,17 @@ async fn migrate(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<(), Unfit> 
     speaker
         .query("SELECT pg_advisory_xact_lock($1, hashtext($2))", &[param(LOCK, Type::INT4), param(schema, Type::TEXT)])
         .await?;
-    if !claim.allow_shared
-        && let Some(row) = speaker.query_opt(FOREIGN, &[param(schema, Type::TEXT), param(COMMENT, Type::TEXT)]).await?
-    {
-        return Err(refuse(format!(
-            "it holds tables of another program ({}.{}): give the journal a database of its own, or set \
-             SIDECAR_JOURNAL__ALLOW_SHARED_DATABASE=true",
-            row.get::<_, &str>(0),
-            row.get::<_, &str>(1)
-        )));
-    }
-    let known = speaker
-        .query_opt(
-            "SELECT coalesce(obj_description(oid, 'pg_namespace'), ''),
-                (SELECT count(*) FROM pg_class WHERE relnamespace = pg_namespace.oid)
-             FROM pg_namespace WHERE nspname = $1",
-            &[param(schema, Type::TEXT)],
-        )
-        .await?;
+    refuse_foreign(speaker, claim).await?;
+    let known = speaker.query_opt(KNOWN, &[param(schema, Type::TEXT)]).await?;
     let mut version = 0;
     match known {
         None => speaker.batch(&format!("CREATE SCHEMA {schema}; COMMENT ON SCHEMA {schema} IS '{COMMENT}'")).await?,
         Some(row) if row.get::<_, &str>(0) == COMMENT => {
             let head = speaker.query_opt("SELECT version, journal FROM @head", &[]).await?;
             let Some(head) = head else {
+                if unfinished(speaker).await?.is_some() {
+                    return Err(Unfit::Refused(OpenError::Unfinished { journal: claim.shown.to_owned() }));
+                }
                 return Err(refuse("its head is missing: restore it from a backup".to_owned()));
             };
             version = head.get(0);
@@ -219,6 +210,102 @@ async fn migrate(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<(), Unfit> 
     }
     Ok(())
 }
+
+/// Refuses a database that holds other programs' tables, unless it may.
+async fn refuse_foreign(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<(), Unfit> {
+    let schema = speaker.schema();
+    if !claim.allow_shared
+        && let Some(row) = speaker.query_opt(FOREIGN, &[param(schema, Type::TEXT), param(COMMENT, Type::TEXT)]).await?
+    {
+        let what = format!(
+            "it holds tables of another program ({}.{}): give the journal a database of its own, or set \
+             SIDECAR_JOURNAL__ALLOW_SHARED_DATABASE=true",
+            row.get::<_, &str>(0),
+            row.get::<_, &str>(1)
+        );
+        return Err(Unfit::Refused(OpenError::Database { database: claim.shown.to_owned(), what }));
+    }
+    Ok(())
+}
+
+/// What is in a schema.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// No schema, or an empty one.
+    Nothing,
+    /// A journal.
+    Journal { version: i64, name: String },
+    /// A copy that was not finished, and what it says of itself.
+    Unfinished { version: i64, marker: String },
+    /// What was a journal.
+    NoHead,
+    /// Something of another program.
+    Foreign,
+}
+
+/// Says what is in the schema; changes nothing.
+pub(super) async fn look(speaker: &Speaker<'_>) -> Result<Found, JournalError> {
+    let known = speaker.query_opt(KNOWN, &[param(speaker.schema(), Type::TEXT)]).await?;
+    match known {
+        None => Ok(Found::Nothing),
+        Some(row) if row.get::<_, &str>(0) == COMMENT && row.get::<_, i64>(1) > 0 => {
+            let head = speaker.query_opt("SELECT version, journal FROM @head", &[]).await?;
+            match head {
+                Some(head) => Ok(Found::Journal { version: head.get(0), name: head.get(1) }),
+                None => unfinished(speaker).await.map(|copy| copy.unwrap_or(Found::NoHead)),
+            }
+        }
+        Some(row) if row.get::<_, i64>(1) == 0 => Ok(Found::Nothing),
+        Some(_) => Ok(Found::Foreign),
+    }
+}
+
+/// The copy that was not finished, where there is one. Journals have no such table.
+async fn unfinished(speaker: &Speaker<'_>) -> Result<Option<Found>, JournalError> {
+    let exists = "SELECT 1 FROM pg_tables WHERE schemaname = $1 AND tablename = 'copying'";
+    if speaker.query_opt(exists, &[param(speaker.schema(), Type::TEXT)]).await?.is_none() {
+        return Ok(None);
+    }
+    let row = speaker.query_opt("SELECT version, marker FROM @copying", &[]).await?;
+    Ok(row.map(|row| Found::Unfinished { version: row.get(0), marker: row.get(1) }))
+}
+
+/// Makes the schema with its tables, and without a head: what has none is no journal.
+pub(super) async fn begin_copy(speaker: &Speaker<'_>, claim: &Claim<'_>, marker: &str, run: Uuid) -> Result<(), Unfit> {
+    check_server(speaker, claim).await?;
+    let begun = async {
+        let schema = speaker.schema();
+        let lock = [param(LOCK, Type::INT4), param(schema, Type::TEXT)];
+        speaker.query("SELECT pg_advisory_xact_lock($1, hashtext($2))", &lock).await?;
+        refuse_foreign(speaker, claim).await?;
+        // One that is there was made by whoever may make schemas, for us.
+        if speaker.query(KNOWN, &[param(schema, Type::TEXT)]).await?.is_empty() {
+            speaker.batch(&format!("CREATE SCHEMA {schema}")).await?;
+        }
+        speaker.batch(&format!("COMMENT ON SCHEMA {schema} IS '{COMMENT}'")).await?;
+        for sql in MIGRATIONS {
+            speaker.batch(sql).await?;
+        }
+        speaker
+            .batch("CREATE TABLE @copying (version bigint NOT NULL, marker text NOT NULL, run uuid NOT NULL)")
+            .await?;
+        let params = [param(VERSION, Type::INT8), param(marker, Type::TEXT), param(run, Type::UUID)];
+        speaker.query("INSERT INTO @copying (version, marker, run) VALUES ($1, $2, $3)", &params).await?;
+        Ok(())
+    };
+    match begun.await {
+        Ok(()) => Ok(speaker.batch("COMMIT").await?),
+        Err(unfit) => {
+            drop(speaker.batch("ROLLBACK").await);
+            Err(unfit)
+        }
+    }
+}
+
+/// What a schema's comment is, and how much is in it.
+const KNOWN: &str = "SELECT coalesce(obj_description(oid, 'pg_namespace'), ''),
+        (SELECT count(*) FROM pg_class WHERE relnamespace = pg_namespace.oid)
+     FROM pg_namespace WHERE nspname = $1";
 
 /// One table, view or sequence that is neither PostgreSQL's own, nor an extension's, nor in a journal's schema.
 const FOREIGN: &str = "

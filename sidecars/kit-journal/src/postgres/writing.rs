@@ -3,8 +3,9 @@
 use kit::clock::Timestamp;
 use tokio_postgres::types::Type;
 
-use super::books::{Book, Books, storable};
+use super::books::{Book, Books};
 use super::link::{Statement, param};
+use crate::copy::storable;
 use crate::engine::ExceptionRow;
 use crate::event::Seq;
 use crate::packed;

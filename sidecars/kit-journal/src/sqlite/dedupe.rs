@@ -202,49 +202,8 @@ impl DedupeIndex {
     /// Moves the oldest keys to a run. Inside the caller's transaction; returns what
     /// [`DedupeIndex::adopt_run`] takes once that has committed.
     pub(super) fn write_run(&self, conn: &Connection) -> Result<Option<NewRun>, JournalError> {
-        let mut keys: Vec<Key> = Vec::with_capacity(self.bounds.run_keys);
-        let mut newest_at = i64::MIN;
-        {
-            let mut rows = conn.prepare("SELECT first_seq, at, entries FROM keys ORDER BY first_seq")?;
-            let mut rows = rows.query([])?;
-            while keys.len() < self.bounds.run_keys
-                && let Some(row) = rows.next()?
-            {
-                let first: Seq = row.get(0)?;
-                newest_at = newest_at.max(row.get(1)?);
-                let entries = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
-                keys.extend((first..).zip(parse_entries(entries)).map(|(seq, (key, id))| (key, id, seq)));
-            }
-        }
-        let Some(last_seq) = keys.last().map(|(_, _, seq)| *seq) else { return Ok(None) };
-        keys.sort_unstable_by_key(|(key, _, seq)| (*key, *seq));
-        let mut filter = Bloom::with_capacity(keys.len());
-        let run = self.runs.last().map_or(1, |run| run.run + 1);
-        let mut insert = conn.prepare_cached("INSERT INTO key_blocks (run, first_key, entries) VALUES (?, ?, ?)")?;
-        let mut at = 0;
-        while at < keys.len() {
-            // A key with several events stays within one block: blocks are found by their first key.
-            let mut end = (at + BLOCK_KEYS).min(keys.len());
-            while end < keys.len() && keys[end].0 == keys[end - 1].0 {
-                end += 1;
-            }
-            let mut entries = Vec::with_capacity((end - at) * BLOCK_ENTRY);
-            for (key, id, seq) in &keys[at..end] {
-                filter.insert(*key);
-                entries.extend_from_slice(&key.0);
-                entries.extend_from_slice(id.as_bytes());
-                entries.extend_from_slice(&seq.to_le_bytes());
-            }
-            insert.execute(params![run, keys[at].0.0.as_slice(), entries])?;
-            at = end;
-        }
-        let count = i64::try_from(keys.len()).unwrap_or(i64::MAX);
-        conn.execute(
-            "INSERT INTO key_runs (run, last_seq, newest_at, count, filter) VALUES (?, ?, ?, ?, ?)",
-            params![run, last_seq, newest_at, count, filter.bytes()],
-        )?;
-        conn.execute("DELETE FROM keys WHERE first_seq <= ?", [last_seq])?;
-        Ok(Some(NewRun { last_seq, run: Run { run, newest_at, count: keys.len(), filter } }))
+        let number = self.runs.last().map_or(1, |run| run.run + 1);
+        write_run(conn, number, self.bounds.run_keys)
     }
 
     pub(super) fn adopt_run(&mut self, new: NewRun) {
@@ -324,6 +283,59 @@ impl DedupeIndex {
 pub(super) struct NewRun {
     last_seq: Seq,
     run: Run,
+}
+
+impl NewRun {
+    /// How many keys it holds.
+    pub(super) fn count(&self) -> usize {
+        self.run.count
+    }
+}
+
+/// Moves about `run_keys` of the oldest keys to the run with this number. Inside the caller's transaction.
+pub(super) fn write_run(conn: &Connection, run: i64, run_keys: usize) -> Result<Option<NewRun>, JournalError> {
+    let mut keys: Vec<Key> = Vec::with_capacity(run_keys);
+    let mut newest_at = i64::MIN;
+    {
+        let mut rows = conn.prepare("SELECT first_seq, at, entries FROM keys ORDER BY first_seq")?;
+        let mut rows = rows.query([])?;
+        while keys.len() < run_keys
+            && let Some(row) = rows.next()?
+        {
+            let first: Seq = row.get(0)?;
+            newest_at = newest_at.max(row.get(1)?);
+            let entries = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
+            keys.extend((first..).zip(parse_entries(entries)).map(|(seq, (key, id))| (key, id, seq)));
+        }
+    }
+    let Some(last_seq) = keys.last().map(|(_, _, seq)| *seq) else { return Ok(None) };
+    keys.sort_unstable_by_key(|(key, _, seq)| (*key, *seq));
+    let mut filter = Bloom::with_capacity(keys.len());
+    let mut insert = conn.prepare_cached("INSERT INTO key_blocks (run, first_key, entries) VALUES (?, ?, ?)")?;
+    let mut at = 0;
+    while at < keys.len() {
+        // A key with several events stays within one block: blocks are found by their first key.
+        let mut end = (at + BLOCK_KEYS).min(keys.len());
+        while end < keys.len() && keys[end].0 == keys[end - 1].0 {
+            end += 1;
+        }
+        let mut entries = Vec::with_capacity((end - at) * BLOCK_ENTRY);
+        for (key, id, seq) in &keys[at..end] {
+            filter.insert(*key);
+            entries.extend_from_slice(&key.0);
+            entries.extend_from_slice(id.as_bytes());
+            entries.extend_from_slice(&seq.to_le_bytes());
+        }
+        insert.execute(params![run, keys[at].0.0.as_slice(), entries])?;
+        at = end;
+    }
+    let count = i64::try_from(keys.len()).unwrap_or(i64::MAX);
+    conn.execute(
+        "INSERT INTO key_runs (run, last_seq, newest_at, count, filter) VALUES (?, ?, ?, ?, ?)",
+        params![run, last_seq, newest_at, count, filter.bytes()],
+    )?;
+    conn.execute("DELETE FROM keys WHERE first_seq <= ?", [last_seq])?;
+    Ok(Some(NewRun { last_seq, run: Run { run, newest_at, count: keys.len(), filter } }))
 }
 
 #[derive(Default)]

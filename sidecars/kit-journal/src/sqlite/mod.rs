@@ -2,6 +2,7 @@
 
 mod actions;
 mod checkpoint;
+pub(crate) mod copy;
 mod dedupe;
 mod left_out;
 mod purge;

@@ -17,7 +17,7 @@ use crate::event::{EventId, KeyHash, Seq};
 /// Keys in a row at most: with its header they fit a page.
 pub(super) const ROW_KEYS: usize = 480;
 /// Name of the value that says up to which position keys have rows, or had until they were forgotten.
-const THROUGH: &str = "keys.through";
+pub(super) const THROUGH: &str = "keys.through";
 
 /// A key, the event that has it, and its position.
 pub(super) type Key = (KeyHash, EventId, Seq);

@@ -13,6 +13,8 @@ use crate::error::{JournalError, OpenError};
 
 /// `application_id` in the file header: "OUTR".
 const APPLICATION_ID: i64 = 0x4f55_5452;
+/// The same of a copy that is not finished: "OUTC". Versions that know of no copies take it for another program's.
+const UNFINISHED_ID: i64 = 0x4f55_5443;
 
 /// The newest schema version; `MIGRATIONS[n]` leads from version n to n + 1.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -112,6 +114,9 @@ fn is_creation_cut_off(path: &Path) -> bool {
 }
 
 fn judge(path: &Path, application: i64, version: i64, empty: bool) -> Result<(), OpenError> {
+    if application == UNFINISHED_ID {
+        return Err(OpenError::Unfinished { journal: path.display().to_string() });
+    }
     if application != APPLICATION_ID && !(empty && application == 0 && version == 0) {
         return Err(OpenError::Foreign { path: path.to_owned() });
     }
@@ -137,6 +142,65 @@ pub(super) fn migrate(path: &Path, conn: &Connection) -> Result<(), OpenError> {
     );
     conn.execute_batch(&sql).map_err(store)?;
     checkpoint(conn).map_err(|source| OpenError::Store { path: path.to_owned(), source })
+}
+
+/// Judges a file that is open as [`check_header`] does one that is not; its version, 0 where it is empty.
+pub(super) fn judge_open(path: &Path, conn: &Connection) -> Result<i64, OpenError> {
+    let store = |source: rusqlite::Error| OpenError::Store { path: path.to_owned(), source: source.into() };
+    let number = |sql: &str| conn.query_row(sql, [], |row| row.get::<_, i64>(0)).map_err(store);
+    let version = number("PRAGMA user_version")?;
+    let empty = number("SELECT count(*) FROM sqlite_schema")? == 0;
+    judge(path, number("PRAGMA application_id")?, version, empty)?;
+    Ok(version)
+}
+
+/// Makes an empty file an unfinished copy that says so with `marker`.
+pub(super) fn begin(conn: &Connection, marker: &str) -> Result<(), JournalError> {
+    let steps: String = MIGRATIONS.iter().copied().collect();
+    let sql = format!(
+        "BEGIN IMMEDIATE; {steps} DELETE FROM meta; CREATE TABLE copying (marker TEXT NOT NULL);
+         PRAGMA application_id = {UNFINISHED_ID}; PRAGMA user_version = {VERSION};"
+    );
+    let begun = conn
+        .execute_batch(&sql)
+        .and_then(|()| conn.execute("INSERT INTO copying (marker) VALUES (?)", [marker]))
+        .and_then(|_| conn.execute_batch("COMMIT"));
+    if let Err(error) = begun {
+        drop(conn.execute_batch("ROLLBACK"));
+        return Err(error.into());
+    }
+    checkpoint(conn)
+}
+
+/// Version and marker of an unfinished copy; `None` where there is nothing yet.
+pub(super) fn begun(conn: &Connection) -> Result<Option<(i64, String)>, JournalError> {
+    let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if tables == 0 {
+        return Ok(None);
+    }
+    let version = conn.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    Ok(Some((version, conn.query_row("SELECT marker FROM copying", [], |row| row.get(0))?)))
+}
+
+/// Removes all that an unfinished copy holds, and gives it another marker.
+pub(super) fn empty(conn: &Connection, marker: &str) -> Result<(), JournalError> {
+    let emptied = conn
+        .execute_batch(
+            "BEGIN IMMEDIATE; DELETE FROM meta; DELETE FROM events; DELETE FROM keys; DELETE FROM key_runs;
+             DELETE FROM key_blocks; DELETE FROM sinks; DELETE FROM exceptions; DELETE FROM attempts; DELETE FROM audit;",
+        )
+        .and_then(|()| conn.execute("UPDATE copying SET marker = ?", [marker]))
+        .and_then(|_| conn.execute_batch("COMMIT"));
+    if let Err(error) = emptied {
+        drop(conn.execute_batch("ROLLBACK"));
+        return Err(error.into());
+    }
+    checkpoint(conn)
+}
+
+/// Makes an unfinished copy a journal. Inside the caller's transaction.
+pub(super) fn finish(conn: &Connection) -> Result<(), JournalError> {
+    Ok(conn.execute_batch(&format!("DROP TABLE copying; PRAGMA application_id = {APPLICATION_ID};"))?)
 }
 
 /// Copies the whole write-ahead log into the main file and syncs it, also what counted as copied already. The

@@ -1,5 +1,6 @@
 //! One store of any engine, and the servers that all tests of this process share.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -24,7 +25,7 @@ pub(crate) fn server() -> &'static Database {
     SERVER.get_or_init(|| Database::start(&[]).unwrap())
 }
 
-fn pooler() -> &'static Pooler {
+pub(crate) fn pooler() -> &'static Pooler {
     static POOLER: OnceLock<Pooler> = OnceLock::new();
     POOLER.get_or_init(|| Pooler::start(server(), "transaction").unwrap())
 }
@@ -92,6 +93,17 @@ impl Bench {
     fn open(&mut self) {
         let opened = open(&self.section).unwrap();
         (self.engine, self.open_reader) = (Some(opened.engine), Some(opened.open_reader));
+    }
+
+    /// The journal's file.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.section.path.clone()
+    }
+
+    /// As a daemon that stops.
+    pub(crate) fn close(&mut self) {
+        self.open_reader = None;
+        self.engine.take().unwrap().close();
     }
 
     /// As a crash would: nothing is closed in order.

@@ -4,6 +4,7 @@
 
 mod accounts;
 mod bench;
+mod copying;
 mod dedupe;
 mod plans;
 mod reading;

@@ -5,6 +5,7 @@
 mod bench;
 mod demo;
 mod events;
+mod journal;
 mod offline;
 mod operating;
 mod routes;
