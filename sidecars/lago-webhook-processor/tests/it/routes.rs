@@ -268,7 +268,7 @@ async fn routes_that_change_under_load_lose_nothing_and_deliver_nothing_twice() 
 fn many_programs(name: &str) -> String {
     let route =
         |n: usize| format!("[[route]]\nname = \"{name}-{n}\"\nfilter = '.data.fee.n == {n}'\nto = [\"audit\"]\n");
-    (0..300).map(route).collect()
+    (0..500).map(route).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
