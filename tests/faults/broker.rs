@@ -196,7 +196,7 @@ pub(crate) async fn a_silent_broker_is_noticed_and_sent_everything_again(mut tri
     ))
 }
 
-/// F14: a memory alarm: the metrics say that the broker blocks, webhooks are accepted and the gateway gets its events as
+/// F14: a memory or disk alarm: the metrics say that the broker blocks, webhooks are accepted and the gateway gets its events as
 /// before, no thread is left over, and everything is published once it is over.
 pub(crate) async fn an_alarm_holds_up_the_broker_alone(trial: Trial) -> Result<Outcome> {
     if let Some(skipped) = installed() {
@@ -210,7 +210,12 @@ pub(crate) async fn an_alarm_holds_up_the_broker_alone(trial: Trial) -> Result<O
     let mut slowest = Duration::ZERO;
     for round in 0..trial.count {
         trial.progress(round);
-        broker.alarm(true).await?;
+        let is_of_disk = round % 2 == 1;
+        if is_of_disk {
+            broker.disk_alarm(true).await?
+        } else {
+            broker.alarm(true).await?
+        }
         let begin = Instant::now();
         while rig.metrics().await?.sum("amqp_blocked", &[]) < 1.0 {
             ensure!(begin.elapsed() < NOTICED_WITHIN, "the metrics do not say that the broker blocks");
@@ -220,7 +225,11 @@ pub(crate) async fn an_alarm_holds_up_the_broker_alone(trial: Trial) -> Result<O
         tokio::time::sleep(Duration::from_secs(4)).await;
         let (taken, got) = (rig.taken().await? - taken, rig.gateway.counts().unique - got);
         ensure!(taken > 600 && got > 600, "in four seconds {taken} were accepted and {got} brought to the gateway");
-        broker.alarm(false).await?;
+        if is_of_disk {
+            broker.disk_alarm(false).await?
+        } else {
+            broker.alarm(false).await?
+        }
         slowest = slowest.max(confirms_again(&rig, DRAIN).await?);
         let threads = threads(&mut rig)?;
         ensure!(threads == 1, "{threads} threads for one connection");

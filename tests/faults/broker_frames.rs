@@ -135,7 +135,8 @@ pub(crate) async fn a_broker_that_sends_nonsense_is_survived(mut trial: Trial) -
             counted.fetch_add(1, Ordering::Relaxed);
             std::future::ready(Taken::Accepted).boxed()
         };
-        source.run(token, receive).await
+        let (_health, healthy) = tokio::sync::watch::channel(kit_journal::Health::Writable);
+        source.run(token, healthy, receive).await
     });
     let client = Client::connect(&broker).await?;
     ensure!(sink.deliver(&event(1, "lago.x")).await.verdict == Verdict::Delivered, "no first message");

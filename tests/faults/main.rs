@@ -8,6 +8,7 @@ mod admin;
 mod broken;
 mod broker;
 mod broker_frames;
+mod broker_tls;
 mod clock;
 mod crowds;
 mod dead_disk;
@@ -147,6 +148,7 @@ fn main() -> ExitCode {
         experiment!("F15", broker_frames::every_return_is_matched_to_its_own_message, 2, 200),
         experiment!("F15", broker::what_the_broker_refuses_is_told_and_tried_again, 3, 50),
         experiment!("F22", broker::a_message_too_large_for_the_broker_holds_nobody_up, 1, 50),
+        experiment!("T20", broker_tls::a_broker_is_believed_by_its_certificate_alone, 1, 20),
         experiment!("T19", broker_frames::a_broker_that_sends_nonsense_is_survived, 200, 5_000),
         experiment!("F8", dead_disk::a_dead_disk_is_answered_503_and_survived, 6, 100),
     ];

@@ -134,10 +134,23 @@ impl AmqpSection {
         self.url.is_some() || self.url_file.is_some()
     }
 
+    /// Reports a section that is not set, although it says something: whoever wrote it takes it for working.
+    pub fn validate_unset(&self, prefix: &str, problems: &mut Problems) {
+        if !self.is_set() && *self != Self::default() {
+            let text = "must be set to the broker's address, for example amqp://rabbitmq:5672: other settings of this \
+                        section are, and nothing is published";
+            problems.add(&format!("{prefix}.url"), text);
+        }
+    }
+
     /// Checks the values; `prefix` is the section's path in the configuration.
     pub fn validate(&self, prefix: &str, problems: &mut Problems) {
         let mut problem = |name: &str, text: &str| problems.add(&format!("{prefix}.{name}"), text);
         if let Some(text) = name_mistake(&self.exchange) {
+            problem("exchange", text);
+        } else if self.exchange.is_empty() {
+            let text = "must be the name of an exchange: the default one, which has none, takes no bindings and leads to \
+                        the queue that is named as the routing key alone";
             problem("exchange", text);
         }
         if self.routing_key.is_empty() {
@@ -213,7 +226,9 @@ pub struct AmqpSourceSection {
     pub ca_file: Option<PathBuf>,
     /// Queue whose messages are taken; none where it is empty. What cannot be taken goes to the queue `<queue>.dead`.
     pub queue: String,
-    /// Declare both queues (durable). Otherwise they are only looked for, and what is missing is said.
+    /// Declare both queues (durable); what the broker itself would throw away of the first one goes to the second one.
+    /// Otherwise they are only looked for, and what is missing is said: then give the queue such dead letters by a policy
+    /// (`dead-letter-exchange` empty, `dead-letter-routing-key` `<queue>.dead`).
     pub declare: bool,
     /// Exchange that the declared queue is bound to; none where it is empty.
     pub exchange: String,
@@ -223,11 +238,15 @@ pub struct AmqpSourceSection {
     pub queue_kind: QueueKind,
     /// Messages taken and not yet acknowledged at most.
     pub prefetch: u16,
-    /// Largest message in bytes; a larger one goes to the queue of dead letters. One of more than 16 MiB is not even
-    /// read: the source stops before it until it is removed.
+    /// Largest message in bytes; a larger one goes to the queue of dead letters. One of more than 16 MiB, or with more than
+    /// 128 KiB of headers, is not even read: the source stops before it until it is removed.
     pub message_limit_bytes: usize,
     /// Longest time in seconds before a message that could not be taken is looked at again.
     pub retry_max_seconds: f64,
+    /// Seconds that a message which cannot be taken waits here before it goes back to the queue. Must be less than the
+    /// broker's `consumer_timeout` (30 minutes by default), and as long as may be: a quorum queue counts how often a message
+    /// came back, and gives it up after 20 times (RabbitMQ 4.0 and later).
+    pub hold_max_seconds: f64,
     /// Seconds between two heartbeats.
     pub heartbeat_seconds: u16,
     /// Seconds to connect, name look-up, TLS and login included.
@@ -250,6 +269,7 @@ impl Default for AmqpSourceSection {
             prefetch: PREFETCH_MAX,
             message_limit_bytes: 1 << 20,
             retry_max_seconds: 30.0,
+            hold_max_seconds: 600.0,
             heartbeat_seconds: 10,
             connect_timeout_seconds: 5.0,
         }
@@ -260,6 +280,22 @@ impl AmqpSourceSection {
     /// Whether anything is to be taken: an address alone may be there for others.
     pub fn is_set(&self) -> bool {
         !self.queue.is_empty()
+    }
+
+    /// Reports a section without a queue that says more than where the broker is.
+    pub fn validate_unset(&self, prefix: &str, problems: &mut Problems) {
+        let address = Self {
+            url: self.url.clone(),
+            url_file: self.url_file.clone(),
+            username_file: self.username_file.clone(),
+            password_file: self.password_file.clone(),
+            ca_file: self.ca_file.clone(),
+            ..Self::default()
+        };
+        if !self.is_set() && *self != address {
+            let text = "must be set to the name of a queue: other settings of this section are, and nothing is taken";
+            problems.add(&format!("{prefix}.queue"), text);
+        }
     }
 
     /// Checks the values; `prefix` is the section's path in the configuration.
@@ -287,9 +323,11 @@ impl AmqpSourceSection {
         if let Some(text) = heartbeat_mistake(self.heartbeat_seconds) {
             problem("heartbeat_seconds", text);
         }
-        for (name, value) in
-            [("retry_max_seconds", self.retry_max_seconds), ("connect_timeout_seconds", self.connect_timeout_seconds)]
-        {
+        for (name, value) in [
+            ("retry_max_seconds", self.retry_max_seconds),
+            ("hold_max_seconds", self.hold_max_seconds),
+            ("connect_timeout_seconds", self.connect_timeout_seconds),
+        ] {
             check_seconds(&format!("{prefix}.{name}"), value, problems);
         }
     }
@@ -499,6 +537,27 @@ mod tests {
         let mut problems = Problems::default();
         section.validate("amqp_source", &mut problems);
         assert_eq!(problems.lines(&[]).len(), 2);
+    }
+
+    #[test]
+    fn a_section_that_says_something_and_does_nothing_is_reported() {
+        let lines = |check: &dyn Fn(&mut Problems)| {
+            let mut problems = Problems::default();
+            check(&mut problems);
+            problems.lines(&[])
+        };
+        let section = AmqpSection { window: 7, ..AmqpSection::default() };
+        assert!(lines(&|problems| section.validate_unset("amqp", problems))[0].contains("amqp.url"));
+        assert!(lines(&|problems| AmqpSection::default().validate_unset("amqp", problems)).is_empty());
+        let section = AmqpSection { exchange: String::new(), ..AmqpSection::default() };
+        assert!(lines(&|problems| section.validate("amqp", problems))[0].contains("amqp.exchange"));
+
+        let section = AmqpSourceSection { prefetch: 7, ..AmqpSourceSection::default() };
+        assert!(lines(&|problems| section.validate_unset("amqp_source", problems))[0].contains("amqp_source.queue"));
+        // The address may be there for others.
+        let url = Some(Secret::from("amqp://mq".to_owned()));
+        let section = AmqpSourceSection { url, ..AmqpSourceSection::default() };
+        assert!(lines(&|problems| section.validate_unset("amqp_source", problems)).is_empty());
     }
 
     #[test]

@@ -24,13 +24,27 @@ use crate::metrics::ConnectionMetrics;
 use crate::scan::Scanner;
 use crate::transport::{Guard, Kit, Transport, Wire};
 
-/// Largest frame that is agreed to. lapin keeps two buffers of 32 frames a connection (4.12.3, `src/io_loop.rs`), so that
-/// the usual 128 KiB would be eight megabytes; bodies are cut into frames anyway.
+/// Largest frame that is agreed to where only we publish. lapin keeps two buffers of 32 frames a connection (4.12.3,
+/// `src/io_loop.rs`), so that the usual 128 KiB would be eight megabytes; bodies are cut into frames anyway.
 pub(crate) const FRAME_MAX: u32 = 32 << 10;
+/// Largest frame that is agreed to where others publish: the properties of a message, its headers among them, are one
+/// frame whatever was agreed with its consumer, and RabbitMQ takes 128 KiB of them from whoever asks for no less.
+pub(crate) const FRAME_MAX_OF_OTHERS: u32 = 128 << 10;
 /// Channels of a connection at most: one for each window, and a few.
 const CHANNEL_MAX: u16 = 64;
 /// How long a farewell may take.
 const FAREWELL: Duration = Duration::from_millis(500);
+
+/// What is taken from a broker at most.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    /// Bytes of a frame, its own eight included.
+    pub(crate) frame: u32,
+    /// Bytes of a body.
+    pub(crate) body: usize,
+    /// Bytes of bodies that lie here at a time, and one body more.
+    pub(crate) held: usize,
+}
 
 /// Makes connections to one broker.
 pub(crate) struct Connector {
@@ -38,25 +52,23 @@ pub(crate) struct Connector {
     tls: Option<(TlsConnector, ServerName<'static>)>,
     /// Name that the broker shows.
     name: String,
-    body_max: u64,
-    held_max: usize,
+    sizes: Sizes,
     pub(crate) metrics: ConnectionMetrics,
 }
 
 impl Connector {
-    /// Connections called `name`, on which bodies of at most `body_max` bytes come in, and no more than about `held_max`
-    /// bytes of them lie here at a time.
+    /// Connections called `name`, on which no more than `sizes` comes in.
     ///
     /// # Errors
     /// TLS cannot be set up.
     pub(crate) fn new(
         endpoint: Endpoint,
         name: String,
-        (body_max, held_max): (usize, usize),
+        sizes: Sizes,
         metrics: ConnectionMetrics,
     ) -> Result<Self, AmqpSetupError> {
         let tls = if endpoint.tls { Some(tls(&endpoint)?) } else { None };
-        Ok(Self { endpoint, tls, name, body_max: body_max as u64, held_max, metrics })
+        Ok(Self { endpoint, tls, name, sizes, metrics })
     }
 
     /// Host and port, for people.
@@ -108,8 +120,8 @@ impl Connector {
                 Wire::Tls(Box::new(connector.connect(name.clone(), stream).await.map_err(ioerror)?))
             }
         };
-        let scanner = Scanner::new(FRAME_MAX as usize, self.body_max);
-        let transport = Transport::new(wire, Arc::clone(guard), scanner, self.held_max);
+        let scanner = Scanner::new(self.sizes.frame as usize, self.sizes.body as u64);
+        let transport = Transport::new(wire, Arc::clone(guard), scanner, self.sizes.held);
         // It is taken once: lapin is not to connect again by itself.
         let transport = std::sync::Mutex::new(Some(transport));
         let give = async move |_, _| {
@@ -134,7 +146,7 @@ impl Connector {
             },
             vhost: endpoint.vhost.clone(),
             query: AMQPQueryString {
-                frame_max: Some(FRAME_MAX),
+                frame_max: Some(self.sizes.frame),
                 channel_max: Some(CHANNEL_MAX),
                 heartbeat: Some(endpoint.heartbeat_seconds),
                 connection_timeout: None,
@@ -268,6 +280,11 @@ impl Link {
         self.watching.abort();
         self.guard.cut();
         leave(&self.gone, &self.metrics);
+    }
+
+    /// Bytes of a frame that was agreed on, its own eight included.
+    pub(crate) fn frame_max(&self) -> usize {
+        self.connection.configuration().frame_max() as usize
     }
 
     /// The switch of the connection, and what lies here of it.

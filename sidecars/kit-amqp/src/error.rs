@@ -40,6 +40,15 @@ impl AmqpError {
     }
 }
 
+impl AmqpError {
+    /// The broker ended the connection because something came on a channel that it had closed: lapin sends what it has
+    /// queued after it has agreed to that (4.12.3; "CHANNEL_ERROR - expected 'channel.open'"). Why the channel was closed
+    /// is not heard then.
+    pub(crate) fn is_of_a_closed_channel(&self) -> bool {
+        matches!(self, Self::Lost(text) if text.starts_with("CHANNEL_ERROR"))
+    }
+}
+
 impl From<lapin::Error> for AmqpError {
     fn from(error: lapin::Error) -> Self {
         Self::from_lapin(&error)

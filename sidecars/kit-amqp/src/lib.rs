@@ -7,9 +7,11 @@
 //!
 //! Facts about the broker are of RabbitMQ 3.10.8, about the client of lapin 4.12.3.
 
+mod bury;
 pub mod config;
 mod connection;
 mod error;
+mod intake;
 mod message;
 mod metrics;
 mod publisher;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kit::lifecycle::StopToken;
 use lapin::options::{ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
@@ -20,6 +20,42 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// First and longest distance of attempts to connect while nothing is to be published.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
+/// A connection that ends sooner, and on which nothing was confirmed, is not made again at once.
+const PROVEN_AFTER: Duration = Duration::from_secs(10);
+/// How often the topology is made again because of messages that had no route, at most.
+const REMADE_EVERY: Duration = Duration::from_secs(2);
+
+/// A queue that must be there.
+#[derive(Clone, Debug)]
+pub(crate) struct Queue {
+    pub(crate) name: ShortString,
+    /// What it is bound to the exchange with.
+    pub(crate) patterns: Vec<ShortString>,
+    /// The queue that gets what the broker would throw away.
+    pub(crate) dead: Option<ShortString>,
+}
+
+impl Queue {
+    fn arguments(&self, kind: QueueKind) -> FieldTable {
+        let mut arguments = FieldTable::default();
+        let mut add = |name: &str, value: &str| {
+            arguments.insert(name.into(), AMQPValue::LongString(value.into()));
+        };
+        add("x-queue-type", kind.word());
+        if let Some(dead) = &self.dead {
+            add("x-dead-letter-exchange", "");
+            add("x-dead-letter-routing-key", dead.as_str());
+            if kind == QueueKind::Quorum {
+                // Otherwise a dead letter is lost where its queue is away at that moment. It asks for this overflow
+                // (rabbitmq.com/docs/quorum-queues, since 3.10).
+                add("x-dead-letter-strategy", "at-least-once");
+                add("x-overflow", "reject-publish");
+            }
+        }
+        arguments
+    }
+}
+
 /// What must be at the broker.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Topology {
@@ -27,8 +63,7 @@ pub(crate) struct Topology {
     pub(crate) declare: bool,
     /// A topic exchange; the default one where it is empty.
     pub(crate) exchange: ShortString,
-    /// Queues with the patterns they are bound to the exchange with.
-    pub(crate) queues: Vec<(ShortString, Vec<ShortString>)>,
+    pub(crate) queues: Vec<Queue>,
     pub(crate) kind: QueueKind,
 }
 
@@ -60,16 +95,13 @@ impl Topology {
     }
 
     async fn make_queues(&self, channel: &Channel) -> Result<(), AmqpError> {
-        for (queue, patterns) in &self.queues {
+        for queue in &self.queues {
             let options =
                 QueueDeclareOptions { passive: !self.declare, durable: true, ..QueueDeclareOptions::default() };
-            let mut arguments = FieldTable::default();
-            if self.declare {
-                arguments.insert("x-queue-type".into(), AMQPValue::LongString(self.kind.word().into()));
-            }
-            within(ANSWER, "declare a queue", channel.queue_declare(queue.clone(), options, arguments)).await?;
-            for pattern in patterns.iter().filter(|_| self.declare) {
-                let (queue, exchange) = (queue.clone(), self.exchange.clone());
+            let arguments = if self.declare { queue.arguments(self.kind) } else { FieldTable::default() };
+            within(ANSWER, "declare a queue", channel.queue_declare(queue.name.clone(), options, arguments)).await?;
+            for pattern in queue.patterns.iter().filter(|_| self.declare) {
+                let (queue, exchange) = (queue.name.clone(), self.exchange.clone());
                 let options = QueueBindOptions::default();
                 let bound = channel.queue_bind(queue, exchange, pattern.clone(), options, FieldTable::default());
                 within(ANSWER, "bind a queue", bound).await?;
@@ -88,6 +120,10 @@ struct Session {
     stale: AtomicBool,
     /// Something of the topology may be gone.
     doubtful: AtomicBool,
+    /// When the topology was made last.
+    prepared: Mutex<Instant>,
+    since: Instant,
+    has_confirmed: AtomicBool,
 }
 
 /// Publishes to one exchange.
@@ -115,6 +151,14 @@ impl Publisher {
         let session = self.session().await?;
         let channel = session.channel().await.inspect_err(|_| session.stale.store(true, Ordering::Release))?;
         let published = window::publish(&channel, &self.topology.exchange, messages, self.limits).await;
+        if published.fates.contains(&Fate::Kept) {
+            session.has_confirmed.store(true, Ordering::Release);
+        }
+        // What has no route may have had one in a queue that somebody has deleted.
+        let is_returned = |fate: &Fate| matches!(fate, Fate::Returned(_));
+        if self.topology.declare && published.fates.iter().any(is_returned) && session.is_prepared_long_ago() {
+            session.doubtful.store(true, Ordering::Release);
+        }
         match &published.broken {
             // A quorum queue that was full goes on refusing on the channel it refused on, also when there is room again
             // (seen with RabbitMQ 3.10.8, `reject-publish` and a policy that was cleared).
@@ -133,6 +177,14 @@ impl Publisher {
         Ok(published)
     }
 
+    /// Bytes of a frame that was agreed on.
+    ///
+    /// # Errors
+    /// There is no connection.
+    pub(crate) async fn frame_max(&self) -> Result<usize, AmqpError> {
+        Ok(self.session().await?.link.frame_max())
+    }
+
     /// Keeps a connection while nothing is to be published, until `stop`.
     pub(crate) async fn keep(&self, stop: &StopToken) {
         let mut delay = RECONNECT.0;
@@ -143,23 +195,32 @@ impl Publisher {
                     if said {
                         tracing::info!("connected to the broker at {}", self.connector.address());
                     }
-                    (delay, said) = (RECONNECT.0, false);
+                    said = false;
                     tokio::select! {
                         () = stop.stopped() => return,
                         () = session.link.lost() => {}
                     }
                     self.let_go(&session).await;
+                    if session.is_proven() {
+                        delay = RECONNECT.0;
+                        continue;
+                    }
+                    // Whatever ends connections as soon as they are made would be kept busy with nothing else.
+                    if delay == RECONNECT.0 * 2 {
+                        tracing::warn!("a connection to the broker at {} was lost at once", self.connector.address());
+                    }
+                    if !pause(&mut delay, stop).await {
+                        return;
+                    }
                 }
                 Err(error) => {
                     if !said {
                         tracing::warn!(error = %error, "no connection to the broker, trying on: {error}");
                     }
                     said = true;
-                    tokio::select! {
-                        () = stop.stopped() => return,
-                        () = tokio::time::sleep(delay.mul_f64(0.8 + 0.4 * fastrand::f64())) => {}
+                    if !pause(&mut delay, stop).await {
+                        return;
                     }
-                    delay = (delay * 2).min(RECONNECT.1);
                 }
             }
         }
@@ -178,11 +239,12 @@ impl Publisher {
         }
         let mut current = self.session.lock().await;
         if let Some(session) = current.as_ref().filter(|session| session.is_good()) {
-            if session.doubtful.swap(false, Ordering::AcqRel)
-                && let Err(error) = self.topology.prepare(&session.link).await
-            {
-                session.doubtful.store(true, Ordering::Release);
-                return Err(error);
+            if session.doubtful.swap(false, Ordering::AcqRel) {
+                if let Err(error) = self.topology.prepare(&session.link).await {
+                    session.doubtful.store(true, Ordering::Release);
+                    return Err(error);
+                }
+                *session.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             }
             return Ok(Arc::clone(session));
         }
@@ -198,6 +260,9 @@ impl Publisher {
             idle: Mutex::default(),
             stale: AtomicBool::new(false),
             doubtful: AtomicBool::new(false),
+            prepared: Mutex::new(Instant::now()),
+            since: Instant::now(),
+            has_confirmed: AtomicBool::new(false),
         });
         *current = Some(Arc::clone(&session));
         Ok(session)
@@ -218,6 +283,15 @@ impl Session {
         self.link.is_up() && !self.stale.load(Ordering::Acquire)
     }
 
+    /// It has been of use, or there for a while.
+    fn is_proven(&self) -> bool {
+        self.has_confirmed.load(Ordering::Acquire) || self.since.elapsed() >= PROVEN_AFTER
+    }
+
+    fn is_prepared_long_ago(&self) -> bool {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= REMADE_EVERY
+    }
+
     async fn channel(&self) -> Result<Channel, AmqpError> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         if let Some(channel) = idle.filter(|channel| channel.status().connected()) {
@@ -227,5 +301,15 @@ impl Session {
         let confirms = channel.confirm_select(ConfirmSelectOptions::default());
         within(ANSWER, "turn confirms on", confirms).await?;
         Ok(channel)
+    }
+}
+
+/// Waits before the next attempt to connect, and makes the wait after it longer; false when the daemon stops.
+async fn pause(delay: &mut Duration, stop: &StopToken) -> bool {
+    let wait = delay.mul_f64(0.8 + 0.4 * fastrand::f64());
+    *delay = (*delay * 2).min(RECONNECT.1);
+    tokio::select! {
+        () = stop.stopped() => false,
+        () = tokio::time::sleep(wait) => true,
     }
 }

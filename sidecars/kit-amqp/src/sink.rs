@@ -1,5 +1,6 @@
 //! The sink: events to an exchange, each judged by what the broker said of it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,11 +12,11 @@ use kit_journal::StoredEvent;
 use lapin::types::ShortString;
 
 use crate::config::{AmqpSection, AmqpSetupError};
-use crate::connection::{Connector, FRAME_MAX};
+use crate::connection::{Connector, FRAME_MAX, Sizes};
 use crate::error::AmqpError;
 use crate::message::{Outgoing, Shape};
 use crate::metrics::AmqpMetrics;
-use crate::publisher::{Publisher, Topology};
+use crate::publisher::{Publisher, Queue, Topology};
 use crate::window::{Fate, Limits};
 
 /// Bytes of the bodies of a window, but always one.
@@ -51,8 +52,8 @@ impl AmqpSink {
         let endpoint = section.endpoint()?;
         let label = format!("{app_id} {name}");
         // What comes in is what was returned, and what a broker may say by itself.
-        let bodies = (section.message_limit_bytes, usize::MAX);
-        let connector = Connector::new(endpoint, label, bodies, metrics.of(name)).map_err(|error| vec![error])?;
+        let sizes = Sizes { frame: FRAME_MAX, body: section.message_limit_bytes, held: usize::MAX };
+        let connector = Connector::new(endpoint, label, sizes, metrics.of(name)).map_err(|error| vec![error])?;
         let short = |text: &str| ShortString::try_new(text).unwrap_or_default();
         let topology = Topology {
             declare: section.declare,
@@ -60,7 +61,11 @@ impl AmqpSink {
             queues: section
                 .queues
                 .iter()
-                .map(|(queue, patterns)| (short(queue), patterns.iter().map(|pattern| short(pattern)).collect()))
+                .map(|(queue, patterns)| Queue {
+                    name: short(queue),
+                    patterns: patterns.iter().map(|pattern| short(pattern)).collect(),
+                    dead: None,
+                })
                 .collect(),
             kind: section.queue_kind,
         };
@@ -106,23 +111,34 @@ impl AmqpSink {
     }
 
     async fn deliver_window(&self, events: &[&StoredEvent]) -> Vec<Outcome> {
-        let mut outcomes: Vec<Option<Outcome>> = vec![None; events.len()];
-        let mut messages = Vec::with_capacity(events.len());
+        let mut window = Window { outcomes: vec![None; events.len()], ..Window::default() };
+        // What is published under one id goes in different groups: a return names nothing but the id.
+        let (mut groups, mut times): (Vec<Vec<_>>, HashMap<String, usize>) = (Vec::new(), HashMap::new());
         for (place, event) in events.iter().enumerate() {
             match self.shape.message(event) {
-                Ok(message) => messages.push((place, message)),
+                Ok(message) => {
+                    let time = times.entry(message.id.clone()).or_default();
+                    if groups.len() == *time {
+                        groups.push(Vec::with_capacity(events.len() - place));
+                    }
+                    groups[*time].push((place, message));
+                    *time += 1;
+                }
                 Err(why) => {
-                    outcomes[place] = Some(Outcome::failed(Failure::Unsendable, format!("cannot be published: {why}")));
+                    let text = format!("cannot be published: {why}");
+                    window.outcomes[place] = Some(Outcome::failed(Failure::Unsendable, text));
                 }
             }
         }
         let until = Instant::now() + self.patience;
-        let mut left = vec![messages];
-        while let Some(group) = left.pop() {
+        let mut left: Vec<_> = groups.into_iter().rev().collect();
+        while let Some(mut group) = left.pop() {
+            group.retain(|(place, message)| window.is_open(*place, message));
             if group.is_empty() {
                 continue;
             }
-            let open = self.publish(&group, &mut outcomes).await;
+            let open = self.publish(&group, &mut window).await;
+            let outcomes = &mut window.outcomes;
             // One of them closes the channel for all: it is found by halves.
             let open: Vec<_> = group.into_iter().filter(|(place, _)| open.contains(place)).collect();
             if Instant::now() > until {
@@ -136,24 +152,25 @@ impl AmqpSink {
             left.extend([second, first]);
         }
         let left_out = || Outcome::failed(Failure::Unreachable, "the broker said nothing of it");
-        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(left_out)).collect()
+        window.outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(left_out)).collect()
     }
 
     /// Publishes these; returns the places of those that are to be tried in smaller groups.
-    async fn publish(&self, group: &[(usize, Outgoing)], outcomes: &mut [Option<Outcome>]) -> Vec<usize> {
+    async fn publish(&self, group: &[(usize, Outgoing)], window: &mut Window) -> Vec<usize> {
         let messages: Vec<&Outgoing> = group.iter().map(|(_, message)| message).collect();
         let published = match self.publisher.publish(&messages).await {
             Ok(published) => published,
             Err(error) => {
                 let outcome = self.unpublished(&error);
-                group.iter().for_each(|(place, _)| outcomes[*place] = Some(outcome.clone()));
+                group.iter().for_each(|(place, _)| window.outcomes[*place] = Some(outcome.clone()));
                 return Vec::new();
             }
         };
         let metrics = &self.publisher.connector.metrics;
         let mut open = Vec::new();
         for ((place, message), fate) in group.iter().zip(published.fates) {
-            outcomes[*place] = Some(match fate {
+            window.may_write |= matches!(fate, Fate::Kept | Fate::Returned(_) | Fate::Nacked);
+            window.outcomes[*place] = Some(match fate {
                 Fate::Kept => Outcome::taken(),
                 Fate::Returned(reason) => {
                     metrics.returned.inc();
@@ -165,9 +182,23 @@ impl AmqpSink {
                     Outcome::failed(Failure::Busy, text)
                 }
                 Fate::Unknown => match &published.broken {
-                    Some(AmqpError::Precondition(_)) if group.len() > 1 => {
+                    Some(AmqpError::Precondition(_) | AmqpError::Refused(_)) if group.len() > 1 => {
                         open.push(*place);
                         continue;
+                    }
+                    Some(error) if error.is_of_a_closed_channel() && group.len() > 1 => {
+                        open.push(*place);
+                        continue;
+                    }
+                    Some(AmqpError::Refused(text)) if window.may_write || is_about_a_topic(text) => {
+                        let outcome = Outcome::failed(Failure::Unroutable, forbidden(text));
+                        window.forbidden.insert(message.routing_key.clone(), outcome.clone());
+                        outcome
+                    }
+                    Some(error @ AmqpError::Refused(_)) => {
+                        let outcome = self.broken(error);
+                        window.denied = Some(outcome.clone());
+                        outcome
                     }
                     Some(AmqpError::Precondition(text)) => {
                         Outcome::failed(Failure::Refused, format!("the broker refuses the message: {text}"))
@@ -217,6 +248,43 @@ impl AmqpSink {
             AmqpError::Lost(_) | AmqpError::Precondition(_) => Outcome::failed(Failure::Unreachable, error.to_string()),
         }
     }
+}
+
+/// What is known of a window while it is published in groups.
+#[derive(Default)]
+struct Window {
+    outcomes: Vec<Option<Outcome>>,
+    /// The broker has taken a message of it, so that we may publish to the exchange.
+    may_write: bool,
+    /// Nothing of it may be published, and why.
+    denied: Option<Outcome>,
+    /// Routing keys that we may not publish with, and what that means: there may be many messages of one.
+    forbidden: HashMap<ShortString, Outcome>,
+}
+
+impl Window {
+    /// Whether there is a point in publishing this one; otherwise it has its outcome.
+    fn is_open(&mut self, place: usize, message: &Outgoing) -> bool {
+        let known = self.forbidden.get(&message.routing_key).or(self.denied.as_ref().filter(|_| !self.may_write));
+        match known {
+            Some(outcome) => self.outcomes[place] = Some(outcome.clone()),
+            None => return true,
+        }
+        false
+    }
+}
+
+/// Whether a refusal is about one routing key and not about all of the exchange (RabbitMQ 3.10.8,
+/// `deps/rabbit/src/rabbit_access_control.erl`: "access to topic 'a.b' in exchange 'events' in vhost '/' refused").
+fn is_about_a_topic(text: &str) -> bool {
+    text.contains("access to topic '")
+}
+
+fn forbidden(text: &str) -> String {
+    format!(
+        "the broker refuses messages of this routing key: {text}; let the user write to it (rabbitmqctl \
+         set_topic_permissions), or lead such events elsewhere"
+    )
 }
 
 impl Sink for AmqpSink {

@@ -8,8 +8,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,8 @@ pub(crate) struct Guard {
     writer: AtomicWaker,
     /// Bytes of bodies that came and were not let go of.
     held: AtomicUsize,
+    /// Since when nothing is read, because too much is held.
+    full_since: Mutex<Option<Instant>>,
 }
 
 impl Guard {
@@ -47,6 +49,19 @@ impl Guard {
         let less = |held: usize| Some(held.saturating_sub(bytes));
         let _ = self.held.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
         self.reader.wake();
+    }
+
+    /// For how long nothing has been read because too much is held.
+    pub(crate) fn full_for(&self) -> Option<Duration> {
+        self.full_since.lock().unwrap_or_else(PoisonError::into_inner).map(|since| since.elapsed())
+    }
+
+    /// Whether more than `most` bytes are held; remembers since when.
+    fn is_full(&self, most: usize) -> bool {
+        let is_full = self.held.load(Ordering::Acquire) > most;
+        let mut since = self.full_since.lock().unwrap_or_else(PoisonError::into_inner);
+        *since = is_full.then(|| since.unwrap_or_else(Instant::now));
+        is_full
     }
 
     fn refuses(&self) -> io::Result<()> {
@@ -85,7 +100,7 @@ impl futures_io::AsyncRead for Transport {
         let this = self.get_mut();
         this.guard.reader.register(cx.waker());
         this.guard.refuses()?;
-        if this.guard.held.load(Ordering::Acquire) > this.held_max {
+        if this.guard.is_full(this.held_max) {
             return Poll::Pending;
         }
         let mut read = ReadBuf::new(buffer);

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use kit::client::read_capped;
+use kit::client::{ReadError, read_whole};
 use kit::clock::Timestamp;
 use kit::secret::{self, Secret, SecretError};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue};
@@ -70,6 +70,9 @@ pub enum ApiError {
     /// More than are read: some hundred thousand.
     #[error("Lago has more than {} of these", PAGES * PER_PAGE)]
     TooMany,
+    /// One answer is longer than is read.
+    #[error("an answer of Lago has more than {0} bytes")]
+    TooLarge(usize),
     /// Entries were added or removed while it was read, again and again.
     #[error("Lago's list changes while it is read, {READINGS} times in a row")]
     Unsteady,
@@ -422,7 +425,10 @@ impl LagoApi {
         let ask = async {
             let response = request.send().await.map_err(unreachable)?;
             match response.status() {
-                StatusCode::OK => read_capped(response, PAGE_BYTES).await.map_err(unreachable),
+                StatusCode::OK => read_whole(response, PAGE_BYTES).await.map_err(|error| match error {
+                    ReadError::Broken(error) => unreachable(error),
+                    ReadError::TooLarge(most) => ApiError::TooLarge(most),
+                }),
                 StatusCode::UNAUTHORIZED => Err(ApiError::Denied(401)),
                 StatusCode::FORBIDDEN => Err(ApiError::Denied(403)),
                 StatusCode::NOT_FOUND => Err(ApiError::NotFound),

@@ -20,6 +20,10 @@ impl<'a> Looked<'a> {
         Self { event, body: OnceCell::new() }
     }
 
+    pub(crate) fn event(&self) -> &'a StoredEvent {
+        self.event
+    }
+
     fn body(&self) -> Option<&Value> {
         let parse = || self.event.head.json.then(|| serde_json::from_slice(&self.event.body).ok()).flatten();
         self.body.get_or_init(parse).as_ref()

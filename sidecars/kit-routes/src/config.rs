@@ -84,7 +84,7 @@ pub struct RoutesSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct JqSection {
-    /// Processes that run programs, at most.
+    /// Processes that run programs, at most. One sink uses one less, so that its programs hold up no other sink.
     pub workers: usize,
     /// Seconds of processor time for one event; up to one more is given.
     pub time_limit_seconds: u32,

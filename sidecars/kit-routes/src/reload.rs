@@ -154,7 +154,11 @@ impl Watch {
             let settled = now == std::mem::replace(&mut seen, now.clone());
             if asked || (settled && now != taken) {
                 taken = now;
-                self.read(&path).await;
+                // Programs are compiled one after the other, and there may be hundreds.
+                tokio::select! {
+                    () = stop.stopped() => return Ok(()),
+                    () = self.read(&path) => {}
+                }
             }
         }
     }

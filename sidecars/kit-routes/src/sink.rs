@@ -6,12 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use kit_delivery::format::{Format, render};
 use kit_delivery::{Batching, Failure, Interest, Outcome, PassedBy, Sink};
 use kit_journal::{Seq, StoredEvent};
 use serde_json::value::RawValue;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::condition::Looked;
 use crate::jq::{JqError, Question};
 use crate::metrics::RouteMetrics;
 use crate::reload::{Current, Loaded};
@@ -19,6 +21,10 @@ use crate::table::{Decision, Walk};
 
 /// How long an event waits when no process for jq can be started.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// Bytes of what programs have made that lie here for a sink at a time. A window is measured by the bodies as they came.
+const CHANGED_BYTES: usize = 8 << 20;
+/// What such bytes are counted in.
+const UNIT: usize = 1 << 10;
 
 /// A sink behind the routes.
 #[derive(Debug)]
@@ -27,14 +33,20 @@ pub struct RoutedSink<S> {
     number: usize,
     current: Current,
     metrics: RouteMetrics,
+    /// Questions of this sink that are asked at a time: one process less than there are, so that another sink waits for
+    /// none of its programs.
+    questions: Semaphore,
+    at_once: usize,
+    /// Room for what programs make, in [`UNIT`]s.
+    room: Arc<Semaphore>,
 }
 
 /// What is to be done with an event.
 enum Turn {
     /// Delivered as it is.
     AsItIs,
-    /// Delivered with other data.
-    Changed(Box<StoredEvent>),
+    /// Delivered with other data, which takes so much room.
+    Changed(Box<StoredEvent>, Option<OwnedSemaphorePermit>),
     /// Over.
     Over(Outcome),
 }
@@ -42,7 +54,20 @@ enum Turn {
 impl<S: Sink> RoutedSink<S> {
     /// `number` is the sink's in the table.
     pub(crate) fn new(inner: S, number: usize, current: Current, metrics: RouteMetrics) -> Self {
-        Self { inner, number, current, metrics }
+        let loaded = current.get();
+        let limits = loaded.jq.limits();
+        let spared = usize::from(loaded.table.sinks().len() > 1);
+        let at_once = limits.workers.saturating_sub(spared).max(1);
+        let room = (CHANGED_BYTES / UNIT).max(at_once * units(limits.answer_bytes));
+        Self {
+            inner,
+            number,
+            current,
+            metrics,
+            questions: Semaphore::new(at_once),
+            at_once,
+            room: Arc::new(Semaphore::new(room)),
+        }
     }
 
     fn passed_by(&self, loaded: &Loaded, decision: &Decision) -> Option<(PassedBy, String)> {
@@ -65,6 +90,21 @@ impl<S: Sink> RoutedSink<S> {
         }
     }
 
+    /// Room for what the programs for so many events may make; `None` where it is taken.
+    fn room_now(&self, events: usize) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.room).try_acquire_many_owned(self.wanted(events)).ok()
+    }
+
+    /// The same, once it is there. Whoever waits must hold none.
+    async fn room(&self, events: usize) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.room).acquire_many_owned(self.wanted(events)).await.ok()
+    }
+
+    fn wanted(&self, events: usize) -> u32 {
+        let wanted = events * units(self.current.get().jq.limits().answer_bytes);
+        u32::try_from(wanted).unwrap_or(u32::MAX)
+    }
+
     async fn turn(&self, event: &StoredEvent) -> Turn {
         match self.decide(event).await {
             Ok(turn) => turn,
@@ -79,11 +119,15 @@ impl<S: Sink> RoutedSink<S> {
     async fn decide(&self, event: &StoredEvent) -> Result<Turn, JqError> {
         let loaded = self.current.get();
         let mut answers: HashMap<usize, bool> = HashMap::new();
-        let mut input = None;
+        let (mut input, looked) = (None, Looked::new(event));
+        let mut waited = None;
         let decision = loop {
-            match loaded.table.walk(self.number, event, |route| answers.get(&route).copied()) {
+            match loaded.table.walk_on(self.number, &looked, |route| answers.get(&route).copied()) {
                 Walk::Done(decision) => break decision,
                 Walk::Asks(route) => {
+                    if waited.is_none() {
+                        waited = self.questions.acquire().await.ok();
+                    }
                     let input = input.get_or_insert_with(|| as_input(event));
                     let program = loaded.table.filter(route).unwrap_or_default();
                     let told = |why| format!("filter of route {}: {why}", loaded.table.name(Some(route)));
@@ -100,11 +144,63 @@ impl<S: Sink> RoutedSink<S> {
             return Ok(Turn::Over(Outcome::passed_by(how, reason)));
         }
         let Decision::Deliver { route, transform: Some(program) } = decision else { return Ok(Turn::AsItIs) };
+        let _waited = match waited {
+            Some(waited) => Some(waited),
+            None => self.questions.acquire().await.ok(),
+        };
         let input = input.unwrap_or_else(|| as_input(event));
         let told = |why| format!("transform of route {} for {}: {why}", loaded.table.name(route), self.inner.name());
         let data = loaded.jq.ask(Question::Value, &program, &input).await.map_err(|error| error.with(told))?;
-        changed(event, data).map(|event| Turn::Changed(Box::new(event))).map_err(|why| JqError::Failed(told(why)))
+        changed(event, data).map(|event| Turn::Changed(Box::new(event), None)).map_err(|why| JqError::Failed(told(why)))
     }
+}
+
+impl<S: Sink> RoutedSink<S> {
+    /// Delivers what is to be delivered; the outcome of each.
+    async fn deliver_turned(&self, turned: Vec<(&Arc<StoredEvent>, Turn)>) -> Vec<Outcome> {
+        let (mut outcomes, mut wanted) = (Vec::with_capacity(turned.len()), Vec::new());
+        let mut rooms = Vec::new();
+        for (event, turn) in turned {
+            match turn {
+                Turn::AsItIs => wanted.push(Arc::clone(event)),
+                Turn::Changed(event, room) => {
+                    wanted.push(Arc::new(*event));
+                    rooms.extend(room);
+                }
+                Turn::Over(outcome) => {
+                    outcomes.push(Some(outcome));
+                    continue;
+                }
+            }
+            outcomes.push(None);
+        }
+        let delivered = match wanted.as_slice() {
+            [] => Vec::new(),
+            [event] => vec![self.inner.deliver(event).await],
+            events => self.inner.deliver_all(events).await,
+        };
+        drop(rooms);
+        let mut delivered = delivered.into_iter();
+        let silent = || Outcome::failed(Failure::Unreachable, "the sink said nothing of it");
+        outcomes.into_iter().map(|known| known.or_else(|| delivered.next()).unwrap_or_else(silent)).collect()
+    }
+}
+
+/// Gives each what it takes of the room for all, and the rest of it back.
+fn share(turns: Vec<Turn>, room: Option<OwnedSemaphorePermit>) -> Vec<Turn> {
+    let Some(mut room) = room else { return turns };
+    let kept = |turn| match turn {
+        Turn::Changed(event, _) => {
+            let kept = room.split(units(event.body.len()).min(room.num_permits()));
+            Turn::Changed(event, kept)
+        }
+        turn => turn,
+    };
+    turns.into_iter().map(kept).collect()
+}
+
+fn units(bytes: usize) -> usize {
+    bytes.div_ceil(UNIT)
 }
 
 /// The event as a program sees it: a CloudEvent, the body under `data`.
@@ -153,9 +249,11 @@ impl<S: Sink> Sink for RoutedSink<S> {
 
     fn deliver<'a>(&'a self, event: &'a StoredEvent) -> BoxFuture<'a, Outcome> {
         async move {
-            match self.turn(event).await {
+            let room = if self.current.get().table.has_programs() { self.room(1).await } else { None };
+            let turn = share(vec![self.turn(event).await], room).pop();
+            match turn.unwrap_or(Turn::AsItIs) {
                 Turn::AsItIs => self.inner.deliver(event).await,
-                Turn::Changed(event) => self.inner.deliver(&event).await,
+                Turn::Changed(event, _room) => self.inner.deliver(&event).await,
                 Turn::Over(outcome) => outcome,
             }
         }
@@ -164,28 +262,25 @@ impl<S: Sink> Sink for RoutedSink<S> {
 
     fn deliver_all<'a>(&'a self, events: &'a [Arc<StoredEvent>]) -> BoxFuture<'a, Vec<Outcome>> {
         async move {
-            let (mut outcomes, mut wanted) = (Vec::with_capacity(events.len()), Vec::new());
-            // Programs take turns at the workers anyway.
-            let turns = futures_util::future::join_all(events.iter().map(|event| self.turn(event))).await;
-            for (event, turn) in events.iter().zip(turns) {
-                match turn {
-                    Turn::AsItIs => wanted.push(Arc::clone(event)),
-                    Turn::Changed(event) => wanted.push(Arc::new(*event)),
-                    Turn::Over(outcome) => {
-                        outcomes.push(Some(outcome));
-                        continue;
-                    }
-                }
-                outcomes.push(None);
+            let loaded = self.current.get();
+            if !loaded.table.has_programs() {
+                return self.deliver_turned(events.iter().map(|event| (event, Turn::AsItIs)).collect()).await;
             }
-            let delivered = match wanted.as_slice() {
-                [] => Vec::new(),
-                [event] => vec![self.inner.deliver(event).await],
-                events => self.inner.deliver_all(events).await,
-            };
-            let mut delivered = delivered.into_iter();
-            let silent = || Outcome::failed(Failure::Unreachable, "the sink said nothing of it");
-            outcomes.into_iter().map(|known| known.or_else(|| delivered.next()).unwrap_or_else(silent)).collect()
+            let (mut outcomes, mut turned) = (Vec::with_capacity(events.len()), Vec::new());
+            for events in events.chunks(self.at_once) {
+                let room = match self.room_now(events.len()) {
+                    Some(room) => Some(room),
+                    // What is here goes out first: it may be what takes the room.
+                    None => {
+                        outcomes.extend(self.deliver_turned(std::mem::take(&mut turned)).await);
+                        self.room(events.len()).await
+                    }
+                };
+                let turns = join_all(events.iter().map(|event| self.turn(event))).await;
+                turned.extend(events.iter().zip(share(turns, room)));
+            }
+            outcomes.extend(self.deliver_turned(turned).await);
+            outcomes
         }
         .boxed()
     }

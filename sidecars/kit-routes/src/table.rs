@@ -148,7 +148,18 @@ impl Table {
     /// What becomes of an event at a sink. `answer` tells what the filter of a route says about it, where that is
     /// known; a filter is asked for only where it changes anything for this sink.
     pub fn walk(&self, sink: SinkNumber, event: &StoredEvent, answer: impl Fn(usize) -> Option<bool>) -> Walk {
-        let looked = Looked::new(event);
+        self.walk_on(sink, &Looked::new(event), answer)
+    }
+
+    /// As [`Self::walk`], for an event that was looked at before: its body is parsed once, however often it goes on after
+    /// a filter was asked.
+    pub(crate) fn walk_on(
+        &self,
+        sink: SinkNumber,
+        looked: &Looked<'_>,
+        answer: impl Fn(usize) -> Option<bool>,
+    ) -> Walk {
+        let event = looked.event();
         let by_default = self.default.get(sink).copied().unwrap_or(false);
         let mut matched = false;
         for nth in self.candidates(&event.head).iter().map(|nth| usize::from(*nth)) {
@@ -159,7 +170,7 @@ impl Table {
             if matched && !leads_here {
                 continue;
             }
-            if !route.when.iter().all(|condition| condition.holds(&looked)) {
+            if !route.when.iter().all(|condition| condition.holds(looked)) {
                 continue;
             }
             if route.filter.is_some() {

@@ -72,6 +72,14 @@ impl Broker {
     /// # Errors
     /// [`BrokerError`].
     pub async fn start() -> Result<Self, BrokerError> {
+        Self::start_with(&[]).await
+    }
+
+    /// As [`Self::start`], with further lines in its configuration.
+    ///
+    /// # Errors
+    /// [`BrokerError`].
+    pub async fn start_with(more: &[String]) -> Result<Self, BrokerError> {
         if !Self::is_installed() {
             return Err(BrokerError::Missing);
         }
@@ -85,7 +93,7 @@ impl Broker {
             // The machine's disk is not what is looked at.
             "disk_free_limit.absolute = 1MB".to_owned(),
         ];
-        scratch.write("rabbitmq.conf", settings.join("\n") + "\n")?;
+        scratch.write("rabbitmq.conf", [&settings[..], more].concat().join("\n") + "\n")?;
         let environment = vec![
             ("HOME", scratch.path().display().to_string()),
             ("LANG", "C.UTF-8".to_owned()),
@@ -240,6 +248,15 @@ impl Broker {
     pub async fn alarm(&self, is_raised: bool) -> Result<(), BrokerError> {
         let watermark = if is_raised { "0.0001" } else { "0.8" };
         self.ctl(&["set_vm_memory_high_watermark", watermark]).await.map(drop)
+    }
+
+    /// Raises or clears the disk alarm, which blocks them as well.
+    ///
+    /// # Errors
+    /// [`BrokerError::Command`].
+    pub async fn disk_alarm(&self, is_raised: bool) -> Result<(), BrokerError> {
+        let limit = if is_raised { "1000000GB" } else { "1MB" };
+        self.ctl(&["set_disk_free_limit", limit]).await.map(drop)
     }
 
     /// What the node has logged.

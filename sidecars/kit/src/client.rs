@@ -81,7 +81,29 @@ pub fn http_client(options: &ClientOptions) -> Result<reqwest::Client, ClientErr
     builder.build().map_err(ClientError::Tls)
 }
 
-/// Reads a response up to `limit` bytes; what is beyond is not read and the connection not reused.
+/// Why a response was not read to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It broke off.
+    #[error("the answer broke off")]
+    Broken(#[source] reqwest::Error),
+    /// It is longer than is read.
+    #[error("the answer has more than {0} bytes")]
+    TooLarge(usize),
+}
+
+/// Reads a response of at most `limit` bytes, where a part of it would be taken for something else.
+///
+/// # Errors
+/// [`ReadError`].
+pub async fn read_whole(response: reqwest::Response, limit: usize) -> Result<Vec<u8>, ReadError> {
+    // One byte more tells.
+    let body = read_capped(response, limit.saturating_add(1)).await.map_err(ReadError::Broken)?;
+    if body.len() > limit { Err(ReadError::TooLarge(limit)) } else { Ok(body) }
+}
+
+/// Reads a response up to `limit` bytes, where its beginning will do, as of a text that is shown; what is beyond is not read
+/// and the connection not reused. Nothing tells that something was left out: [`read_whole`] does.
 ///
 /// # Errors
 /// The answer broke off before its end or the limit.
@@ -93,4 +115,33 @@ pub async fn read_capped(mut response: reqwest::Response, limit: usize) -> Resul
         body.extend_from_slice(&chunk[..chunk.len().min(room)]);
     }
     Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    async fn answer(body: &'static str) -> reqwest::Response {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = [0; 1024];
+            let _ = stream.read(&mut head).await;
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        http_client(&ClientOptions::default()).unwrap().get(url).send().await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_longer_than_is_read_is_no_answer() {
+        assert_eq!(read_whole(answer("12345678").await, 8).await.unwrap(), b"12345678");
+        let error = read_whole(answer("123456789").await, 8).await.unwrap_err();
+        assert!(matches!(error, ReadError::TooLarge(8)), "{error}");
+        assert_eq!(read_capped(answer("123456789").await, 8).await.unwrap(), b"12345678");
+    }
 }

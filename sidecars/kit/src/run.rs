@@ -28,6 +28,8 @@ pub trait Daemon: 'static {
     const VERSION: &'static str;
     /// What it does, in a sentence for `--help`.
     const ABOUT: &'static str;
+    /// SIGHUP means something to it, so that none may end it, however early it comes.
+    const OUTLIVES_HANGUP: bool = false;
     /// Its configuration.
     type Config: Section + Common + Send;
 
@@ -111,6 +113,9 @@ pub fn main_with_args<D: Daemon>(arguments: Vec<OsString>) -> ExitCode {
     };
     if arguments.print_config_reference {
         return say(&config::reference::<D::Config>(D::NAME, &D::well_known()));
+    }
+    if D::OUTLIVES_HANGUP {
+        outlive_hangups();
     }
     let (config, mistakes) = checked::<D>(arguments.config);
     if matches!(arguments.command, Some(Command::Health)) {
@@ -201,6 +206,18 @@ fn outlive_file_limits() {
     let beyond = tokio::signal::unix::SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
     if tokio::signal::unix::signal(beyond).is_err() {
         tracing::warn!("a limit of file sizes will end the process");
+    }
+}
+
+/// Without a handler SIGHUP ends the process, and reading the configuration may take seconds. The handler stays when the
+/// runtime that it is registered with is gone.
+fn outlive_hangups() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let registered = runtime.and_then(|runtime| {
+        runtime.block_on(async { tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).map(drop) })
+    });
+    if let Err(error) = registered {
+        complain(&format!("SIGHUP will end the process until it is running: {error}"));
     }
 }
 

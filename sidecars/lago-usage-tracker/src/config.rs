@@ -361,6 +361,7 @@ impl Section for Config {
         if self.amqp_source.is_set() {
             self.amqp_source.validate("amqp_source", problems);
         }
+        self.amqp_source.validate_unset("amqp_source", problems);
         self.webhooks.validate(problems);
         self.checks.validate(problems);
         self.lago.validate(problems);

@@ -53,12 +53,13 @@ pub(crate) fn start(
     let source = AmqpSource::new(SOURCE, DAEMON, section, &metrics, Arc::clone(clock)).map_err(|errors| {
         configuration(errors.iter().map(|error| format!("amqp_source.{error}")).collect::<Vec<_>>().join("; "))
     })?;
-    let (stop, intake, producer) = (shell.stop_token(), Arc::clone(intake), Arc::new(Producer::of_queue()));
+    let (stop, health) = (shell.stop_token(), intake.journal.health());
+    let (intake, producer) = (Arc::clone(intake), Arc::new(Producer::of_queue()));
     let receive = move |message: Arc<Message>| -> BoxFuture<'static, Taken> {
         let (intake, producer) = (Arc::clone(&intake), Arc::clone(&producer));
         async move { take(&intake, &producer, &message).await }.boxed()
     };
-    shell.spawn("usage queue", source.run(stop, receive));
+    shell.spawn("usage queue", source.run(stop, health, receive));
     Ok(())
 }
 

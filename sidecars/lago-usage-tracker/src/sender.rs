@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use kit::client::read_capped;
+use kit::client::{ReadError, read_whole};
 use kit::clock::{SharedClock, Timestamp};
 use kit::secret::Secret;
 use kit_delivery::{Batching, Failure, Outcome, Sink, Verdict};
@@ -252,10 +252,16 @@ impl LagoSink {
                 *paused = Some(paused.map_or(until, |paused| paused.max(until)));
                 continue;
             }
-            return match read_capped(response, ANSWER_BYTES).await {
+            return match read_whole(response, ANSWER_BYTES).await {
                 Ok(answer) => judge(status, &answer, batch.len()),
+                // It says of each event what became of it, and the half of that says of some nothing.
+                Err(ReadError::TooLarge(most)) => {
+                    let error =
+                        format!("the answer has more than {most} bytes: what became of each event is not known");
+                    Said::All(with_status(Outcome::failed(Failure::Unreachable, error), status))
+                }
                 // Whether the events were stored is not known.
-                Err(error) => {
+                Err(ReadError::Broken(error)) => {
                     let error = format!("answer broke off: {}", describe(error));
                     Said::All(with_status(Outcome::failed(Failure::Unreachable, error), status))
                 }

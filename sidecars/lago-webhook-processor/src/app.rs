@@ -45,6 +45,7 @@ impl Daemon for LagoWebhookProcessor {
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const ABOUT: &'static str =
         "Takes every Lago webhook, proves it, has it on disk before the answer, and brings it to the gateway.";
+    const OUTLIVES_HANGUP: bool = true;
     type Config = Config;
 
     fn well_known() -> Vec<WellKnown> {

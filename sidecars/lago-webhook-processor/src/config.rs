@@ -222,6 +222,7 @@ impl Section for Config {
         if self.amqp.is_set() {
             self.amqp.validate("amqp", problems);
         }
+        self.amqp.validate_unset("amqp", problems);
         self.lago.validate(problems);
         self.routing().validate(problems);
     }

@@ -1,7 +1,9 @@
 //! Against a real RabbitMQ: one broker for all of it, because a start takes seconds.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod holding;
 mod publishing;
+mod refusals;
 mod taking;
 
 use kit_workbench::broker::Broker;
@@ -10,5 +12,7 @@ use kit_workbench::broker::Broker;
 async fn a_real_broker_is_understood() {
     let mut broker = Broker::start().await.unwrap();
     publishing::check(&mut broker).await;
+    refusals::check(&broker).await;
+    holding::check(&broker).await;
     taking::check(&mut broker).await;
 }

@@ -21,7 +21,7 @@ pub(crate) async fn channel(broker: &Broker) -> (Connection, Channel) {
     (connection, channel)
 }
 
-fn event(number: usize, event_type: &str) -> Arc<StoredEvent> {
+pub(crate) fn event(number: usize, event_type: &str) -> Arc<StoredEvent> {
     let id = EventId::derive("lago/a", &number.to_string(), None);
     Arc::new(StoredEvent {
         seq: i64::try_from(number).unwrap(),
@@ -34,7 +34,7 @@ fn event(number: usize, event_type: &str) -> Arc<StoredEvent> {
     })
 }
 
-fn section(broker: &Broker, exchange: &str, queue: &str) -> AmqpSection {
+pub(crate) fn section(broker: &Broker, exchange: &str, queue: &str) -> AmqpSection {
     AmqpSection {
         url: Some(Secret::from(broker.url())),
         exchange: exchange.to_owned(),
@@ -43,7 +43,7 @@ fn section(broker: &Broker, exchange: &str, queue: &str) -> AmqpSection {
     }
 }
 
-fn sink(section: &AmqpSection) -> AmqpSink {
+pub(crate) fn sink(section: &AmqpSection) -> AmqpSink {
     AmqpSink::new("rabbitmq", "test", section, &AmqpMetrics::default()).unwrap()
 }
 
@@ -57,7 +57,7 @@ pub(crate) async fn drain(channel: &Channel, queue: &str) -> Vec<(String, Vec<u8
     found
 }
 
-fn failure(outcome: &Outcome) -> Option<Failure> {
+pub(crate) fn failure(outcome: &Outcome) -> Option<Failure> {
     match outcome.verdict {
         Verdict::Delivered | Verdict::PassedBy(_) => None,
         Verdict::Failed(failure) => Some(failure),

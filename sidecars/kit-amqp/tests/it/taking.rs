@@ -9,16 +9,19 @@ use kit::clock::SystemClock;
 use kit::lifecycle::StopToken;
 use kit::secret::Secret;
 use kit_amqp::{AmqpMetrics, AmqpSource, AmqpSourceSection, Message, Taken};
+use kit_journal::Health;
 use kit_workbench::broker::Broker;
-use lapin::options::{BasicGetOptions, BasicPublishOptions};
+use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::publishing::{channel, drain};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let begin = std::time::Instant::now();
     while !holds().await {
         assert!(begin.elapsed() < DEADLINE, "not in time: {what}");
@@ -26,13 +29,71 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-async fn publish(channel: &Channel, queue: &str, id: &str, body: &[u8]) {
+pub(crate) async fn publish(channel: &Channel, queue: &str, id: &str, body: &[u8]) {
+    publish_with(channel, queue, id, body, &[]).await;
+}
+
+async fn publish_with(channel: &Channel, queue: &str, id: &str, body: &[u8], more: &[(&str, usize)]) {
     let mut headers = FieldTable::default();
     headers.insert("number".into(), AMQPValue::LongInt(7));
+    for (name, bytes) in more {
+        headers.insert((*name).into(), AMQPValue::LongString("x".repeat(*bytes).into()));
+    }
     let properties = BasicProperties::default().with_message_id(id.into()).with_headers(headers);
     let options = BasicPublishOptions::default();
     let confirm = channel.basic_publish("".into(), queue.into(), options, body, properties).await.unwrap();
     assert!(confirm.await.unwrap().is_ack());
+}
+
+/// A source that runs.
+pub(crate) struct Running {
+    pub(crate) health: watch::Sender<Health>,
+    pub(crate) stop: StopToken,
+    pub(crate) task: JoinHandle<()>,
+}
+
+impl Running {
+    pub(crate) fn start(
+        section: &AmqpSourceSection,
+        metrics: &AmqpMetrics,
+        take: impl Fn(&Message) -> Taken + Clone + Send + Sync + 'static,
+    ) -> Self {
+        let source = AmqpSource::new("source", "test", section, metrics, Arc::new(SystemClock)).unwrap();
+        let (stop, health) = (StopToken::new(), watch::Sender::new(Health::Writable));
+        let (token, seen) = (stop.clone(), health.subscribe());
+        let receive = move |message: Arc<Message>| {
+            let take = take.clone();
+            async move { take(&message) }.boxed()
+        };
+        let task = tokio::spawn(async move { source.run(token, seen, receive).await.unwrap() });
+        Self { health, stop, task }
+    }
+
+    pub(crate) async fn end(self) {
+        self.stop.stop();
+        tokio::time::timeout(Duration::from_secs(8), self.task).await.unwrap().unwrap();
+    }
+}
+
+/// The headers of the one message that comes to a queue, as texts, and its id.
+pub(crate) async fn first_of(channel: &Channel, queue: &str) -> (String, BTreeMap<String, String>) {
+    let mut found = None;
+    until("a message is there", async || {
+        found = match channel.basic_get(queue.into(), BasicGetOptions { no_ack: true }).await {
+            Ok(found) => found,
+            Err(error) => panic!("{queue}: {error}"),
+        };
+        found.is_some()
+    })
+    .await;
+    let properties = found.unwrap().delivery.properties;
+    let text = |value: &AMQPValue| match value {
+        AMQPValue::LongString(text) => text.to_string(),
+        other => format!("{other:?}"),
+    };
+    let headers = properties.headers().clone().unwrap();
+    let headers = headers.inner().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+    (properties.message_id().as_ref().unwrap().to_string(), headers)
 }
 
 /// What is taken, how often, and what is said of it by its body.
@@ -48,7 +109,7 @@ impl Receiver {
 
     fn take(&self, message: &Message) -> Taken {
         let id = message.message_id.clone().unwrap();
-        assert_eq!(message.headers, [("number".to_owned(), "7".to_owned())]);
+        assert!(message.headers.contains(&("number".to_owned(), "7".to_owned())), "{:?}", message.headers);
         let mut seen = self.seen.lock().unwrap();
         let times = seen.entry(id).or_default();
         *times += 1;
@@ -71,17 +132,8 @@ pub(crate) async fn check(broker: &mut Broker) {
     };
     let metrics = AmqpMetrics::default();
     let receiver = Receiver::default();
-    let start = || {
-        let source = AmqpSource::new("source", "test", &section, &metrics, Arc::new(SystemClock)).unwrap();
-        let (stop, receiver) = (StopToken::new(), receiver.clone());
-        let token = stop.clone();
-        let receive = move |message: Arc<Message>| {
-            let receiver = receiver.clone();
-            async move { receiver.take(&message) }.boxed()
-        };
-        (stop, tokio::spawn(async move { source.run(token, receive).await }))
-    };
-    let (stop, task) = start();
+    let taking = receiver.clone();
+    let running = Running::start(&section, &metrics, move |message| taking.take(message));
     let (_connection, first) = channel(broker).await;
     // The queue is declared by the source: a publish before that would be lost.
     until("the queue is there", async || broker.ctl(&["list_queues", "name"]).await.unwrap().contains("work.dead"))
@@ -115,6 +167,9 @@ pub(crate) async fn check(broker: &mut Broker) {
     assert_eq!((dead["large"].0.contains("4096 bytes"), dead["large"].1), (true, 4096));
     assert_eq!(receiver.seen("large"), 0);
 
+    headers_that_others_may_send_are_taken(&first, &receiver).await;
+    a_deleted_queue_of_dead_letters_is_made_again(broker, &first).await;
+
     // The broker goes and comes: what was acknowledged does not come again.
     broker.write_down_queues().await.unwrap();
     broker.kill().await.unwrap();
@@ -124,8 +179,30 @@ pub(crate) async fn check(broker: &mut Broker) {
     until("the one after the restart", async || receiver.seen("after") >= 1).await;
     assert!((0..20).all(|n| receiver.seen(&format!("good-{n}")) == 1));
 
-    stop.stop();
-    tokio::time::timeout(Duration::from_secs(8), task).await.unwrap().unwrap().unwrap();
+    running.end().await;
     publish(&second, "work", "late", b"good").await;
     assert_eq!(drain(&second, "work").await, [("late".to_owned(), b"good".to_vec())]);
+}
+
+/// The properties of a message are one frame, of up to 128 KiB whatever we agreed to.
+async fn headers_that_others_may_send_are_taken(channel: &Channel, receiver: &Receiver) {
+    publish_with(channel, "work", "wide", b"good", &[("large", 120_000)]).await;
+    until("a message with large headers is taken", async || receiver.seen("wide") == 1).await;
+
+    // With why and where from it is too much for a frame: what has no room is named.
+    publish_with(channel, "work", "wide-poison", b"poison", &[("large", 40_000), ("largest", 90_800)]).await;
+    let (id, headers) = first_of(channel, "work.dead").await;
+    assert_eq!((id.as_str(), headers["x-rejected-reason"].as_str()), ("wide-poison", "poison"));
+    assert_eq!((headers["large"].len(), headers.contains_key("largest")), (40_000, false));
+    assert!(headers["x-dropped-headers"].starts_with("largest (90"), "{}", headers["x-dropped-headers"]);
+}
+
+async fn a_deleted_queue_of_dead_letters_is_made_again(broker: &Broker, channel: &Channel) {
+    channel.queue_delete("work.dead".into(), QueueDeleteOptions::default()).await.unwrap();
+    publish(channel, "work", "orphan", b"poison").await;
+    until("the queue is there again", async || {
+        broker.ctl(&["list_queues", "name"]).await.unwrap().contains("work.dead")
+    })
+    .await;
+    assert_eq!(first_of(channel, "work.dead").await.0, "orphan");
 }

@@ -85,6 +85,11 @@ impl Jq {
         Self { limits, idle: Mutex::default(), permits: Semaphore::new(limits.workers.max(1)) }
     }
 
+    /// What its programs may use.
+    pub(crate) fn limits(&self) -> JqLimits {
+        self.limits
+    }
+
     /// Asks a program about one JSON document. Never hangs: programs before it are bounded as well.
     ///
     /// # Errors

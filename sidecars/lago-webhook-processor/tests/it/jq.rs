@@ -6,18 +6,70 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::bench::*;
-use crate::routing::Routed;
+use crate::routing::{Routed, children};
 
 /// Processes that the daemon has started.
 fn workers(routed: &Routed) -> Vec<u32> {
-    let parent = routed.bench.daemon.pid();
-    let of = |pid: u32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let named = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse::<u32>().ok()?;
-        (named == parent).then_some(pid)
-    };
-    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    all.filter_map(of).collect()
+    children(routed.bench.daemon.pid())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_programs_of_one_sink_hold_up_no_other() {
+    const EVENTS: u64 = 40;
+    let routed = Routed::start(
+        &["audit", "billing"],
+        "[[route]]\nname = \"slow\"\nto = [\"audit\"]\ntransform = { audit = '[range(60000)] | add' }\n\
+         [[route]]\nname = \"quick\"\nto = [\"billing\"]\ntransform = { billing = '.data.fee.lago_id' }\n",
+    )
+    .await;
+    for n in 0..EVENTS {
+        routed.send("fee.created", json!({ "lago_id": n.to_string() })).await;
+    }
+    let billed = routed.settled("billing").await;
+    let (_, statistics) = routed.bench.api("GET", "/api/v1/statistics", None).await;
+    let of = |name: &str| statistics["sinks"].as_array().unwrap().iter().find(|s| s["name"] == name).unwrap().clone();
+
+    assert_eq!(billed["delivered"], EVENTS, "{billed}");
+    assert!(of("audit")["pending"].as_u64().unwrap() > EVENTS / 2, "{}", of("audit"));
+    let begin = Instant::now();
+    let audited = routed.settled("audit").await;
+    assert_eq!(audited["delivered"], EVENTS, "after {:?}: {audited}", begin.elapsed());
+}
+
+/// A window is measured by the bodies as they came, and what is made of them is larger.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_programs_make_takes_no_more_memory_than_there_is_room_for() {
+    const EVENTS: u64 = 128;
+    let broker = kit_workbench::broker::Broker::start().await.unwrap();
+    let sink = format!(
+        "[sinks.audit]\ntype = \"amqp\"\nurl = \"{}\"\nqueues.audit = [\"#\"]\n\
+         [[route]]\nname = \"large\"\nto = [\"audit\"]\ntransform = {{ audit = '\"x\" * 1000000' }}\n",
+        broker.url()
+    );
+    let routed = Routed::start(&[], &sink).await;
+    routed.send("fee.created", json!({})).await;
+    routed.settled("audit").await;
+    let before = routed.bench.daemon.rss_bytes().unwrap();
+    // Everything is there before the sink begins.
+    broker.freeze().unwrap();
+    for n in 0..EVENTS {
+        routed.send("fee.created", json!({ "lago_id": n.to_string() })).await;
+    }
+    broker.thaw().unwrap();
+    let mut most = 0;
+    let begin = Instant::now();
+    loop {
+        most = most.max(routed.bench.daemon.rss_bytes().unwrap());
+        let (_, statistics) = routed.bench.api("GET", "/api/v1/statistics", None).await;
+        let sinks = statistics["sinks"].as_array().unwrap();
+        if sinks.iter().any(|sink| sink["name"] == "audit" && sink["delivered"] == EVENTS + 1) {
+            break;
+        }
+        assert!(begin.elapsed() < DEADLINE * 4, "{statistics}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let grown = most.saturating_sub(before) >> 20;
+    assert!(grown < 64, "{grown} MiB more while {EVENTS} MB were made");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,10 +6,11 @@ use kit_workbench::Digest;
 use kit_workbench::broker::Broker;
 use kit_workbench::gateway::Behaviour;
 use kit_workbench::ledger::{Counters, Expectations, Ledger, SentRequest};
+use kit_workbench::process::DaemonCommand;
 use serde_json::json;
 
 use crate::bench::*;
-use crate::routing::Routed;
+use crate::routing::{Routed, children, hang_up};
 
 const ROUTES: &str = r#"
 [routes]
@@ -261,6 +262,58 @@ async fn routes_that_change_under_load_lose_nothing_and_deliver_nothing_twice() 
     for id in gateway.keys() {
         assert!(!audit.contains_key(id) || routed.delivery(id, "audit").await.0 == "delivered");
     }
+}
+
+/// Routes with so many programs that compiling them takes a while.
+fn many_programs(name: &str) -> String {
+    let route =
+        |n: usize| format!("[[route]]\nname = \"{name}-{n}\"\nfilter = '.data.fee.n == {n}'\nto = [\"audit\"]\n");
+    (0..500).map(route).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_ends_nothing_while_the_configuration_is_still_read() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let file = folder.path().join("config.toml");
+    let sink = "[sinks.audit]\ntype = \"http\"\nurl = \"http://127.0.0.1:1\"\n";
+    std::fs::write(&file, sink.to_owned() + &many_programs("r")).unwrap();
+    let mut daemon = DaemonCommand::new(env!("CARGO_BIN_EXE_lago-webhook-processor"))
+        .envs([
+            ("LAGO_WEBHOOK_HMAC_KEY".to_owned(), HMAC_KEY.to_owned()),
+            ("BRAIN_GATEWAY_URL".to_owned(), "http://127.0.0.1:1".to_owned()),
+            ("SIDECAR_CONFIG".to_owned(), file.display().to_string()),
+            ("SIDECAR_JOURNAL__PATH".to_owned(), folder.path().join("j.db").display().to_string()),
+            ("SIDECAR_LISTEN__PUBLIC".to_owned(), "127.0.0.1:0".to_owned()),
+            ("SIDECAR_LISTEN__ADMIN".to_owned(), "127.0.0.1:0".to_owned()),
+        ])
+        .spawn()
+        .unwrap();
+    // It has a child: it compiles programs.
+    let begin = Instant::now();
+    while children(daemon.pid()).is_empty() {
+        assert!(begin.elapsed() < DEADLINE, "no program is compiled");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    hang_up(daemon.pid());
+    let admin = daemon.address("admin", DEADLINE).await.unwrap();
+    daemon.wait_ready(admin, DEADLINE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_routes_that_are_read() {
+    let mut routed = Routed::with_file(&["audit"], "", Some(OLD)).await;
+    routed.write_routes(&many_programs("new"));
+    routed.hang_up();
+    let begin = Instant::now();
+    while children(routed.bench.daemon.pid()).is_empty() {
+        assert!(begin.elapsed() < DEADLINE, "no program is compiled");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let begin = Instant::now();
+    routed.bench.daemon.term().unwrap();
+    let exit = routed.bench.daemon.wait(DEADLINE).await.unwrap();
+    assert_eq!(exit.code, Some(0), "{exit}");
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -131,7 +131,23 @@ impl Routed {
 
     /// Sends SIGHUP.
     pub(crate) fn hang_up(&self) {
-        let pid = rustix::process::Pid::from_raw(self.bench.daemon.pid() as i32).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+        hang_up(self.bench.daemon.pid());
     }
+}
+
+/// Sends SIGHUP to a process.
+pub(crate) fn hang_up(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+}
+
+/// Processes that a process has started.
+pub(crate) fn children(parent: u32) -> Vec<u32> {
+    let of = |pid: u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let named = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse::<u32>().ok()?;
+        (named == parent).then_some(pid)
+    };
+    let all = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    all.filter_map(of).collect()
 }

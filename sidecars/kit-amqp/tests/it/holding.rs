@@ -1,0 +1,159 @@
+//! What cannot be taken for now: it waits here, as little as may be goes back to the queue, and nothing is thrown away.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kit::secret::Secret;
+use kit_amqp::{AmqpMetrics, AmqpSourceSection, Message, Taken};
+use kit_journal::Health;
+use kit_workbench::broker::Broker;
+use prometheus_client::registry::Registry;
+
+use crate::publishing::{channel, drain};
+use crate::taking::{Running, first_of, publish, until};
+
+pub(crate) async fn check(broker: &Broker) {
+    nothing_is_taken_while_the_journal_takes_nothing(broker).await;
+    what_comes_back_too_often_is_a_dead_letter(broker).await;
+    more_than_may_lie_here_does_not_end_the_connection(broker).await;
+}
+
+fn section(broker: &Broker, queue: &str) -> AmqpSourceSection {
+    AmqpSourceSection {
+        url: Some(Secret::from(broker.url())),
+        queue: queue.to_owned(),
+        retry_max_seconds: 0.6,
+        ..AmqpSourceSection::default()
+    }
+}
+
+/// Takes nothing until it is opened; what it took, and whether the broker had sent it before.
+#[derive(Clone, Default)]
+struct Door {
+    is_open: Arc<AtomicBool>,
+    taken: Arc<Mutex<BTreeMap<String, bool>>>,
+    asked: Arc<Mutex<BTreeMap<String, u32>>>,
+}
+
+impl Door {
+    fn take(&self, message: &Message) -> Taken {
+        let id = message.message_id.clone().unwrap();
+        *self.asked.lock().unwrap().entry(id.clone()).or_default() += 1;
+        if !self.is_open.load(Ordering::SeqCst) {
+            return Taken::TryLater("not yet".to_owned());
+        }
+        self.taken.lock().unwrap().insert(id, message.redelivered);
+        Taken::Accepted
+    }
+
+    fn open(&self) {
+        self.is_open.store(true, Ordering::SeqCst);
+    }
+
+    fn taken(&self) -> BTreeMap<String, bool> {
+        self.taken.lock().unwrap().clone()
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+}
+
+fn running(section: &AmqpSourceSection, metrics: &AmqpMetrics, door: &Door) -> Running {
+    let door = door.clone();
+    Running::start(section, metrics, move |message| door.take(message))
+}
+
+/// Messages that wait, and messages that were sent and not acknowledged.
+async fn counts(broker: &Broker, queue: &str) -> (u64, u64) {
+    let listed = broker.ctl(&["list_queues", "name", "messages_ready", "messages_unacknowledged"]).await.unwrap();
+    let line = listed.lines().find(|line| line.split('\t').next() == Some(queue)).unwrap_or_default();
+    let mut numbers = line.split('\t').skip(1).filter_map(|number| number.parse().ok());
+    (numbers.next().unwrap_or(u64::MAX), numbers.next().unwrap_or(u64::MAX))
+}
+
+/// Consumers of all channels; a quorum queue goes on counting one that was ended while something is not acknowledged.
+async fn consumers(broker: &Broker) -> u64 {
+    let listed = broker.ctl(&["list_channels", "consumer_count"]).await.unwrap();
+    listed.lines().filter_map(|number| number.trim().parse::<u64>().ok()).sum()
+}
+
+async fn nothing_is_taken_while_the_journal_takes_nothing(broker: &Broker) {
+    let door = Door::default();
+    let running = running(&section(broker, "held"), &AmqpMetrics::default(), &door);
+    let (_connection, channel) = channel(broker).await;
+    until("it is consumed", async || consumers(broker).await == 1).await;
+    for n in 0..3 {
+        publish(&channel, "held", &format!("before-{n}"), b"x").await;
+    }
+    until("three were looked at", async || door.asked() == 3).await;
+    running.health.send_replace(Health::Failing("the disk is full".to_owned()));
+    until("it is not consumed", async || consumers(broker).await == 0).await;
+    for n in 0..5 {
+        publish(&channel, "held", &format!("meanwhile-{n}"), b"x").await;
+    }
+    until("they wait there", async || counts(broker, "held").await == (5, 3)).await;
+    assert_eq!(door.asked(), 3);
+
+    door.open();
+    running.health.send_replace(Health::Writable);
+    until("all are taken", async || door.taken().len() == 8).await;
+    assert!(door.taken().values().all(|again| !again), "something was sent twice: {:?}", door.taken());
+    until("all are acknowledged", async || counts(broker, "held").await == (0, 0)).await;
+    until("it is consumed again", async || consumers(broker).await == 1).await;
+    running.end().await;
+}
+
+/// As with RabbitMQ 4.0 and later, where a quorum queue has a limit of 20 by itself.
+async fn what_comes_back_too_often_is_a_dead_letter(broker: &Broker) {
+    let policy = r#"{"delivery-limit":2}"#;
+    broker.ctl(&["set_policy", "limited", "^limited$", policy, "--apply-to", "queues"]).await.unwrap();
+    let door = Door::default();
+    let section = AmqpSourceSection { hold_max_seconds: 0.2, ..section(broker, "limited") };
+    let running = running(&section, &AmqpMetrics::default(), &door);
+    let (_connection, channel) = channel(broker).await;
+    until("it is consumed", async || consumers(broker).await == 1).await;
+    for n in 0..5 {
+        publish(&channel, "limited", &format!("{n}"), b"x").await;
+    }
+    let (first, headers) = first_of(&channel, "limited.dead").await;
+    assert_eq!(headers["x-first-death-reason"], "delivery_limit");
+
+    // Every one is there, in one place or the other.
+    door.open();
+    let mut dead = BTreeSet::from([first]);
+    until("the others are taken or there too", async || {
+        dead.extend(drain(&channel, "limited.dead").await.into_iter().map(|(id, _)| id));
+        dead.len() + door.taken().len() == 5
+    })
+    .await;
+    assert!(door.taken().keys().all(|id| !dead.contains(id)), "{dead:?} and {:?}", door.taken());
+    running.end().await;
+}
+
+/// Nothing is read while too much lies here, and then nobody hears the broker's heartbeats.
+async fn more_than_may_lie_here_does_not_end_the_connection(broker: &Broker) {
+    const MESSAGES: usize = 40;
+    let door = Door::default();
+    let mut registry = Registry::default();
+    let metrics = AmqpMetrics::register(&mut registry);
+    let section = AmqpSourceSection { heartbeat_seconds: 1, ..section(broker, "large") };
+    let running = running(&section, &metrics, &door);
+    let (_connection, channel) = channel(broker).await;
+    until("it is consumed", async || consumers(broker).await == 1).await;
+    let body = vec![b'x'; 900 << 10];
+    for n in 0..MESSAGES {
+        publish(&channel, "large", &format!("{n}"), &body).await;
+    }
+    until("more than it takes was sent", async || door.asked() >= 10).await;
+    // Much longer than it takes to miss two heartbeats.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    door.open();
+    until("all are taken", async || door.taken().len() == MESSAGES).await;
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    assert!(text.contains("amqp_connects_total{connection=\"source\"} 1\n"), "{text}");
+    running.end().await;
+}
