@@ -40,6 +40,7 @@ pub(super) fn param<'a>(value: impl ToSql + Sync + 'a, type_: Type) -> Param<'a>
 pub(super) struct Link {
     pub(super) address: Arc<Address>,
     tls: Tls,
+    within: Duration,
     runtime: Option<Runtime>,
     client: Option<(Client, JoinHandle<()>)>,
 }
@@ -50,10 +51,19 @@ impl Link {
     /// # Errors
     /// TLS cannot be set up, or the process has no room for a runtime.
     pub(super) fn new(address: Arc<Address>) -> Result<Self, JournalError> {
+        Self::answering_within(address, ANSWER_WITHIN)
+    }
+
+    /// As [`Link::new`], for questions that are answered sooner: connecting and being answered takes no longer than
+    /// `within`.
+    ///
+    /// # Errors
+    /// As [`Link::new`].
+    pub(super) fn answering_within(address: Arc<Address>, within: Duration) -> Result<Self, JournalError> {
         let tls = Tls::new(&address.trust).map_err(JournalError::Unavailable)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(JournalError::Sync)?;
-        Ok(Self { address, tls, runtime: Some(runtime), client: None })
+        Ok(Self { address, tls, within, runtime: Some(runtime), client: None })
     }
 
     /// Does something with the connection, making one where there is none. One that fails is thrown away.
@@ -64,11 +74,11 @@ impl Link {
         &mut self,
         work: impl AsyncFnOnce(&Speaker<'_>) -> Result<T, JournalError>,
     ) -> Result<T, JournalError> {
-        let Self { address, tls, runtime, client } = self;
+        let Self { address, tls, within, runtime, client } = self;
         let Some(runtime) = runtime else { return Err(JournalError::Unavailable("it has stopped".to_owned())) };
         let address: &Address = address;
         let result = runtime.block_on(async {
-            tokio::time::timeout(ANSWER_WITHIN, async {
+            tokio::time::timeout(*within, async {
                 if client.as_ref().is_none_or(|(client, _)| client.is_closed()) {
                     *client = None;
                     let (made, connection) = address.config.connect(tls.clone()).await?;
@@ -96,7 +106,8 @@ impl Link {
         }
     }
 
-    /// As [`Link::with`], once more where the connection was lost: for what may be done twice.
+    /// As [`Link::with`], once more where the connection was lost: for what may be done twice. What got no answer in its
+    /// time is not asked again: the database may be busy with it still.
     ///
     /// # Errors
     /// As [`Link::with`].
@@ -106,7 +117,9 @@ impl Link {
     ) -> Result<T, JournalError> {
         let had = self.client.is_some();
         match self.with(&work) {
-            Err(error) if had && error.is_connection_lost() => self.with(&work),
+            Err(error) if had && error.is_connection_lost() && !matches!(error, JournalError::NoAnswer) => {
+                self.with(&work)
+            }
             result => result,
         }
     }

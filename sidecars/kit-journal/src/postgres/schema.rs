@@ -131,13 +131,13 @@ pub(super) async fn prepare(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<
     };
     match speaker.batch("BEGIN").await {
         Ok(()) => {}
-        // What a pooler in statement mode answers has the code of a protocol violation.
-        Err(error) => {
+        Err(error) if error.is_refused_transaction() => {
             return Err(refuse(format!(
                 "it refuses transactions ({}): a pooler in front of it must be in session or transaction mode",
                 kit::error::chain(&error)
             )));
         }
+        Err(error) => return Err(error.into()),
     }
     match migrate(speaker, claim).await {
         Ok(()) => {

@@ -5,10 +5,12 @@
 mod accounts;
 mod bench;
 mod dedupe;
+mod lost;
 mod reading;
 mod refusals;
 mod sharing;
 mod tls;
+mod wire;
 
 /// Makes a test of each of these functions for every engine.
 #[macro_export]
