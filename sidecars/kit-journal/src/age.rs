@@ -30,10 +30,12 @@ impl Age {
     pub(crate) fn restore(stored: Option<&[u8]>, newest_key: Option<Timestamp>, wall: Timestamp) -> Self {
         let at_open = match stored.and_then(parse) {
             Some((age, wall_then)) => {
-                let closed = wall.as_millis().saturating_sub(wall_then.as_millis()).clamp(0, CLOSED_MILLIS);
-                // Keys are stamped more often than the time is saved.
-                let age = age.max(newest_key.unwrap_or(age));
-                age.plus_millis(closed)
+                // Keys are stamped more often than the time is saved: until then it was open, by this process or by
+                // another replica, and that time is not counted a second time.
+                let newest = age.max(newest_key.unwrap_or(age));
+                let open = newest.as_millis().saturating_sub(age.as_millis());
+                let since = wall.as_millis().saturating_sub(wall_then.as_millis());
+                newest.plus_millis(since.saturating_sub(open).clamp(0, CLOSED_MILLIS))
             }
             None => newest_key.unwrap_or(wall),
         };
@@ -124,7 +126,10 @@ mod tests {
     fn it_never_goes_behind_a_key() {
         let stored = Age::restore(None, None, at(NOW)).due(at(NOW), at(NOW)).unwrap();
         for (stored, newest, wall, expected) in [
-            (Some(stored.as_slice()), Some(NOW + 500), NOW + 500, NOW + 1000),
+            (Some(stored.as_slice()), Some(NOW + 500), NOW + 500, NOW + 500),
+            (Some(&stored), Some(NOW + 500), NOW + 700, NOW + 700),
+            // Stamped by a clock that has been set back since.
+            (Some(&stored), Some(NOW + 500), NOW + 100, NOW + 500),
             (Some(&stored), Some(NOW - 500), NOW, NOW),
             (Some(b"garbage"), Some(NOW - 500), NOW + YEAR, NOW - 500),
             (None, Some(NOW), NOW - YEAR, NOW),
@@ -132,6 +137,26 @@ mod tests {
         ] {
             let age = Age::restore(stored, newest.map(at), at(wall));
             assert_eq!(age.at_open, at(expected), "{newest:?} {wall}");
+        }
+    }
+
+    /// As replicas do that share a journal and a clock: the time that one of them has stamped is not counted again by
+    /// each that starts.
+    #[test]
+    fn starting_beside_a_replica_that_runs_costs_no_time() {
+        let running = Age::restore(None, None, at(NOW));
+        let mut stored = running.due(at(NOW), at(NOW));
+        let mut newest = at(NOW);
+        for minute in 1..=200 {
+            let wall = at(NOW + minute * 60_000);
+            // Keys of the one that runs, then another one starts, stamps one and saves its time at times.
+            newest = newest.max(running.after(wall.since(at(NOW))));
+            let started = Age::restore(stored.as_deref(), Some(newest), wall);
+            newest = newest.max(started.at_open);
+            if minute % 7 == 0 {
+                stored = started.due(started.at_open, wall);
+            }
+            assert_eq!(started.at_open, wall, "after {minute} minutes");
         }
     }
 

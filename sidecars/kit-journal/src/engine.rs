@@ -206,6 +206,14 @@ pub trait Engine: Send {
         Ok(Some(Lease { epoch: 0, lasts: None }))
     }
 
+    /// What keeps leases beside the commits, so that a commit that takes long loses none. `None`: [`Engine::lease`] does.
+    ///
+    /// # Errors
+    /// The process has no room for it.
+    fn keeper(&self) -> Result<Option<Box<dyn LeaseKeeper>>, JournalError> {
+        Ok(None)
+    }
+
     /// Gives a lease of this epoch back, so that another replica need not wait for its end.
     ///
     /// # Errors
@@ -229,6 +237,15 @@ pub trait Engine: Send {
 
     /// Flushes and closes.
     fn close(self: Box<Self>);
+}
+
+/// Keeps leases that [`Engine::lease`] has given. Owned by a thread of its own.
+pub trait LeaseKeeper: Send {
+    /// Has the lease of this epoch last on; `None`: it is over, another replica may have it.
+    ///
+    /// # Errors
+    /// The store cannot be asked; what was given before lasts for as long as it was given.
+    fn keep(&mut self, sink: &str, epoch: u64) -> Result<Option<Lease>, JournalError>;
 }
 
 /// The reading side of a store. Many may exist; none blocks the writer.

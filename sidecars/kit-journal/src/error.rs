@@ -77,6 +77,15 @@ pub enum JournalError {
     /// The database was asked and says nothing.
     #[error("the database does not answer")]
     NoAnswer,
+    /// The database was asked to look for something, and takes too long.
+    #[error(
+        "the database takes longer than {seconds} s to look for this: ask for less, or for a shorter time, or by \
+         source and key"
+    )]
+    TooLong {
+        /// How long it may take.
+        seconds: u64,
+    },
     /// A record that does not match its checksum: it is never served.
     #[error("record {seq} is damaged: {what}")]
     Damaged {
@@ -129,6 +138,18 @@ impl JournalError {
             }),
             _ => false,
         }
+    }
+
+    /// What pgbouncer in statement mode says to a transaction. It has the same code for whatever else keeps it from going
+    /// on, and so only the text tells.
+    pub(crate) fn is_refused_transaction(&self) -> bool {
+        let says = |error: &tokio_postgres::error::DbError| error.message().contains("statement pooling");
+        matches!(self, Self::Database(error) if error.as_db_error().is_some_and(says))
+    }
+
+    /// A statement was stopped, because it took longer than it may.
+    pub(crate) fn is_stopped_statement(&self) -> bool {
+        matches!(self, Self::Database(error) if error.code().is_some_and(|said| said.code() == "57014"))
     }
 
     /// Something that is stored cannot be read, or is not what it should be: it will be the same the next time,

@@ -14,7 +14,7 @@ use crate::config::JournalSection;
 use crate::engine::{self, Action, ActionOutcome, Append, Engine, Lease, Opened, Reader, Settlement, Verdict};
 use crate::error::{AppendError, JournalError, OpenError};
 use crate::event::{BodyDigest, EventId, NewEvent, Seq, StoredEvent};
-use crate::lease::Held;
+use crate::lease::{Held, Keep, start_keeping};
 use crate::metrics::JournalMetrics;
 use crate::pace::Pace;
 use crate::recent::Recent;
@@ -101,6 +101,8 @@ pub(crate) struct Shared {
     tail: watch::Receiver<Seq>,
     actions: watch::Receiver<u64>,
     health: watch::Receiver<Health>,
+    /// Where leases are renewed, if that is not by the writing thread.
+    keeper: Option<mpsc::Sender<Keep>>,
     pub(crate) used_bytes: AtomicU64,
     pub(crate) metrics: JournalMetrics,
 }
@@ -157,6 +159,8 @@ impl Journal {
         // Opened now and not when they are first needed: reading must go on when the process runs out
         // of file descriptors. One that cannot be opened is tried again when it is needed.
         let readers = (0..READERS).filter_map(|_| open_reader().ok()).collect();
+        let thread_failed = |source| OpenError::Io { path: section.path.clone(), source };
+        let keeper = engine.keeper().map_err(store)?.map(start_keeping).transpose().map_err(thread_failed)?;
         let (requests, received) = mpsc::channel(section.queue);
         let (tail, tail_seen) = watch::channel(engine.last_seq());
         let (actions, actions_seen) = watch::channel(0);
@@ -173,6 +177,7 @@ impl Journal {
             tail: tail_seen,
             actions: actions_seen,
             health: health_seen,
+            keeper,
             used_bytes: AtomicU64::new(0),
             metrics,
         });
@@ -195,7 +200,7 @@ impl Journal {
         let thread = std::thread::Builder::new()
             .name("journal-writer".to_owned())
             .spawn(move || writer.run())
-            .map_err(|source| OpenError::Io { path: section.path.clone(), source })?;
+            .map_err(thread_failed)?;
         let task = JournalTask { thread: Some(thread), requests: requests.clone() };
         Ok((Self { requests, shared }, task))
     }
@@ -406,6 +411,14 @@ impl Journal {
     pub(crate) async fn ask_lease(&self, sink: &str) -> Result<Option<Lease>, JournalError> {
         let (answer, answered) = oneshot::channel();
         self.send(Request::Lease(sink.to_owned(), answer)).await?;
+        answered.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// Has a lease last on: beside the commits, where the store can do that.
+    pub(crate) async fn keep_lease(&self, sink: &str, epoch: u64) -> Result<Option<Lease>, JournalError> {
+        let Some(keeper) = &self.shared.keeper else { return self.ask_lease(sink).await };
+        let (answer, answered) = oneshot::channel();
+        keeper.send((sink.to_owned(), epoch, answer)).await.map_err(|_| stopped())?;
         answered.await.unwrap_or_else(|_| Err(stopped()))
     }
 

@@ -2,16 +2,70 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use crate::engine::{Lease, LeaseKeeper};
 use crate::error::JournalError;
-use crate::journal::Journal;
+use crate::journal::{Journal, Reply};
 
 /// How often a lease is asked for again.
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 /// This part of a lease's time is not used, so that nobody else has it yet when it counts as lost here.
 const MARGIN: u32 = 10;
+/// Renewals that wait for each other at most: more than there are sinks.
+const KEPT_AT_ONCE: usize = 64;
+
+/// One renewal: the sink, the epoch, and where the answer goes.
+pub(crate) type Keep = (String, u64, Reply<Option<Lease>>);
+
+/// Starts the thread that renews leases, where the engine has something that does. It ends when nobody can ask it any more.
+///
+/// # Errors
+/// There is no room for it.
+pub(crate) fn start_keeping(keeper: Box<dyn LeaseKeeper>) -> std::io::Result<mpsc::Sender<Keep>> {
+    let (asking, mut asked) = mpsc::channel::<Keep>(KEPT_AT_ONCE);
+    let mut keeper = keeper;
+    let keep = move || {
+        while let Some((sink, epoch, answer)) = asked.blocking_recv() {
+            let _ = answer.send(keeper.keep(&sink, epoch));
+        }
+    };
+    std::thread::Builder::new().name("journal-leases".to_owned()).spawn(keep)?;
+    Ok(asking)
+}
+
+/// Until when a lease is held, for whoever works under it.
+#[derive(Clone, Debug)]
+pub struct LeaseEnd {
+    /// `None` where it does not end.
+    until: Option<watch::Receiver<Instant>>,
+}
+
+impl LeaseEnd {
+    /// Whether nobody else may have it now.
+    pub fn is_held(&self) -> bool {
+        self.until.as_ref().is_none_or(|until| Instant::now() < *until.borrow())
+    }
+
+    /// Waits until it is lost.
+    pub async fn lost(&mut self) {
+        let Some(until) = &mut self.until else { return std::future::pending().await };
+        loop {
+            let end = *until.borrow_and_update();
+            if Instant::now() >= end {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep_until(end.into()) => {}
+                // Nobody keeps it any more: it lasts until its end.
+                changed = until.changed() => if changed.is_err() {
+                    tokio::time::sleep_until(end.into()).await;
+                },
+            }
+        }
+    }
+}
 
 /// The right to deliver to a sink. Dropping it lets it run out; [`Held::give_back`] ends it at once.
 #[derive(Debug)]
@@ -40,7 +94,7 @@ impl Held {
         let asked = Instant::now();
         let Some(lease) = journal.ask_lease(sink).await? else { return Ok(None) };
         let keeping = lease.lasts.map(|lasts| {
-            let (until, seen) = watch::channel(end(asked, lasts));
+            let (until, seen) = watch::channel(end_of(asked, lasts));
             let task = tokio::spawn(keep(journal.clone(), sink.to_owned(), lease.epoch, until));
             Keeping { until: seen, task }
         });
@@ -62,22 +116,9 @@ impl Held {
         self.keeping.as_ref().is_none_or(|keeping| Instant::now() < *keeping.until.borrow())
     }
 
-    /// Waits until it is lost.
-    pub async fn lost(&mut self) {
-        let Some(keeping) = &mut self.keeping else { return std::future::pending().await };
-        loop {
-            let until = *keeping.until.borrow_and_update();
-            if Instant::now() >= until {
-                return;
-            }
-            tokio::select! {
-                () = tokio::time::sleep_until(until.into()) => {}
-                // Nobody keeps it any more: it lasts until its end.
-                changed = keeping.until.changed() => if changed.is_err() {
-                    tokio::time::sleep_until(until.into()).await;
-                },
-            }
-        }
+    /// Tells whoever works under it when it is lost.
+    pub fn end(&self) -> LeaseEnd {
+        LeaseEnd { until: self.keeping.as_ref().map(|keeping| keeping.until.clone()) }
     }
 
     /// Lets another replica have it at once.
@@ -93,7 +134,7 @@ impl Held {
 }
 
 /// From when it was asked for, and not from when the answer came.
-fn end(asked: Instant, lasts: Duration) -> Instant {
+fn end_of(asked: Instant, lasts: Duration) -> Instant {
     asked + (lasts - lasts / MARGIN)
 }
 
@@ -102,13 +143,14 @@ async fn keep(journal: Journal, sink: String, epoch: u64, until: watch::Sender<I
     loop {
         tokio::time::sleep(KEEP_EVERY).await;
         let asked = Instant::now();
-        match journal.ask_lease(&sink).await {
+        match journal.keep_lease(&sink, epoch).await {
             Ok(Some(lease)) if lease.epoch == epoch => {
                 if let Some(lasts) = lease.lasts {
-                    until.send_replace(end(asked, lasts));
+                    until.send_replace(end_of(asked, lasts));
                 }
             }
-            Ok(_) => {
+            // Somebody else's, or of a journal that has lost what this process did.
+            Ok(_) | Err(JournalError::Inconsistent(_)) => {
                 until.send_replace(asked);
                 return;
             }

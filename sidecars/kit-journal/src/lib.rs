@@ -30,4 +30,4 @@ pub use error::{AppendError, JournalError, OpenError};
 pub use event::{BodyDigest, Dedupe, EventHead, EventId, NewEvent, Seq, StoredEvent};
 pub use filter::{DeliveryState, EventFilter, FilterError};
 pub use journal::{Appended, Health, Journal, JournalTask, OpenReader};
-pub use lease::Held;
+pub use lease::{Held, LeaseEnd};

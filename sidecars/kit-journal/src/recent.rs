@@ -60,7 +60,8 @@ impl Recent {
         }
     }
 
-    fn clear(&mut self) {
+    /// Forgets everything.
+    pub(crate) fn clear(&mut self) {
         self.events = VecDeque::new();
         self.bytes = 0;
     }

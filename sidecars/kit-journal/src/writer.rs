@@ -334,6 +334,8 @@ impl Writer {
                 // new, and what is under way goes on from memory while it cannot be written.
                 if self.engine.look_every().is_some() {
                     self.actions.send_modify(|changes| *changes += 1);
+                    // Whatever is delivered from now on is what the database has.
+                    self.shared.recent.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 }
                 tracing::debug!("journal reopened");
             }

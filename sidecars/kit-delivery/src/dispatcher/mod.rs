@@ -177,7 +177,7 @@ impl Dispatcher {
                 Err(error) => return Err(error),
             };
             let mut work = Work::new(shell, &row, lease);
-            work.run(stop.clone()).await?;
+            work.run(stop.clone()).await;
             shell = work.end().await;
         }
     }
@@ -186,7 +186,11 @@ impl Dispatcher {
     async fn lead(&self, name: &str, stop: &StopToken) -> Option<Held> {
         let mut failed = false;
         while !stop.is_stopped() {
-            match self.journal.lease(name).await {
+            let asked = tokio::select! {
+                () = stop.stopped() => break,
+                asked = self.journal.lease(name) => asked,
+            };
+            match asked {
                 Ok(Some(lease)) => {
                     self.stand_by(false);
                     if !lease.is_for_good() {

@@ -113,8 +113,12 @@ impl Work {
             let _ = settling.task.await;
         }
         self.say_how_many_parked(true);
-        self.shell.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner).in_flight = 0;
-        // Whoever delivers tells the numbers: added up over replicas they are the journal's.
+        {
+            // How the sink is doing is for whoever delivers to say.
+            let mut status = self.shell.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            (status.in_flight, status.circuit, status.stalled) = (0, "closed", false);
+        }
+        // So are the numbers: added up over replicas they are the journal's.
         self.shell.metrics.set(&self.name, &SinkGauges::default());
     }
 
@@ -128,14 +132,14 @@ impl Work {
         self.say_how_many_parked(true);
         self.window.let_go(self.shell.clock.now());
         let mut left = Vec::new();
+        let until = tokio::time::Instant::now() + RECORD_WITHIN;
         if let Some(settling) = self.settling.take()
-            && !matches!(settling.task.await, Ok(Ok(())))
+            && !matches!(tokio::time::timeout_at(until, settling.task).await, Ok(Ok(Ok(()))))
         {
             left.push(settling.settlement);
         }
         left.extend(self.settle_again.take().map(|(_, settlement)| settlement));
         left.extend(self.settlement());
-        let until = tokio::time::Instant::now() + RECORD_WITHIN;
         for settlement in left {
             // A later one without an earlier one would count what that left open as delivered.
             if let Err(error) = self.record(settlement, until).await {
@@ -149,7 +153,9 @@ impl Work {
     /// Offers a settlement until it is taken or the time is over. The same one twice changes nothing.
     async fn record(&self, settlement: Settlement, until: tokio::time::Instant) -> Result<(), JournalError> {
         loop {
-            let result = self.shell.journal.settle(vec![settlement.clone()]).await;
+            let settled = tokio::time::timeout_at(until, self.shell.journal.settle(vec![settlement.clone()])).await;
+            let late = |_| Err(JournalError::Unavailable("it takes too long".to_owned()));
+            let result = settled.unwrap_or_else(late);
             if result.is_ok() || tokio::time::Instant::now() + RECORD_AGAIN > until {
                 return result;
             }

@@ -7,7 +7,7 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use kit::clock::SharedClock;
 use kit::lifecycle::StopToken;
 use kit_journal::engine::{Attempt, ExceptionState, Settlement, SinkRow};
-use kit_journal::{Held, JournalError, Seq, StoredEvent};
+use kit_journal::{Held, JournalError, LeaseEnd, Seq, StoredEvent};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -111,35 +111,16 @@ impl Work {
         }
     }
 
-    pub(super) async fn run(&mut self, stop: StopToken) -> Result<(), JournalError> {
-        while !stop.is_stopped() && self.lease.is_held() {
-            if self.unread.looked(Instant::now()).is_none() {
-                if self.sync_due && self.settling.is_none() && self.settle_again.is_none() {
-                    self.sync().await;
-                }
-                self.load().await;
-            }
-            self.watch_stall();
-            self.say_how_many_parked(false);
-            self.start_what_may_start();
-            self.settle();
-            self.observe().await;
-            let wake = self.next_wake();
+    pub(super) async fn run(&mut self, stop: StopToken) {
+        let mut end = self.lease.end();
+        // Whatever a turn waits for – a database may take its time to answer – it is left in time: nothing of it is
+        // lost where it waits.
+        loop {
             tokio::select! {
+                biased;
                 () = stop.stopped() => break,
-                () = self.lease.lost() => break,
-                Some(finished) = self.in_flight.join_next() => self.finished(finished),
-                result = settled(&mut self.settling) => self.settled(result),
-                Ok(()) = self.tail.changed() => self.noticed(),
-                Ok(()) = self.actions.changed() => {
-                    self.sync_due = true;
-                    self.noticed();
-                }
-                () = tokio::time::sleep_until(wake.into()) => {}
-            }
-            // Whatever else has ended meanwhile goes into the same settlement.
-            while let Some(finished) = self.in_flight.try_join_next() {
-                self.finished(finished);
+                () = end.lost() => break,
+                () = self.turn() => {}
             }
         }
         if self.lease.is_held() {
@@ -147,7 +128,36 @@ impl Work {
         } else {
             self.leave().await;
         }
-        Ok(())
+    }
+
+    /// Does what is to be done now, and waits until there may be more.
+    async fn turn(&mut self) {
+        if self.unread.looked(Instant::now()).is_none() {
+            if self.sync_due && self.settling.is_none() && self.settle_again.is_none() {
+                self.sync().await;
+            }
+            self.load().await;
+        }
+        self.watch_stall();
+        self.say_how_many_parked(false);
+        self.start_what_may_start();
+        self.settle();
+        self.observe().await;
+        let wake = self.next_wake();
+        tokio::select! {
+            Some(finished) = self.in_flight.join_next() => self.finished(finished),
+            result = settled(&mut self.settling) => self.settled(result),
+            Ok(()) = self.tail.changed() => self.noticed(),
+            Ok(()) = self.actions.changed() => {
+                self.sync_due = true;
+                self.noticed();
+            }
+            () = tokio::time::sleep_until(wake.into()) => {}
+        }
+        // Whatever else has ended meanwhile goes into the same settlement.
+        while let Some(finished) = self.in_flight.try_join_next() {
+            self.finished(finished);
+        }
     }
 
     /// Another replica goes on from here.
@@ -164,11 +174,14 @@ impl Work {
     async fn sync(&mut self) {
         // What is asked for from now on is for the next one.
         self.actions.mark_unchanged();
-        if let Some(settlement) = self.settlement()
-            && let Err(error) = self.shell.journal.settle(vec![settlement.clone()]).await
-        {
-            self.refused(settlement, &error);
-            return;
+        if let Some(settlement) = self.settlement() {
+            // Kept until the journal has it, also where nobody waits for that any more.
+            self.settle_again = Some((Instant::now(), settlement.clone()));
+            if let Err(error) = self.shell.journal.settle(vec![settlement.clone()]).await {
+                self.refused(settlement, &error);
+                return;
+            }
+            self.settle_again = None;
         }
         let name = self.name.clone();
         let (after, limit) = (self.window.cursor(), self.window.loaded_to());
@@ -327,6 +340,7 @@ impl Work {
         let journal = self.shell.journal.clone();
         let clock = Arc::clone(&self.shell.clock);
         let bytes = self.batching.bytes;
+        let lease = self.lease.end();
         self.in_flight.spawn(async move {
             let mut deliveries = Vec::with_capacity(starts.len());
             // Rows are read as they come, and sent before there are too many bytes of them.
@@ -339,7 +353,7 @@ impl Work {
                 match read {
                     Ok(event) => {
                         if !events.is_empty() && event.body.len() > bytes.saturating_sub(held) {
-                            deliveries.extend(ask(&*sink, &clock, &std::mem::take(&mut events)).await);
+                            deliveries.extend(ask(&*sink, &clock, &lease, &std::mem::take(&mut events)).await);
                             held = 0;
                         }
                         held += event.body.len();
@@ -348,7 +362,7 @@ impl Work {
                     Err(why) => deliveries.push((seq, Err(why))),
                 }
             }
-            deliveries.extend(ask(&*sink, &clock, &events).await);
+            deliveries.extend(ask(&*sink, &clock, &lease, &events).await);
             Finished { deliveries, circuit_closed }
         });
     }
@@ -440,10 +454,14 @@ impl Work {
     }
 }
 
-/// One request with these events.
-async fn ask(sink: &dyn Sink, clock: &SharedClock, events: &[Arc<StoredEvent>]) -> Vec<(Seq, Ended)> {
+/// One request with these events, if this replica still delivers: reading them may have taken long.
+async fn ask(sink: &dyn Sink, clock: &SharedClock, lease: &LeaseEnd, events: &[Arc<StoredEvent>]) -> Vec<(Seq, Ended)> {
     if events.is_empty() {
         return Vec::new();
+    }
+    if !lease.is_held() {
+        let late = || NotAsked::Unread("another replica may deliver it by now".to_owned());
+        return events.iter().map(|event| (event.seq, Err(late()))).collect();
     }
     let (at, started) = (clock.now(), Instant::now());
     let mut outcomes = match events {
@@ -467,3 +485,6 @@ async fn ask(sink: &dyn Sink, clock: &SharedClock, events: &[Arc<StoredEvent>]) 
     };
     events.iter().zip(outcomes).map(ended).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -315,7 +315,7 @@ async fn withheld_probes_keep_their_distance() {
 async fn what_the_sink_remembers_agrees_with_what_is_delivered() {
     // As slow as a request is, so that there is a middle to be killed in.
     let slow = |_: &[Seq]| {
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(3));
         Ok(())
     };
     let mut bench = Bench::new(Scripted::new(10, slow));
@@ -323,7 +323,8 @@ async fn what_the_sink_remembers_agrees_with_what_is_delivered() {
     bench.start();
     let mut before = 0;
     for kills in 0.. {
-        let row = bench.wait("progress", |row| row.delivered > before).await;
+        // What was on its way may have been all that was left when it was killed.
+        let row = bench.wait("progress", |row| row.delivered > before || row.delivered == 2_000).await;
         if row.delivered == 2_000 {
             assert!(kills > 3, "killed {kills} times only");
             break;

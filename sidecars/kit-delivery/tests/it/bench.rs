@@ -5,9 +5,12 @@ use std::time::{Duration, Instant};
 
 use kit::clock::SystemClock;
 use kit::lifecycle::StopToken;
+use kit::secret::Secret;
 use kit_delivery::{DeliveryMetrics, Dispatcher, DispatcherSettings, GatewaySection, HttpSink, SinkStatus};
 use kit_journal::engine::{Attempt, DedupeBounds, Engine, Reader, SinkRow};
-use kit_journal::{Dedupe, DeliveryState, EventHead, EventId, Journal, JournalSection, JournalTask, NewEvent, Seq};
+use kit_journal::{
+    Dedupe, DeliveryState, EngineKind, EventHead, EventId, Journal, JournalSection, JournalTask, NewEvent, Seq,
+};
 use kit_workbench::gateway::{Behaviour, Gateway, GatewayOptions, Received, ReceivedHead};
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
@@ -71,6 +74,23 @@ impl Bench {
         let readers = Box::new(move || kit_journal::engine::open_reader(&path).map(&wrap));
         let opened = Journal::over(engine, readers, &section, Arc::new(SystemClock), &mut Registry::default()).unwrap();
         Self::on(directory, opened, None, behaviour, change).await
+    }
+
+    /// As [`Bench::stalling_at`], over a journal that other replicas share.
+    pub(crate) async fn shared(
+        url: &str,
+        open_rows: Option<usize>,
+        behaviour: Behaviour,
+        change: impl FnOnce(&mut GatewaySection),
+    ) -> Self {
+        let section = JournalSection {
+            engine: EngineKind::Postgres,
+            database_url: Some(Secret::from(url.to_owned())),
+            ..JournalSection::default()
+        };
+        let open = move || Journal::open(&section, Arc::new(SystemClock), &mut Registry::default()).unwrap();
+        let opened = tokio::task::spawn_blocking(open).await.unwrap();
+        Self::on(TempDir::new().unwrap(), opened, open_rows, behaviour, change).await
     }
 
     async fn on(

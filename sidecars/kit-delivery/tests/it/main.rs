@@ -4,6 +4,7 @@
 mod answers;
 mod batches;
 mod bench;
+mod leases;
 mod listings;
 mod operators;
 mod order;

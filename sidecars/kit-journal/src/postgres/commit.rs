@@ -8,8 +8,9 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::books::{self, Books, Wanted};
-use super::link::{Saying, Speaker, Statement, param, together};
-use super::{append, purge};
+use super::link::{Param, Saying, Speaker, Statement, param, together};
+use super::lost::{self, TOLD, Told};
+use super::{append, no_head, purge};
 use crate::engine::{Commit, Committed};
 use crate::error::JournalError;
 use crate::event::{EventId, KeyHash, Seq};
@@ -17,7 +18,7 @@ use crate::judging::Known;
 
 /// What a commit has found under the lock.
 pub(super) struct Found {
-    pub(super) last_seq: Seq,
+    pub(super) told: Told,
     pub(super) actions: i64,
     pub(super) bytes: i64,
     pub(super) known: HashMap<KeyHash, Known>,
@@ -30,6 +31,8 @@ pub(super) struct Outcome {
     pub(super) committed: Committed,
     pub(super) actions: i64,
     pub(super) bytes: i64,
+    /// Of the event at the last position.
+    pub(super) stamp: Option<String>,
 }
 
 /// How far a commit has come.
@@ -41,15 +44,22 @@ pub(super) struct Progress {
     pub(super) outcome: Option<Outcome>,
 }
 
-/// Takes the lock, and reads all that the commit rests on. One question.
-pub(super) async fn find(speaker: &Speaker<'_>, begin: &str, commit: &Commit) -> Result<Found, JournalError> {
+/// Takes the lock, and reads all that the commit rests on; `seen` are the parameters of [`TOLD`]. One question.
+pub(super) async fn find(
+    speaker: &Speaker<'_>,
+    begin: &str,
+    commit: &Commit,
+    seen: [Param<'static>; 2],
+) -> Result<Found, JournalError> {
     let keys = append::keys(commit);
     let wanted = Wanted::of(commit);
     let (sinks, seqs): (Vec<&str>, Vec<Seq>) = wanted.rows.iter().map(|(sink, seq)| (sink.as_str(), *seq)).unzip();
     let (moving, to): (Vec<&str>, Vec<Seq>) = wanted.up_to.iter().map(|(sink, seq)| (sink.as_str(), *seq)).unzip();
     let of_sinks = !commit.settlements.is_empty() || !commit.actions.is_empty() || commit.purge.is_some();
     let empty = async || Ok::<Vec<Row>, JournalError>(Vec::new());
-    let lock = "SELECT last_seq, actions, bytes FROM @head FOR UPDATE";
+    let lock = "SELECT actions, bytes FROM @head FOR UPDATE";
+    // After it, because what a statement sees was decided before it has waited for the lock.
+    let told = format!("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint, {TOLD} FROM @head h");
     let known_params = [param(keys, Type::UUID_ARRAY)];
     let rows_params = [
         param(sinks, Type::TEXT_ARRAY),
@@ -90,27 +100,25 @@ pub(super) async fn find(speaker: &Speaker<'_>, begin: &str, commit: &Commit) ->
             }
             speaker.query("SELECT seq FROM @events WHERE seq = ANY($1)", &stored_params).await
         }),
-        Box::pin(speaker.query("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint", &[])),
+        Box::pin(speaker.query(&told, &seen)),
     ])
     .await?
     .into_iter();
     let mut next = || answers.next().unwrap_or_default();
-    let (_, head, keys, sinks, rows, stored, time) = (next(), next(), next(), next(), next(), next(), next());
-    let (Some(head), Some(time)) = (head.first(), time.first()) else {
-        return Err(JournalError::Inconsistent("the database has no head of the journal".to_owned()));
-    };
+    let (_, head, keys, sinks, rows, stored, told) = (next(), next(), next(), next(), next(), next(), next());
+    let (Some(head), Some(told)) = (head.first(), told.first()) else { return Err(no_head()) };
     let mut known: HashMap<KeyHash, Known> = HashMap::new();
     for row in &keys {
         let key = KeyHash(row.get::<_, Uuid>(0).into_bytes());
         known.entry(key).or_default().push((EventId::from_bytes(row.get::<_, Uuid>(1).into_bytes()), row.get(2)));
     }
     Ok(Found {
-        last_seq: head.get(0),
-        actions: head.get(1),
-        bytes: head.get(2),
+        told: Told::read(told, 1),
+        actions: head.get(0),
+        bytes: head.get(1),
         known,
         books: Books::open(&sinks, &rows, &stored)?,
-        database: Timestamp::from_millis(time.get(0)),
+        database: Timestamp::from_millis(told.get(0)),
     })
 }
 
@@ -123,7 +131,7 @@ pub(super) async fn write(
     progress_of_purge: &mut purge::Progress,
     progress: &mut Progress,
 ) -> Result<(), JournalError> {
-    let mut committed = Committed { last_seq: found.last_seq, ..Committed::default() };
+    let mut committed = Committed { last_seq: found.told.last_seq, ..Committed::default() };
     for (place, settlement) in commit.settlements.iter().enumerate() {
         committed.refused.extend(found.books.refusal(settlement).map(|why| (place, why)));
     }
@@ -138,6 +146,10 @@ pub(super) async fn write(
     }
     found.books.remember(&commit.values);
 
+    let stamp = match appended.stored.last() {
+        Some((place, _)) => Some(lost::stamp(commit.appends[*place].head.id, commit.age)),
+        None => found.told.newest.take(),
+    };
     let mut statements = append::statements(commit, &appended.stored);
     statements.extend(found.books.statements());
     if let Some(plan) = &commit.purge {
@@ -150,7 +162,7 @@ pub(super) async fn write(
     if statements.is_empty() {
         // Only duplicates, say: they rest on an earlier commit and need none of their own.
         speaker.batch("ROLLBACK").await?;
-        progress.outcome = Some(Outcome { committed, actions: found.actions, bytes: found.bytes });
+        progress.outcome = Some(Outcome { committed, actions: found.actions, bytes: found.bytes, stamp });
         return Ok(());
     }
     statements.push(Statement {
@@ -162,12 +174,14 @@ pub(super) async fn write(
         ],
     });
     statements.push(Statement {
-        sql: "UPDATE @replicas SET commits = $2, seen = now() WHERE id = $1".to_owned(),
+        sql: "INSERT INTO @replicas AS r (id, commits, seen) VALUES ($1, $2, now())
+              ON CONFLICT (id) DO UPDATE SET commits = excluded.commits, seen = excluded.seen"
+            .to_owned(),
         params: vec![param(replica, Type::UUID), param(number, Type::INT8)],
     });
     committed.synced = true;
     let bytes = found.bytes + appended.bytes;
-    progress.outcome = Some(Outcome { committed, actions: found.actions, bytes });
+    progress.outcome = Some(Outcome { committed, actions: found.actions, bytes, stamp });
     progress.in_doubt = true;
     let answers = {
         let mut said: Vec<Saying<'_, u64>> = Vec::new();
@@ -178,17 +192,10 @@ pub(super) async fn write(
         said.push(Box::pin(async { speaker.batch("COMMIT").await.map(|()| 0) }));
         together(said).await
     };
-    let answers = match answers {
-        Ok(answers) => answers,
-        Err(error) => {
-            // The database has spoken: then there is no doubt, and nothing of it is left.
-            progress.in_doubt = error.is_connection_lost();
-            return Err(error);
-        }
-    };
-    // Who is not in the list of replicas could not find out what became of its commits.
-    if answers.get(answers.len().saturating_sub(2)) != Some(&1) {
-        tracing::warn!("this replica had been forgotten by the journal's database");
+    if let Err(error) = answers {
+        // Where the database has spoken there is no doubt, and nothing of it is left.
+        progress.in_doubt = error.is_connection_lost();
+        return Err(error);
     }
     Ok(())
 }

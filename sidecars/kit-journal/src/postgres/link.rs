@@ -40,6 +40,7 @@ pub(super) fn param<'a>(value: impl ToSql + Sync + 'a, type_: Type) -> Param<'a>
 pub(super) struct Link {
     pub(super) address: Arc<Address>,
     tls: Tls,
+    within: Duration,
     runtime: Option<Runtime>,
     client: Option<(Client, JoinHandle<()>)>,
     /// What was begun in this connection goes on in it, and in no other one.
@@ -52,10 +53,19 @@ impl Link {
     /// # Errors
     /// TLS cannot be set up, or the process has no room for a runtime.
     pub(super) fn new(address: Arc<Address>) -> Result<Self, JournalError> {
+        Self::answering_within(address, ANSWER_WITHIN)
+    }
+
+    /// As [`Link::new`], for questions that are answered sooner: connecting and being answered takes no longer than
+    /// `within`.
+    ///
+    /// # Errors
+    /// As [`Link::new`].
+    pub(super) fn answering_within(address: Arc<Address>, within: Duration) -> Result<Self, JournalError> {
         let tls = Tls::new(&address.trust).map_err(JournalError::Unavailable)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(JournalError::Sync)?;
-        Ok(Self { address, tls, runtime: Some(runtime), client: None, bound: false })
+        Ok(Self { address, tls, within, runtime: Some(runtime), client: None, bound: false })
     }
 
     /// From here on the connection is not made anew: a transaction is open in it.
@@ -71,11 +81,11 @@ impl Link {
         &mut self,
         work: impl AsyncFnOnce(&Speaker<'_>) -> Result<T, JournalError>,
     ) -> Result<T, JournalError> {
-        let Self { address, tls, runtime, client, bound } = self;
+        let Self { address, tls, within, runtime, client, bound } = self;
         let Some(runtime) = runtime else { return Err(JournalError::Unavailable("it has stopped".to_owned())) };
         let address: &Address = address;
         let result = runtime.block_on(async {
-            tokio::time::timeout(ANSWER_WITHIN, async {
+            tokio::time::timeout(*within, async {
                 if client.as_ref().is_none_or(|(client, _)| client.is_closed()) {
                     if *bound {
                         return Err(JournalError::NoAnswer);
@@ -106,7 +116,8 @@ impl Link {
         }
     }
 
-    /// As [`Link::with`], once more where the connection was lost: for what may be done twice.
+    /// As [`Link::with`], once more where the connection was lost: for what may be done twice. What got no answer in its
+    /// time is not asked again: the database may be busy with it still.
     ///
     /// # Errors
     /// As [`Link::with`].
@@ -116,7 +127,9 @@ impl Link {
     ) -> Result<T, JournalError> {
         let had = self.client.is_some();
         match self.with(&work) {
-            Err(error) if had && error.is_connection_lost() => self.with(&work),
+            Err(error) if had && error.is_connection_lost() && !matches!(error, JournalError::NoAnswer) => {
+                self.with(&work)
+            }
             result => result,
         }
     }

@@ -12,6 +12,7 @@ mod commit;
 pub(crate) mod copy;
 mod lease;
 mod link;
+mod lost;
 mod purge;
 mod reader;
 mod schema;
@@ -29,12 +30,14 @@ use uuid::Uuid;
 pub(crate) use address::{Address, is_plain_name};
 pub(crate) use reader::PostgresReader;
 
-use crate::engine::{Commit, Committed, Engine, Lease, News};
+use crate::engine::{Commit, Committed, Engine, Lease, LeaseKeeper, News};
 use crate::error::{JournalError, OpenError};
 use crate::event::{EventId, KeyHash, Seq};
 use clock::DatabaseClock;
 use commit::{Outcome, Progress, find, write};
+use lease::PostgresKeeper;
 use link::{Link, Statement, param};
+use lost::{Seen, TOLD, Told};
 use schema::{Claim, Durability, Unfit};
 
 /// How long opening waits for a database that is not there.
@@ -45,6 +48,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// A connection that ends within a commit is made anew for as long as this, to find out what became of it.
 const FIND_OUT_WITHIN: Duration = Duration::from_secs(8);
 const FIND_OUT_AGAIN: Duration = Duration::from_millis(100);
+/// How often a replica that commits nothing says that it is there. One that does not is forgotten after thirty days.
+const ENROL_EVERY: Duration = Duration::from_secs(86_400);
 /// A replica that stops in the middle of a commit holds up all others no longer than this: for less than a lease lasts.
 ///
 /// Keys are looked up by their index from the first one on: a planner that has not seen the table yet takes a look-up of
@@ -57,16 +62,13 @@ pub(crate) struct PostgresEngine {
     link: RefCell<Link>,
     begin: &'static str,
     clock: Arc<DatabaseClock>,
-    /// This process, as the others see it.
-    replica: Uuid,
-    /// Commits of this process.
-    commits: i64,
-    last_seq: Seq,
+    /// This process, as the others see it, and what it knows of the journal.
+    seen: Seen,
+    /// When it has last said that it is there.
+    enrolled: Instant,
     actions: i64,
     bytes: u64,
     purge: purge::Progress,
-    /// Why nothing can be done any more.
-    lost: Option<String>,
 }
 
 impl PostgresEngine {
@@ -118,13 +120,11 @@ impl PostgresEngine {
             link: RefCell::new(link),
             begin,
             clock: Arc::new(DatabaseClock::new(host)),
-            replica: Uuid::new_v4(),
-            commits: 0,
-            last_seq: 0,
+            seen: Seen { replica: Uuid::new_v4(), ..Seen::default() },
+            enrolled: Instant::now(),
             actions: 0,
             bytes: 0,
             purge: purge::Progress::default(),
-            lost: None,
         };
         engine.enrol().map_err(store)?;
         Ok(engine)
@@ -137,35 +137,34 @@ impl PostgresEngine {
 
     /// Makes this process known to the database, and looks for the first time.
     fn enrol(&mut self) -> Result<(), JournalError> {
-        let (replica, commits) = (self.replica, self.commits);
+        let replica = self.seen.replica;
+        // Its number is only ever written by a commit: one that is missing here was lost.
         self.link.get_mut().again(async |speaker| {
             let enrol = Statement {
-                sql: "INSERT INTO @replicas (id, commits, seen) VALUES ($1, $2, now()) ON CONFLICT (id) DO NOTHING"
+                sql: "INSERT INTO @replicas (id, commits, seen) VALUES ($1, 0, now())
+                      ON CONFLICT (id) DO UPDATE SET seen = now()"
                     .into(),
-                params: vec![param(replica, Type::UUID), param(commits, Type::INT8)],
+                params: vec![param(replica, Type::UUID)],
             };
             speaker.execute(&enrol).await?;
             let forget = "DELETE FROM @replicas WHERE seen < now() - interval '30 days'";
             speaker.execute(&Statement { sql: forget.into(), params: Vec::new() }).await
         })?;
+        self.enrolled = Instant::now();
         self.look().map(drop)
     }
 
     /// Makes a commit, and leaves in `progress` what it comes to.
     fn try_commit(&mut self, commit: &mut Commit, progress: &mut Progress) -> Result<(), JournalError> {
-        let Self { link, begin, replica, commits, purge, last_seq, .. } = self;
+        let Self { link, begin, seen, purge, clock, .. } = self;
         let begin = format!("{begin}; {LIMITS}");
-        let (replica, next, known_last) = (*replica, *commits + 1, *last_seq);
-        let (database, last_seq) = link.get_mut().with(async |speaker| {
+        link.get_mut().with(async |speaker| {
             let written = async {
-                let found = find(speaker, &begin, commit).await?;
-                let told = (found.database, found.last_seq);
-                if found.last_seq >= known_last {
-                    write(speaker, commit, found, (replica, next), purge, progress).await?;
-                } else {
-                    speaker.batch("ROLLBACK").await?;
-                }
-                Ok(told)
+                let asked = clock.host();
+                let found = find(speaker, &begin, commit, seen.params()).await?;
+                clock.heard(found.database, asked);
+                seen.check(&found.told)?;
+                write(speaker, commit, found, (seen.replica, seen.commits + 1), purge, progress).await
             };
             let written = written.await;
             if written.is_err() && !progress.in_doubt {
@@ -173,69 +172,59 @@ impl PostgresEngine {
                 drop(speaker.batch("ROLLBACK").await);
             }
             written
-        })?;
-        self.clock.heard(database);
-        self.check(last_seq)
+        })
     }
 
     /// Takes over what a commit has come to.
     fn take_over(&mut self, outcome: Outcome) -> Committed {
-        let Outcome { mut committed, actions, bytes } = outcome;
+        let Outcome { mut committed, actions, bytes, stamp } = outcome;
         committed.acted_elsewhere = self.actions != actions;
         let acts = committed.synced && !committed.actions.is_empty();
-        self.commits += i64::from(committed.synced);
+        self.seen.commits += i64::from(committed.synced);
         self.actions = actions + i64::from(acts);
-        self.last_seq = committed.last_seq;
+        (self.seen.last_seq, self.seen.stamp) = (committed.last_seq, stamp);
         self.bytes = u64::try_from(bytes).unwrap_or(0);
+        if committed.synced {
+            self.enrolled = Instant::now();
+        }
         committed
     }
 
     /// Whether the commit with this number was made: asked under the lock that it held, so that it is over.
     fn was_made(&mut self, number: i64) -> Result<bool, JournalError> {
-        let (begin, replica) = (format!("{}; {LIMITS}", self.begin), self.replica);
-        self.link.get_mut().again(async |speaker| {
+        let begin = format!("{}; {LIMITS}", self.begin);
+        let Self { link, seen, .. } = self;
+        let told = link.get_mut().again(async |speaker| {
             let asked = async {
                 speaker.batch(&begin).await?;
                 speaker.query("SELECT 1 FROM @head FOR UPDATE", &[]).await?;
-                speaker.query_opt("SELECT commits FROM @replicas WHERE id = $1", &[param(replica, Type::UUID)]).await
+                speaker.query_opt(&format!("SELECT {TOLD} FROM @head h"), &seen.params()).await
             };
             let row = asked.await;
             let ended = speaker.batch("ROLLBACK").await;
             let row = row?;
             ended?;
-            Ok(row.map_or(0, |row| row.get::<_, i64>(0)) >= number)
-        })
+            row.map(|row| Told::read(&row, 0)).ok_or_else(no_head)
+        })?;
+        seen.check(&told)?;
+        Ok(told.commits.is_some_and(|commits| commits >= number))
     }
 
     /// What became of a commit whose connection was lost; an error where that cannot be found out soon.
     fn find_out(&mut self) -> Result<bool, JournalError> {
         let deadline = Instant::now() + FIND_OUT_WITHIN;
         loop {
-            match self.was_made(self.commits + 1) {
+            match self.was_made(self.seen.commits + 1) {
                 Ok(made) => return Ok(made),
-                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(error) if Instant::now() >= deadline || self.seen.is_usable().is_err() => return Err(error),
                 Err(_) => std::thread::sleep(FIND_OUT_AGAIN),
             }
         }
     }
+}
 
-    /// A database that knows less than it has said cannot be gone on with: positions would be given twice.
-    fn check(&mut self, last_seq: Seq) -> Result<(), JournalError> {
-        if last_seq < self.last_seq && self.lost.is_none() {
-            let what = format!(
-                "the database has lost the positions {} to {}: it was restored, or a standby took over that had not \
-                 received them (synchronous replication prevents that). Start again to go on with what is there",
-                last_seq + 1,
-                self.last_seq
-            );
-            tracing::error!("{what}");
-            self.lost = Some(what);
-        }
-        match &self.lost {
-            Some(what) => Err(JournalError::Inconsistent(what.clone())),
-            None => Ok(()),
-        }
-    }
+fn no_head() -> JournalError {
+    JournalError::Inconsistent("the database has no head of the journal".to_owned())
 }
 
 impl Engine for PostgresEngine {
@@ -268,8 +257,8 @@ impl Engine for PostgresEngine {
     }
 
     fn reopen(&mut self, _alone: bool) -> Result<(), JournalError> {
-        if self.was_made(self.commits + 1)? {
-            self.commits += 1;
+        if self.was_made(self.seen.commits + 1)? {
+            self.seen.commits += 1;
         }
         self.enrol()
     }
@@ -279,7 +268,7 @@ impl Engine for PostgresEngine {
     }
 
     fn last_seq(&self) -> Seq {
-        self.last_seq
+        self.seen.last_seq
     }
 
     fn known(&self, source: &str, key: &str) -> Result<Vec<(EventId, Seq)>, JournalError> {
@@ -312,15 +301,18 @@ impl Engine for PostgresEngine {
 
     fn lease(&mut self, sink: &str) -> Result<Option<Lease>, JournalError> {
         // Nothing can be recorded here any more: another replica is to deliver.
-        if let Some(what) = &self.lost {
-            return Err(JournalError::Inconsistent(what.clone()));
-        }
+        self.seen.is_usable()?;
         let begin = format!("{}; {LIMITS}", self.begin);
-        lease::take(self.link.get_mut(), &begin, self.replica, sink)
+        lease::take(self.link.get_mut(), &begin, self.seen.replica, sink)
+    }
+
+    fn keeper(&self) -> Result<Option<Box<dyn LeaseKeeper>>, JournalError> {
+        let address = Arc::clone(&self.link.borrow().address);
+        Ok(Some(Box::new(PostgresKeeper::new(address, &self.seen)?)))
     }
 
     fn give_back(&mut self, sink: &str, epoch: u64) -> Result<(), JournalError> {
-        lease::give_back(self.link.get_mut(), self.replica, sink, epoch)
+        lease::give_back(self.link.get_mut(), self.seen.replica, sink, epoch)
     }
 
     fn look_every(&self) -> Option<Duration> {
@@ -328,21 +320,26 @@ impl Engine for PostgresEngine {
     }
 
     fn look(&mut self) -> Result<Option<News>, JournalError> {
-        let head = self.link.get_mut().again(async |speaker| {
-            let sql =
-                "SELECT last_seq, actions, bytes, (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM @head";
-            speaker.query_opt(sql, &[]).await
+        if self.enrolled.elapsed() >= ENROL_EVERY {
+            self.enrol()?;
+        }
+        let Self { link, seen, clock, .. } = self;
+        let head = link.get_mut().again(async |speaker| {
+            let sql = format!(
+                "SELECT h.actions, h.bytes, (extract(epoch FROM clock_timestamp()) * 1000)::bigint, {TOLD} FROM @head h"
+            );
+            let asked = clock.host();
+            let row = speaker.query_opt(&sql, &seen.params()).await?.ok_or_else(no_head)?;
+            clock.heard(Timestamp::from_millis(row.get(2)), asked);
+            Ok(row)
         })?;
-        let Some(head) = head else {
-            return Err(JournalError::Inconsistent("the database has no head of the journal".to_owned()));
-        };
-        self.clock.heard(Timestamp::from_millis(head.get(3)));
-        let last_seq = head.get(0);
-        self.check(last_seq)?;
-        let acted_elsewhere = self.actions != head.get::<_, i64>(1);
-        (self.last_seq, self.actions) = (last_seq, head.get(1));
-        self.bytes = u64::try_from(head.get::<_, i64>(2)).unwrap_or(0);
-        Ok(Some(News { last_seq, acted_elsewhere }))
+        let told = Told::read(&head, 3);
+        seen.check(&told)?;
+        seen.learn(told);
+        let actions = head.get(0);
+        let acted_elsewhere = std::mem::replace(&mut self.actions, actions) != actions;
+        self.bytes = u64::try_from(head.get::<_, i64>(1)).unwrap_or(0);
+        Ok(Some(News { last_seq: self.seen.last_seq, acted_elsewhere }))
     }
 
     fn close(self: Box<Self>) {}

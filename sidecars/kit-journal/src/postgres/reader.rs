@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use kit::clock::Timestamp;
 use tokio_postgres::Row;
@@ -22,20 +23,20 @@ use crate::packed::{self, checksum, state_code};
 /// Records of a search that are read at a time.
 const SEARCHED: usize = 200;
 
-/// Begins several questions about one moment.
-const SNAPSHOT: &str =
-    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 10000";
+/// Longer than that no question of a person may keep the database busy: some of them are walks through a whole table.
+const BROWSED_WITHIN: Duration = Duration::from_secs(10);
 
 /// One reading connection.
 pub(crate) struct PostgresReader {
     link: Link,
     sinks: HashMap<String, i32>,
+    patience: Duration,
 }
 
 impl PostgresReader {
     /// A reader that connects when it is first asked.
     pub(crate) fn new(address: Arc<Address>) -> Result<Self, JournalError> {
-        Ok(Self { link: Link::new(address)?, sinks: HashMap::new() })
+        Ok(Self { link: Link::new(address)?, sinks: HashMap::new(), patience: BROWSED_WITHIN })
     }
 
     fn sink_id(&mut self, name: &str) -> Result<i32, JournalError> {
@@ -49,6 +50,31 @@ impl PostgresReader {
         // Given once and never changed; there are a handful.
         self.sinks.insert(name.to_owned(), id);
         Ok(id)
+    }
+
+    /// Several questions about one moment, of which none takes long: for what people look for.
+    fn browse<T>(&mut self, look: impl AsyncFn(&Speaker<'_>) -> Result<T, JournalError>) -> Result<T, JournalError> {
+        let limit = self.patience.as_millis();
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL idle_in_transaction_session_timeout = 10000; \
+             SET LOCAL statement_timeout = {limit}"
+        );
+        let found = self.link.again(async |speaker| {
+            let looked = async {
+                speaker.batch(&begin).await?;
+                look(speaker).await
+            };
+            let looked = looked.await;
+            let ended = speaker.batch("ROLLBACK").await;
+            let looked = looked?;
+            ended.map(|()| looked)
+        });
+        match found {
+            Err(error) if error.is_stopped_statement() => {
+                Err(JournalError::TooLong { seconds: self.patience.as_secs() })
+            }
+            found => found,
+        }
     }
 }
 
@@ -261,7 +287,7 @@ impl Reader for PostgresReader {
 
     fn find(&mut self, id: EventId) -> Result<Option<Seq>, JournalError> {
         let id = Uuid::from_bytes(*id.as_bytes());
-        let row = self.link.again(async |speaker| {
+        let row = self.browse(async |speaker| {
             speaker.query_opt("SELECT max(seq) FROM @keys WHERE id = $1", &[param(id, Type::UUID)]).await
         })?;
         Ok(row.and_then(|row| row.get(0)))
@@ -335,25 +361,19 @@ impl Reader for PostgresReader {
         limit: u32,
         examine: u64,
     ) -> Result<Page, JournalError> {
-        self.link.again(async |speaker| {
-            speaker.batch(SNAPSHOT).await?;
-            let page = search(speaker, filter, before, limit, examine).await;
-            let ended = speaker.batch("ROLLBACK").await;
-            let page = page?;
-            ended.map(|()| page)
-        })
+        self.browse(async |speaker| search(speaker, filter, before, limit, examine).await)
     }
 
     fn found(&mut self, seq: Seq) -> Result<Option<Found>, JournalError> {
         let Some(event) = self.event(seq)? else { return Ok(None) };
         let (sinks, rows) =
-            self.link.again(async |speaker| Ok((sinks(speaker).await?, rows_of(speaker, &[seq]).await?)))?;
+            self.browse(async |speaker| Ok((sinks(speaker).await?, rows_of(speaker, &[seq]).await?)))?;
         let bytes = event.body.len() as u64;
         Ok(Some(describe(event, bytes, &sinks, &rows)))
     }
 
     fn attempts(&mut self, seq: Seq) -> Result<Vec<(String, Attempt)>, JournalError> {
-        let rows = self.link.again(async |speaker| {
+        let rows = self.browse(async |speaker| {
             let sql = "SELECT s.name, a.entries FROM @attempts a JOIN @sinks s ON s.id = a.sink
                  WHERE a.min_seq <= $1 AND a.max_seq >= $1 ORDER BY a.id";
             speaker.query(sql, &[param(seq, Type::INT8)]).await
@@ -367,7 +387,7 @@ impl Reader for PostgresReader {
     }
 
     fn audit(&mut self, before: Option<i64>, limit: u32) -> Result<Vec<(i64, AuditRecord)>, JournalError> {
-        let rows = self.link.again(async |speaker| {
+        let rows = self.browse(async |speaker| {
             let sql = "SELECT id, at, actor, action, detail FROM @audit WHERE id < $1 ORDER BY id DESC LIMIT $2";
             let params = [param(before.unwrap_or(i64::MAX), Type::INT8), param(i64::from(limit), Type::INT8)];
             speaker.query(sql, &params).await
@@ -393,7 +413,7 @@ impl Reader for PostgresReader {
     }
 
     fn values(&mut self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, JournalError> {
-        let rows = self.link.again(async |speaker| {
+        let rows = self.browse(async |speaker| {
             let sql = "SELECT name, value FROM @meta WHERE starts_with(name, $1) ORDER BY name COLLATE \"C\"";
             speaker.query(sql, &[param(prefix, Type::TEXT)]).await
         })?;
@@ -401,7 +421,7 @@ impl Reader for PostgresReader {
     }
 
     fn statistics(&mut self) -> Result<Statistics, JournalError> {
-        self.link.again(async |speaker| {
+        self.browse(async |speaker| {
             // The head first: what the sinks have come to later may be counted as pending, and never as lost.
             let oldest = speaker.query_opt("SELECT seq, at FROM @events ORDER BY seq LIMIT 1", &[]).await?;
             let sinks = sinks(speaker).await?.into_iter().map(|(_, sink)| sink).collect();

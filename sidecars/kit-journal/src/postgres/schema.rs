@@ -147,11 +147,11 @@ async fn check_server(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<Durabi
     };
     match speaker.batch("BEGIN").await {
         Ok(()) => Ok(Durability { begin, warnings }),
-        // What a pooler in statement mode answers has the code of a protocol violation.
-        Err(error) => Err(refuse(format!(
+        Err(error) if error.is_refused_transaction() => Err(refuse(format!(
             "it refuses transactions ({}): a pooler in front of it must be in session or transaction mode",
             kit::error::chain(&error)
         ))),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use kit::clock::{SystemClock, Timestamp};
 use kit::secret::Secret;
@@ -45,6 +46,15 @@ pub(crate) fn section_at(url: String) -> JournalSection {
 
 pub(crate) fn open(section: &JournalSection) -> Result<Opened, OpenError> {
     open_section(section, Arc::new(SystemClock))
+}
+
+/// Waits until something holds.
+pub(crate) fn wait_until(patience: Duration, holds: impl Fn() -> bool) {
+    let since = Instant::now();
+    while !holds() {
+        assert!(since.elapsed() < patience);
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 pub(crate) struct Bench {

@@ -6,12 +6,14 @@ mod accounts;
 mod bench;
 mod copying;
 mod dedupe;
+mod lost;
 mod plans;
 mod reading;
 mod refusals;
 mod sharing;
 mod tls;
 mod together;
+mod wire;
 
 /// Makes a test of each of these functions for every engine.
 #[macro_export]

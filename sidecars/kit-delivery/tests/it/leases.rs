@@ -1,0 +1,122 @@
+//! A replica that delivers no longer, over a real database: another one has its lease.
+
+use std::io::Write as _;
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use kit_journal::Health;
+use kit_workbench::database::Database;
+use kit_workbench::gateway::Behaviour;
+
+use crate::bench::*;
+
+/// Another replica takes over, and keeps it.
+const TAKEN: &str =
+    "UPDATE outrigger.leases SET holder = gen_random_uuid(), epoch = epoch + 1, until = now() + interval '1 h'";
+
+fn server() -> &'static Database {
+    static SERVER: OnceLock<Database> = OnceLock::new();
+    SERVER.get_or_init(|| Database::start(&[]).unwrap())
+}
+
+fn new_database() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("j{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    server().create(&name).unwrap();
+    name
+}
+
+/// Somebody's transaction that stays open until its standard input is closed.
+fn keeping(database: &str, sql: &str) -> Child {
+    let mut psql = Command::new("psql");
+    psql.args(["-XAtq", &server().url(database)]).stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut psql = psql.spawn().unwrap();
+    writeln!(psql.stdin.as_mut().unwrap(), "BEGIN; {sql};").unwrap();
+    psql
+}
+
+fn let_go(mut psql: Child) {
+    drop(psql.stdin.take());
+    psql.wait().unwrap();
+}
+
+fn is(database: &str, condition: &str) -> bool {
+    let sql = format!("SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND {condition}");
+    server().sql(database, &sql).unwrap() == "t"
+}
+
+/// A table that nobody can read any more makes every look wait; what is in flight is cut off all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_lease_ends_what_is_in_flight_whatever_the_database_keeps_waiting() {
+    let database = new_database();
+    let mut bench = Bench::shared(&server().url(&database), None, Behaviour::Drop, |_| {}).await;
+    bench.append("a/1").await;
+    bench.until("a request", |bench| bench.status().in_flight == 1).await;
+    let kept = keeping(&database, "LOCK TABLE outrigger.exceptions");
+    bench.until("a look that waits", |_| is(&database, "wait_event_type = 'Lock'")).await;
+
+    server().sql(&database, TAKEN).unwrap();
+
+    let since = Instant::now();
+    bench.until("standing by", |bench| bench.status().standby && bench.status().in_flight == 0).await;
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    let_go(kept);
+    bench.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_stands_by_says_nothing_of_how_the_sink_is() {
+    let database = new_database();
+    let url = server().url(&database);
+    let refusing = Behaviour::status(500);
+    let change = |section: &mut kit_delivery::GatewaySection| {
+        section.circuit.failures = 1;
+        section.retry.schedule_seconds = vec![600.0];
+    };
+    let mut bench = Bench::shared(&url, Some(1), refusing, change).await;
+    for n in 0..5 {
+        bench.append(&format!("a/{n}")).await;
+    }
+    bench.until("a stall", |bench| bench.status().stalled && bench.status().circuit != "closed").await;
+    let shown = |bench: &Bench, name: &str| bench.metrics().contains(&format!("{name}{{sink=\"gateway\"}} 1"));
+    bench.until("its metrics", |bench| shown(bench, "delivery_stalled") && shown(bench, "delivery_circuit_open")).await;
+
+    server().sql(&database, TAKEN).unwrap();
+
+    bench.until("standing by", |bench| bench.status().standby).await;
+    let status = bench.status();
+    assert_eq!((status.circuit, status.stalled, status.in_flight), ("closed", false, 0));
+    assert!(!shown(&bench, "delivery_stalled") && !shown(&bench, "delivery_circuit_open"));
+    bench.stop().await;
+}
+
+/// A dead letter releases its subject before it is recorded. Where that is refused, whoever delivers next knows nothing of
+/// it (ADR 0016).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_was_not_recorded_is_tried_again_and_may_come_behind_its_subject() {
+    let database = new_database();
+    let behaviour = Behaviour::by_request(|head| if head.number == 1 { Behaviour::status(400) } else { Behaviour::Ok });
+    let mut bench = Bench::shared(&server().url(&database), None, behaviour, |_| {}).await;
+    server().sql(&database, TAKEN).unwrap();
+    bench.until("standing by", |bench| bench.status().standby).await;
+    let (first, second) = (bench.append("a").await, bench.append("a").await);
+    // No commit gets through any more.
+    let kept = keeping(&database, "LOCK TABLE outrigger.replicas IN SHARE MODE");
+    bench.until("the lock", |_| is(&database, "state = 'idle in transaction'")).await;
+    let free = "UPDATE outrigger.leases SET until = now()";
+    server().sql(&database, free).unwrap();
+    bench.until("the second one", |bench| bench.taken() == [second]).await;
+
+    server().sql(&database, TAKEN).unwrap();
+    bench.until("standing by", |bench| bench.status().standby).await;
+    bench.until("the commit to fail", |bench| *bench.journal.health().borrow() != Health::Writable).await;
+    let_go(kept);
+    server().sql(&database, free).unwrap();
+
+    let row = bench.all_settled().await;
+    assert_eq!((row.delivered, row.parked), (2, 0));
+    assert_eq!(bench.taken(), [second, first, second]);
+    bench.stop().await;
+}

@@ -1,0 +1,266 @@
+//! What a replica notices: a database that has lost what it said, a connection that ends or says nothing, and others that
+//! keep what it needs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use kit::clock::{Clock as _, SystemClock};
+use kit_journal::engine::Commit;
+use kit_journal::{Dedupe, EventFilter, EventId, Health, Journal, JournalTask, NewEvent};
+use prometheus_client::registry::Registry;
+
+use crate::bench::*;
+use crate::wire::{Fate, Keeping, holds, let_go_after, proxied};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// As a standby does that takes over without the last event, and without the commit of whoever stored it.
+fn lose_the_last(bench: &Bench) {
+    let undo = "DELETE FROM outrigger.events WHERE seq = (SELECT last_seq FROM outrigger.head);
+        DELETE FROM outrigger.keys WHERE seq = (SELECT last_seq FROM outrigger.head);
+        UPDATE outrigger.head SET last_seq = last_seq - 1;
+        UPDATE outrigger.replicas SET commits = commits - 1
+            WHERE id = (SELECT id FROM outrigger.replicas ORDER BY seen DESC LIMIT 1)";
+    server().sql(&bench.database, undo).unwrap();
+}
+
+#[test]
+fn own_commits_that_are_lost_are_noticed_when_others_have_filled_their_place() {
+    let mut bench = Bench::postgres();
+    let mut other = bench.replica();
+    bench.append(vec![append("a", "{}")]);
+    // A commit that stores no event is one too.
+    bench.settle(kit_journal::engine::Settlement { cursor: 1, ..Default::default() });
+    let undo = "UPDATE outrigger.sinks SET cursor = 0, delivered = 0;
+        UPDATE outrigger.replicas SET commits = commits - 1
+            WHERE id = (SELECT id FROM outrigger.replicas ORDER BY commits DESC LIMIT 1)";
+    server().sql(&bench.database, undo).unwrap();
+    let appends = vec![append("b", "{}")];
+    other.engine.commit(&mut Commit { appends, ..Commit::default() }).unwrap();
+
+    let error = bench.engine().look().unwrap_err().to_string();
+    assert!(error.contains("2 of the 3 commits of this replica"), "{error}");
+    assert!(bench.engine().reopen(true).is_err(), "for good");
+    assert!(bench.engine().lease(SINK).is_err(), "and another one delivers");
+    bench.restart();
+    assert_eq!(bench.append(vec![append("c", "{}")])[0].seq, 3, "after a start it goes on with what is there");
+}
+
+#[test]
+fn positions_that_are_lost_and_filled_again_are_noticed_by_whoever_knew_them() {
+    for by_looking in [true, false] {
+        let mut bench = Bench::postgres();
+        let (mut other, mut third) = (bench.replica(), bench.replica());
+        let appending = |replica: &mut kit_journal::engine::Opened, key: &str| {
+            let mut commit = Commit { appends: vec![append(key, "{}")], ..Commit::default() };
+            replica.engine.commit(&mut commit).unwrap().verdicts[0].seq
+        };
+        appending(&mut other, "a");
+        assert_eq!(bench.engine().look().unwrap().unwrap().last_seq, 1);
+        lose_the_last(&bench);
+        assert_eq!(appending(&mut third, "b"), 1, "the place of another one");
+        appending(&mut third, "c");
+
+        let error = if by_looking {
+            bench.engine().look().unwrap_err()
+        } else {
+            let mut commit = Commit { appends: vec![append("d", "{}")], ..Commit::default() };
+            bench.engine().commit(&mut commit).unwrap_err()
+        };
+        assert!(error.to_string().contains("lost the event at position 1"), "{error}");
+        assert_eq!(bench.reader().statistics().unwrap().accepted, 2, "nothing was stored");
+    }
+}
+
+/// A replica that has been away for long is no replica that has lost anything.
+#[test]
+fn keys_that_were_forgotten_in_their_time_are_not_lost() {
+    let mut bench = Bench::postgres();
+    bench.append(vec![append("a", "{}")]);
+    server().sql(&bench.database, "DELETE FROM outrigger.keys").unwrap();
+    bench.engine().look().unwrap();
+    assert_eq!(bench.append(vec![append("b", "{}")])[0].seq, 2);
+}
+
+async fn opened(url: String) -> (Journal, JournalTask) {
+    let section = section_at(url);
+    let open = move || Journal::open(&section, Arc::new(SystemClock), &mut Registry::default()).unwrap();
+    let (journal, task) = tokio::task::spawn_blocking(open).await.unwrap();
+    journal.act(vec![kit_journal::engine::Action::Register { sink: SINK.to_owned() }]).await.unwrap();
+    (journal, task)
+}
+
+async fn closed(task: JournalTask) {
+    tokio::task::spawn_blocking(move || task.close()).await.unwrap();
+}
+
+async fn appended(journal: &Journal, key: &str) -> Result<i64, kit_journal::AppendError> {
+    let append = append(key, "{}");
+    let event = NewEvent { head: append.head().clone(), body: append.body().to_vec(), dedupe: Dedupe::KeyAndBody };
+    journal.append(event).await.map(|appended| appended.seq)
+}
+
+/// What was in memory may be of positions that are lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_delivered_from_memory_after_a_connection_was_lost() {
+    let cut = Arc::new(AtomicBool::new(false));
+    let cuts = Arc::clone(&cut);
+    let fate = move |_: &[u8]| if cuts.load(Ordering::Relaxed) { Fate::Cut } else { Fate::Passed };
+    let (journal, task) = opened(proxied(&new_database(), fate)).await;
+    appended(&journal, "a").await.unwrap();
+    // Kept at hand after the answer.
+    let since = Instant::now();
+    while journal.recent(0, 10, 1_000).is_none() {
+        assert!(since.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    let mut health = journal.health();
+    cut.store(true, Ordering::Relaxed);
+    tokio::time::timeout(PATIENCE, health.wait_for(|health| *health != Health::Writable)).await.unwrap().unwrap();
+    cut.store(false, Ordering::Relaxed);
+    let since = Instant::now();
+    while appended(&journal, "b").await.is_err() {
+        assert!(since.elapsed() < PATIENCE);
+    }
+
+    assert!(journal.recent(0, 10, 1_000).is_none(), "the first one is read again");
+    closed(task).await;
+}
+
+/// Somebody keeps every commit waiting for longer than a lease lasts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_takes_long_loses_no_lease() {
+    let database = new_database();
+    let (journal, task) = opened(server().url(&database)).await;
+    let lease = journal.lease(SINK).await.unwrap().unwrap();
+    let kept = Keeping::of(&database, "SELECT 1 FROM outrigger.head FOR UPDATE");
+    let waiting = tokio::spawn({
+        let journal = journal.clone();
+        async move { appended(&journal, "a").await }
+    });
+
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(7) {
+        assert!(lease.is_held(), "lost after {:?}", since.elapsed());
+        let known = server().sql(&database, "SELECT epoch, until > clock_timestamp() FROM outrigger.leases").unwrap();
+        assert_eq!(known, "1|t", "to be taken over after {:?}", since.elapsed());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(!waiting.is_finished());
+    drop(kept);
+    assert_eq!(waiting.await.unwrap().unwrap(), 1);
+    lease.give_back().await.unwrap();
+    assert_eq!(server().sql(&database, "SELECT until > clock_timestamp() FROM outrigger.leases").unwrap(), "f");
+    closed(task).await;
+}
+
+/// The same for a lease that another one has: it ends here as soon as that is known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_another_one_has_ends_at_the_next_renewal() {
+    let database = new_database();
+    let (journal, task) = opened(server().url(&database)).await;
+    let lease = journal.lease(SINK).await.unwrap().unwrap();
+    let theirs = "UPDATE outrigger.leases SET holder = gen_random_uuid(), epoch = epoch + 1";
+    server().sql(&database, theirs).unwrap();
+
+    tokio::time::timeout(Duration::from_secs(3), lease.end().lost()).await.unwrap();
+
+    assert!(!lease.is_held());
+    closed(task).await;
+}
+
+#[test]
+fn a_commit_that_takes_long_sets_no_clock_back() {
+    let bench = Bench::postgres();
+    let mut opened = bench.replica();
+    // The time is told after one of these, and before the other.
+    for kept in ["SELECT 1 FROM outrigger.head FOR UPDATE", "LOCK TABLE outrigger.replicas IN SHARE MODE"] {
+        let holder = let_go_after(Keeping::of(&bench.database, kept), Duration::from_secs(3));
+        let since = Instant::now();
+        let mut commit = Commit { appends: vec![append(kept, "{}")], ..Commit::default() };
+        opened.engine.commit(&mut commit).unwrap();
+        assert!(since.elapsed() > Duration::from_secs(2), "it did not wait: {:?}", since.elapsed());
+        let off = opened.clock.now().as_millis() - SystemClock.now().as_millis();
+        assert!(off.abs() < 1_000, "{off} ms after {kept}");
+        holder.join().unwrap();
+    }
+}
+
+#[test]
+fn a_connection_that_ends_while_opening_is_made_again() {
+    let database = new_database();
+    let cuts = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&cuts);
+    let url = proxied(&database, move |said| {
+        if holds(said, "BEGIN") && counted.fetch_add(1, Ordering::Relaxed) == 0 { Fate::Cut } else { Fate::Passed }
+    });
+
+    open(&section_at(url)).unwrap();
+
+    assert!(cuts.load(Ordering::Relaxed) > 1);
+}
+
+/// The `BEGIN` went through, and what was said with it did not.
+#[test]
+fn a_transaction_that_does_not_come_about_is_left() {
+    let bench = Bench::postgres();
+    let due = Arc::new(AtomicBool::new(false));
+    let garbled = Arc::clone(&due);
+    let url = proxied(&bench.database, move |said| {
+        let text = "SET LOCAL lock_timeout";
+        if holds(said, text) && garbled.swap(false, Ordering::Relaxed) {
+            let mut changed = said.to_vec();
+            let at = changed.windows(text.len()).position(|window| window == text.as_bytes()).unwrap();
+            changed[at..at + text.len()].copy_from_slice(b"SET LOCAL lock_tineout");
+            return Fate::Changed(changed);
+        }
+        Fate::Passed
+    });
+    let mut opened = open(&section_at(url)).unwrap();
+
+    due.store(true, Ordering::Relaxed);
+    let error = kit::error::chain(&opened.engine.lease(SINK).unwrap_err());
+    assert!(error.contains("lock_tineout"), "{error}");
+    assert!(opened.engine.lease(SINK).unwrap().is_some(), "the connection is not within a transaction any more");
+}
+
+#[test]
+fn a_question_that_gets_no_answer_is_asked_once() {
+    let bench = Bench::postgres();
+    let asked = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&asked);
+    let url = proxied(&bench.database, move |said| {
+        if holds(said, "events WHERE seq = $1") {
+            counted.fetch_add(1, Ordering::Relaxed);
+            return Fate::Swallowed;
+        }
+        Fate::Passed
+    });
+    let opened = open(&section_at(url)).unwrap();
+    let mut reader = (opened.open_reader)().unwrap();
+
+    assert_eq!(reader.statistics().unwrap().accepted, 0, "it has a connection");
+    let error = reader.event(1).unwrap_err();
+
+    assert!(matches!(error, kit_journal::JournalError::NoAnswer), "{error}");
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
+    assert!(reader.statistics().is_ok(), "on another connection");
+}
+
+/// A walk through all keys, say, of which there are very many.
+#[test]
+fn a_look_that_takes_too_long_is_stopped_and_says_so() {
+    let bench = Bench::postgres();
+    let kept = Keeping::of(&bench.database, "LOCK TABLE outrigger.keys");
+    let mut filter = EventFilter::default();
+    filter.ids.push(EventId::derive("lago/acme", "k", None));
+
+    let error = bench.reader().search(&filter, None, 10, 10).unwrap_err().to_string();
+
+    assert!(error.contains("takes longer than 10 s") && error.contains("source and key"), "{error}");
+    let busy = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    assert_eq!(server().sql(&bench.database, busy).unwrap(), "0", "nobody waits any more");
+    drop(kept);
+}
