@@ -547,13 +547,16 @@ mod tests {
             problems.lines(&[])
         };
         let section = AmqpSection { window: 7, ..AmqpSection::default() };
-        assert!(lines(&|problems| section.validate_unset("amqp", problems))[0].contains("amqp.url"));
+        assert!(lines(&|problems| section.validate_unset("amqp", problems))[0].contains("SIDECAR_AMQP__URL"));
         assert!(lines(&|problems| AmqpSection::default().validate_unset("amqp", problems)).is_empty());
         let section = AmqpSection { exchange: String::new(), ..AmqpSection::default() };
-        assert!(lines(&|problems| section.validate("amqp", problems))[0].contains("amqp.exchange"));
+        assert!(lines(&|problems| section.validate("amqp", problems))[0].contains("SIDECAR_AMQP__EXCHANGE"));
 
         let section = AmqpSourceSection { prefetch: 7, ..AmqpSourceSection::default() };
-        assert!(lines(&|problems| section.validate_unset("amqp_source", problems))[0].contains("amqp_source.queue"));
+        assert!(
+            lines(&|problems| section.validate_unset("amqp_source", problems))[0]
+                .contains("SIDECAR_AMQP_SOURCE__QUEUE")
+        );
         // The address may be there for others.
         let url = Some(Secret::from("amqp://mq".to_owned()));
         let section = AmqpSourceSection { url, ..AmqpSourceSection::default() };
