@@ -3,6 +3,7 @@
 use kit::clock::SharedClock;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
+use tokio::sync::Semaphore;
 
 use crate::message::Outgoing;
 use crate::publisher::Publisher;
@@ -15,18 +16,28 @@ const REASON_BYTES: usize = 1024;
 const PROPERTY_BYTES: usize = 2048;
 /// Header that names the headers which had no room.
 const DROPPED: &str = "x-dropped-headers";
+/// Header that says which `message_id` is ours, because the message had none.
+const NAMED: &str = "x-generated-message-id";
+/// Dead letters on their way at a time. Each takes a channel, and a connection has few of them.
+const AT_A_TIME: usize = 16;
 
 /// Publishes dead letters of one queue.
 pub(crate) struct Graveyard {
-    pub(crate) publisher: Publisher,
+    publisher: Publisher,
     /// The queue they came from.
     pub(crate) queue: ShortString,
     /// The queue they go to.
     pub(crate) dead: ShortString,
-    pub(crate) clock: SharedClock,
+    clock: SharedClock,
+    places: Semaphore,
 }
 
 impl Graveyard {
+    /// From one queue to the other.
+    pub(crate) fn new(publisher: Publisher, queue: ShortString, dead: ShortString, clock: SharedClock) -> Self {
+        Self { publisher, queue, dead, clock, places: Semaphore::new(AT_A_TIME) }
+    }
+
     /// Publishes a message to the queue of dead letters.
     ///
     /// # Errors
@@ -37,12 +48,22 @@ impl Graveyard {
         properties: &BasicProperties,
         reason: &str,
     ) -> Result<(), String> {
+        let _place = self.places.acquire().await.map_err(|error| error.to_string())?;
         let frame_max = self.publisher.frame_max().await.map_err(|error| error.to_string())?;
-        let headers = self.headers(message, properties, reason, frame_max.saturating_sub(PROPERTY_BYTES));
+        let mut headers = self.headers(message, properties, reason, frame_max.saturating_sub(PROPERTY_BYTES));
+        // Should it be returned, that is all it is known by.
+        let (id, properties) = match message.message_id.as_ref().filter(|id| !id.is_empty()) {
+            Some(id) => (id.clone(), kept(properties)),
+            None => {
+                let id = format!("{:032x}", fastrand::u128(..));
+                headers.insert(NAMED.into(), AMQPValue::LongString(id.as_str().into()));
+                (id.clone(), kept(properties).with_message_id(id.into()))
+            }
+        };
         let outgoing = Outgoing {
-            id: message.message_id.clone().unwrap_or_default(),
+            id,
             routing_key: self.dead.clone(),
-            properties: kept(properties).with_headers(headers),
+            properties: properties.with_headers(headers),
             body: message.body.clone().into(),
         };
         let published = self.publisher.publish(&[&outgoing]).await.map_err(|error| error.to_string())?;

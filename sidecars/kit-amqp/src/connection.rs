@@ -287,6 +287,11 @@ impl Link {
         self.connection.configuration().frame_max() as usize
     }
 
+    /// The distance of heartbeats that was agreed on; zero where there are none.
+    pub(crate) fn heartbeat(&self) -> Duration {
+        Duration::from_secs(u64::from(self.connection.configuration().heartbeat()))
+    }
+
     /// The switch of the connection, and what lies here of it.
     pub(crate) fn guard(&self) -> &Arc<Guard> {
         &self.guard

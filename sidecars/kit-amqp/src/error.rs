@@ -21,6 +21,9 @@ pub enum AmqpError {
     /// An exchange or a queue is missing.
     #[error("{0}")]
     Missing(String),
+    /// As many channels are open as the connection may have. Nothing was sent, and what is under way goes on.
+    #[error("{0}")]
+    Crowded(String),
     /// What was asked for contradicts what is there, or one message is not acceptable.
     #[error("{0}")]
     Precondition(String),
@@ -29,7 +32,11 @@ pub enum AmqpError {
 impl AmqpError {
     /// What an error of lapin means.
     pub(crate) fn from_lapin(error: &lapin::Error) -> Self {
-        let ErrorKind::ProtocolError(amqp) = error.kind() else { return Self::Lost(error.to_string()) };
+        let amqp = match error.kind() {
+            ErrorKind::ProtocolError(amqp) => amqp,
+            ErrorKind::ChannelsLimitReached => return Self::Crowded(error.to_string()),
+            _ => return Self::Lost(error.to_string()),
+        };
         let text = amqp.get_message().to_string();
         match amqp.get_id() {
             ACCESS_REFUSED | NOT_ALLOWED => Self::Refused(text),
@@ -52,5 +59,16 @@ impl AmqpError {
 impl From<lapin::Error> for AmqpError {
     fn from(error: lapin::Error) -> Self {
         Self::from_lapin(&error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_of_our_own_is_no_lost_connection() {
+        let error = AmqpError::from_lapin(&ErrorKind::ChannelsLimitReached.into());
+        assert!(matches!(error, AmqpError::Crowded(_)), "{error:?}");
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
-use futures_util::{StreamExt as _, future};
+use futures_util::{Stream, StreamExt as _, future};
 use lapin::message::Delivery;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
@@ -22,8 +22,10 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub(crate) enum Left {
     /// It is done, one way or the other.
     Done,
-    /// The broker has it back.
+    /// The broker has it back, because all were wanted back.
     GivenBack,
+    /// The broker has it back, because it has waited for too long. So many were taken at a time when it came.
+    Expired(u16),
 }
 
 /// A consumer that comes and goes.
@@ -34,9 +36,10 @@ pub(crate) struct Intake {
     state: State,
     /// Whether messages that wait are to be given back.
     back: watch::Sender<bool>,
-    /// Messages were given back, and none was done since: one at a time is taken, so that only that one is counted as sent
-    /// again should it come to nothing.
-    is_probing: bool,
+    /// How many are taken at a time: the prefetch. After all were given back one, so that only that one is counted as sent
+    /// again should it come to nothing, and twice as many where it did: the broker sends the same one first again, and
+    /// those behind it may be well.
+    width: u16,
     /// First, next and longest wait after messages were given back.
     waits: (Duration, Duration, Duration),
     not_before: Instant,
@@ -45,7 +48,45 @@ pub(crate) struct Intake {
 enum State {
     Off,
     On { consumer: Consumer, prefetch: u16 },
-    Ending { consumer: Consumer, ended: BoxFuture<'static, Result<(), AmqpError>> },
+    Ending(Ending<Consumer>),
+}
+
+/// A consumer that was ended, as far as it has not come to its end. What has is remembered, because it is said once.
+struct Ending<S> {
+    /// What still comes.
+    rest: Option<S>,
+    /// The broker's answer.
+    answer: Option<BoxFuture<'static, Result<(), AmqpError>>>,
+}
+
+impl<T, S: Stream<Item = lapin::Result<T>> + Unpin> Ending<S> {
+    /// What still comes, or `None` once nothing does and the broker has answered. May be dropped and called again.
+    async fn next(&mut self) -> Result<Option<T>, AmqpError> {
+        while self.rest.is_some() || self.answer.is_some() {
+            let Self { rest, answer } = self;
+            // Polled together: nothing comes to an end while what came before it is not taken.
+            tokio::select! {
+                biased;
+                next = of(rest.as_mut().map(|rest| rest.next())) => match next {
+                    Some(next) => return Ok(Some(next?)),
+                    None => self.rest = None,
+                },
+                result = of(answer.as_mut()) => {
+                    self.answer = None;
+                    result?;
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Waits for what may be there, or for ever.
+async fn of<F: Future>(wanted: Option<F>) -> F::Output {
+    match wanted {
+        Some(wanted) => wanted.await,
+        None => future::pending().await,
+    }
 }
 
 impl Intake {
@@ -56,7 +97,7 @@ impl Intake {
             prefetch,
             state: State::Off,
             back: watch::Sender::new(false),
-            is_probing: false,
+            width: prefetch,
             waits: (waits.0, waits.0, waits.1),
             not_before: Instant::now(),
         }
@@ -72,14 +113,14 @@ impl Intake {
     /// # Errors
     /// The broker does not let us.
     pub(crate) async fn begin(&mut self, under_way: usize) -> Result<(), AmqpError> {
-        let wanted = if self.is_probing { 1 } else { self.prefetch };
+        let wanted = self.width;
         match &self.state {
             State::On { prefetch, .. } if *prefetch == wanted => return Ok(()),
             State::On { .. } => {
                 self.end();
                 return Ok(());
             }
-            State::Ending { .. } => return Ok(()),
+            State::Ending(_) => return Ok(()),
             State::Off => {}
         }
         // The broker counts what a consumer has not acknowledged, and not what is left of the one before it.
@@ -126,7 +167,7 @@ impl Intake {
                 if let Some(result) = (&mut ended).now_or_never() {
                     ended = future::ready(result).boxed();
                 }
-                self.state = State::Ending { consumer, ended };
+                self.state = State::Ending(Ending { rest: Some(consumer), answer: Some(ended) });
             }
             state => self.state = state,
         }
@@ -136,17 +177,37 @@ impl Intake {
     pub(crate) fn give_back(&mut self, why: &str) {
         self.end();
         if !self.back.send_replace(true) {
-            self.is_probing = true;
+            self.width = 1;
             let queue = &self.queue;
             tracing::warn!(queue = %queue, reason = %why, "messages that cannot be taken go back to queue {queue}: {why}");
         }
     }
 
+    /// How many are taken at a time while it is tried whether any can be taken; `None` when that is not in question.
+    pub(crate) fn probe(&self) -> Option<u16> {
+        (self.width < self.prefetch).then_some(self.width)
+    }
+
+    /// How many are taken at a time.
+    pub(crate) fn width(&self) -> u16 {
+        self.width
+    }
+
     /// A message has left.
     pub(crate) fn left(&mut self, left: Left) {
-        if left == Left::Done && !*self.back.borrow() {
-            self.is_probing = false;
-            self.waits.1 = self.waits.0;
+        if *self.back.borrow() {
+            return;
+        }
+        match left {
+            Left::Done => {
+                self.width = self.prefetch;
+                self.waits.1 = self.waits.0;
+            }
+            // Once for all that came at that width.
+            Left::Expired(width) if width == self.width => {
+                self.width = self.width.saturating_mul(2).min(self.prefetch);
+            }
+            Left::Expired(_) | Left::GivenBack => {}
         }
     }
 
@@ -161,28 +222,57 @@ impl Intake {
                 Some(delivery) => Ok(Some(delivery?)),
                 None => Err(AmqpError::Missing("the broker ended the consumer: was the queue deleted?".to_owned())),
             },
-            State::Ending { consumer, ended } => {
-                // Polled together: nothing comes to an end while what came before it is not taken.
-                let last = tokio::select! {
-                    biased;
-                    delivery = consumer.next() => match delivery {
-                        Some(delivery) => return Ok(Some(delivery?)),
-                        None => ended.await,
-                    },
-                    result = &mut *ended => match result {
-                        Ok(()) => {
-                            *ended = future::ready(Ok(())).boxed();
-                            match consumer.next().await {
-                                Some(delivery) => return Ok(Some(delivery?)),
-                                None => Ok(()),
-                            }
-                        }
-                        Err(error) => Err(error),
-                    },
-                };
-                self.state = State::Off;
-                last.map(|()| None)
+            State::Ending(ending) => {
+                let next = ending.next().await;
+                if !matches!(next, Ok(Some(_))) {
+                    self.state = State::Off;
+                }
+                next
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use futures_util::stream;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    /// lapin says the end of a consumer once; whoever waits for it waits for other things too, and begins again.
+    #[tokio::test]
+    async fn an_end_that_was_seen_is_not_waited_for_again() {
+        let (answer, answered) = oneshot::channel();
+        let answered = async move {
+            let _ = answered.await;
+            Ok(())
+        };
+        let rest = stream::iter([Some(Ok(1)), None]).chain(stream::pending());
+        let mut rest = Box::pin(rest);
+        // One that yields its end once, and is silent after that.
+        let rest = stream::poll_fn(move |cx| rest.as_mut().poll_next(cx).map(Option::flatten));
+        let mut ending = Ending { rest: Some(rest), answer: Some(answered.boxed()) };
+
+        assert_eq!(ending.next().await.unwrap(), Some(1));
+        assert!(ending.next().now_or_never().is_none());
+        answer.send(()).unwrap();
+        let next = tokio::time::timeout(Duration::from_secs(5), ending.next()).await;
+        assert_eq!(next.unwrap().unwrap(), None);
+    }
+
+    /// The answer may come before the end of what comes.
+    #[tokio::test]
+    async fn an_answer_that_was_heard_is_not_waited_for_again() {
+        let (more, mut comes) = tokio::sync::mpsc::unbounded_channel();
+        let rest = stream::poll_fn(move |cx| comes.poll_recv(cx));
+        let mut ending = Ending { rest: Some(rest), answer: Some(future::ready(Ok(())).boxed()) };
+
+        assert!(ending.next().now_or_never().is_none());
+        more.send(Ok(2)).unwrap();
+        assert_eq!(ending.next().await.unwrap(), Some(2));
+        drop(more);
+        assert_eq!(ending.next().await.unwrap(), None);
     }
 }

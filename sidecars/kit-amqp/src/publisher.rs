@@ -1,6 +1,6 @@
 //! Publishing over a connection that comes and goes: a session at a time, made anew when it is lost.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -81,7 +81,7 @@ impl Topology {
             let declared = channel.exchange_declare(name, kind, options, FieldTable::default());
             within(ANSWER, "declare the exchange", declared).await?;
         }
-        self.make_queues(&channel).await?;
+        let channel = self.make_queues(link, channel).await?;
         let _ = within(ANSWER, "close a channel", channel.close(200, "done".into())).await;
         Ok(())
     }
@@ -89,17 +89,29 @@ impl Topology {
     /// As [`Self::prepare`], for an exchange that is there already.
     pub(crate) async fn prepare_bound(&self, link: &Link) -> Result<(), AmqpError> {
         let channel = link.channel(ANSWER).await?;
-        self.make_queues(&channel).await?;
+        let channel = self.make_queues(link, channel).await?;
         let _ = within(ANSWER, "close a channel", channel.close(200, "done".into())).await;
         Ok(())
     }
 
-    async fn make_queues(&self, channel: &Channel) -> Result<(), AmqpError> {
+    /// Returns a channel that is open: the one it got may be closed by a refusal.
+    async fn make_queues(&self, link: &Link, mut channel: Channel) -> Result<Channel, AmqpError> {
         for queue in &self.queues {
-            let options =
-                QueueDeclareOptions { passive: !self.declare, durable: true, ..QueueDeclareOptions::default() };
-            let arguments = if self.declare { queue.arguments(self.kind) } else { FieldTable::default() };
-            within(ANSWER, "declare a queue", channel.queue_declare(queue.name.clone(), options, arguments)).await?;
+            match (self.make_queue(&channel, queue, !self.declare).await, &queue.dead) {
+                // It is another's, or from before: it cannot be changed, and can be consumed all the same.
+                (Err(AmqpError::Precondition(text)), Some(dead)) if self.declare => {
+                    channel = link.channel(ANSWER).await?;
+                    self.make_queue(&channel, queue, true).await?;
+                    let name = &queue.name;
+                    tracing::warn!(
+                        queue = %name, dead = %dead, error = %text,
+                        "queue {name} was not made with a dead-letter exchange as declare would make it, and is taken as it \
+                         is: what the broker gives up is lost unless a policy sends it to queue {dead} (dead-letter-exchange \
+                         empty, dead-letter-routing-key {dead}); set one, or delete queue {name} once it is empty: {text}"
+                    );
+                }
+                (made, _) => made?,
+            }
             for pattern in queue.patterns.iter().filter(|_| self.declare) {
                 let (queue, exchange) = (queue.name.clone(), self.exchange.clone());
                 let options = QueueBindOptions::default();
@@ -107,7 +119,14 @@ impl Topology {
                 within(ANSWER, "bind a queue", bound).await?;
             }
         }
-        Ok(())
+        Ok(channel)
+    }
+
+    async fn make_queue(&self, channel: &Channel, queue: &Queue, passive: bool) -> Result<(), AmqpError> {
+        let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
+        let arguments = if passive { FieldTable::default() } else { queue.arguments(self.kind) };
+        let declared = channel.queue_declare(queue.name.clone(), options, arguments);
+        within(ANSWER, "declare a queue", declared).await.map(drop)
     }
 }
 
@@ -118,8 +137,9 @@ struct Session {
     idle: Mutex<Vec<Channel>>,
     /// A window of it has no outcome: it is of no more use.
     stale: AtomicBool,
-    /// Something of the topology may be gone.
-    doubtful: AtomicBool,
+    /// How often it seemed that something of the topology may be gone, and for how many of these it was made again.
+    doubts: AtomicU64,
+    settled: AtomicU64,
     /// When the topology was made last.
     prepared: Mutex<Instant>,
     since: Instant,
@@ -149,7 +169,12 @@ impl Publisher {
     /// Nothing of it was published.
     pub(crate) async fn publish(&self, messages: &[&Outgoing]) -> Result<Published, AmqpError> {
         let session = self.session().await?;
-        let channel = session.channel().await.inspect_err(|_| session.stale.store(true, Ordering::Release))?;
+        let channel = session.channel().await.inspect_err(|error| {
+            // Others are under way on it.
+            if !matches!(error, AmqpError::Crowded(_)) {
+                session.stale.store(true, Ordering::Release);
+            }
+        })?;
         let published = window::publish(&channel, &self.topology.exchange, messages, self.limits).await;
         if published.fates.contains(&Fate::Kept) {
             session.has_confirmed.store(true, Ordering::Release);
@@ -157,7 +182,7 @@ impl Publisher {
         // What has no route may have had one in a queue that somebody has deleted.
         let is_returned = |fate: &Fate| matches!(fate, Fate::Returned(_));
         if self.topology.declare && published.fates.iter().any(is_returned) && session.is_prepared_long_ago() {
-            session.doubtful.store(true, Ordering::Release);
+            session.doubts.fetch_add(1, Ordering::AcqRel);
         }
         match &published.broken {
             // A quorum queue that was full goes on refusing on the channel it refused on, also when there is room again
@@ -171,8 +196,8 @@ impl Publisher {
                     self.let_go(&session).await;
                 }
             }
-            Some(AmqpError::Missing(_)) => session.doubtful.store(true, Ordering::Release),
-            Some(AmqpError::Refused(_) | AmqpError::Precondition(_)) => {}
+            Some(AmqpError::Missing(_)) => drop(session.doubts.fetch_add(1, Ordering::AcqRel)),
+            Some(AmqpError::Refused(_) | AmqpError::Precondition(_) | AmqpError::Crowded(_)) => {}
         }
         Ok(published)
     }
@@ -239,11 +264,11 @@ impl Publisher {
         }
         let mut current = self.session.lock().await;
         if let Some(session) = current.as_ref().filter(|session| session.is_good()) {
-            if session.doubtful.swap(false, Ordering::AcqRel) {
-                if let Err(error) = self.topology.prepare(&session.link).await {
-                    session.doubtful.store(true, Ordering::Release);
-                    return Err(error);
-                }
+            let doubts = session.doubts.load(Ordering::Acquire);
+            if doubts != session.settled.load(Ordering::Acquire) {
+                self.topology.prepare(&session.link).await?;
+                // Only now: whoever waits for it may go away meanwhile, and a doubt that came meanwhile stays.
+                session.settled.store(doubts, Ordering::Release);
                 *session.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             }
             return Ok(Arc::clone(session));
@@ -259,7 +284,8 @@ impl Publisher {
             link,
             idle: Mutex::default(),
             stale: AtomicBool::new(false),
-            doubtful: AtomicBool::new(false),
+            doubts: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
             prepared: Mutex::new(Instant::now()),
             since: Instant::now(),
             has_confirmed: AtomicBool::new(false),

@@ -222,7 +222,7 @@ impl AmqpSink {
     /// Nothing was published at all.
     fn unpublished(&self, error: &AmqpError) -> Outcome {
         match error {
-            AmqpError::Lost(_) => Outcome::failed(Failure::Unreachable, error.to_string()),
+            AmqpError::Lost(_) | AmqpError::Crowded(_) => Outcome::failed(Failure::Unreachable, error.to_string()),
             AmqpError::Precondition(text) => Outcome::failed(
                 Failure::Denied,
                 format!("what is at the broker is not what amqp.declare would make: {text}"),
@@ -245,7 +245,9 @@ impl AmqpSink {
                 ),
             ),
             AmqpError::Refused(_) => Outcome::failed(Failure::Denied, error.to_string()),
-            AmqpError::Lost(_) | AmqpError::Precondition(_) => Outcome::failed(Failure::Unreachable, error.to_string()),
+            AmqpError::Lost(_) | AmqpError::Crowded(_) | AmqpError::Precondition(_) => {
+                Outcome::failed(Failure::Unreachable, error.to_string())
+            }
         }
     }
 }

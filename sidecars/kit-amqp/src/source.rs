@@ -6,7 +6,6 @@
 //! back without need: while the journal takes nothing no message is taken, and what is here waits here, unless there is too
 //! much of it, or it waits for so long that the broker would end the channel.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,11 +44,13 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 const RECONNECT_MAX: Duration = Duration::from_secs(10);
 /// How long messages under way get when the daemon stops.
 const FINISH_WITHIN: Duration = Duration::from_secs(3);
-/// How long nothing may be read of a connection because too much of it lies here. Nobody hears heartbeats meanwhile: the
-/// shortest that can be configured end a connection after two seconds.
-const FULL_AT_MOST: Duration = Duration::from_secs(1);
-/// How often it is looked whether that is over, or a message has waited for too long.
+/// How long nothing may be read of a connection at most because too much of it lies here: the broker's answers are not
+/// heard meanwhile.
+const FULL_AT_MOST: Duration = Duration::from_secs(2);
+/// How often it is looked whether that is over.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How long one message waits here while it is tried whether any can be taken, and so much longer as there are more.
+const PROBE_HOLD: Duration = Duration::from_secs(5);
 
 /// A message from a queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -121,7 +122,9 @@ impl AmqpSource {
         let endpoint = section.endpoint()?;
         let short = |text: &str| ShortString::try_new(text).unwrap_or_default();
         let sizes = Sizes { frame: FRAME_MAX_OF_OTHERS, body: READ_BYTES, held: HELD_BYTES };
-        let connector = |suffix: &str| {
+        // What comes in there is what was returned, and nobody lets go of it.
+        let of_returned = Sizes { held: usize::MAX, ..sizes };
+        let connector = |suffix: &str, sizes: Sizes| {
             let (label, part) = (format!("{app_id} {name}{suffix}"), metrics.of(&format!("{name}{suffix}")));
             Connector::new(endpoint.clone(), label, sizes, part).map_err(|error| vec![error])
         };
@@ -141,16 +144,16 @@ impl AmqpSource {
             },
             false => Topology::default(),
         };
-        let publisher = Publisher::new(connector("-dead")?, buried, limits);
+        let publisher = Publisher::new(connector("-dead", of_returned)?, buried, limits);
         let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(RECONNECT_MAX);
         let work = Work {
-            graveyard: Graveyard { publisher, queue: queue.clone(), dead, clock },
+            graveyard: Graveyard::new(publisher, queue.clone(), dead, clock),
             message_limit: section.message_limit_bytes,
             longest_wait: seconds(section.retry_max_seconds),
             metrics: metrics.consumer(name),
         };
         Ok(Self {
-            connector: connector("")?,
+            connector: connector("", sizes)?,
             topology: Topology {
                 declare: section.declare,
                 exchange: short(&section.exchange),
@@ -204,10 +207,11 @@ impl AmqpSource {
             AmqpError::Missing(text) if !self.topology.declare => AmqpError::Missing(format!(
                 "something is missing in virtual host {vhost}: {text}; create it, or set declare=true"
             )),
+            // The queue itself is taken as it is.
             AmqpError::Precondition(text) => AmqpError::Precondition(format!(
-                "what is at the broker is not what declare would make: {text}; delete queue {queue} once it is empty, or \
-                 set declare=false and have a policy send its dead letters to queue {queue}.dead",
-                queue = self.queue
+                "queue {dead} is not what declare would make: {text}; move away what lies in {dead} and delete it, or set \
+                 declare=false",
+                dead = self.work.graveyard.dead
             )),
             error => error,
         }
@@ -228,7 +232,7 @@ impl AmqpSource {
         let waits = (FIRST_WAIT, self.work.longest_wait);
         let mut intake = Intake::new(link.channel(ANSWER).await?, &self.queue, self.prefetch, waits);
         let mut under_way = JoinSet::new();
-        let mut since = HashMap::new();
+        let full_at_most = full_at_most(link.heartbeat());
         let mut looks = tokio::time::interval(LOOK_EVERY);
         looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let ended = loop {
@@ -243,28 +247,29 @@ impl AmqpSource {
             tokio::select! {
                 () = stop.stopped() => break Ok(()),
                 () = link.lost() => break Err(AmqpError::Lost("the connection to the broker is lost".to_owned())),
-                Some(done) = under_way.join_next_with_id() => match done {
-                    Ok((id, Ok(left))) => {
-                        since.remove(&id);
+                Some(done) = under_way.join_next() => match done {
+                    Ok(Ok(left)) => {
                         intake.left(left);
+                        if matches!(left, Left::Expired(_)) && !is_healthy {
+                            intake.give_back("they have waited for too long");
+                        }
                     }
-                    Ok((_, Err(error))) => break Err(error),
+                    Ok(Err(error)) => break Err(error),
                     Err(_) => break Err(AmqpError::Lost("a message was not handled to its end".to_owned())),
                 },
                 next = intake.next() => {
                     let Some(delivery) = next? else { continue };
                     let (work, receive) = (Arc::clone(&self.work), Arc::clone(receive));
                     let (guard, back) = (Arc::clone(link.guard()), intake.back());
-                    let task = under_way.spawn(async move { work.handle(delivery, &*receive, &guard, back).await });
-                    since.insert(task.id(), Instant::now());
+                    let probe = intake.probe().map(|width| (PROBE_HOLD * u32::from(width)).min(self.hold_max));
+                    let hold = (Instant::now() + probe.unwrap_or(self.hold_max), intake.width());
+                    under_way.spawn(async move { work.handle(delivery, &*receive, &guard, back, hold).await });
                 }
                 Ok(()) = health.changed() => {}
                 // Not while there is nothing to look at.
                 _ = looks.tick(), if !under_way.is_empty() || is_healthy && !intake.is_on() => {
-                    if is_full.is_some_and(|full| full >= FULL_AT_MOST) {
+                    if is_full.is_some_and(|full| full >= full_at_most) {
                         intake.give_back("too much of them lies here");
-                    } else if since.values().any(|since| since.elapsed() >= self.hold_max) {
-                        intake.give_back("they have waited for too long");
                     }
                 }
             }
@@ -298,13 +303,14 @@ impl Topology {
 
 impl Work {
     /// Brings one message to its end. A message that cannot be taken now stays here, unacknowledged, until `back` says that
-    /// it is to be given back.
+    /// it is to be given back, or its time in `hold` is over: then it alone goes back.
     async fn handle<R>(
         &self,
         delivery: Delivery,
         receive: &R,
         guard: &Guard,
         mut back: watch::Receiver<bool>,
+        (until, width): (Instant, u16),
     ) -> Result<Left, AmqpError>
     where
         R: Fn(Arc<Message>) -> BoxFuture<'static, Taken>,
@@ -348,15 +354,19 @@ impl Work {
             self.metrics.later();
             tracing::debug!(queue = %queue, reason = %why, "a message waits: {why}");
             let jittered = wait.mul_f64(0.8 + 0.4 * fastrand::f64());
-            let is_wanted_back = tokio::select! {
-                () = tokio::time::sleep(jittered) => false,
-                Ok(_) = back.wait_for(|is_wanted| *is_wanted) => true,
+            let again = Instant::now() + jittered;
+            let left = tokio::select! {
+                Ok(_) = back.wait_for(|is_wanted| *is_wanted) => Some(Left::GivenBack),
+                () = tokio::time::sleep_until(again.min(until)) => (until <= again).then_some(Left::Expired(width)),
             };
-            if is_wanted_back {
+            if let Some(left) = left {
+                if left != Left::GivenBack {
+                    tracing::warn!(queue = %queue, reason = %why, "a message has waited for too long and goes back to queue {queue}: {why}");
+                }
                 let options = BasicNackOptions { requeue: true, multiple: false };
                 let given = within(ANSWER, "take a message back", acker.nack(options)).await;
                 guard.let_go(bytes);
-                return given.map(|_| Left::GivenBack);
+                return given.map(|_| left);
             }
             wait = (wait * 2).min(self.longest_wait);
         }
@@ -364,6 +374,11 @@ impl Work {
         guard.let_go(bytes);
         acknowledged.map(|_| Left::Done)
     }
+}
+
+/// How long nothing may be read of a connection: nobody hears heartbeats meanwhile, and after two the connection ends.
+fn full_at_most(heartbeat: Duration) -> Duration {
+    if heartbeat.is_zero() { FULL_AT_MOST } else { FULL_AT_MOST.min(heartbeat / 3) }
 }
 
 /// Headers as texts; tables and lists are left out.
@@ -385,4 +400,34 @@ fn texts(headers: &FieldTable) -> Vec<(String, String)> {
         })
     };
     headers.into_iter().filter_map(|(name, value)| Some((name.to_string(), text(value)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use kit::clock::SystemClock;
+    use kit::secret::Secret;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_queue_of_dead_letters_of_another_kind_is_named() {
+        let section = AmqpSourceSection {
+            url: Some(Secret::from("amqp://mq".to_owned())),
+            queue: "work".to_owned(),
+            ..AmqpSourceSection::default()
+        };
+        let source = AmqpSource::new("s", "test", &section, &AmqpMetrics::default(), Arc::new(SystemClock)).unwrap();
+        let text = source.describe(AmqpError::Precondition("inequivalent arg".to_owned())).to_string();
+        assert!(text.starts_with("queue work.dead is not") && text.contains("inequivalent arg"), "{text}");
+    }
+
+    #[test]
+    fn reading_goes_on_before_a_heartbeat_is_missed() {
+        for heartbeat in [1, 3, 10, 60].map(Duration::from_secs) {
+            assert!(full_at_most(heartbeat) + LOOK_EVERY < heartbeat);
+        }
+        assert_eq!(full_at_most(Duration::ZERO), FULL_AT_MOST);
+        assert!(FULL_AT_MOST + LOOK_EVERY < ANSWER);
+    }
 }

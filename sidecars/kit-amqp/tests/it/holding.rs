@@ -1,7 +1,7 @@
 //! What cannot be taken for now: it waits here, as little as may be goes back to the queue, and nothing is thrown away.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,10 +17,11 @@ use crate::taking::{Running, first_of, publish, until};
 pub(crate) async fn check(broker: &Broker) {
     nothing_is_taken_while_the_journal_takes_nothing(broker).await;
     what_comes_back_too_often_is_a_dead_letter(broker).await;
+    one_that_always_waits_holds_up_nobody_else(broker).await;
     more_than_may_lie_here_does_not_end_the_connection(broker).await;
 }
 
-fn section(broker: &Broker, queue: &str) -> AmqpSourceSection {
+pub(crate) fn section(broker: &Broker, queue: &str) -> AmqpSourceSection {
     AmqpSourceSection {
         url: Some(Secret::from(broker.url())),
         queue: queue.to_owned(),
@@ -67,11 +68,16 @@ fn running(section: &AmqpSourceSection, metrics: &AmqpMetrics, door: &Door) -> R
 }
 
 /// Messages that wait, and messages that were sent and not acknowledged.
-async fn counts(broker: &Broker, queue: &str) -> (u64, u64) {
+pub(crate) async fn counts(broker: &Broker, queue: &str) -> (u64, u64) {
     let listed = broker.ctl(&["list_queues", "name", "messages_ready", "messages_unacknowledged"]).await.unwrap();
     let line = listed.lines().find(|line| line.split('\t').next() == Some(queue)).unwrap_or_default();
     let mut numbers = line.split('\t').skip(1).filter_map(|number| number.parse().ok());
     (numbers.next().unwrap_or(u64::MAX), numbers.next().unwrap_or(u64::MAX))
+}
+
+/// Waits for the queue: what is published before it is declared is lost.
+pub(crate) async fn is_there(broker: &Broker, queue: &str) {
+    until("the queue is there", async || counts(broker, queue).await != (u64::MAX, u64::MAX)).await;
 }
 
 /// Consumers of all channels; a quorum queue goes on counting one that was ended while something is not acknowledged.
@@ -84,7 +90,7 @@ async fn nothing_is_taken_while_the_journal_takes_nothing(broker: &Broker) {
     let door = Door::default();
     let running = running(&section(broker, "held"), &AmqpMetrics::default(), &door);
     let (_connection, channel) = channel(broker).await;
-    until("it is consumed", async || consumers(broker).await == 1).await;
+    is_there(broker, "held").await;
     for n in 0..3 {
         publish(&channel, "held", &format!("before-{n}"), b"x").await;
     }
@@ -114,7 +120,7 @@ async fn what_comes_back_too_often_is_a_dead_letter(broker: &Broker) {
     let section = AmqpSourceSection { hold_max_seconds: 0.2, ..section(broker, "limited") };
     let running = running(&section, &AmqpMetrics::default(), &door);
     let (_connection, channel) = channel(broker).await;
-    until("it is consumed", async || consumers(broker).await == 1).await;
+    is_there(broker, "limited").await;
     for n in 0..5 {
         publish(&channel, "limited", &format!("{n}"), b"x").await;
     }
@@ -133,23 +139,62 @@ async fn what_comes_back_too_often_is_a_dead_letter(broker: &Broker) {
     running.end().await;
 }
 
+/// The broker sends first what was given back, so that it must not be waited for alone: neither at all times, nor when it is
+/// tried after an outage whether any message can be taken.
+async fn one_that_always_waits_holds_up_nobody_else(broker: &Broker) {
+    let section = AmqpSourceSection { hold_max_seconds: 0.3, ..section(broker, "stuck") };
+    let door = Door::default();
+    door.open();
+    let taking = door.clone();
+    let times = Arc::new(AtomicU32::new(0));
+    let waits = Arc::clone(&times);
+    let running = Running::start(&section, &AmqpMetrics::default(), move |message| {
+        if message.message_id.as_deref().is_some_and(|id| id.starts_with("stuck")) {
+            waits.fetch_add(u32::from(message.redelivered), Ordering::SeqCst);
+            return Taken::TryLater("never".to_owned());
+        }
+        taking.take(message)
+    });
+    let (_connection, channel) = channel(broker).await;
+    is_there(broker, "stuck").await;
+    for n in 0..3 {
+        publish(&channel, "stuck", &format!("stuck-{n}"), b"x").await;
+    }
+    until("they came back", async || times.load(Ordering::SeqCst) >= 3).await;
+    for n in 0..5 {
+        publish(&channel, "stuck", &format!("good-{n}"), b"x").await;
+    }
+    until("the others are taken", async || door.taken().len() == 5).await;
+    assert!(door.taken().values().all(|again| !again), "something was sent twice: {:?}", door.taken());
+
+    running.health.send_replace(Health::Failing("the disk is full".to_owned()));
+    until("all are given back", async || counts(broker, "stuck").await == (3, 0)).await;
+    for n in 5..10 {
+        publish(&channel, "stuck", &format!("good-{n}"), b"x").await;
+    }
+    running.health.send_replace(Health::Writable);
+    until("the others are taken again", async || door.taken().len() == 10).await;
+    running.end().await;
+}
+
 /// Nothing is read while too much lies here, and then nobody hears the broker's heartbeats.
 async fn more_than_may_lie_here_does_not_end_the_connection(broker: &Broker) {
     const MESSAGES: usize = 40;
+    const HEARTBEAT: u16 = 3;
     let door = Door::default();
     let mut registry = Registry::default();
     let metrics = AmqpMetrics::register(&mut registry);
-    let section = AmqpSourceSection { heartbeat_seconds: 1, ..section(broker, "large") };
+    let section = AmqpSourceSection { heartbeat_seconds: HEARTBEAT, ..section(broker, "large") };
     let running = running(&section, &metrics, &door);
     let (_connection, channel) = channel(broker).await;
-    until("it is consumed", async || consumers(broker).await == 1).await;
+    is_there(broker, "large").await;
     let body = vec![b'x'; 900 << 10];
     for n in 0..MESSAGES {
         publish(&channel, "large", &format!("{n}"), &body).await;
     }
     until("more than it takes was sent", async || door.asked() >= 10).await;
     // Much longer than it takes to miss two heartbeats.
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    tokio::time::sleep(Duration::from_secs(u64::from(HEARTBEAT) * 3)).await;
     door.open();
     until("all are taken", async || door.taken().len() == MESSAGES).await;
     let mut text = String::new();

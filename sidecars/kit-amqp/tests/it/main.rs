@@ -1,6 +1,7 @@
 //! Against a real RabbitMQ: one broker for all of it, because a start takes seconds.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod burying;
 mod holding;
 mod publishing;
 mod refusals;
@@ -14,5 +15,6 @@ async fn a_real_broker_is_understood() {
     publishing::check(&mut broker).await;
     refusals::check(&broker).await;
     holding::check(&broker).await;
+    burying::check(&broker).await;
     taking::check(&mut broker).await;
 }
