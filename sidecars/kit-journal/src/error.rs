@@ -140,6 +140,11 @@ impl JournalError {
         }
     }
 
+    /// The server has no room for another session now (class 53).
+    pub(crate) fn is_crowded_out(&self) -> bool {
+        matches!(self, Self::Database(error) if error.code().is_some_and(|said| said.code().starts_with("53")))
+    }
+
     /// What pgbouncer in statement mode says to a transaction. It has the same code for whatever else keeps it from going
     /// on, and so only the text tells.
     pub(crate) fn is_refused_transaction(&self) -> bool {

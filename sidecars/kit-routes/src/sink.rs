@@ -264,7 +264,9 @@ impl<S: Sink> Sink for RoutedSink<S> {
         async move {
             let loaded = self.current.get();
             if !loaded.table.has_programs() {
-                return self.deliver_turned(events.iter().map(|event| (event, Turn::AsItIs)).collect()).await;
+                // Asked again all the same: what is replayed, or was loaded before the table changed, was asked another one.
+                let turns = join_all(events.iter().map(|event| self.turn(event))).await;
+                return self.deliver_turned(events.iter().zip(turns).collect()).await;
             }
             let (mut outcomes, mut turned) = (Vec::with_capacity(events.len()), Vec::new());
             for events in events.chunks(self.at_once) {

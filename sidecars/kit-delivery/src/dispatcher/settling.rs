@@ -19,7 +19,7 @@ pub(super) const SETTLE_AGAIN: Duration = Duration::from_millis(500);
 /// How long deliveries in flight may take to finish when the daemon stops …
 const FINISH_WITHIN: Duration = Duration::from_secs(4);
 /// … and how long the journal is asked again to take their results.
-const RECORD_WITHIN: Duration = Duration::from_secs(2);
+pub(super) const RECORD_WITHIN: Duration = Duration::from_secs(2);
 const RECORD_AGAIN: Duration = Duration::from_millis(100);
 
 /// A settlement on its way.

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use super::Dispatcher;
 use super::parking::Parking;
 use super::reading::{NotAsked, Unread, read_event};
-use super::settling::{SETTLE_AGAIN, Settling, settled};
+use super::settling::{RECORD_WITHIN, SETTLE_AGAIN, Settling, settled};
 use super::stall::Stall;
 use crate::circuit::{Circuit, Permit};
 use crate::metrics::SinkGauges;
@@ -163,8 +163,12 @@ impl Work {
     /// Another replica goes on from here.
     pub(super) async fn end(self) -> Dispatcher {
         let Self { shell, lease, name, .. } = self;
-        if let Err(error) = lease.give_back().await {
-            tracing::debug!(sink = %name, error = %error, "the lease of {name} cannot be given back, and runs out");
+        match tokio::time::timeout(RECORD_WITHIN, lease.give_back()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(sink = %name, error = %error, "the lease of {name} cannot be given back, and runs out");
+            }
+            Err(_) => tracing::debug!(sink = %name, "the lease of {name} is not given back in time, and runs out"),
         }
         shell
     }
@@ -227,6 +231,9 @@ impl Work {
             }
             return;
         };
+        // Nothing behind the tail, though another replica may have put it there: what is known to be there is what is
+        // noticed when a database loses it.
+        let limit = limit.min(u32::try_from(tail - after).unwrap_or(u32::MAX));
         if !self.rows_ahead
             && let Some(events) = self.shell.journal.recent(after, limit, bytes)
         {

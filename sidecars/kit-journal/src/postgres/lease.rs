@@ -11,7 +11,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::address::Address;
-use super::link::{Link, Statement, param};
+use super::link::{Link, Speaker, Statement, param};
 use super::lost::{Lost, Seen};
 use crate::engine::{Lease, LeaseKeeper};
 use crate::error::JournalError;
@@ -21,6 +21,16 @@ pub(super) const LASTS: Duration = Duration::from_secs(5);
 
 /// Longer than that the answer to a renewal is not waited for: there is time for another one, on another connection.
 const KEPT_WITHIN: Duration = Duration::from_millis(1_500);
+
+/// Longer than that no host is waited for where there may be several: a dead one in front of the one that took over must
+/// not cost the lease.
+const CONNECT_WITHIN: Duration = Duration::from_secs(1);
+/// A small write of its own. What cannot be done soon the server gives up as well: a session whose client has gone would wait
+/// on. Nor does it wait for a standby: what it says is of no use to one that takes over.
+pub(super) const SMALL: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = 2000; \
+     SET LOCAL statement_timeout = 3000; SET LOCAL synchronous_commit = local";
+/// A lease that ends later than that was stamped by a clock that is not the database's any more: nobody keeps it.
+const BEYOND: Duration = Duration::from_secs(60);
 
 /// Keeps the leases of a process.
 pub(super) struct PostgresKeeper {
@@ -35,7 +45,10 @@ impl PostgresKeeper {
     /// # Errors
     /// As [`Link::new`].
     pub(super) fn new(address: Arc<Address>, seen: &Seen) -> Result<Self, JournalError> {
-        let link = Link::answering_within(address, KEPT_WITHIN)?;
+        let mut address = Address::clone(&address);
+        let connect = address.config.get_connect_timeout().copied().unwrap_or(CONNECT_WITHIN);
+        address.config.connect_timeout(connect.min(CONNECT_WITHIN));
+        let link = Link::answering_within(Arc::new(address), KEPT_WITHIN)?;
         Ok(Self { link, replica: seen.replica, lost: Arc::clone(&seen.lost) })
     }
 }
@@ -56,7 +69,7 @@ impl LeaseKeeper for PostgresKeeper {
                 param(epoch, Type::INT8),
                 param(LASTS.as_secs_f64(), Type::FLOAT8),
             ];
-            speaker.query_opt(sql, &params).await
+            small(speaker, async || speaker.query_opt(sql, &params).await).await
         })?;
         Ok(kept.and_then(|row| lease(row.get(0))))
     }
@@ -64,21 +77,22 @@ impl LeaseKeeper for PostgresKeeper {
 
 pub(super) fn take(link: &mut Link, begin: &str, replica: Uuid, sink: &str) -> Result<Option<Lease>, JournalError> {
     let begin = begin.to_owned();
-    let seconds = LASTS.as_secs_f64();
+    let (seconds, beyond) = (LASTS.as_secs_f64(), BEYOND.as_secs_f64());
     link.again(async |speaker| {
         // Nobody else has had it meanwhile: then it is still ours, even past its end.
-        let keep = speaker
-            .query_opt(
-                "UPDATE @leases SET until = clock_timestamp() + make_interval(secs => $3)
-                 WHERE sink = $1 AND holder = $2 RETURNING epoch",
-                &[param(sink, Type::TEXT), param(replica, Type::UUID), param(seconds, Type::FLOAT8)],
-            )
-            .await?;
+        let sql = "UPDATE @leases SET until = clock_timestamp() + make_interval(secs => $3)
+                 WHERE sink = $1 AND holder = $2 RETURNING epoch";
+        let params = [param(sink, Type::TEXT), param(replica, Type::UUID), param(seconds, Type::FLOAT8)];
+        let keep = small(speaker, async || speaker.query_opt(sql, &params).await).await?;
         if let Some(row) = keep {
             return Ok(lease(row.get(0)));
         }
         let held = speaker
-            .query_opt("SELECT until > clock_timestamp() FROM @leases WHERE sink = $1", &[param(sink, Type::TEXT)])
+            .query_opt(
+                "SELECT until > clock_timestamp() AND until <= clock_timestamp() + make_interval(secs => $2)
+                 FROM @leases WHERE sink = $1",
+                &[param(sink, Type::TEXT), param(beyond, Type::FLOAT8)],
+            )
             .await?;
         if held.is_some_and(|row| row.get(0)) {
             return Ok(None);
@@ -92,9 +106,14 @@ pub(super) fn take(link: &mut Link, begin: &str, replica: Uuid, sink: &str) -> R
                      VALUES ($1, $2, 1, clock_timestamp() + make_interval(secs => $3))
                      ON CONFLICT (sink) DO UPDATE
                         SET holder = excluded.holder, epoch = l.epoch + 1, until = excluded.until
-                        WHERE l.until <= clock_timestamp()
+                        WHERE l.until <= clock_timestamp() OR l.until > clock_timestamp() + make_interval(secs => $4)
                      RETURNING epoch",
-                    &[param(sink, Type::TEXT), param(replica, Type::UUID), param(seconds, Type::FLOAT8)],
+                    &[
+                        param(sink, Type::TEXT),
+                        param(replica, Type::UUID),
+                        param(seconds, Type::FLOAT8),
+                        param(beyond, Type::FLOAT8),
+                    ],
                 )
                 .await?;
             speaker.batch("COMMIT").await?;
@@ -127,5 +146,24 @@ pub(super) fn give_back(link: &mut Link, replica: Uuid, sink: &str, epoch: u64) 
             param(Uuid::nil(), Type::UUID),
         ],
     };
-    link.again(async |speaker| speaker.execute(&end).await).map(drop)
+    link.again(async |speaker| small(speaker, async || speaker.execute(&end).await).await).map(drop)
+}
+
+/// Does something within [`SMALL`].
+pub(super) async fn small<T>(
+    speaker: &Speaker<'_>,
+    work: impl AsyncFn() -> Result<T, JournalError>,
+) -> Result<T, JournalError> {
+    let said = async {
+        speaker.batch(SMALL).await?;
+        let said = work().await?;
+        speaker.batch("COMMIT").await?;
+        Ok(said)
+    };
+    let said = said.await;
+    if said.is_err() {
+        // Whatever failed: nothing that is asked next is to be asked within this transaction.
+        drop(speaker.batch("ROLLBACK").await);
+    }
+    said
 }

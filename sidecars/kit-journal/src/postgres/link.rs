@@ -56,8 +56,7 @@ impl Link {
         Self::answering_within(address, ANSWER_WITHIN)
     }
 
-    /// As [`Link::new`], for questions that are answered sooner: connecting and being answered takes no longer than
-    /// `within`.
+    /// As [`Link::new`], for questions that are answered sooner: no answer is waited for longer than `within`.
     ///
     /// # Errors
     /// As [`Link::new`].
@@ -85,7 +84,7 @@ impl Link {
         let Some(runtime) = runtime else { return Err(JournalError::Unavailable("it has stopped".to_owned())) };
         let address: &Address = address;
         let result = runtime.block_on(async {
-            tokio::time::timeout(*within, async {
+            let connecting = tokio::time::timeout(ANSWER_WITHIN, async {
                 if client.as_ref().is_none_or(|(client, _)| client.is_closed()) {
                     if *bound {
                         return Err(JournalError::NoAnswer);
@@ -96,11 +95,12 @@ impl Link {
                     let task = tokio::spawn(async move { drop(connection.await) });
                     *client = Some((made, task));
                 }
-                let Some((client, _)) = client else { return Err(JournalError::NoAnswer) };
-                work(&Speaker { client, schema: &address.schema }).await
-            })
-            .await
-            .unwrap_or(Err(JournalError::NoAnswer))
+                Ok(())
+            });
+            connecting.await.unwrap_or(Err(JournalError::NoAnswer))?;
+            let Some((client, _)) = client else { return Err(JournalError::NoAnswer) };
+            let speaker = Speaker { client, schema: &address.schema };
+            tokio::time::timeout(*within, work(&speaker)).await.unwrap_or(Err(JournalError::NoAnswer))
         });
         if result.as_ref().is_err_and(JournalError::is_connection_lost) {
             self.let_go();

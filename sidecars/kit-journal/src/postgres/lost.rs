@@ -8,6 +8,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::link::{Param, param};
+use crate::engine::Commit;
 use crate::error::JournalError;
 use crate::event::{EventId, Seq};
 
@@ -69,6 +70,18 @@ impl Seen {
                  replication prevents that). Start again to go on with what is there"
             );
             tracing::error!("{what}");
+            let _ = self.lost.set(what);
+        }
+        self.is_usable()
+    }
+
+    /// What was delivered was read before: it cannot lie behind the last position that there is.
+    pub(super) fn check_settled(&self, commit: &Commit, told: &Told) -> Result<(), JournalError> {
+        if let Some(beyond) = commit.settlements.iter().map(|settlement| settlement.cursor).max()
+            && beyond > told.last_seq
+        {
+            let what = format!("the database has lost the positions {} to {beyond}", told.last_seq + 1);
+            tracing::error!("{what}: they were delivered here");
             let _ = self.lost.set(what);
         }
         self.is_usable()

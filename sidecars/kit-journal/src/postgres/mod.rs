@@ -105,7 +105,9 @@ impl PostgresEngine {
                 (Ok(Some(durability)), None) => break durability,
                 (Ok(None), None) => return Err(store(JournalError::NoAnswer)),
                 // Neighbours start in any order.
-                (Err(error), None) if error.is_connection_lost() && Instant::now() < deadline => {
+                (Err(error), None)
+                    if (error.is_connection_lost() || error.is_crowded_out()) && Instant::now() < deadline =>
+                {
                     tracing::debug!(error = %kit::error::chain(&error), "the journal's database is not there yet");
                     std::thread::sleep(OPEN_AGAIN);
                 }
@@ -146,9 +148,13 @@ impl PostgresEngine {
                     .into(),
                 params: vec![param(replica, Type::UUID)],
             };
-            speaker.execute(&enrol).await?;
             let forget = "DELETE FROM @replicas WHERE seen < now() - interval '30 days'";
-            speaker.execute(&Statement { sql: forget.into(), params: Vec::new() }).await
+            let forget = Statement { sql: forget.into(), params: Vec::new() };
+            lease::small(speaker, async || {
+                speaker.execute(&enrol).await?;
+                speaker.execute(&forget).await
+            })
+            .await
         })?;
         self.enrolled = Instant::now();
         self.look().map(drop)
@@ -164,6 +170,7 @@ impl PostgresEngine {
                 let found = find(speaker, &begin, commit, seen.params()).await?;
                 clock.heard(found.database, asked);
                 seen.check(&found.told)?;
+                seen.check_settled(commit, &found.told)?;
                 write(speaker, commit, found, (seen.replica, seen.commits + 1), purge, progress).await
             };
             let written = written.await;

@@ -11,7 +11,7 @@ use kit_journal::{Dedupe, EventFilter, EventId, Health, Journal, JournalTask, Ne
 use prometheus_client::registry::Registry;
 
 use crate::bench::*;
-use crate::wire::{Fate, Keeping, holds, let_go_after, proxied};
+use crate::wire::{Fate, Keeping, holds, let_go_after, proxied, silent_port};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -165,9 +165,58 @@ async fn a_lease_that_another_one_has_ends_at_the_next_renewal() {
     let theirs = "UPDATE outrigger.leases SET holder = gen_random_uuid(), epoch = epoch + 1";
     server().sql(&database, theirs).unwrap();
 
-    tokio::time::timeout(Duration::from_secs(3), lease.end().lost()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(4), lease.end().lost()).await.unwrap();
 
     assert!(!lease.is_held());
+    closed(task).await;
+}
+
+/// The database's clock was set back, or a standby's is behind: its end would be waited for that long.
+#[test]
+fn a_lease_that_ends_impossibly_late_is_taken_over() {
+    let mut bench = Bench::postgres();
+    let mut other = bench.replica();
+    let first = bench.engine().lease(SINK).unwrap().unwrap();
+    let ends_in = |time: &str| {
+        let sql = format!("UPDATE outrigger.leases SET until = clock_timestamp() + interval '{time}'");
+        server().sql(&bench.database, &sql).unwrap();
+    };
+    ends_in("50 s");
+    assert_eq!(other.engine.lease(SINK).unwrap(), None);
+    ends_in("2 min");
+    assert!(other.engine.lease(SINK).unwrap().unwrap().epoch > first.epoch);
+}
+
+/// What was delivered from positions that the database does not have is not booked on those that come to be there.
+#[test]
+fn a_settlement_of_what_is_not_there_stops_the_replica() {
+    let mut bench = Bench::postgres();
+    bench.lease = bench.engine().lease(SINK).unwrap().unwrap().epoch;
+    bench.append(vec![append("a", "{}")]);
+    let beyond =
+        kit_journal::engine::Settlement { sink: SINK.to_owned(), lease: bench.lease, cursor: 2, ..Default::default() };
+    let mut commit = Commit { settlements: vec![beyond], ..Commit::default() };
+    let error = bench.engine().commit(&mut commit).unwrap_err().to_string();
+    assert!(error.contains("positions 2 to 2"), "{error}");
+    assert!(bench.engine().reopen(true).is_err() && bench.engine().lease(SINK).is_err(), "for good");
+    bench.restart();
+    assert_eq!(bench.reader().sink(SINK).unwrap().cursor, 0);
+}
+
+/// A host that says nothing stands before the one that took over.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_host_in_front_costs_no_lease() {
+    let database = new_database();
+    let silent = silent_port();
+    let url = server().url(&database).replace("@127.0.0.1:", &format!("@127.0.0.1:{},127.0.0.1:", silent.port()));
+    let (journal, task) = opened(url).await;
+    let lease = journal.lease(SINK).await.unwrap().unwrap();
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(8) {
+        assert!(lease.is_held(), "lost after {:?}", since.elapsed());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    lease.give_back().await.unwrap();
     closed(task).await;
 }
 

@@ -110,7 +110,7 @@ fn unknown_sinks_and_positions_are_told(mut bench: Bench) {
     assert!(reader.sink("nobody").is_err() && reader.events_after("nobody", 0, 1, 1).is_err());
     assert!(reader.event(1).unwrap().is_none() && reader.found(1).unwrap().is_none());
     assert_eq!(reader.find(append("k", "{}").head().id).unwrap(), None);
-    let stranger = Settlement { sink: "nobody".to_owned(), cursor: 1, ..Settlement::default() };
+    let stranger = Settlement { sink: "nobody".to_owned(), ..Settlement::default() };
     let committed = bench.commit(kit_journal::engine::Commit { settlements: vec![stranger], ..Default::default() });
     assert_eq!(committed.refused.len(), 1);
 }

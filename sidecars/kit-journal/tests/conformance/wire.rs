@@ -2,10 +2,13 @@
 //! transaction that keeps a row or a table.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, SocketType};
 
 use crate::bench::{server, wait_until};
 
@@ -90,4 +93,30 @@ pub(crate) fn let_go_after(kept: Keeping, wait: Duration) -> std::thread::JoinHa
         drop(kept);
         Instant::now()
     })
+}
+
+/// A port at which nobody answers, not even that nobody is there: its queue of connections is full.
+pub(crate) struct Silent {
+    listener: OwnedFd,
+    waiting: Vec<TcpStream>,
+}
+
+impl Silent {
+    pub(crate) fn port(&self) -> u16 {
+        let address = rustix::net::getsockname(&self.listener).unwrap();
+        SocketAddrV4::try_from(address).unwrap().port()
+    }
+}
+
+pub(crate) fn silent_port() -> Silent {
+    let listener = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&listener, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let mut silent = Silent { listener, waiting: Vec::new() };
+    let address = (Ipv4Addr::LOCALHOST, silent.port()).into();
+    while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(300)) {
+        silent.waiting.push(stream);
+        assert!(silent.waiting.len() < 100, "it goes on taking connections");
+    }
+    silent
 }

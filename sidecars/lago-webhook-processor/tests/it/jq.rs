@@ -18,13 +18,22 @@ async fn slow_programs_of_one_sink_hold_up_no_other() {
     const EVENTS: u64 = 40;
     let routed = Routed::start(
         &["audit", "billing"],
-        "[[route]]\nname = \"slow\"\nto = [\"audit\"]\ntransform = { audit = '[range(60000)] | add' }\n\
+        "[routes.jq]\ntime_limit_seconds = 30\n[[route]]\nname = \"slow\"\nto = [\"audit\"]\ntransform = { audit = '[range(60000)] | add' }\n\
          [[route]]\nname = \"quick\"\nto = [\"billing\"]\ntransform = { billing = '.data.fee.lago_id' }\n",
     )
     .await;
+    // Both begin at once, however long the sending takes.
+    let both = async |what: &str| {
+        for sink in ["audit", "billing"] {
+            let (status, _) = routed.bench.api("POST", &format!("/api/v1/sinks/{sink}/{what}"), None).await;
+            assert_eq!(status, 200);
+        }
+    };
+    both("pause").await;
     for n in 0..EVENTS {
         routed.send("fee.created", json!({ "lago_id": n.to_string() })).await;
     }
+    both("resume").await;
     let billed = routed.settled("billing").await;
     let (_, statistics) = routed.bench.api("GET", "/api/v1/statistics", None).await;
     let of = |name: &str| statistics["sinks"].as_array().unwrap().iter().find(|s| s["name"] == name).unwrap().clone();
