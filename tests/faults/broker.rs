@@ -19,21 +19,21 @@ use tokio::task::JoinHandle;
 /// From the first confirm that another client gets of the broker, which opens its port seconds before, to ours.
 const BACK_WITHIN: Duration = Duration::from_secs(5);
 /// From the last byte of a broker to the knowledge that it is gone, with the limits as they are by default.
-const NOTICED_WITHIN: Duration = Duration::from_secs(20);
+pub(crate) const NOTICED_WITHIN: Duration = Duration::from_secs(20);
 /// How long everything accepted may take to be published once the broker is well.
-const DRAIN: Duration = Duration::from_secs(60);
+pub(crate) const DRAIN: Duration = Duration::from_secs(60);
 /// Message of somebody else.
 const PROBE: &str = "probe";
-const PER_SECOND: f64 = 300.0;
+pub(crate) const PER_SECOND: f64 = 300.0;
 
 /// Webhooks at a steady rate until it is stopped.
-struct Load {
+pub(crate) struct Load {
     control: LoadControl,
     task: JoinHandle<Result<load::LoadOutcome, load::LoadError>>,
 }
 
 impl Load {
-    fn start(rig: &Rig, per_second: f64) -> Result<Self> {
+    pub(crate) fn start(rig: &Rig, per_second: f64) -> Result<Self> {
         let (pool, control) = (rig.pool(64)?, LoadControl::new());
         let options = LoadOptions { pacing: Pacing::Open { per_second }, ..rig.load() };
         let task = tokio::spawn({
@@ -43,13 +43,14 @@ impl Load {
         Ok(Self { control, task })
     }
 
-    async fn end(self) -> Result<Vec<SentRequest>> {
+    pub(crate) async fn end(self) -> Result<Vec<SentRequest>> {
         self.control.stop();
         Ok(self.task.await??.sent)
     }
 }
 
-fn installed() -> Option<Outcome> {
+/// A skip, where there is no broker to be had.
+pub(crate) fn installed() -> Option<Outcome> {
     (!Broker::is_installed()).then(|| Outcome::skipped("there is no RabbitMQ on this machine"))
 }
 
@@ -64,7 +65,7 @@ async fn confirms_more_than(rig: &Rig, before: u64, limit: Duration) -> Result<D
 }
 
 /// Waits until the broker confirms something new.
-async fn confirms_again(rig: &Rig, limit: Duration) -> Result<Duration> {
+pub(crate) async fn confirms_again(rig: &Rig, limit: Duration) -> Result<Duration> {
     let before = rig.confirmed().await?;
     confirms_more_than(rig, before, limit).await
 }
@@ -475,7 +476,8 @@ async fn publish_usage(client: &Client, n: u64) -> Result<()> {
 }
 
 /// Everything for the gateway is delivered too, and the daemon ends as it should, without a panic.
-async fn finish(mut rig: Rig) -> Result<()> {
+/// Stops the daemon, which must have nothing to say.
+pub(crate) async fn finish(mut rig: Rig) -> Result<()> {
     let (exit, took) = rig.stop().await?;
     ensure!(exit.code == Some(0) && took <= outrigger_tests::rig::STOP_LIMIT, "ended with {exit} after {took:?}");
     let log = std::fs::read_to_string(rig.scratch.file("daemon.log"))?;

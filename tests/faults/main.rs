@@ -8,6 +8,7 @@ mod admin;
 mod broken;
 mod broker;
 mod broker_frames;
+mod broker_partition;
 mod broker_tls;
 mod clock;
 mod crowds;
@@ -144,6 +145,7 @@ fn main() -> ExitCode {
         experiment!("F12", broker::usage_from_a_queue_is_billed_once_whatever_dies, 3, 60),
         experiment!("F12", broker::usage_from_a_queue_is_billed_once_from_a_journal_in_postgresql, 3, 60),
         experiment!("F13", broker::a_silent_broker_is_noticed_and_sent_everything_again, 10, 200),
+        experiment!("F13", broker_partition::a_partition_is_noticed_and_costs_the_broker_alone, 5, 100),
         experiment!("F14", broker::an_alarm_holds_up_the_broker_alone, 3, 50),
         experiment!("F15", broker_frames::every_return_is_matched_to_its_own_message, 2, 200),
         experiment!("F15", broker::what_the_broker_refuses_is_told_and_tried_again, 3, 50),

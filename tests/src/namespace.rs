@@ -79,6 +79,14 @@ impl Namespace {
         ip(&["address", "add", &format!("{address}/24"), "dev", &self.cable])
     }
 
+    /// Takes it away again: whatever is sent to it from inside vanishes, and whatever comes from it.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn take_address(&self, address: Ipv4Addr) -> Result<()> {
+        ip(&["address", "delete", &format!("{address}/24"), "dev", &self.cable])
+    }
+
     /// What `ip netns exec` shows as `/etc/resolv.conf`.
     fn resolver(&self) -> PathBuf {
         PathBuf::from("/etc/netns").join(&self.name).join("resolv.conf")
