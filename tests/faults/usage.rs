@@ -190,7 +190,7 @@ async fn drain(rig: &Rig, total: u64) -> Result<()> {
             );
             return Ok(());
         }
-        ensure!(begin.elapsed() < DRAIN_DEADLINE, "not drained: {statistics}");
+        ensure!(begin.elapsed() < DRAIN_DEADLINE, "not drained: {statistics}; its log ends so: {}", rig.end_of_log(30));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

@@ -232,6 +232,13 @@ impl Rig {
         Ok(process.kill9().await?)
     }
 
+    /// The last lines that it has logged.
+    pub fn end_of_log(&self, lines: usize) -> String {
+        let log = std::fs::read_to_string(self.scratch.file("daemon.log")).unwrap_or_default();
+        let all: Vec<&str> = log.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+
     /// The running daemon.
     ///
     /// # Errors
