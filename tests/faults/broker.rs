@@ -186,11 +186,7 @@ pub(crate) async fn a_silent_broker_is_noticed_and_sent_everything_again(mut tri
         broker.thaw()?;
         confirms_again(&rig, DRAIN).await.with_context(|| format!("round {round}"))?;
     }
-    let sent = load.end().await?;
-    rig.published_all(DRAIN).await?;
-    client.drain(QUEUE, &mut found).await?;
-    let again = compare(&sent, &found)?;
-    finish(rig).await?;
+    let again = account(rig, load, &client, &mut found).await?;
     Ok(Outcome::new(
         trial.count,
         format!("{} published, {again} of them again, 0 lost, noticed after {slowest:.1?} at most", found.len()),
@@ -476,8 +472,19 @@ async fn publish_usage(client: &Client, n: u64) -> Result<()> {
 }
 
 /// Everything for the gateway is delivered too, and the daemon ends as it should, without a panic.
+/// Ends the load, waits until everything is published, and compares it with what lies in the queue; returns how much of it came
+/// more than once.
+pub(crate) async fn account(rig: Rig, load: Load, client: &Client, found: &mut Found) -> Result<usize> {
+    let sent = load.end().await?;
+    rig.published_all(DRAIN).await?;
+    client.drain(QUEUE, found).await?;
+    let again = compare(&sent, found)?;
+    finish(rig).await?;
+    Ok(again)
+}
+
 /// Stops the daemon, which must have nothing to say.
-pub(crate) async fn finish(mut rig: Rig) -> Result<()> {
+async fn finish(mut rig: Rig) -> Result<()> {
     let (exit, took) = rig.stop().await?;
     ensure!(exit.code == Some(0) && took <= outrigger_tests::rig::STOP_LIMIT, "ended with {exit} after {took:?}");
     let log = std::fs::read_to_string(rig.scratch.file("daemon.log"))?;

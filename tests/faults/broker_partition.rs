@@ -9,10 +9,9 @@ use kit_workbench::chaos::ChaosProxy;
 use outrigger_tests::experiment::{Outcome, Trial};
 use outrigger_tests::namespace::Namespace;
 use outrigger_tests::queue::{Client, Found};
-use outrigger_tests::rig::amqp::{QUEUE, compare};
 use outrigger_tests::rig::{REQUEST_DEADLINE, Rig};
 
-use crate::broker::{DRAIN, Load, NOTICED_WITHIN, PER_SECOND, confirms_again, finish, installed};
+use crate::broker::{DRAIN, Load, NOTICED_WITHIN, PER_SECOND, account, confirms_again, installed};
 
 /// F13: the broker's address is gone from the network for a while, with connections open to it: noticed in time, webhooks are
 /// accepted and the gateway gets its events as before, and everything is published once the address is back.
@@ -62,11 +61,7 @@ pub(crate) async fn a_partition_is_noticed_and_costs_the_broker_alone(mut trial:
         namespace.add_address(away)?;
         confirms_again(&rig, DRAIN).await.with_context(|| format!("round {round}"))?;
     }
-    let sent = load.end().await?;
-    rig.published_all(DRAIN).await?;
-    client.drain(QUEUE, &mut found).await?;
-    let again = compare(&sent, &found)?;
-    finish(rig).await?;
+    let again = account(rig, load, &client, &mut found).await?;
     Ok(Outcome::new(
         trial.count,
         format!("{} published, {again} of them again, 0 lost, noticed after {slowest:.1?} at most", found.len()),

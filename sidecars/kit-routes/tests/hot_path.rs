@@ -1,4 +1,4 @@
-//! What routes cost beside a durable append, in one run on one machine: a ratio, so that the machine does not matter.
+//! What routes cost beside a durable append, in one run on one machine: a ratio, in which only the disk's speed is left of the machine.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 use std::sync::Arc;
