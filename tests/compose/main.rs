@@ -1,0 +1,1 @@
+//! The compose files: what they may say, and the sidecars in a real engine.
