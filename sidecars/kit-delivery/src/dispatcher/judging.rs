@@ -96,6 +96,8 @@ impl Work {
                 tracing::info!(sink = %self.name, "{} takes events again", self.name);
                 self.window.sink_is_back();
             }
+        } else if circuit_closed && !self.circuit.is_closed() {
+            // It began before the circuit opened and says nothing of the probe that may be under way.
         } else if let Some(error) = &says.failed {
             let opened = if says.denied { self.circuit.denied(now) } else { self.circuit.failed(now) };
             if opened && says.denied {

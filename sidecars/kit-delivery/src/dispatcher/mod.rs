@@ -6,6 +6,7 @@ mod parking;
 mod reading;
 mod settling;
 mod stall;
+mod waking;
 mod work;
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -17,20 +17,13 @@ use super::reading::{NotAsked, Unread, read_event};
 use super::settling::{RECORD_WITHIN, SETTLE_AGAIN, Settling, settled};
 use super::stall::Stall;
 use crate::circuit::{Circuit, Permit};
-use crate::metrics::SinkGauges;
 use crate::outcome::{Batching, Failure, Outcome, Sink};
 use crate::window::{Limits, MISSING, Start, Window};
 
-/// Deliveries whose results are not on the disk yet: what a crash may make the sink see again.
-const UNSETTLED: usize = 1024;
 /// Replays taken up at a time.
-const REPLAYS: u32 = 64;
+pub(super) const REPLAYS: u32 = 64;
 /// How long the wall clock is believed when it says that no replay is due.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
-/// How often the gauges are read from the journal while there is something to deliver …
-const OBSERVE_EVERY: Duration = Duration::from_secs(2);
-/// … and while there is nothing.
-const OBSERVE_IDLE: Duration = Duration::from_secs(60);
 
 /// What became of one delivery: what the sink said and the attempt, or why it was not asked.
 pub(super) type Ended = Result<(Outcome, Attempt), NotAsked>;
@@ -49,7 +42,10 @@ pub(super) struct Work {
     pub(super) lease: Held,
     pub(super) window: Window,
     pub(super) circuit: Circuit,
-    limiter: Option<DefaultDirectRateLimiter>,
+    pub(super) limiter: Option<DefaultDirectRateLimiter>,
+    /// Deliveries whose results are not on the disk yet, at most: what a crash may make the sink see again. As many as the
+    /// window has positions: what is delivered ahead of an event that is to come again never keeps it from that.
+    most_unsettled: usize,
     pub(super) paused: bool,
     pub(super) stall: Stall,
     pub(super) parking: Parking,
@@ -59,13 +55,13 @@ pub(super) struct Work {
     pub(super) settle_again: Option<(Instant, Settlement)>,
     pub(super) successes: u64,
     pub(super) unread: Unread,
-    batching: Batching,
+    pub(super) batching: Batching,
     /// Since when something is ready and waits for others to go with.
-    lingers_since: Option<Instant>,
-    next_replay: Option<Instant>,
-    next_observation: Instant,
+    pub(super) lingers_since: Option<Instant>,
+    pub(super) next_replay: Option<Instant>,
+    pub(super) next_observation: Instant,
     /// Nothing was left to deliver at the last observation.
-    quiet: bool,
+    pub(super) quiet: bool,
     pub(super) tail: watch::Receiver<Seq>,
     actions: watch::Receiver<u64>,
     /// The journal's rows may differ from the window's.
@@ -73,7 +69,7 @@ pub(super) struct Work {
     /// Something is under way that an operator has dropped: the rows are read again when it has come back.
     pub(super) in_vain: bool,
     /// Some row lies ahead of the cursor: only the journal knows which events it keeps back.
-    rows_ahead: bool,
+    pub(super) rows_ahead: bool,
 }
 
 impl Work {
@@ -87,6 +83,7 @@ impl Work {
             circuit: Circuit::new(shell.settings.circuit_failures, shell.settings.probe.0, shell.settings.probe.1),
             limiter: std::num::NonZeroU32::new(shell.settings.rate_per_second)
                 .map(|rate| RateLimiter::direct(Quota::per_second(rate).allow_burst(std::num::NonZeroU32::MIN))),
+            most_unsettled: slots,
             paused: row.paused,
             stall: Stall::default(),
             parking: Parking::default(),
@@ -140,10 +137,11 @@ impl Work {
         }
         self.watch_stall();
         self.say_how_many_parked(false);
+        let looked = Instant::now();
         self.start_what_may_start();
         self.settle();
         self.observe().await;
-        let wake = self.next_wake();
+        let wake = self.next_wake(looked);
         tokio::select! {
             Some(finished) = self.in_flight.join_next() => self.finished(finished),
             result = settled(&mut self.settling) => self.settled(result),
@@ -221,6 +219,10 @@ impl Work {
         let tail = *self.tail.borrow_and_update();
         // An operator's action that came with the tail is seen before the tail is used.
         self.sync_due |= self.actions.has_changed().unwrap_or(false);
+        if self.window.loaded_to() < tail {
+            // It may have grown during what was waited for before this, which the wait of the turn does not see.
+            self.noticed();
+        }
         if self.window.loaded_to() >= tail || self.sync_due || self.paused {
             return;
         }
@@ -300,7 +302,7 @@ impl Work {
             && !self.sync_due
             && self.lease.is_held()
             && self.in_flight.len() < self.shell.settings.concurrency
-            && self.unsettled() < UNSETTLED.max(2 * self.batching.most * self.shell.settings.concurrency)
+            && self.unsettled() < self.most_unsettled
         {
             let now = Instant::now();
             if self.unread.held_off(now).is_some() {
@@ -374,90 +376,10 @@ impl Work {
         });
     }
 
-    async fn observe(&mut self) {
-        {
-            let mut status = self.shell.status.lock().unwrap_or_else(PoisonError::into_inner);
-            status.in_flight = self.in_flight.len();
-            status.circuit = match self.circuit.permit(Instant::now()) {
-                Permit::Go => "closed",
-                Permit::Probe | Permit::WaitUntil(_) => "open",
-                Permit::WaitForProbe => "probing",
-            };
-        }
-        if self.next_observation > Instant::now() {
-            return;
-        }
-        self.next_observation = Instant::now() + OBSERVE_EVERY;
-        let name = self.name.clone();
-        let read = self.shell.journal.read(move |reader| Ok((reader.sink(&name)?, reader.oldest_pending(&name)?)));
-        let Ok((sink, oldest)) = read.await else { return };
-        // An action that this look has missed is followed by a sync before anything is loaded.
-        self.rows_ahead = sink.ahead > 0;
-        let tail = *self.tail.borrow();
-        let now = self.shell.clock.now();
-        let gauges = SinkGauges {
-            accepted: sink.accepted(tail),
-            delivered: sink.delivered,
-            pending: sink.pending(tail),
-            parked: sink.parked,
-            dropped: sink.dropped,
-            filtered: sink.filtered,
-            oldest_seconds: oldest.map_or(0, |at| now.since(at).as_secs()),
-            circuit_open: !self.circuit.is_closed(),
-            paused: self.paused,
-            stalled: self.stall.has_begun(),
-        };
-        self.shell.metrics.set(&self.name, &gauges);
-        self.quiet = gauges.pending == 0;
-        if self.quiet {
-            self.next_observation = Instant::now() + OBSERVE_IDLE;
-        }
-    }
-
-    /// Something happened after a quiet time: the gauges are worth reading again.
-    fn noticed(&mut self) {
-        if std::mem::take(&mut self.quiet) {
-            self.next_observation = Instant::now() + OBSERVE_EVERY;
-        }
-    }
-
     pub(super) fn note(&self, error: String) {
         let mut status = self.shell.status.lock().unwrap_or_else(PoisonError::into_inner);
         status.last_error = Some(error);
         status.last_error_at = Some(self.shell.clock.now().to_string());
-    }
-
-    fn next_wake(&self) -> Instant {
-        let now = Instant::now();
-        let mut wake = self.next_observation.max(now + Duration::from_millis(50));
-        let mut sooner = |at: Option<Instant>| {
-            if let Some(at) = at {
-                wake = wake.min(at);
-            }
-        };
-        sooner(self.settle_again.as_ref().map(|(due, _)| *due));
-        sooner(self.unread.looked(now));
-        sooner(self.parking.due());
-        sooner(self.next_replay.filter(|_| self.window.replays() < REPLAYS as usize / 2));
-        if let Some(until) = self.unread.held_off(now) {
-            sooner(Some(until));
-        } else if !self.paused && self.in_flight.len() < self.shell.settings.concurrency {
-            match self.circuit.permit(now) {
-                Permit::Go => {
-                    // What was due before now is started, or waits for something that wakes us.
-                    sooner(self.window.next_due().filter(|due| *due > now));
-                    sooner(self.lingers_since.map(|since| since + self.batching.linger).filter(|due| *due > now));
-                    if self.limiter.is_some() && self.window.has_ready(now) {
-                        let wait = Duration::from_secs_f64(1.0 / f64::from(self.shell.settings.rate_per_second.max(1)));
-                        sooner(Some(now + wait));
-                    }
-                }
-                Permit::WaitUntil(at) => sooner(Some(at)),
-                Permit::Probe | Permit::WaitForProbe => {}
-            }
-        }
-        // Never a busy loop, whatever the arithmetic above says.
-        wake.max(now + Duration::from_millis(1))
     }
 }
 

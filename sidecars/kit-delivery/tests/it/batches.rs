@@ -344,3 +344,54 @@ async fn what_the_sink_remembers_agrees_with_what_is_delivered() {
     assert_eq!((row.delivered, bench.recorded().await.as_str()), (2_000, "2000"));
     assert!(bench.sink.recorded.lock().unwrap().values().all(|count| *count == 1), "recorded twice");
 }
+
+/// Whatever is delivered ahead of an event that has to come again, it comes again, though nothing new is accepted.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_delivered_ahead_of_a_lost_request_does_not_keep_it_from_coming_again() {
+    let lost = std::sync::atomic::AtomicBool::new(false);
+    let first_is_lost = move |seqs: &[Seq]| match seqs {
+        [1, ..] if !lost.swap(true, std::sync::atomic::Ordering::SeqCst) => Err(Failure::Unreachable),
+        _ => Ok(()),
+    };
+    let mut bench = Bench::new(Scripted::new(100, first_is_lost));
+    // As many as the window holds of them.
+    bench.append("wanted", 1_600).await;
+
+    bench.start();
+    let row = bench.all_settled().await;
+
+    assert_eq!((row.delivered, row.parked), (1_600, 0));
+}
+
+/// The same when the sink wants nothing of us by then: it is asked whether it does.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_delivered_ahead_of_a_lost_request_does_not_keep_a_refusing_sink_from_being_probed() {
+    let state = Arc::new(Mutex::new((false, 0, false)));
+    let answer = {
+        let state = Arc::clone(&state);
+        move |seqs: &[Seq]| {
+            let (lost, delivered, allowed) = &mut *state.lock().unwrap();
+            match seqs {
+                [1, ..] if !std::mem::replace(lost, true) => Err(Failure::Unreachable),
+                _ if *delivered < 1_100 || *allowed => {
+                    *delivered += seqs.len();
+                    Ok(())
+                }
+                _ => Err(Failure::Denied),
+            }
+        }
+    };
+    let mut bench = Bench::new(Scripted::new(100, answer));
+    bench.append("wanted", 1_600).await;
+    bench.start();
+    let deadline = Instant::now() + DEADLINE;
+    while bench.status.lock().unwrap().circuit != "open" {
+        assert!(Instant::now() < deadline, "the circuit did not open");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+
+    state.lock().unwrap().2 = true;
+    let row = bench.all_settled().await;
+
+    assert_eq!((row.delivered, row.parked), (1_600, 0));
+}
