@@ -85,7 +85,14 @@ impl Work {
         if let Decision::Park { reason } = &decision {
             self.say_parked(seq, reason);
         }
-        self.window.complete(seq, &decision, Some(attempt), self.successes, Instant::now());
+        let (now, was_replay) = (Instant::now(), self.window.is_replay(seq));
+        self.window.complete(seq, &decision, Some(attempt), self.successes, now);
+        if let Decision::Retry { delay, .. } = decision
+            && was_replay
+        {
+            // Its row brings it back.
+            self.next_replay = Some(self.next_replay.map_or(now + delay, |due| due.min(now + delay)));
+        }
     }
 
     /// What a request's outcomes say about the sink itself.

@@ -51,12 +51,18 @@ impl Work {
         Some(settlement)
     }
 
-    /// Whether this one is delivered, and the journal has not said that it knows.
+    /// Whether this one is delivered or put off, and the journal has not said that it knows.
     pub(super) fn is_settling(&self, seq: Seq) -> bool {
         let offered = self.settling.as_ref().map(|settling| &settling.settlement);
         let refused = self.settle_again.as_ref().map(|(_, settlement)| settlement);
-        let holds = |settlement: &Settlement| settlement.once.contains(&seq) || settlement.delivered.contains(&seq);
-        self.window.is_to_be_settled(seq) || offered.or(refused).is_some_and(holds)
+        let holds = |settlement: &Settlement| {
+            settlement.once.contains(&seq)
+                || settlement.delivered.contains(&seq)
+                || settlement.set.iter().any(|row| row.seq == seq)
+        };
+        self.window.is_to_be_settled(seq)
+            || self.window.has_row_to_settle(seq)
+            || offered.or(refused).is_some_and(holds)
     }
 
     pub(super) fn settle(&mut self) {

@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use super::work::{REPLAYS, Work};
+use super::work::{ROOM_FOR_REPLAYS, Work};
 use crate::circuit::Permit;
 use crate::metrics::SinkGauges;
 
@@ -73,7 +73,7 @@ impl Work {
         sooner(self.settle_again.as_ref().map(|(due, _)| *due));
         sooner(self.unread.looked(now));
         sooner(self.parking.due());
-        sooner(self.next_replay.filter(|_| self.window.replays() < REPLAYS as usize / 2));
+        sooner(self.next_replay.filter(|_| self.window.has_room_for_replays(now, ROOM_FOR_REPLAYS)));
         if let Some(until) = self.unread.held_off(now) {
             sooner(Some(until));
         } else if !self.paused && self.in_flight.len() < self.shell.settings.concurrency {

@@ -21,7 +21,9 @@ use crate::outcome::{Batching, Failure, Outcome, Sink};
 use crate::window::{Limits, MISSING, Start, Window};
 
 /// Replays taken up at a time.
-pub(super) const REPLAYS: u32 = 64;
+const REPLAYS: u32 = 64;
+/// Replays that are on their way when more are taken up, and that wait in memory for another attempt, at most.
+pub(super) const ROOM_FOR_REPLAYS: (usize, usize) = (REPLAYS as usize / 2, 10_000);
 /// How long the wall clock is believed when it says that no replay is due.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
@@ -213,7 +215,8 @@ impl Work {
     }
 
     async fn load(&mut self) {
-        if self.next_replay.is_some_and(|due| due <= Instant::now()) && self.window.replays() < REPLAYS as usize / 2 {
+        let now = Instant::now();
+        if self.next_replay.is_some_and(|due| due <= now) && self.window.has_room_for_replays(now, ROOM_FOR_REPLAYS) {
             self.load_replays().await;
         }
         let tail = *self.tail.borrow_and_update();
@@ -279,7 +282,8 @@ impl Work {
             Ok((mut rows, next)) => {
                 let full = rows.len() >= REPLAYS as usize;
                 let before = rows.len();
-                // Asked for while it was on its way: once the journal knows that it is delivered, the row may be gone.
+                // Asked for while it was on its way: once the journal knows that it is delivered, the row may be gone. One
+                // that was put off is not due once the journal knows that.
                 rows.retain(|row| !self.is_settling(row.seq));
                 self.window.add_replays(&rows);
                 self.next_replay = match next {

@@ -218,7 +218,8 @@ impl Window {
                 *slot = Slot::Row;
             }
         }
-        if seq > self.cursor {
+        // A replay's row is in the journal, also where the cursor has not come by yet.
+        if seq > self.cursor && !matches!(item.source, Source::Replay) {
             self.rows_ahead.insert(seq, row);
         } else {
             self.rows_changed.push(row);
@@ -326,7 +327,13 @@ impl Window {
                         Source::Replay => ExceptionState::Replaying,
                         Source::Loaded(_) | Source::Row => ExceptionState::Retrying,
                     };
+                    let leaves = *charged && state == ExceptionState::Replaying;
                     self.give_row(seq, state, Some(next_at), reason);
+                    if leaves {
+                        // Its row brings it back when it is due: there may be many, and others are not to wait for them.
+                        self.remove(seq);
+                        return;
+                    }
                     self.lane_waits(lane);
                 }
                 self.delayed.insert((due, lane));
@@ -346,7 +353,6 @@ impl Window {
             next_at: None,
             reason: reason.to_owned(),
         });
-        // A replay's row is in the journal, also where the cursor has not come by yet.
         let in_journal = seq <= self.cursor || matches!(item.source, Source::Replay);
         self.remove(seq);
         if !in_journal {

@@ -73,9 +73,22 @@ impl Window {
         self.open_rows
     }
 
-    /// Replays taken up and not finished.
-    pub(crate) fn replays(&self) -> usize {
-        self.items.values().filter(|item| matches!(item.source, Source::Replay)).count()
+    /// Whether more replays may be taken up, where so many may be on their way, and so many wait for another attempt.
+    pub(crate) fn has_room_for_replays(&self, now: Instant, (on_their_way, waiting): (usize, usize)) -> bool {
+        let replays = self.items.values().filter(|item| matches!(item.source, Source::Replay));
+        let (late, at_work): (Vec<_>, Vec<_>) =
+            replays.partition(|item| !item.in_flight && item.not_before.is_some_and(|due| due > now));
+        at_work.len() < on_their_way && late.len() < waiting
+    }
+
+    /// Whether this one is a replay that is taken up.
+    pub(crate) fn is_replay(&self, seq: Seq) -> bool {
+        self.items.get(&seq).is_some_and(|item| matches!(item.source, Source::Replay))
+    }
+
+    /// Whether this one's row is not on its way to the journal yet.
+    pub(crate) fn has_row_to_settle(&self, seq: Seq) -> bool {
+        self.rows_changed.iter().any(|row| row.seq == seq)
     }
 
     fn add_row(&mut self, row: &ExceptionRow, source: Source, not_before: Option<Instant>) {

@@ -11,7 +11,7 @@ use kit::retry::Schedule;
 use kit_delivery::{
     Batching, DeliveryMetrics, Dispatcher, DispatcherSettings, Failure, GatewaySection, Outcome, Sink, SinkStatus,
 };
-use kit_journal::engine::SinkRow;
+use kit_journal::engine::{Action, SinkRow};
 use kit_journal::{Dedupe, EventHead, EventId, Journal, JournalTask, NewEvent, Seq, StoredEvent};
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
@@ -90,6 +90,7 @@ struct Bench {
     status: Arc<Mutex<SinkStatus>>,
     running: Option<(StopToken, tokio::task::JoinHandle<()>)>,
     appended: Seq,
+    schedule: Vec<Duration>,
 }
 
 impl Bench {
@@ -97,7 +98,8 @@ impl Bench {
         let directory = TempDir::new().unwrap();
         let (journal, task) = open(&directory);
         let (sink, status) = (Arc::new(sink), Arc::default());
-        Self { directory, journal, task: Some(task), sink, status, running: None, appended: 0 }
+        let schedule = vec![Duration::from_millis(30); 3];
+        Self { directory, journal, task: Some(task), sink, status, running: None, appended: 0, schedule }
     }
 
     fn start(&mut self) {
@@ -105,7 +107,7 @@ impl Bench {
         let mut settings = DispatcherSettings::from(&section);
         settings.ordered = false;
         settings.concurrency = 4;
-        settings.schedule = Schedule::new(vec![Duration::from_millis(30); 3]);
+        settings.schedule = Schedule::new(self.schedule.clone());
         settings.probe = (Duration::from_millis(50), Duration::from_millis(100));
         let metrics = DeliveryMetrics::register(&mut Registry::default());
         let clock = Arc::new(SystemClock);
@@ -394,4 +396,67 @@ async fn what_was_delivered_ahead_of_a_lost_request_does_not_keep_a_refusing_sin
     let row = bench.all_settled().await;
 
     assert_eq!((row.delivered, row.parked), (1_600, 0));
+}
+
+/// Replays that fail again wait for their schedule and hold up no other.
+#[tokio::test(flavor = "multi_thread")]
+async fn replays_that_are_put_off_hold_up_no_others() {
+    let mended = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let answer = {
+        let mended = Arc::clone(&mended);
+        move |seqs: &[Seq]| match seqs {
+            _ if !mended.load(std::sync::atomic::Ordering::SeqCst) => Err(Failure::Unsendable),
+            [seq] if *seq <= 80 => Err(Failure::Busy),
+            _ => Ok(()),
+        }
+    };
+    let mut bench = Bench::new(Scripted::new(1, answer));
+    bench.schedule = vec![Duration::from_hours(1); 3];
+    bench.append("wanted", 200).await;
+    bench.start();
+    bench.wait("parking", |row| row.parked == 200).await;
+    let before = bench.sink.requests().len();
+    mended.store(true, std::sync::atomic::Ordering::SeqCst);
+    let from = kit::clock::Timestamp::default();
+    let replay = Action::Replay { sink: NAME.to_owned(), seqs: (1..=200).collect(), from, spacing_ms: 0.0 };
+
+    bench.journal.act(vec![replay]).await.unwrap();
+
+    bench.wait("delivering those that can be", |row| row.delivered == 120).await;
+    let row = bench.wait("recording all attempts", |row| row.open == 80).await;
+    assert_eq!((row.delivered, row.parked, row.open), (120, 0, 80));
+    let asked = bench.sink.requests()[before..].concat();
+    assert!((1..=200).all(|seq| asked.iter().filter(|asked| **asked == seq).count() == 1), "{asked:?}");
+}
+
+/// What is put off leaves memory, and its row brings it back in time.
+#[tokio::test(flavor = "multi_thread")]
+async fn replays_that_are_put_off_come_back_when_they_are_due() {
+    let parked = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let answer = {
+        let (parked, seen) = (Arc::clone(&parked), Mutex::new(HashMap::<Seq, u32>::new()));
+        move |seqs: &[Seq]| {
+            if !parked.load(std::sync::atomic::Ordering::SeqCst) {
+                return Err(Failure::Unsendable);
+            }
+            let mut seen = seen.lock().unwrap();
+            let times = seen.entry(seqs[0]).or_default();
+            *times += 1;
+            if *times <= 2 { Err(Failure::Busy) } else { Ok(()) }
+        }
+    };
+    let mut bench = Bench::new(Scripted::new(1, answer));
+    bench.append("wanted", 150).await;
+    bench.start();
+    bench.wait("parking", |row| row.parked == 150).await;
+    parked.store(true, std::sync::atomic::Ordering::SeqCst);
+    let before = bench.sink.requests().len();
+    let from = kit::clock::Timestamp::default();
+    let replay = Action::Replay { sink: NAME.to_owned(), seqs: (1..=150).collect(), from, spacing_ms: 0.0 };
+
+    bench.journal.act(vec![replay]).await.unwrap();
+
+    let row = bench.wait("delivering", |row| row.delivered == 150).await;
+    assert_eq!((row.delivered, row.parked, row.open), (150, 0, 0));
+    assert_eq!(bench.sink.requests()[before..].len(), 450, "twice refused, once taken");
 }

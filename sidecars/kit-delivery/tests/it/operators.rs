@@ -221,3 +221,27 @@ async fn a_replay_ahead_of_the_cursor_is_delivered_once_and_counted() {
     assert_eq!(row.delivered, 3);
     assert_eq!(bench.taken().len(), 3, "each was sent once");
 }
+
+/// The same where it is refused first: what became of it in the end is what stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_ahead_of_the_cursor_that_was_refused_first_is_delivered_once_and_counted() {
+    let behaviour = Behaviour::by_request(|head| match head.attempt {
+        _ if subject_is(head, "a/stuck") => Behaviour::Ok.after(Duration::from_secs(3)),
+        1 => Behaviour::status(500),
+        _ => Behaviour::Ok,
+    });
+    let mut bench = Bench::new(behaviour, |section| section.retry.schedule_seconds = vec![0.1; 5]).await;
+    bench.append("a/stuck").await;
+    bench.gateway.wait_for(1, DEADLINE).await.unwrap();
+    bench.journal.act(vec![pause(true)]).await.unwrap();
+    let seq = bench.append("b/1").await;
+    bench.journal.act(vec![give_up(vec![seq])]).await.unwrap();
+    bench.journal.act(vec![replay(vec![seq])]).await.unwrap();
+    bench.journal.act(vec![pause(false)]).await.unwrap();
+    bench.gateway.wait_for(3, DEADLINE).await.unwrap();
+
+    let row = bench.all_settled().await;
+
+    assert_eq!((row.delivered, row.dropped, row.open), (2, 0, 0));
+    assert_eq!(bench.gateway.received().len(), 3, "refused once, taken once, and the one before");
+}
