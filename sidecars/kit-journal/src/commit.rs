@@ -388,6 +388,11 @@ pub struct Purge {
     pub limit: u32,
 }
 
+impl Purge {
+    /// After the end was come to this often, what was kept is looked at again: parked events may have been resolved.
+    pub(crate) const ENDS_A_ROUND: u32 = 512;
+}
+
 /// What a purge step removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Purged {
@@ -395,4 +400,6 @@ pub struct Purged {
     pub events: u64,
     /// Deduplication keys.
     pub keys: u64,
+    /// The step was as large as it may be: there may be more to remove, and the next one may come at once.
+    pub more: bool,
 }

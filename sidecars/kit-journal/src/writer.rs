@@ -256,7 +256,7 @@ impl Writer {
                     self.shared.recent.lock().unwrap_or_else(PoisonError::into_inner).settle_down();
                     self.observe();
                     // As long as there is more to purge, go on at once between commits.
-                    if committed.purged.events + committed.purged.keys >= u64::from(PURGE_ROWS) {
+                    if committed.purged.more {
                         self.next_purge = Instant::now();
                     }
                 }

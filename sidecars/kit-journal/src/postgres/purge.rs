@@ -13,11 +13,9 @@ use crate::event::Seq;
 #[derive(Default)]
 pub(super) struct Progress {
     floor: Seq,
-    steps: u32,
+    /// Steps that have found nothing behind what they looked at.
+    ends: u32,
 }
-
-/// After this many steps the kept ones are looked at again: parked events may have been resolved.
-const STEPS_A_ROUND: u32 = 512;
 
 /// One step.
 pub(super) struct Step {
@@ -27,6 +25,8 @@ pub(super) struct Step {
     keys: Vec<Seq>,
     bytes: i64,
     ids: [Vec<i64>; 2],
+    /// It is as large as it may be.
+    full: bool,
 }
 
 impl Step {
@@ -38,12 +38,12 @@ impl Step {
         books: &Books,
         used_bytes: u64,
     ) -> Result<Self, JournalError> {
-        progress.steps += 1;
-        if progress.steps > STEPS_A_ROUND {
+        if progress.ends >= Purge::ENDS_A_ROUND {
             *progress = Progress::default();
         }
         let limit = i64::from(plan.limit);
-        let mut step = Self { events: Vec::new(), keys: Vec::new(), bytes: 0, ids: [Vec::new(), Vec::new()] };
+        let mut step =
+            Self { events: Vec::new(), keys: Vec::new(), bytes: 0, ids: [Vec::new(), Vec::new()], full: false };
         if let Some(settled) = books.settled() {
             // A key tells how old an event is; what has none any more is older than any that has.
             let due = speaker
@@ -57,9 +57,11 @@ impl Step {
                     &[param(progress.floor, Type::INT8), param(settled, Type::INT8), param(limit, Type::INT8)],
                 )
                 .await?;
+            let mut is_end = due.len() < plan.limit as usize;
             for row in due {
                 let is_old = row.get::<_, Option<i64>>(1).is_none_or(|age| age < plan.delivered_before.as_millis());
                 if !is_old && used_bytes <= plan.max_bytes {
+                    is_end = true;
                     break;
                 }
                 progress.floor = row.get(0);
@@ -68,6 +70,8 @@ impl Step {
                     step.bytes += i64::from(row.get::<_, i32>(2)) + OVERHEAD;
                 }
             }
+            progress.ends += u32::from(is_end);
+            step.full = !is_end;
         }
         let oldest = speaker
             .query(
@@ -83,11 +87,12 @@ impl Step {
             let params = [param(before.as_millis(), Type::INT8), param(limit, Type::INT8)];
             *ids = speaker.query(&sql, &params).await?.iter().map(|row| row.get(0)).collect();
         }
+        step.full |= [&step.keys, &step.ids[0], &step.ids[1]].iter().any(|went| went.len() >= plan.limit as usize);
         Ok(step)
     }
 
     pub(super) fn purged(&self) -> Purged {
-        Purged { events: self.events.len() as u64, keys: self.keys.len() as u64 }
+        Purged { events: self.events.len() as u64, keys: self.keys.len() as u64, more: self.full }
     }
 
     pub(super) fn bytes(&self) -> i64 {

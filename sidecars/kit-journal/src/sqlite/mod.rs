@@ -331,9 +331,10 @@ impl SqliteEngine {
     /// One step of removing what is no longer needed.
     fn purge(&mut self, plan: &Purge) -> Result<(Purged, dedupe::Forgotten), JournalError> {
         let used = self.used_bytes()?;
-        let events = self.purge.step(&self.conn, plan, used)?;
+        let (events, more) = self.purge.step(&self.conn, plan, used)?;
         let keys = self.dedupe.expire(&self.conn, plan.keys_before, plan.limit)?;
-        Ok((Purged { events, keys: keys.count as u64 }, keys))
+        let count = keys.count as u64;
+        Ok((Purged { events, keys: count, more: more || count >= u64::from(plan.limit) }, keys))
     }
 
     /// Undoes what there is of a commit.

@@ -14,20 +14,23 @@ use super::dedupe::ENTRY;
 #[derive(Default)]
 pub(super) struct Progress {
     floor: Seq,
-    steps: u32,
+    /// Steps that have found nothing behind what they looked at.
+    ends: u32,
 }
 
-/// After this many steps the kept ones are looked at again: parked events may have been resolved.
-const STEPS_A_ROUND: u32 = 512;
-
 impl Progress {
-    pub(super) fn step(&mut self, conn: &Connection, plan: &Purge, used_bytes: u64) -> Result<u64, JournalError> {
-        self.steps += 1;
-        if self.steps > STEPS_A_ROUND {
+    /// One step: events that went, and whether it was as large as it may be.
+    pub(super) fn step(
+        &mut self,
+        conn: &Connection,
+        plan: &Purge,
+        used_bytes: u64,
+    ) -> Result<(u64, bool), JournalError> {
+        if self.ends >= Purge::ENDS_A_ROUND {
             *self = Self::default();
         }
         let settled: Option<Seq> = conn.query_row("SELECT min(cursor) FROM sinks", [], |row| row.get(0))?;
-        let Some(settled) = settled else { return Ok(0) };
+        let Some(settled) = settled else { return Ok((0, false)) };
         let old = if used_bytes > plan.max_bytes { Seq::MAX } else { accepted_before(conn, plan.delivered_before)? };
         let due: Vec<(Seq, bool)> = conn
             .prepare_cached(
@@ -38,6 +41,8 @@ impl Progress {
             )?
             .query_map(params![self.floor, settled.min(old), plan.limit], |row| Ok((row.get(0)?, row.get(1)?)))?
             .collect::<Result<_, _>>()?;
+        let is_end = due.len() < plan.limit as usize;
+        self.ends += u32::from(is_end);
         let mut removed = 0;
         for (seq, kept) in &due {
             // Before it is removed: one that is damaged is passed by in the next step.
@@ -49,27 +54,28 @@ impl Progress {
                 removed += 1;
             }
         }
-        remove_older(conn, "attempts", plan.delivered_before, plan.limit)?;
-        remove_older(conn, "audit", plan.audit_before, plan.limit)?;
-        Ok(removed)
+        let attempts = remove_older(conn, "attempts", plan.delivered_before, plan.limit)?;
+        let audit = remove_older(conn, "audit", plan.audit_before, plan.limit)?;
+        Ok((removed, !is_end || attempts || audit))
     }
 }
 
 /// Removes the oldest rows of a table in order of `id`, up to the first that is young enough to stay: what
-/// stays is not looked at.
-fn remove_older(conn: &Connection, table: &str, before: Timestamp, limit: u32) -> Result<(), JournalError> {
+/// stays is not looked at. Whether as many went as may.
+fn remove_older(conn: &Connection, table: &str, before: Timestamp, limit: u32) -> Result<bool, JournalError> {
     let mut oldest = conn.prepare_cached(&format!("SELECT id, at FROM {table} ORDER BY id LIMIT ?"))?;
     let mut rows = oldest.query([limit])?;
-    let mut last: Option<i64> = None;
+    let (mut last, mut count) = (None::<i64>, 0);
     while let Some(row) = rows.next()?
         && row.get::<_, i64>(1)? < before.as_millis()
     {
         last = Some(row.get(0)?);
+        count += 1;
     }
     if let Some(last) = last {
         conn.prepare_cached(&format!("DELETE FROM {table} WHERE id <= ?"))?.execute([last])?;
     }
-    Ok(())
+    Ok(count == limit)
 }
 
 /// The last position accepted before `before` in the journal's own time. Receipt times would tell the

@@ -22,6 +22,8 @@ crate::of_every_engine!(
     a_later_sink_begins_with_the_next_event,
     delivered_events_go_by_the_journals_time_whatever_the_wall_clock_said,
     what_is_not_delivered_is_never_purged,
+    a_purge_goes_on_past_any_number_of_events_that_it_keeps,
+    a_purge_says_whether_there_is_more,
     what_is_listed_as_filtered_is_purged_with_what_was_delivered_and_stays_counted,
     what_is_parked_in_the_commit_of_a_purge_stays,
     values_attempts_and_audit_are_kept,
@@ -55,6 +57,15 @@ fn assert_closed(bench: &Bench) {
 
 fn some_events(bench: &mut Bench, count: usize) {
     bench.append((0..count).map(|n| append(&n.to_string(), "{}")).collect());
+}
+
+fn some_events_after(bench: &mut Bench, before: usize, count: usize) {
+    bench.append((before..before + count).map(|n| append(&n.to_string(), "{}")).collect());
+}
+
+fn attempt(seq: Seq) -> Attempt {
+    let at = Timestamp::from_millis(seq);
+    Attempt { seq, at, ms: 1, status: Some(200), outcome: "delivered".to_owned(), error: None, response: None }
 }
 
 fn replay(seqs: Vec<Seq>) -> Action {
@@ -259,12 +270,48 @@ fn what_is_not_delivered_is_never_purged(mut bench: Bench) {
     for _ in 0..600 {
         bench.purge(everything());
     }
-    assert_eq!(bench.reader().statistics().unwrap().oldest_seq, None);
+    assert_eq!(bench.reader().statistics().unwrap().oldest_seq, None, "what was kept is looked at again");
     assert!(bench.engine().used_bytes().unwrap() <= full);
     bench.restart();
     assert_eq!(bench.append(vec![append("new", "{}")])[0].seq, 7, "positions are never given twice");
     let (sink, sum, last) = counters(&bench);
     assert_eq!((sum, sink.delivered, sink.dropped), (sink.accepted(last), 5, 1));
+}
+
+fn a_purge_goes_on_past_any_number_of_events_that_it_keeps(mut bench: Bench) {
+    some_events(&mut bench, 520);
+    let set = (1..=513).map(|seq| row(seq, ExceptionState::Parked)).collect();
+    bench.settle(Settlement { cursor: 520, set, ..Settlement::default() });
+
+    let (mut steps, mut removed) = (0, 0);
+    loop {
+        let step = bench.purge(Purge { limit: 1, ..everything() });
+        steps += 1;
+        removed += step.events;
+        if !step.more {
+            break;
+        }
+    }
+
+    assert_eq!((removed, steps), (7, 521), "at once, and each was looked at once");
+    // What is behind them by then is found without looking at them again.
+    some_events_after(&mut bench, 520, 1);
+    bench.settle(Settlement { cursor: 521, ..Settlement::default() });
+    assert_eq!(bench.purge(Purge { limit: 2, ..everything() }).events, 1);
+}
+
+fn a_purge_says_whether_there_is_more(mut bench: Bench) {
+    some_events(&mut bench, 3);
+    for seq in 1..=3 {
+        let attempts = vec![attempt(seq)];
+        bench.settle(Settlement { cursor: seq, attempts, ..Settlement::default() });
+    }
+    let plan = |limit| Purge { limit, max_bytes: u64::MAX, ..everything() };
+
+    let more: Vec<bool> = (0..5).map(|_| bench.purge(plan(1)).more).collect();
+
+    assert_eq!(more, [true, true, true, false, false], "attempts and events");
+    assert_eq!(bench.reader().statistics().unwrap().oldest_seq, None);
 }
 
 fn what_is_listed_as_filtered_is_purged_with_what_was_delivered_and_stays_counted(mut bench: Bench) {
