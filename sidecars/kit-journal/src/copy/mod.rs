@@ -9,7 +9,7 @@
 mod record;
 mod verify;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kit::secret::Secret;
@@ -279,14 +279,20 @@ impl Place {
 pub fn copy(plan: &Plan, tell: &mut dyn FnMut(Step)) -> Result<Report, CopyError> {
     let (source_address, target_address) = (plan.from.address()?, plan.to.address()?);
     let (from, to) = (plan.from.shown(source_address.as_deref()), plan.to.shown(target_address.as_deref()));
-    let same_file =
-        |one: &Path, other: &Path| one.canonicalize().ok().is_some_and(|one| other.canonicalize().ok() == Some(one));
-    if from == to
-        || matches!((&plan.from, &plan.to), (Place::Sqlite(one), Place::Sqlite(other)) if same_file(one, other))
-    {
+    let open = |side| move |source| CopyError::Open { side, source };
+    let is_one = match (&plan.from, &plan.to, &source_address, &target_address) {
+        (Place::Sqlite(one), Place::Sqlite(other), ..) => {
+            let canonical = one.canonicalize().ok();
+            from == to || (canonical.is_some() && canonical == other.canonicalize().ok())
+        }
+        (.., Some(one), Some(other)) => {
+            postgres::copy::are_one(one, other).map_err(|(side, source)| CopyError::Open { side, source })?
+        }
+        _ => false,
+    };
+    if is_one {
         return Err(CopyError::Refused(format!("the journal is at {to} already: name another target")));
     }
-    let open = |side| move |source| CopyError::Open { side, source };
     let mut source = match (&plan.from, &source_address) {
         (Place::Postgres(_), Some(address)) => postgres::copy::open_source(address).map_err(open("source"))?,
         (Place::Sqlite(path), _) => sqlite::copy::open_source(path).map_err(open("source"))?,

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use kit::clock::Timestamp;
 use kit::secret::Secret;
-use kit_journal::copy::{CopyError, Database, Doing, Place, Plan, Report, Table, copy};
+use kit_journal::copy::{CopyError, Database as Schema, Doing, Place, Plan, Report, Table, copy};
 use kit_journal::engine::{
     Action, Attempt, AuditRecord, Commit, DedupeBounds, Engine, ExceptionState, Purge, Settlement, Verdict,
 };
 use kit_journal::{Dedupe, JournalError, JournalSection, OpenError};
+use kit_workbench::database::Database;
 use tempfile::TempDir;
 
 use crate::bench::{
@@ -43,7 +44,7 @@ fn database_place(name: &str) -> Place {
 
 fn place_at(url: String) -> Place {
     let url = Secret::from(url);
-    Place::Postgres(Database { url, ca_file: None, schema: "outrigger".to_owned(), allow_shared: false })
+    Place::Postgres(Schema { url, ca_file: None, schema: "outrigger".to_owned(), allow_shared: false })
 }
 
 fn plan(from: &Place, to: &Place) -> Plan {
@@ -187,6 +188,34 @@ fn a_copy_goes_through_a_pooler_in_both_directions() {
     let home = copied(&between, &back.place());
 
     assert_eq!(there.tables, home.tables);
+}
+
+#[test]
+fn places_are_told_apart_by_what_they_are_and_not_by_how_they_are_spelled() {
+    // Another cluster with a database of the same name, on another port of the same host.
+    let other = Database::start(&[]).unwrap();
+    let name = new_database();
+    other.create(&name).unwrap();
+    let (here, there) = (database_place(&name), place_at(other.url(&name)));
+    let source = stopped();
+    let first = copied(&source.place(), &here);
+
+    let second = copied(&here, &there);
+
+    assert!(first.tables == second.tables && !second.was_finished);
+    assert!(second.from != second.to && second.to.contains(&format!("127.0.0.1:{}/", other.port())), "{second:?}");
+    // One place: by its name and its address, and through a pooler.
+    let by_name = place_at(server().url(&name).replace("127.0.0.1", "localhost"));
+    for same in [&here, &by_name, &place_at(pooler().url(&name))] {
+        let said = refused(&plan(&here, same));
+        assert!(said.contains("already: name another target"), "{said}");
+        let said = refused(&plan(same, &here));
+        assert!(said.contains("already: name another target"), "{said}");
+    }
+    // Another schema of it is another place.
+    let Place::Postgres(database) = here.clone() else { unreachable!() };
+    let beside = Place::Postgres(Schema { schema: "beside".to_owned(), allow_shared: true, ..database });
+    assert!(!copied(&here, &beside).was_finished);
 }
 
 #[test]

@@ -274,9 +274,9 @@ async fn a_password_is_neither_taken_from_the_command_line_nor_shown() {
 
     run(url, &[], "a password on the command line is seen by everybody").await;
     run("postgres", &[], "set DATABASE_URL or DATABASE_URL_FILE").await;
-    run("postgres", &[("DATABASE_URL", url)], "target: open journal 127.0.0.1/db, schema outrigger").await;
+    run("postgres", &[("DATABASE_URL", url)], "target: open journal 127.0.0.1:1/db, schema outrigger").await;
     let named = format!("@{}", scratch.write("url", url).unwrap().display());
-    run(&named, &[], "target: open journal 127.0.0.1/db, schema outrigger").await;
+    run(&named, &[], "target: open journal 127.0.0.1:1/db, schema outrigger").await;
     run("@/nowhere", &[], "/nowhere").await;
     run("postgres", &[("DATABASE_URL", "mysql://me:topsecret@h/d")], "the database's URL must begin with postgres://")
         .await;
