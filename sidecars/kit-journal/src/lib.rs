@@ -13,6 +13,7 @@ pub mod engine;
 mod error;
 mod event;
 mod filter;
+mod forgetting;
 mod journal;
 mod judging;
 mod lease;
