@@ -9,10 +9,10 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use super::tls::Trust;
 
-/// Name look-up, connect and log-in together.
+/// Name look-up, connect and log-in together, where another host may be asked instead.
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 /// Of a server whose URL names none.
-const USUAL_PORT: u16 = 5432;
+pub(super) const USUAL_PORT: u16 = 5432;
 
 /// A database and the journal's place in it.
 #[derive(Clone)]
