@@ -22,6 +22,7 @@ mod metrics;
 mod pace;
 mod packed;
 mod postgres;
+mod reads;
 mod recent;
 mod sqlite;
 mod writer;
