@@ -85,7 +85,8 @@ impl Bench {
         let status = Arc::new(Mutex::new(SinkStatus { circuit: "closed", ..SinkStatus::default() }));
         let sinks = Arc::new(BTreeMap::from([(SINK.to_owned(), status)]));
         let (routes, openapi) =
-            api::router(ApiState { journal, clock, sinks, choosy: api::Choosy::default() }).split_for_parts();
+            api::router(ApiState { journal, clock, sinks, at_work: Arc::default(), choosy: api::Choosy::default() })
+                .split_for_parts();
         let metrics = Arc::new(Metrics::new("fuzz", "0"));
         let token = Some(Secret::from(TOKEN.to_owned()));
         let app = router(AdminState { metrics, readiness: Readiness::default(), token, api: routes, openapi });
@@ -105,6 +106,7 @@ impl Bench {
             // Refused, with a sentence or by the router.
             StatusCode::BAD_REQUEST
             | StatusCode::NOT_FOUND
+            | StatusCode::CONFLICT
             | StatusCode::METHOD_NOT_ALLOWED
             | StatusCode::PAYLOAD_TOO_LARGE
             | StatusCode::UNPROCESSABLE_ENTITY => {

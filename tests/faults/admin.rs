@@ -14,7 +14,7 @@ use serde_json::json;
 const FAILURES_PER_SECOND: usize = 5;
 /// Everything that the documentation says an operator can do; a route less in the OpenAPI document
 /// would be a route less in this experiment.
-const ROUTES: [&str; 11] = [
+const ROUTES: [&str; 12] = [
     "GET /api/v1/audit",
     "GET /api/v1/deliveries",
     "GET /api/v1/events",
@@ -24,6 +24,7 @@ const ROUTES: [&str; 11] = [
     "GET /api/v1/statistics",
     "POST /api/v1/deliveries/drop",
     "POST /api/v1/deliveries/replay",
+    "POST /api/v1/sinks/{name}/forget",
     "POST /api/v1/sinks/{name}/pause",
     "POST /api/v1/sinks/{name}/resume",
 ];
@@ -47,6 +48,7 @@ fn body_for(route: &Route) -> Option<String> {
     Some(match route.path.as_str() {
         path if path.ends_with("/replay") => json!({"select": {"state": "delivered"}}).to_string(),
         path if path.ends_with("/drop") => json!({"select": {"state": "parked"}, "reason": "test"}).to_string(),
+        path if path.ends_with("/forget") => json!({"reason": "test"}).to_string(),
         _ => String::new(),
     })
 }
@@ -184,8 +186,14 @@ async fn one_round() -> Result<u64> {
     for route in routes.iter().filter(|route| route.writes()) {
         let path = route.filled("gateway", "-");
         let answer = ask_with_token(&rig, &route.method, &path, body_for(route).as_deref()).await?;
-        ensure!(answer.status == 200, "{path}: {} {}", answer.status, answer.text());
         let records = audited(&rig).await?;
+        if path.ends_with("/forget") {
+            // A sink that is configured is not forgotten, and nothing was done.
+            ensure!(answer.status == 409, "{path}: {} {}", answer.status, answer.text());
+            ensure!(records.len() == actions.len(), "{path} left a record");
+            continue;
+        }
+        ensure!(answer.status == 200, "{path}: {} {}", answer.status, answer.text());
         actions.push(path.trim_start_matches("/api/v1/").replace("/gateway/", ".").replace('/', "."));
         ensure!(records.len() == actions.len(), "{path} left {} records", records.len() + 1 - actions.len());
         let newest = &records[0];

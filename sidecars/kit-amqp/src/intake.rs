@@ -1,5 +1,6 @@
 //! The consumer of a queue, that is ended and begun again on one channel: what was taken stays taken meanwhile.
 
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
@@ -29,7 +30,7 @@ pub(crate) enum Left {
 }
 
 /// A consumer that comes and goes.
-pub(crate) struct Intake {
+pub(crate) struct Intake<'a> {
     pub(crate) channel: Channel,
     queue: ShortString,
     prefetch: u16,
@@ -39,7 +40,7 @@ pub(crate) struct Intake {
     /// How many are taken at a time: the prefetch. After all were given back one, so that only that one is counted as sent
     /// again should it come to nothing, and twice as many where it did: the broker sends the same one first again, and
     /// those behind it may be well.
-    width: u16,
+    width: &'a AtomicU16,
     /// First, next and longest wait after messages were given back.
     waits: (Duration, Duration, Duration),
     not_before: Instant,
@@ -89,15 +90,21 @@ async fn of<F: Future>(wanted: Option<F>) -> F::Output {
     }
 }
 
-impl Intake {
-    pub(crate) fn new(channel: Channel, queue: &ShortString, prefetch: u16, waits: (Duration, Duration)) -> Self {
+impl<'a> Intake<'a> {
+    /// `width` is how many are taken at a time, `prefetch` the most of that.
+    pub(crate) fn new(
+        channel: Channel,
+        queue: &ShortString,
+        (prefetch, width): (u16, &'a AtomicU16),
+        waits: (Duration, Duration),
+    ) -> Self {
         Self {
             channel,
             queue: queue.clone(),
             prefetch,
             state: State::Off,
             back: watch::Sender::new(false),
-            width: prefetch,
+            width,
             waits: (waits.0, waits.0, waits.1),
             not_before: Instant::now(),
         }
@@ -113,7 +120,7 @@ impl Intake {
     /// # Errors
     /// The broker does not let us.
     pub(crate) async fn begin(&mut self, under_way: usize) -> Result<(), AmqpError> {
-        let wanted = self.width;
+        let wanted = self.width();
         match &self.state {
             State::On { prefetch, .. } if *prefetch == wanted => return Ok(()),
             State::On { .. } => {
@@ -177,7 +184,7 @@ impl Intake {
     pub(crate) fn give_back(&mut self, why: &str) {
         self.end();
         if !self.back.send_replace(true) {
-            self.width = 1;
+            self.width.store(1, Ordering::Relaxed);
             let queue = &self.queue;
             tracing::warn!(queue = %queue, reason = %why, "messages that cannot be taken go back to queue {queue}: {why}");
         }
@@ -185,12 +192,12 @@ impl Intake {
 
     /// How many are taken at a time while it is tried whether any can be taken; `None` when that is not in question.
     pub(crate) fn probe(&self) -> Option<u16> {
-        (self.width < self.prefetch).then_some(self.width)
+        Some(self.width()).filter(|width| *width < self.prefetch)
     }
 
     /// How many are taken at a time.
     pub(crate) fn width(&self) -> u16 {
-        self.width
+        self.width.load(Ordering::Relaxed)
     }
 
     /// A message has left.
@@ -200,12 +207,12 @@ impl Intake {
         }
         match left {
             Left::Done => {
-                self.width = self.prefetch;
+                self.width.store(self.prefetch, Ordering::Relaxed);
                 self.waits.1 = self.waits.0;
             }
             // Once for all that came at that width.
-            Left::Expired(width) if width == self.width => {
-                self.width = self.width.saturating_mul(2).min(self.prefetch);
+            Left::Expired(width) if width == self.width() => {
+                self.width.store(width.saturating_mul(2).min(self.prefetch), Ordering::Relaxed);
             }
             Left::Expired(_) | Left::GivenBack => {}
         }

@@ -8,6 +8,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU16;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -89,6 +90,8 @@ pub struct AmqpSource {
     queue: ShortString,
     prefetch: u16,
     hold_max: Duration,
+    /// How many are taken at a time; what a connection has found out counts for the next one.
+    width: AtomicU16,
     work: Arc<Work>,
 }
 
@@ -163,6 +166,7 @@ impl AmqpSource {
             queue,
             prefetch: section.prefetch,
             hold_max: seconds(section.hold_max_seconds),
+            width: AtomicU16::new(section.prefetch),
             work: Arc::new(work),
         })
     }
@@ -230,7 +234,7 @@ impl AmqpSource {
         let link = self.connector.connect().await?;
         self.topology.prepare_queues(&link).await.map_err(|error| self.describe(error))?;
         let waits = (FIRST_WAIT, self.work.longest_wait);
-        let mut intake = Intake::new(link.channel(ANSWER).await?, &self.queue, self.prefetch, waits);
+        let mut intake = Intake::new(link.channel(ANSWER).await?, &self.queue, (self.prefetch, &self.width), waits);
         let mut under_way = JoinSet::new();
         let full_at_most = full_at_most(link.heartbeat());
         let mut looks = tokio::time::interval(LOOK_EVERY);
@@ -329,7 +333,11 @@ impl Work {
         let queue = &self.graveyard.queue;
         let mut wait = FIRST_WAIT;
         loop {
-            let taken = if bytes > self.message_limit {
+            let taken = if *back.borrow() {
+                // All are wanted back, and this one has not been looked at yet. A broker has sent as many as the prefetch says
+                // before it hears that nothing is taken any more, and its answer to that comes behind them.
+                Taken::TryLater("it came when all were given back".to_owned())
+            } else if bytes > self.message_limit {
                 let limit = self.message_limit;
                 Taken::Rejected(format!("the message has {bytes} bytes, message_limit_bytes is {limit}"))
             } else {

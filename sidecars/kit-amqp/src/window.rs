@@ -127,11 +127,38 @@ fn distrust(fates: &mut [Fate], strays: usize, broken: &mut Option<AmqpError>) {
     }
 }
 
-/// The error that says more: what the broker said, before what was not heard.
+/// The error that says more: what the broker said of the channel, before that something came on one that it had closed,
+/// before what was not heard. Each publish and confirm of a window has one of its own, in any order.
 fn worse(known: Option<AmqpError>, new: AmqpError) -> Option<AmqpError> {
+    let says = |error: &AmqpError| match error {
+        AmqpError::Lost(_) if error.is_of_a_closed_channel() => 1,
+        AmqpError::Lost(_) => 0,
+        _ => 2,
+    };
     match known {
-        Some(AmqpError::Lost(_)) if !matches!(new, AmqpError::Lost(_)) => Some(new),
-        Some(known) => Some(known),
-        None => Some(new),
+        Some(known) if says(&known) >= says(&new) => Some(known),
+        _ => Some(new),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which error the first of a window's messages has is chance: whether one of them closes the channel is not.
+    #[test]
+    fn of_a_windows_errors_the_one_that_says_most_is_kept_whichever_comes_first() {
+        let lost = AmqpError::Lost("invalid connection state: Error".to_owned());
+        let closed = AmqpError::Lost("CHANNEL_ERROR - expected 'channel.open'".to_owned());
+        let refused = AmqpError::Precondition("PRECONDITION_FAILED - invalid expiration".to_owned());
+        for (errors, expected) in [
+            ([&lost, &closed, &lost], &closed),
+            ([&closed, &lost, &lost], &closed),
+            ([&lost, &closed, &refused], &refused),
+            ([&refused, &closed, &lost], &refused),
+        ] {
+            let kept = errors.into_iter().cloned().fold(None, worse);
+            assert_eq!(kept.as_ref(), Some(expected), "{errors:?}");
+        }
     }
 }

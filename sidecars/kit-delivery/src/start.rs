@@ -55,19 +55,23 @@ pub async fn open_journal(
     })
 }
 
-/// Mirrors the journal's health in the readiness; its thread ending ends the daemon.
+/// Mirrors in the readiness whether the journal takes events, and whether it can be read; its thread ending ends the
+/// daemon.
 pub fn watch_journal(shell: &mut Shell, journal: &Journal, readiness: &Readiness) {
     let ready = readiness.part("journal");
-    let mut health = journal.health();
+    let (mut health, mut unreadable) = (journal.health(), journal.unreadable());
     let stop = shell.stop_token();
     shell.spawn("journal", async move {
         loop {
-            match &*health.borrow_and_update() {
-                Health::Writable => ready.set_ready(),
-                Health::Failing(reason) => ready.set_not_ready(reason),
+            let unread = unreadable.borrow_and_update().clone();
+            match (&*health.borrow_and_update(), unread) {
+                (Health::Failing(reason), _) => ready.set_not_ready(reason),
+                (Health::Writable, Some(reason)) => ready.set_not_ready(&format!("it cannot be read: {reason}")),
+                (Health::Writable, None) => ready.set_ready(),
             }
             tokio::select! {
                 () = stop.stopped() => return Ok(()),
+                Ok(()) = unreadable.changed() => {}
                 changed = health.changed() => {
                     changed.map_err(|_| "the journal's thread has ended")?;
                 }

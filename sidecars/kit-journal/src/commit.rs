@@ -3,6 +3,8 @@
 use kit::clock::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub use crate::forgetting::{Account, Forgotten};
+
 use crate::event::{BodyDigest, Dedupe, EventHead, EventId, KeyHash, NewEvent, Seq};
 
 /// Everything that one durable commit holds.
@@ -321,6 +323,17 @@ pub enum Action {
         /// The sink.
         sink: String,
     },
+    /// Forget a sink that nobody delivers to any more, a step at a time: what it has still to deliver and its dead letters
+    /// are given up, and nothing waits for it from the step on that says so ([`Forgotten::account`]). A step that was
+    /// made stays made. A sink that another replica may deliver to stays as it is, `unchanged`.
+    Forget {
+        /// The sink.
+        sink: String,
+        /// Epoch of the lease under which this is done, as of a settlement.
+        lease: u64,
+        /// Rows of a step at most, so that it holds up no commit.
+        rows: u32,
+    },
     /// Remember a small value, in the commit of the other actions. An empty one is forgotten.
     Remember {
         /// Its name.
@@ -341,12 +354,20 @@ pub struct ActionOutcome {
     pub unchanged: u64,
     /// Events whose body is gone, or that do not exist.
     pub unavailable: u64,
+    /// What a step of forgetting a sink gave up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forgotten: Option<Forgotten>,
 }
 
 impl ActionOutcome {
     /// Of what is done to one thing.
     pub(crate) fn of_one(changed: bool) -> Self {
-        Self { changed: u64::from(changed), unchanged: u64::from(!changed), unavailable: 0 }
+        Self { changed: u64::from(changed), unchanged: u64::from(!changed), ..Self::default() }
+    }
+
+    /// Of a step of forgetting a sink.
+    pub(crate) fn of_step(forgotten: Forgotten) -> Self {
+        Self { changed: forgotten.pending + forgotten.parked, forgotten: Some(forgotten), ..Self::default() }
     }
 }
 

@@ -16,8 +16,8 @@ use crate::postgres::{PostgresEngine, PostgresReader};
 use crate::sqlite::{SqliteEngine, SqliteReader};
 
 pub use crate::commit::{
-    Action, ActionOutcome, Append, Attempt, AuditRecord, Commit, Committed, ExceptionRow, ExceptionState, Lease, News,
-    Purge, Purged, Settlement, Verdict,
+    Account, Action, ActionOutcome, Append, Attempt, AuditRecord, Commit, Committed, ExceptionRow, ExceptionState,
+    Forgotten, Lease, News, Purge, Purged, Settlement, Verdict,
 };
 pub use crate::sqlite::{DedupeBounds, open, open_reader};
 

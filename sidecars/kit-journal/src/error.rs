@@ -140,6 +140,11 @@ impl JournalError {
         }
     }
 
+    /// The database cannot be asked, or says that it cannot do it: not that there is something wrong with what it holds.
+    pub(crate) fn is_of_the_database(&self) -> bool {
+        matches!(self, Self::NoAnswer | Self::Database(_))
+    }
+
     /// The server has no room for another session now (class 53).
     pub(crate) fn is_crowded_out(&self) -> bool {
         matches!(self, Self::Database(error) if error.code().is_some_and(|said| said.code().starts_with("53")))

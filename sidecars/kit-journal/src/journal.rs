@@ -17,6 +17,7 @@ use crate::event::{BodyDigest, EventId, NewEvent, Seq, StoredEvent};
 use crate::lease::{Held, Keep, start_keeping};
 use crate::metrics::JournalMetrics;
 use crate::pace::Pace;
+use crate::reads::Reads;
 use crate::recent::Recent;
 use crate::writer::Writer;
 
@@ -101,6 +102,7 @@ pub(crate) struct Shared {
     tail: watch::Receiver<Seq>,
     actions: watch::Receiver<u64>,
     health: watch::Receiver<Health>,
+    reads: Reads,
     /// Where leases are renewed, if that is not by the writing thread.
     keeper: Option<mpsc::Sender<Keep>>,
     pub(crate) used_bytes: AtomicU64,
@@ -177,6 +179,7 @@ impl Journal {
             tail: tail_seen,
             actions: actions_seen,
             health: health_seen,
+            reads: Reads::default(),
             keeper,
             used_bytes: AtomicU64::new(0),
             metrics,
@@ -347,6 +350,20 @@ impl Journal {
         &self,
         read: impl FnOnce(&mut dyn Reader) -> Result<T, JournalError> + Send + 'static,
     ) -> Result<T, JournalError> {
+        let result = self.ask(read).await;
+        if let Err(error) = &result
+            && error.is_of_the_database()
+        {
+            self.shared.reads.failed(error, self);
+        }
+        result
+    }
+
+    /// As [`Journal::read`], for whoever tries whether it can be read.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&mut dyn Reader) -> Result<T, JournalError> + Send + 'static,
+    ) -> Result<T, JournalError> {
         let permit = Arc::clone(&self.shared.reader_permits).acquire_owned().await.map_err(|_| stopped())?;
         let shared = Arc::clone(&self.shared);
         let joined = tokio::task::spawn_blocking(move || {
@@ -358,6 +375,11 @@ impl Journal {
                 None => (shared.open_reader)()?,
             };
             let result = read(reader.as_mut());
+            if matches!(&result, Err(JournalError::Store(_)))
+                || result.as_ref().is_err_and(JournalError::is_of_the_database)
+            {
+                shared.metrics.read_failures.inc();
+            }
             // After a store error the connection is not trusted with the next question.
             if !matches!(result, Err(JournalError::Store(_))) {
                 shared.readers.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
@@ -386,6 +408,16 @@ impl Journal {
     /// Whether events are taken, and a signal when that changes.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.shared.health.clone()
+    }
+
+    /// Why the store cannot be read, and a signal when that changes; `None` where it can. Events are taken all the same.
+    pub fn unreadable(&self) -> watch::Receiver<Option<String>> {
+        self.shared.reads.seen()
+    }
+
+    /// Whether nothing will be written any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.requests.is_closed()
     }
 
     /// Bytes in use within the file, as of the last commit that looked.

@@ -14,6 +14,7 @@ pub(crate) struct JournalMetrics {
     pub(crate) refused_busy: Counter,
     pub(crate) refused_late: Counter,
     pub(crate) failures: Counter,
+    pub(crate) read_failures: Counter,
     pub(crate) purged: Counter,
     pub(crate) used_bytes: Gauge,
     pub(crate) dedupe_bytes: Gauge,
@@ -31,6 +32,7 @@ impl JournalMetrics {
             refused_busy: Counter::default(),
             refused_late: Counter::default(),
             failures: Counter::default(),
+            read_failures: Counter::default(),
             purged: Counter::default(),
             used_bytes: Gauge::default(),
             dedupe_bytes: Gauge::default(),
@@ -55,6 +57,11 @@ impl JournalMetrics {
             metrics.refused_late.clone(),
         );
         registry.register("journal_failures", "Commits that failed", metrics.failures.clone());
+        registry.register(
+            "journal_read_failures",
+            "Reads that the store did not answer, or could not",
+            metrics.read_failures.clone(),
+        );
         registry.register(
             "journal_purged_events",
             "Delivered events removed after their retention",

@@ -68,6 +68,11 @@ impl Readiness {
         part
     }
 
+    /// Whether all parts are.
+    pub fn is_ready(&self) -> bool {
+        self.report().0
+    }
+
     fn report(&self) -> (bool, serde_json::Value) {
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         let ready = parts.values().all(PartState::is_ready);

@@ -1,6 +1,6 @@
 //! How the parts are put together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -136,6 +136,7 @@ impl Daemon for LagoUsageTracker {
         let resolver = Resolver::new(parts.journal.clone(), known.clone(), parts.usage.clone(), codes);
         let settings = DispatcherSettings::unordered((resolve::CONCURRENCY, 0), &lago.retry(), &lago.circuit);
         sinks.insert(RESOLVE.to_owned(), parts.deliver(shell, Arc::new(resolver), settings));
+        let at_work: BTreeSet<String> = rolls_up.then(|| rollup::SINK.to_owned()).into_iter().collect();
         if rolls_up {
             parts.start_rollup(shell, &config, &known);
         }
@@ -163,7 +164,8 @@ impl Daemon for LagoUsageTracker {
         let limits = Limits::new(&config.listen, &config.stop, PUBLIC_HEAD);
         // Producers choose transaction ids, and ask for them in the path.
         let limits = Limits { any_path: true, ..limits };
-        let api_state = ApiState { journal, clock, sinks: Arc::new(sinks), choosy: choosy() };
+        let api_state =
+            ApiState { journal, clock, sinks: Arc::new(sinks), at_work: Arc::new(at_work), choosy: choosy() };
         let served = Served {
             business: http::router(intake),
             limits,

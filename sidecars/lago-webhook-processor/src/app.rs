@@ -118,7 +118,13 @@ impl LagoWebhookProcessor {
             keep_tokens,
         );
         let limits = Limits::new(&config.listen, &config.stop, head);
-        let api_state = ApiState { journal, clock, sinks: Arc::new(routed.sinks), choosy: Choosy::default() };
+        let api_state = ApiState {
+            journal,
+            clock,
+            sinks: Arc::new(routed.sinks),
+            at_work: Arc::default(),
+            choosy: Choosy::default(),
+        };
         let served = Served {
             business: http::router(Arc::new(intake)),
             limits,

@@ -169,7 +169,7 @@ fn examine_sink(sink: &Sink, oldest_pending_seconds: f64, findings: &mut Vec<Fin
     if status.is_none() {
         bad(
             format!("{name} is not configured any more, {} events wait for it", sink.pending),
-            "configure it again: until then nothing is delivered there".to_owned(),
+            format!("configure it again, or give up what is kept for it: outrigger sinks forget {name}"),
         );
     }
     if sink.parked > 0 {

@@ -152,6 +152,9 @@ fn show(report: &Report, json: bool) -> anyhow::Result<()> {
         let named = report.damaged.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         say!("{} events are damaged, and so they are in the copy: positions {named}", report.damaged_events);
     }
+    if let Some(passed) = &report.passed {
+        say!("{passed}; they are not in the copy");
+    }
     let name = safe(&report.journal);
     let already = if report.was_finished { " (it was finished before)" } else { "" };
     say!("the journal {name} with {} events is at {}{already}", report.last_position, report.to);

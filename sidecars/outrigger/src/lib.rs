@@ -60,7 +60,7 @@ enum Verb {
     /// Look at dead letters, deliver them again or drop them.
     #[command(subcommand)]
     DeadLetters(dead_letters::Verb),
-    /// Look at sinks, pause and resume them.
+    /// Look at sinks, pause and resume them, forget one that is not configured any more.
     #[command(subcommand)]
     Sinks(sinks::Verb),
     /// Usage on its way to Lago: look at it, send it again, compare it with what Lago has, import it.

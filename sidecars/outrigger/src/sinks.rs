@@ -1,6 +1,8 @@
 //! `sinks` and `stats`.
 
+use anyhow::bail;
 use clap::Subcommand;
+use kit_delivery::api::{ForgetRequest, ForgetResult};
 use serde::{Deserialize, Serialize};
 
 use crate::admin::{Admin, Connection};
@@ -22,6 +24,23 @@ pub(crate) enum Verb {
     Resume {
         /// The sink.
         name: String,
+    },
+    /// Forget one that is not configured any more: what is pending there and its dead letters are given up for good.
+    #[command(after_help = "Until it is forgotten, everything after its last delivery is kept for it.\n\n\
+                            Example: outrigger sinks forget audit --dry-run\n\
+                            Example: outrigger sinks forget audit --reason 'replaced by the lake' --yes")]
+    Forget {
+        /// The sink.
+        name: String,
+        /// Why; kept in the audit trail.
+        #[arg(long, default_value = "")]
+        reason: String,
+        /// Only count.
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
     },
 }
 
@@ -73,6 +92,9 @@ pub(crate) async fn run(verb: Verb, connection: &Connection, json: bool) -> anyh
         }
         Verb::Pause { name } => (name, "pause"),
         Verb::Resume { name } => (name, "resume"),
+        Verb::Forget { name, reason, dry_run, yes } => {
+            return forget(&admin, &name, (reason, dry_run, yes), json).await;
+        }
     };
     change(&admin, &name, action, json).await
 }
@@ -91,6 +113,39 @@ async fn change(admin: &Admin, name: &str, action: &str, json: bool) -> anyhow::
     let state = if changed.paused { "paused" } else { "running" };
     let already = if changed.changed { "" } else { " (it was already)" };
     say!("{} is {state}{already}", changed.sink);
+    Ok(())
+}
+
+/// Counts, asks, and does it.
+async fn forget(
+    admin: &Admin,
+    name: &str,
+    (reason, dry_run, yes): (String, bool, bool),
+    json: bool,
+) -> anyhow::Result<()> {
+    let path = format!("/sinks/{name}/forget");
+    let request = |dry_run| ForgetRequest { dry_run, reason: reason.clone() };
+    if !dry_run && !yes {
+        let ForgetResult { sink, pending, parked, .. } = admin.post(&path, &request(true)).await?;
+        let goes = format!("{pending} pending deliveries and {parked} dead letters");
+        if !output::confirmed(&format!("forget {} with {goes}?", safe(&sink))) {
+            bail!("{goes} go with {}; say --yes to forget it", safe(&sink));
+        }
+    }
+    let result: ForgetResult = admin.post(&path, &request(dry_run)).await?;
+    if json {
+        return output::json(&result);
+    }
+    let ForgetResult { sink, pending, parked, account, dry_run } = result;
+    let done = if dry_run { "would be forgotten (dry run)" } else { "is forgotten" };
+    say!("{} {done}: {pending} pending deliveries and {parked} dead letters dropped", safe(&sink));
+    say!(
+        "of {} events delivered {}, dropped {}, filtered {}",
+        account.accepted,
+        account.delivered,
+        account.dropped,
+        account.filtered
+    );
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use kit::secret::Secret;
 use kit_amqp::{AmqpMetrics, AmqpSourceSection, Message, Taken};
 use kit_journal::Health;
@@ -19,6 +20,8 @@ pub(crate) async fn check(broker: &Broker) {
     what_comes_back_too_often_is_a_dead_letter(broker).await;
     one_that_always_waits_holds_up_nobody_else(broker).await;
     more_than_may_lie_here_does_not_end_the_connection(broker).await;
+    many_that_are_on_their_way_when_all_are_given_back_go_back_in_time(broker).await;
+    what_one_connection_has_found_out_counts_for_the_next(broker).await;
 }
 
 pub(crate) fn section(broker: &Broker, queue: &str) -> AmqpSourceSection {
@@ -174,6 +177,94 @@ async fn one_that_always_waits_holds_up_nobody_else(broker: &Broker) {
     }
     running.health.send_replace(Health::Writable);
     until("the others are taken again", async || door.taken().len() == 10).await;
+    running.end().await;
+}
+
+/// The broker's word that it sends no more comes behind all that it has sent before it was asked.
+async fn many_that_are_on_their_way_when_all_are_given_back_go_back_in_time(broker: &Broker) {
+    const MESSAGES: u64 = 200;
+    /// So that those on their way, some forty at a time, would take longer than the broker's word is waited for.
+    const SLOW: Duration = Duration::from_millis(2_500);
+    let door = Door::default();
+    let section = section(broker, "many");
+    // Declares the queue.
+    let declaring = running(&section, &AmqpMetrics::default(), &door);
+    let (_connection, channel) = channel(broker).await;
+    is_there(broker, "many").await;
+    declaring.end().await;
+    let body = vec![b'x'; 400 << 10];
+    for n in 0..MESSAGES {
+        publish(&channel, "many", &format!("{n}"), &body).await;
+    }
+    let mut registry = Registry::default();
+    let metrics = AmqpMetrics::register(&mut registry);
+    let asking = door.clone();
+    let running = Running::receiving(&section, &metrics, move |message| {
+        let door = asking.clone();
+        async move {
+            if !door.is_open.load(Ordering::SeqCst) {
+                tokio::time::sleep(SLOW).await;
+            }
+            door.take(&message)
+        }
+        .boxed()
+    });
+    // Many more than may lie here.
+    until("many of those on their way have come", async || later(&registry) > MESSAGES / 2).await;
+
+    // One may be tried again by then.
+    until("all are given back", async || counts(broker, "many").await.0 >= MESSAGES - 1).await;
+
+    door.open();
+    until("all are taken", async || door.taken().len() as u64 == MESSAGES).await;
+    let text = encoded(&registry);
+    assert!(text.contains("amqp_connects_total{connection=\"source\"} 1\n"), "{text}");
+    running.end().await;
+}
+
+/// Messages that could not be taken, so far.
+fn later(registry: &Registry) -> u64 {
+    let text = encoded(registry);
+    let line = text.lines().find(|line| line.starts_with("amqp_consumed_total{") && line.contains("\"later\""));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
+}
+
+fn encoded(registry: &Registry) -> String {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+    text
+}
+
+/// A connection that ends when nothing could be taken is no reason to take as much as ever on the next one.
+async fn what_one_connection_has_found_out_counts_for_the_next(broker: &Broker) {
+    const MESSAGES: u64 = 20;
+    let door = Door::default();
+    let section = AmqpSourceSection { hold_max_seconds: 4.0, ..section(broker, "careful") };
+    let mut registry = Registry::default();
+    let running = running(&section, &AmqpMetrics::register(&mut registry), &door);
+    {
+        let (_connection, channel) = channel(broker).await;
+        is_there(broker, "careful").await;
+        for n in 0..MESSAGES {
+            publish(&channel, "careful", &format!("{n}"), b"x").await;
+        }
+    }
+    until("all are looked at", async || door.asked() as u64 == MESSAGES).await;
+    running.health.send_replace(Health::Failing("the disk is full".to_owned()));
+    until("all are given back", async || counts(broker, "careful").await == (MESSAGES, 0)).await;
+    broker.ctl(&["close_all_connections", "a test"]).await.unwrap();
+    until("there is another one", async || {
+        encoded(&registry).contains("amqp_connects_total{connection=\"source\"} 2\n")
+    })
+    .await;
+    door.asked.lock().unwrap().clear();
+
+    running.health.send_replace(Health::Writable);
+
+    until("one is looked at twice", async || door.asked.lock().unwrap().values().any(|times| *times > 1)).await;
+    assert_eq!(door.asked(), 1);
+    door.open();
+    until("all are taken", async || door.taken().len() as u64 == MESSAGES).await;
     running.end().await;
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use kit::clock::SystemClock;
 use kit::lifecycle::StopToken;
 use kit::secret::Secret;
@@ -58,13 +59,21 @@ impl Running {
         metrics: &AmqpMetrics,
         take: impl Fn(&Message) -> Taken + Clone + Send + Sync + 'static,
     ) -> Self {
-        let source = AmqpSource::new("source", "test", section, metrics, Arc::new(SystemClock)).unwrap();
-        let (stop, health) = (StopToken::new(), watch::Sender::new(Health::Writable));
-        let (token, seen) = (stop.clone(), health.subscribe());
         let receive = move |message: Arc<Message>| {
             let take = take.clone();
             async move { take(&message) }.boxed()
         };
+        Self::receiving(section, metrics, receive)
+    }
+
+    pub(crate) fn receiving(
+        section: &AmqpSourceSection,
+        metrics: &AmqpMetrics,
+        receive: impl Fn(Arc<Message>) -> BoxFuture<'static, Taken> + Send + Sync + 'static,
+    ) -> Self {
+        let source = AmqpSource::new("source", "test", section, metrics, Arc::new(SystemClock)).unwrap();
+        let (stop, health) = (StopToken::new(), watch::Sender::new(Health::Writable));
+        let (token, seen) = (stop.clone(), health.subscribe());
         let task = tokio::spawn(async move { source.run(token, seen, receive).await.unwrap() });
         Self { health, stop, task }
     }

@@ -62,10 +62,7 @@ pub(super) async fn drop_deliveries(
     peer: axum::Extension<ConnInfo>,
     Json(mut request): Json<DropRequest>,
 ) -> Result<Json<ActionResult>, ApiError> {
-    request.reason = match request.reason.trim() {
-        "" => "dropped by an operator".to_owned(),
-        reason => reason.chars().take(REASON_CHARS).collect(),
-    };
+    request.reason = kept_reason(&request.reason, "dropped by an operator");
     // With the reason as it is kept: the trail has room for that one.
     let (asked, reason) = (json!(request), request.reason);
     let result = change(&state, request.select, request.dry_run, |sink, seqs, _| Action::Drop {
@@ -76,6 +73,14 @@ pub(super) async fn drop_deliveries(
     let result = result.await?;
     record(&state, &peer, "deliveries.drop", &asked, &result).await?;
     Ok(Json(result))
+}
+
+/// A reason as it is kept.
+pub(super) fn kept_reason(given: &str, otherwise: &str) -> String {
+    match given.trim() {
+        "" => otherwise.to_owned(),
+        reason => reason.chars().take(REASON_CHARS).collect(),
+    }
 }
 
 /// Stop deliveries of a sink; events go on being accepted.
@@ -146,7 +151,7 @@ async fn change(
         }
         if !dry_run && !seqs.is_empty() {
             let outcomes = state.journal.act(vec![action(&sink, seqs, result.changed)]).await?;
-            for ActionOutcome { changed, unchanged, unavailable } in outcomes {
+            for ActionOutcome { changed, unchanged, unavailable, .. } in outcomes {
                 result.changed += changed;
                 result.unchanged += unchanged;
                 result.unavailable += unavailable;
@@ -210,7 +215,13 @@ async fn record(
     Ok(())
 }
 
-fn audit_record(state: &ApiState, peer: &ConnInfo, action: &str, request: &Value, result: &Value) -> AuditRecord {
+pub(super) fn audit_record(
+    state: &ApiState,
+    peer: &ConnInfo,
+    action: &str,
+    request: &Value,
+    result: &Value,
+) -> AuditRecord {
     AuditRecord {
         at: state.clock.now(),
         actor: peer.peer.ip().to_string(),

@@ -2,12 +2,13 @@
 //! the bearer token; nothing here is reachable without it.
 
 mod actions;
+mod forget;
 mod model;
 mod query;
 mod unlisted;
 mod views;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Json;
@@ -31,6 +32,8 @@ pub struct ApiState {
     pub clock: SharedClock,
     /// What each sink is doing, by name.
     pub sinks: Arc<BTreeMap<String, Arc<Mutex<SinkStatus>>>>,
+    /// Sinks that this daemon works on otherwise than by delivering to them.
+    pub at_work: Arc<BTreeSet<String>>,
     /// Sinks that only count what they pass by, and which events they want.
     pub choosy: Choosy,
 }
@@ -54,6 +57,7 @@ pub fn router(state: ApiState) -> OpenApiRouter {
         .routes(routes!(views::list_sinks))
         .routes(routes!(actions::pause))
         .routes(routes!(actions::resume))
+        .routes(routes!(forget::forget))
         .routes(routes!(views::statistics))
         .routes(routes!(views::audit))
         .with_state(state)
@@ -69,6 +73,10 @@ pub struct ApiError {
 impl ApiError {
     fn bad_request(message: impl Into<String>) -> Self {
         Self { status: StatusCode::BAD_REQUEST, message: message.into() }
+    }
+
+    fn conflict(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::CONFLICT, message: message.into() }
     }
 
     fn not_found(what: &str) -> Self {

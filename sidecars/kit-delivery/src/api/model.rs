@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kit::clock::Timestamp;
-use kit_journal::engine::{Attempt, AuditRecord, ExceptionState, Found, FoundDelivery, SinkRow};
+use kit_journal::engine::{Account, Attempt, AuditRecord, ExceptionState, Found, FoundDelivery, SinkRow};
 use kit_journal::{DeliveryState, Seq};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -191,6 +191,51 @@ pub struct DropRequest {
     pub dry_run: bool,
     /// Why; kept with the delivery and in the audit trail.
     pub reason: String,
+}
+
+/// Forget a sink.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ForgetRequest {
+    /// Only count.
+    pub dry_run: bool,
+    /// Why; kept in the audit trail.
+    pub reason: String,
+}
+
+/// What forgetting a sink gave up, or would.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct ForgetResult {
+    /// The sink.
+    pub sink: String,
+    /// Deliveries that were still to be made, and count as dropped now.
+    pub pending: u64,
+    /// Dead letters, which count as dropped now.
+    pub parked: u64,
+    /// The sink's account at its end, or as it would be: accepted = delivered + dropped + filtered.
+    pub account: SinkAccount,
+    /// Nothing was changed because the request said so.
+    pub dry_run: bool,
+}
+
+/// What became of all events that a sink was responsible for.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct SinkAccount {
+    /// Events it was responsible for.
+    pub accepted: u64,
+    /// Delivered.
+    pub delivered: u64,
+    /// Dropped by a person or by a route, with what is given up at the end.
+    pub dropped: u64,
+    /// Not wanted by the sink's rules.
+    pub filtered: u64,
+}
+
+impl From<Account> for SinkAccount {
+    fn from(account: Account) -> Self {
+        let Account { accepted, delivered, dropped, filtered } = account;
+        Self { accepted, delivered, dropped, filtered }
+    }
 }
 
 /// What an action did, or would do.

@@ -168,6 +168,14 @@ impl Dispatcher {
             });
             let row = match row.await {
                 Ok(row) => row,
+                Err(JournalError::UnknownSink(_)) => {
+                    tracing::warn!(sink = %name, "sink {name} was forgotten since this replica began, and begins again with the next event");
+                    // Where that fails it is found out again.
+                    let _ = lease.give_back().await;
+                    let _ = shell.journal.act(vec![Action::Register { sink: name.clone() }]).await;
+                    tokio::time::sleep(ASK_AGAIN).await;
+                    continue;
+                }
                 // Where there are replicas the store is elsewhere, and may be away for a while.
                 Err(error) if !lease.is_for_good() => {
                     let error = kit::error::chain(&error);

@@ -67,6 +67,26 @@ async fn a_lost_lease_ends_what_is_in_flight_whatever_the_database_keeps_waiting
     bench.stop().await;
 }
 
+/// An operator forgets a sink while the replica that is configured with it is cut off.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_was_forgotten_meanwhile_begins_again_with_the_next_event() {
+    let database = new_database();
+    let mut bench = Bench::shared(&server().url(&database), None, Behaviour::Ok, |_| {}).await;
+    server().sql(&database, TAKEN).unwrap();
+    bench.until("standing by", |bench| bench.status().standby).await;
+    bench.append("before").await;
+    let forget = "DELETE FROM outrigger.sinks; INSERT INTO outrigger.meta VALUES ('sinks.forgotten/gateway', '1');
+        UPDATE outrigger.leases SET until = now()";
+
+    server().sql(&database, forget).unwrap();
+
+    let known = "SELECT count(*) FROM outrigger.sinks";
+    bench.until("it is known again", |_| server().sql(&database, known).unwrap() == "1").await;
+    let seq = bench.append("after").await;
+    bench.until("it is delivered", |bench| bench.taken() == [seq]).await;
+    bench.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_stands_by_says_nothing_of_how_the_sink_is() {
     let database = new_database();

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
 
+use kit::admin::Readiness;
 use kit::clock::Timestamp;
+use kit::lifecycle::Shell;
 use kit_journal::engine::{AuditRecord, ExceptionRow, ExceptionState, Found, Page, Reader, SinkRow, Statistics};
-use kit_journal::{EventFilter, EventId, JournalError, Seq, StoredEvent};
+use kit_journal::{EventFilter, EventId, Health, JournalError, Seq, StoredEvent};
 use kit_workbench::gateway::Behaviour;
 
 use crate::bench::*;
@@ -15,6 +17,8 @@ use crate::bench::*;
 #[derive(Default)]
 pub(crate) struct Trouble {
     failing: AtomicBool,
+    /// As of a database that does not answer.
+    silent: AtomicBool,
     damaged: AtomicBool,
     asked: AtomicU64,
     no_ranges: AtomicBool,
@@ -42,6 +46,9 @@ impl Reader for Troubled {
         self.trouble.asked.fetch_add(1, Ordering::SeqCst);
         if self.trouble.damaged.load(Ordering::SeqCst) {
             return Err(JournalError::Damaged { seq, what: "said the test" });
+        }
+        if self.trouble.silent.load(Ordering::SeqCst) {
+            return Err(JournalError::NoAnswer);
         }
         if self.trouble.failing.load(Ordering::SeqCst) {
             return Err(JournalError::Unavailable("said the test".to_owned()));
@@ -188,6 +195,25 @@ async fn a_journal_that_cannot_be_read_opens_no_circuit_and_costs_no_attempt() {
 
     assert_eq!(row.parked, 0, "{}", bench.reason(seq).await);
     assert_eq!(bench.attempts(seq).await.len(), 2);
+}
+
+/// What takes events and cannot be read delivers nothing: whoever asks for the readiness is told, and of its end as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_does_not_answer_who_delivers_is_not_ready_until_it_does() {
+    let trouble = Arc::new(Trouble::default());
+    let mut bench = troubled(1_000, &trouble).await;
+    let (mut shell, readiness) = (Shell::new(), Readiness::default());
+    kit_delivery::start::watch_journal(&mut shell, &bench.journal, &readiness);
+    bench.until("ready", |_| readiness.is_ready()).await;
+    trouble.silent.store(true, Ordering::SeqCst);
+
+    bench.append("a/1").await;
+
+    bench.until("not ready", |_| !readiness.is_ready()).await;
+    assert_eq!(*bench.journal.health().borrow(), Health::Writable);
+    trouble.silent.store(false, Ordering::SeqCst);
+    bench.until("ready again", |_| readiness.is_ready()).await;
+    bench.all_settled().await;
 }
 
 /// More records are missing than the window has room for: all are listed, and what comes after them is delivered.

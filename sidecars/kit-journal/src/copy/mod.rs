@@ -9,7 +9,7 @@
 mod record;
 mod verify;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use kit::secret::Secret;
@@ -103,6 +103,18 @@ pub struct Tally {
     pub sha256: String,
 }
 
+/// Positions that could not be read and that every sink had passed: whether a purge had taken their events before nobody can
+/// tell. They are not in the copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Passed {
+    /// The first.
+    pub first: Seq,
+    /// The last; those between that are damaged, or can be read, are none of them.
+    pub last: Seq,
+    /// How many.
+    pub positions: u64,
+}
+
 /// What came of a copy.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -124,6 +136,8 @@ pub struct Report {
     pub damaged: Vec<Seq>,
     /// How many there are.
     pub damaged_events: u64,
+    /// What else could not be read, if anything.
+    pub passed: Option<Passed>,
 }
 
 /// Why a journal was not copied. Nothing was changed but an unfinished copy.
@@ -150,7 +164,7 @@ pub enum CopyError {
     },
     /// The source has events that do not match their checksum.
     #[error(
-        "{count} events of {from} are damaged (positions {positions}): restore a backup, or carry them over as they are with \
+        "{count} events of {from} are damaged ({positions}): restore a backup, or carry them over as they are with \
          --keep-damaged, which makes dead letters of those that are not delivered yet"
     )]
     Damaged {
@@ -158,7 +172,7 @@ pub enum CopyError {
         from: String,
         /// How many.
         count: u64,
-        /// The first of them.
+        /// The first of them, and what else cannot be read.
         positions: String,
     },
     /// The copy does not hold what the source holds.
@@ -181,6 +195,10 @@ pub(crate) trait Store {
     fn estimate(&mut self, table: Table) -> Result<u64, JournalError>;
     /// First and last position of the events, last number of attempts and of audit, and how many deliveries.
     fn ends(&mut self) -> Result<[i64; 5], JournalError>;
+    /// What could not be read of the events when they were last read to the end, beside those that came as damaged.
+    fn passed(&self) -> Option<Passed> {
+        None
+    }
 }
 
 /// What is written to.
@@ -250,6 +268,17 @@ impl Watch<'_> {
     }
 }
 
+impl std::fmt::Display for Passed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { first, last, positions } = self;
+        write!(
+            f,
+            "{positions} positions from {first} to {last} cannot be read: their events were delivered everywhere, and may have \
+             been purged"
+        )
+    }
+}
+
 impl Place {
     fn address(&self) -> Result<Option<Arc<Address>>, CopyError> {
         let Self::Postgres(database) = self else { return Ok(None) };
@@ -279,14 +308,20 @@ impl Place {
 pub fn copy(plan: &Plan, tell: &mut dyn FnMut(Step)) -> Result<Report, CopyError> {
     let (source_address, target_address) = (plan.from.address()?, plan.to.address()?);
     let (from, to) = (plan.from.shown(source_address.as_deref()), plan.to.shown(target_address.as_deref()));
-    let same_file =
-        |one: &Path, other: &Path| one.canonicalize().ok().is_some_and(|one| other.canonicalize().ok() == Some(one));
-    if from == to
-        || matches!((&plan.from, &plan.to), (Place::Sqlite(one), Place::Sqlite(other)) if same_file(one, other))
-    {
+    let open = |side| move |source| CopyError::Open { side, source };
+    let is_one = match (&plan.from, &plan.to, &source_address, &target_address) {
+        (Place::Sqlite(one), Place::Sqlite(other), ..) => {
+            let canonical = one.canonicalize().ok();
+            from == to || (canonical.is_some() && canonical == other.canonicalize().ok())
+        }
+        (.., Some(one), Some(other)) => {
+            postgres::copy::are_one(one, other).map_err(|(side, source)| CopyError::Open { side, source })?
+        }
+        _ => false,
+    };
+    if is_one {
         return Err(CopyError::Refused(format!("the journal is at {to} already: name another target")));
     }
-    let open = |side| move |source| CopyError::Open { side, source };
     let mut source = match (&plan.from, &source_address) {
         (Place::Postgres(_), Some(address)) => postgres::copy::open_source(address).map_err(open("source"))?,
         (Place::Sqlite(path), _) => sqlite::copy::open_source(path).map_err(open("source"))?,
@@ -354,8 +389,14 @@ pub fn copy(plan: &Plan, tell: &mut dyn FnMut(Step)) -> Result<Report, CopyError
         let differences = verified.differences.join(", ");
         return Err(CopyError::Different { count: verified.different, differences });
     }
-    if verified.damaged_events > 0 && !plan.keep_damaged && !was_finished {
+    let passed = store.passed();
+    if (verified.damaged_events > 0 || passed.is_some()) && !plan.keep_damaged && !was_finished {
         let positions = verified.damaged.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let positions = [
+            (!positions.is_empty()).then(|| format!("positions {positions}")),
+            passed.map(|passed| passed.to_string()),
+        ];
+        let positions = positions.into_iter().flatten().collect::<Vec<_>>().join("; ");
         return Err(CopyError::Damaged { from, count: verified.damaged_events, positions });
     }
     if !was_finished {
@@ -363,7 +404,18 @@ pub fn copy(plan: &Plan, tell: &mut dyn FnMut(Step)) -> Result<Report, CopyError
         target.finish(&marker, &end).map_err(writing)?;
     }
     let verify::Verified { tables, damaged, damaged_events, .. } = verified;
-    Ok(Report { from, to, journal, last_position: last_seq, resumed, was_finished, tables, damaged, damaged_events })
+    Ok(Report {
+        from,
+        to,
+        journal,
+        last_position: last_seq,
+        resumed,
+        was_finished,
+        tables,
+        damaged,
+        damaged_events,
+        passed,
+    })
 }
 
 fn copy_table(

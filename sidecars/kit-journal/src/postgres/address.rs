@@ -9,8 +9,10 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use super::tls::Trust;
 
-/// Name look-up, connect and log-in together.
+/// Name look-up, connect and log-in together, where another host may be asked instead.
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+/// Of a server whose URL names none.
+pub(super) const USUAL_PORT: u16 = 5432;
 
 /// A database and the journal's place in it.
 #[derive(Clone)]
@@ -19,7 +21,7 @@ pub(crate) struct Address {
     pub(super) trust: Trust,
     /// The schema that holds the journal: a plain lower-case name, so that it needs no quotes.
     pub(super) schema: String,
-    /// Host, database and schema, for messages; never the password.
+    /// Hosts with ports that are not the usual one, database and schema, for messages; never the password.
     pub(super) shown: String,
 }
 
@@ -92,7 +94,11 @@ impl Address {
         if config.get_application_name().is_none() {
             config.application_name("outrigger");
         }
-        let hosts: Vec<String> = config.get_hosts().iter().map(host_text).collect();
+        // One port counts for all hosts, or there is one each.
+        let ports = config.get_ports();
+        let port = |nth: usize| ports.get(nth).or(ports.first()).copied().unwrap_or(USUAL_PORT);
+        let hosts: Vec<String> =
+            config.get_hosts().iter().enumerate().map(|(nth, host)| place_text(host, port(nth))).collect();
         let database = config.get_dbname().unwrap_or_default();
         let shown = format!("{}/{database}, schema {schema}", hosts.join(","));
         Ok(Self { config, trust, schema: schema.to_owned(), shown })
@@ -108,12 +114,13 @@ pub(crate) fn is_plain_name(name: &str) -> bool {
         && !name.starts_with("pg_")
 }
 
-fn host_text(host: &Host) -> String {
-    match host {
+fn place_text(host: &Host, port: u16) -> String {
+    let host = match host {
         Host::Tcp(name) => name.clone(),
         #[cfg(unix)]
         Host::Unix(path) => path.display().to_string(),
-    }
+    };
+    if port == USUAL_PORT { host } else { format!("{host}:{port}") }
 }
 
 fn percent_decoded(text: &str) -> Option<String> {
@@ -168,7 +175,7 @@ mod tests {
             assert!(mistake.contains(expected) && !mistake.contains("topsecret"), "{url}: {mistake}");
         }
         let shown = format!("{:?}", parse("postgres://u:topsecret@one,two:6432/d").unwrap());
-        assert_eq!(shown, "one,two/d, schema outrigger");
+        assert_eq!(shown, "one,two:6432/d, schema outrigger");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::copy::storable;
 use crate::engine::{Action, ActionOutcome, Commit, ExceptionRow, ExceptionState, Settlement};
 use crate::error::JournalError;
 use crate::event::Seq;
+use crate::forgetting::{Forgetting, Numbers};
 use crate::packed;
 
 /// Columns that [`exception_row`] reads, from the first.
@@ -62,6 +63,10 @@ pub(super) struct Book {
 pub(super) struct Books {
     pub(super) sinks: HashMap<String, Book>,
     pub(super) settled: Option<Seq>,
+    /// Sinks that are forgotten with this commit, by name.
+    pub(super) forgotten: Vec<(String, Book)>,
+    /// Of the sinks that were forgotten; read where they are asked for.
+    pub(super) numbers: Numbers,
     /// Positions that operators ask about and whose event is there.
     pub(super) stored: BTreeSet<Seq>,
     pub(super) attempts: Vec<(i32, i64, Seq, Seq, String)>,
@@ -78,6 +83,10 @@ pub(super) struct Wanted {
     pub(super) up_to: Vec<(String, Seq)>,
     /// Positions whose event operators ask about.
     pub(super) events: Vec<Seq>,
+    /// So many rows of a sink that is to be forgotten.
+    pub(super) first: Vec<(String, i64)>,
+    /// The numbers of the sinks that were forgotten.
+    pub(super) numbers: bool,
 }
 
 impl Wanted {
@@ -93,6 +102,14 @@ impl Wanted {
             if let Some((sink, seqs)) = subject_of(action) {
                 wanted.rows.extend(seqs.iter().map(|seq| (sink.to_owned(), *seq)));
                 wanted.events.extend(seqs);
+            }
+            match action {
+                Action::Forget { sink, rows, .. } => {
+                    wanted.first.push((sink.clone(), i64::from(*rows)));
+                    wanted.numbers = true;
+                }
+                Action::Register { .. } => wanted.numbers = true,
+                _ => {}
             }
         }
         wanted
@@ -144,6 +161,8 @@ impl Books {
         Ok(Self {
             sinks: sinks.iter().map(book).collect(),
             settled,
+            forgotten: Vec::new(),
+            numbers: Numbers::default(),
             stored: stored.iter().map(|row| row.get(0)).collect(),
             attempts: Vec::new(),
             values: BTreeMap::new(),
@@ -240,6 +259,7 @@ impl Books {
                 (book.paused, book.is_changed) = (*paused, book.is_changed || changes);
                 return ActionOutcome::of_one(changes);
             }
+            Action::Forget { sink, lease, rows } => return self.forget(sink, *lease, *rows, last_seq),
             _ => {}
         }
         let Some((sink, seqs)) = subject_of(action) else { return unavailable() };
@@ -260,13 +280,44 @@ impl Books {
         total
     }
 
-    /// Makes a sink known; the first one of a journal gets everything that is in it.
+    /// A step; the last one takes the sink itself.
+    fn forget(&mut self, name: &str, lease: u64, rows: u32, last_seq: Seq) -> ActionOutcome {
+        let Some(book) = self.sinks.get_mut(name) else { return unavailable() };
+        if u64::try_from(book.epoch) != Ok(lease) {
+            return ActionOutcome::of_one(false);
+        }
+        // All that are there, where they are fewer than were asked for.
+        let is_last = book.rows.len() < rows as usize;
+        let mut counters = Forgetting {
+            start: book.start,
+            cursor: book.cursor,
+            delivered: book.delivered,
+            open: book.open,
+            parked: book.parked,
+            dropped: book.dropped,
+            filtered: book.filtered,
+            ahead: book.ahead,
+        };
+        let rows = std::mem::take(&mut book.rows);
+        let forgotten = counters.step(rows.values().map(|row| row.state), last_seq, is_last);
+        book.changed.extend(rows.into_keys());
+        (book.cursor, book.open, book.parked) = (counters.cursor, counters.open, counters.parked);
+        (book.dropped, book.ahead, book.is_changed) = (counters.dropped, counters.ahead, true);
+        if is_last && let Some(book) = self.sinks.remove(name) {
+            self.values.extend([self.numbers.add(name, i64::from(book.id))]);
+            self.forgotten.push((name.to_owned(), book));
+        }
+        ActionOutcome::of_step(forgotten)
+    }
+
+    /// Makes a sink known; the first one that a journal ever had gets everything that is in it.
     fn register(&mut self, name: &str, last_seq: Seq) -> bool {
         if self.sinks.contains_key(name) {
             return false;
         }
-        let start = if self.sinks.is_empty() { 0 } else { last_seq };
-        let id = self.sinks.values().map(|book| book.id).max().unwrap_or(0) + 1;
+        let (id, is_first) = self.numbers.next(name, self.sinks.values().map(|book| i64::from(book.id)));
+        let Ok(id) = i32::try_from(id) else { return false };
+        let start = if is_first { 0 } else { last_seq };
         let book = Book {
             id,
             start,

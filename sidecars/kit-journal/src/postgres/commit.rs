@@ -14,6 +14,7 @@ use super::{append, no_head, purge};
 use crate::engine::{Commit, Committed};
 use crate::error::JournalError;
 use crate::event::{EventId, KeyHash, Seq};
+use crate::forgetting::Numbers;
 use crate::judging::Known;
 
 /// What a commit has found under the lock.
@@ -78,6 +79,14 @@ pub(super) async fn find(
          SELECT e.sink, {row_columns} FROM unnest($3::text[], $4::bigint[]) AS w (name, upto)
             JOIN @sinks s ON s.name = w.name JOIN @exceptions e ON e.sink = s.id AND e.seq > s.cursor AND e.seq <= w.upto"
     );
+    let (forgotten, most): (Vec<&str>, Vec<i64>) =
+        wanted.first.iter().map(|(sink, most)| (sink.as_str(), *most)).unzip();
+    let first_params = [param(forgotten, Type::TEXT_ARRAY), param(most, Type::INT8_ARRAY)];
+    let first_sql = format!(
+        "SELECT e.sink, {row_columns} FROM unnest($1::text[], $2::bigint[]) AS w (name, most)
+            JOIN @sinks s ON s.name = w.name
+            CROSS JOIN LATERAL (SELECT * FROM @exceptions x WHERE x.sink = s.id ORDER BY x.seq LIMIT w.most) e"
+    );
     let mut answers = together::<Vec<Row>>(vec![
         Box::pin(async { speaker.batch(begin).await.map(|()| Vec::new()) }),
         Box::pin(speaker.query(lock, &[])),
@@ -100,24 +109,40 @@ pub(super) async fn find(
             }
             speaker.query("SELECT seq FROM @events WHERE seq = ANY($1)", &stored_params).await
         }),
+        Box::pin(async {
+            if wanted.first.is_empty() {
+                return empty().await;
+            }
+            speaker.query(&first_sql, &first_params).await
+        }),
+        Box::pin(async {
+            if !wanted.numbers {
+                return empty().await;
+            }
+            let sql = "SELECT name, value FROM @meta WHERE starts_with(name, $1)";
+            speaker.query(sql, &[param(Numbers::PREFIX, Type::TEXT)]).await
+        }),
         Box::pin(speaker.query(&told, &seen)),
     ])
     .await?
     .into_iter();
     let mut next = || answers.next().unwrap_or_default();
-    let (_, head, keys, sinks, rows, stored, told) = (next(), next(), next(), next(), next(), next(), next());
+    let (_, head, keys, sinks, mut rows, stored) = (next(), next(), next(), next(), next(), next());
+    let (first, numbers, told) = (next(), next(), next());
+    rows.extend(first);
     let (Some(head), Some(told)) = (head.first(), told.first()) else { return Err(no_head()) };
     let mut known: HashMap<KeyHash, Known> = HashMap::new();
     for row in &keys {
         let key = KeyHash(row.get::<_, Uuid>(0).into_bytes());
         known.entry(key).or_default().push((EventId::from_bytes(row.get::<_, Uuid>(1).into_bytes()), row.get(2)));
     }
+    let numbers = Numbers::read(numbers.iter().map(|row| (row.get(0), row.get(1))));
     Ok(Found {
         told: Told::read(told, 1),
         actions: head.get(0),
         bytes: head.get(1),
         known,
-        books: Books::open(&sinks, &rows, &stored)?,
+        books: Books { numbers, ..Books::open(&sinks, &rows, &stored)? },
         database: Timestamp::from_millis(told.get(0)),
     })
 }

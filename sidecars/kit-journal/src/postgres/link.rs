@@ -16,6 +16,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::address::Address;
+use super::hosts;
 use super::tls::Tls;
 use crate::error::JournalError;
 
@@ -90,7 +91,7 @@ impl Link {
                         return Err(JournalError::NoAnswer);
                     }
                     *client = None;
-                    let (made, connection) = address.config.connect(tls.clone()).await?;
+                    let (made, connection) = hosts::connect(address, tls, ANSWER_WITHIN).await?;
                     // What it says is said to whoever asks next.
                     let task = tokio::spawn(async move { drop(connection.await) });
                     *client = Some((made, task));

@@ -10,6 +10,7 @@ mod books;
 mod clock;
 mod commit;
 pub(crate) mod copy;
+mod hosts;
 mod lease;
 mod link;
 mod lost;

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::address::Address;
 use super::books::{ROW, exception_row};
-use super::link::{Link, Speaker, param};
+use super::link::{Link, Param, Saying, Speaker, param, together};
 use crate::engine::{
     Attempt, AuditRecord, ExceptionRow, ExceptionState, Found, FoundDelivery, Page, Reader, SinkRow, Statistics,
 };
@@ -25,6 +25,10 @@ const SEARCHED: usize = 200;
 
 /// Longer than that no question of a person may keep the database busy: some of them are walks through a whole table.
 const BROWSED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Longer than that no look-up of a delivery may keep the database busy. It is the database that ends it, before nobody
+/// waits for the answer any more: a session whose client has gone would go on with it, and another one come beside it.
+const READ_WITHIN: Duration = Duration::from_secs(10);
 
 /// One reading connection.
 pub(crate) struct PostgresReader {
@@ -43,13 +47,34 @@ impl PostgresReader {
         if let Some(id) = self.sinks.get(name) {
             return Ok(*id);
         }
-        let id = self.link.again(async |speaker| {
-            let row = speaker.query_opt("SELECT id FROM @sinks WHERE name = $1", &[param(name, Type::TEXT)]).await?;
-            row.map(|row| row.get(0)).ok_or_else(|| JournalError::UnknownSink(name.to_owned()))
-        })?;
-        // Given once and never changed; there are a handful.
+        let row = self.look_up_one("SELECT id FROM @sinks WHERE name = $1", &[param(name, Type::TEXT)])?;
+        let id = row.map(|row| row.get(0)).ok_or_else(|| JournalError::UnknownSink(name.to_owned()))?;
+        // Given once and never changed, also where a sink is forgotten and comes back; there are a handful.
         self.sinks.insert(name.to_owned(), id);
         Ok(id)
+    }
+
+    /// One question of a delivery, which goes by an index; what limits it is said in the same message.
+    fn look_up(&mut self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, JournalError> {
+        let begin = format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", READ_WITHIN.as_millis());
+        let found = self.link.again(async |speaker| {
+            let said: Vec<Saying<'_, Vec<Row>>> = vec![
+                Box::pin(async { speaker.batch(&begin).await.map(|()| Vec::new()) }),
+                Box::pin(speaker.query(sql, params)),
+                // After an error before it the database takes this for a ROLLBACK.
+                Box::pin(async { speaker.batch("COMMIT").await.map(|()| Vec::new()) }),
+            ];
+            together(said).await
+        });
+        match found {
+            Err(error) if error.is_stopped_statement() => Err(JournalError::NoAnswer),
+            found => Ok(found?.into_iter().nth(1).unwrap_or_default()),
+        }
+    }
+
+    /// As [`Self::look_up`], where there is one row at most.
+    fn look_up_one(&mut self, sql: &str, params: &[Param<'_>]) -> Result<Option<Row>, JournalError> {
+        Ok(self.look_up(sql, params)?.into_iter().next())
     }
 
     /// Several questions about one moment, of which none takes long: for what people look for.
@@ -78,14 +103,15 @@ impl PostgresReader {
     }
 }
 
+const SINKS: &str =
+    "SELECT id, name, start, cursor, delivered, open, parked, dropped, filtered, ahead, paused FROM @sinks ORDER BY id";
+
 async fn sinks(speaker: &Speaker<'_>) -> Result<Vec<(i32, SinkRow)>, JournalError> {
-    let rows = speaker
-        .query(
-            "SELECT id, name, start, cursor, delivered, open, parked, dropped, filtered, ahead, paused
-             FROM @sinks ORDER BY id",
-            &[],
-        )
-        .await?;
+    speaker.query(SINKS, &[]).await.map(|rows| sink_rows(&rows))
+}
+
+/// Rows of [`SINKS`].
+fn sink_rows(rows: &[Row]) -> Vec<(i32, SinkRow)> {
     let sink = |row: &Row| {
         let count = |n: usize| u64::try_from(row.get::<_, i64>(n)).unwrap_or(0);
         let sink = SinkRow {
@@ -102,7 +128,7 @@ async fn sinks(speaker: &Speaker<'_>) -> Result<Vec<(i32, SinkRow)>, JournalErro
         };
         (row.get(0), sink)
     };
-    Ok(rows.iter().map(sink).collect())
+    rows.iter().map(sink).collect()
 }
 
 /// An event from its columns, the body among them; never bytes that are not the ones that were stored.
@@ -242,25 +268,21 @@ impl Reader for PostgresReader {
     ) -> Result<(Vec<StoredEvent>, Vec<Seq>), JournalError> {
         let sink = self.sink_id(sink)?;
         let bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
-        let rows = self.link.again(async |speaker| {
-            // Events and rows are of one moment. What comes after so many bytes of bodies is not sent.
-            speaker
-                .query(
-                    "SELECT seq, at, head, sum, CASE WHEN own THEN ''::bytea ELSE body END, own FROM (
+        // Events and rows are of one moment. What comes after so many bytes of bodies is not sent.
+        let rows = self.look_up(
+            "SELECT seq, at, head, sum, CASE WHEN own THEN ''::bytea ELSE body END, own FROM (
                         SELECT e.*, x.seq IS NOT NULL AS own, sum(CASE WHEN x.seq IS NULL THEN octet_length(e.body) END)
                             OVER (ORDER BY e.seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
                         FROM (SELECT * FROM @events WHERE seq > $2 ORDER BY seq LIMIT $3) e
                             LEFT JOIN @exceptions x ON x.sink = $1 AND x.seq = e.seq) t
                      WHERE coalesce(before, 0) < $4 ORDER BY seq",
-                    &[
-                        param(sink, Type::INT4),
-                        param(after, Type::INT8),
-                        param(i64::from(limit), Type::INT8),
-                        param(bytes.max(1), Type::INT8),
-                    ],
-                )
-                .await
-        })?;
+            &[
+                param(sink, Type::INT4),
+                param(after, Type::INT8),
+                param(i64::from(limit), Type::INT8),
+                param(bytes.max(1), Type::INT8),
+            ],
+        )?;
         let (mut events, mut own) = (Vec::new(), Vec::new());
         for row in &rows {
             if row.get(5) {
@@ -278,10 +300,8 @@ impl Reader for PostgresReader {
     }
 
     fn event(&mut self, seq: Seq) -> Result<Option<StoredEvent>, JournalError> {
-        let row = self.link.again(async |speaker| {
-            let sql = "SELECT seq, at, head, sum, body FROM @events WHERE seq = $1";
-            speaker.query_opt(sql, &[param(seq, Type::INT8)]).await
-        })?;
+        let sql = "SELECT seq, at, head, sum, body FROM @events WHERE seq = $1";
+        let row = self.look_up_one(sql, &[param(seq, Type::INT8)])?;
         row.as_ref().map(stored).transpose()
     }
 
@@ -296,18 +316,14 @@ impl Reader for PostgresReader {
     fn blocked(&mut self, sink: &str, limit: u32) -> Result<Vec<ExceptionRow>, JournalError> {
         let sink = self.sink_id(sink)?;
         let sql = format!("SELECT {ROW} FROM @exceptions WHERE sink = $1 AND state IN (1, 2) ORDER BY seq LIMIT $2");
-        let rows = self.link.again(async |speaker| {
-            speaker.query(&sql, &[param(sink, Type::INT4), param(i64::from(limit), Type::INT8)]).await
-        })?;
+        let rows = self.look_up(&sql, &[param(sink, Type::INT4), param(i64::from(limit), Type::INT8)])?;
         rows.iter().map(|row| exception_row(row, 0)).collect()
     }
 
     fn rows_between(&mut self, sink: &str, after: Seq, to: Seq) -> Result<Vec<Seq>, JournalError> {
         let sink = self.sink_id(sink)?;
-        let rows = self.link.again(async |speaker| {
-            let sql = "SELECT seq FROM @exceptions WHERE sink = $1 AND seq > $2 AND seq <= $3 ORDER BY seq";
-            speaker.query(sql, &[param(sink, Type::INT4), param(after, Type::INT8), param(to, Type::INT8)]).await
-        })?;
+        let sql = "SELECT seq FROM @exceptions WHERE sink = $1 AND seq > $2 AND seq <= $3 ORDER BY seq";
+        let rows = self.look_up(sql, &[param(sink, Type::INT4), param(after, Type::INT8), param(to, Type::INT8)])?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
@@ -316,14 +332,12 @@ impl Reader for PostgresReader {
         if seqs.is_empty() {
             return Ok(Vec::new());
         }
-        let rows = self.link.again(async |speaker| {
-            let sql = format!(
-                "SELECT seq FROM unnest($2::bigint[]) AS w (seq) WHERE NOT EXISTS (
-                    SELECT 1 FROM @exceptions e WHERE e.sink = $1 AND e.seq = w.seq AND e.state = {})",
-                state_code(state)
-            );
-            speaker.query(&sql, &[param(sink, Type::INT4), param(seqs, Type::INT8_ARRAY)]).await
-        })?;
+        let sql = format!(
+            "SELECT seq FROM unnest($2::bigint[]) AS w (seq) WHERE NOT EXISTS (
+                SELECT 1 FROM @exceptions e WHERE e.sink = $1 AND e.seq = w.seq AND e.state = {})",
+            state_code(state)
+        );
+        let rows = self.look_up(&sql, &[param(sink, Type::INT4), param(seqs, Type::INT8_ARRAY)])?;
         Ok(rows.iter().map(|row| row.get(0)).collect())
     }
 
@@ -337,19 +351,17 @@ impl Reader for PostgresReader {
         let sql = format!(
             "SELECT {ROW} FROM @exceptions WHERE sink = $1 AND state = 3 AND next_at <= $2 ORDER BY next_at LIMIT $3"
         );
-        let (due, next) = self.link.again(async |speaker| {
-            let own = || param(sink, Type::INT4);
-            let until = || param(now.as_millis(), Type::INT8);
-            let due = speaker.query(&sql, &[own(), until(), param(i64::from(limit), Type::INT8)]).await?;
-            let sql = "SELECT min(next_at) FROM @exceptions WHERE sink = $1 AND state = 3 AND next_at > $2";
-            Ok((due, speaker.query_opt(sql, &[own(), until()]).await?))
-        })?;
+        let own = || param(sink, Type::INT4);
+        let until = || param(now.as_millis(), Type::INT8);
+        let due = self.look_up(&sql, &[own(), until(), param(i64::from(limit), Type::INT8)])?;
+        let sql = "SELECT min(next_at) FROM @exceptions WHERE sink = $1 AND state = 3 AND next_at > $2";
+        let next = self.look_up_one(sql, &[own(), until()])?;
         let due = due.iter().map(|row| exception_row(row, 0)).collect::<Result<_, _>>()?;
         Ok((due, next.and_then(|row| row.get::<_, Option<i64>>(0)).map(Timestamp::from_millis)))
     }
 
     fn sink(&mut self, name: &str) -> Result<SinkRow, JournalError> {
-        let all = self.link.again(async |speaker| sinks(speaker).await)?;
+        let all = sink_rows(&self.look_up(SINKS, &[])?);
         let named = all.into_iter().map(|(_, sink)| sink).find(|sink| sink.name == name);
         named.ok_or_else(|| JournalError::UnknownSink(name.to_owned()))
     }
@@ -406,9 +418,7 @@ impl Reader for PostgresReader {
     }
 
     fn value(&mut self, name: &str) -> Result<Option<Vec<u8>>, JournalError> {
-        let row = self.link.again(async |speaker| {
-            speaker.query_opt("SELECT value FROM @meta WHERE name = $1", &[param(name, Type::TEXT)]).await
-        })?;
+        let row = self.look_up_one("SELECT value FROM @meta WHERE name = $1", &[param(name, Type::TEXT)])?;
         Ok(row.map(|row| row.get(0)))
     }
 
@@ -439,8 +449,7 @@ impl Reader for PostgresReader {
 
     fn oldest_pending(&mut self, sink: &str) -> Result<Option<Timestamp>, JournalError> {
         let id = self.sink_id(sink)?;
-        let row = self.link.again(async |speaker| {
-            let sql = "SELECT min(at) FROM (
+        let sql = "SELECT min(at) FROM (
                     SELECT at FROM (SELECT at FROM @events e WHERE seq > (SELECT cursor FROM @sinks WHERE id = $1)
                         AND NOT EXISTS (SELECT 1 FROM @exceptions x WHERE x.sink = $1 AND x.seq = e.seq)
                         ORDER BY seq LIMIT 1) a
@@ -450,8 +459,7 @@ impl Reader for PostgresReader {
                     UNION ALL
                     SELECT at FROM @events WHERE seq IN (
                         SELECT seq FROM @exceptions WHERE sink = $1 AND state = 2 ORDER BY seq LIMIT 1)) o";
-            speaker.query_opt(sql, &[param(id, Type::INT4)]).await
-        })?;
+        let row = self.look_up_one(sql, &[param(id, Type::INT4)])?;
         Ok(row.and_then(|row| row.get::<_, Option<i64>>(0)).map(Timestamp::from_millis))
     }
 }

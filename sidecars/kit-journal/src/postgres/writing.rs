@@ -2,6 +2,7 @@
 
 use kit::clock::Timestamp;
 use tokio_postgres::types::Type;
+use uuid::Uuid;
 
 use super::books::{Book, Books};
 use super::link::{Statement, param};
@@ -17,9 +18,13 @@ impl Books {
         for (name, book) in self.sinks.iter().filter(|(_, book)| book.is_changed) {
             statements.push(book.write(name));
         }
+        // One that was made in this commit has no row to take away.
+        for (name, book) in self.forgotten.iter().filter(|(_, book)| !book.is_new) {
+            statements.extend(book.forget(name));
+        }
         let (mut sinks, mut gone) = (Vec::new(), (Vec::new(), Vec::new()));
         let mut rows: Vec<&ExceptionRow> = Vec::new();
-        for book in self.sinks.values() {
+        for book in self.sinks.values().chain(self.forgotten.iter().map(|(_, book)| book)) {
             for seq in &book.changed {
                 if let Some(row) = book.rows.get(seq) {
                     sinks.push(book.id);
@@ -91,6 +96,19 @@ impl Books {
 }
 
 impl Book {
+    /// Its lease stays, with another epoch: whoever delivered under it and comes back late records nothing at a sink that
+    /// gets the name again.
+    fn forget(&self, name: &str) -> [Statement<'static>; 2] {
+        let sink =
+            Statement { sql: "DELETE FROM @sinks WHERE id = $1".to_owned(), params: vec![param(self.id, Type::INT4)] };
+        let lease = Statement {
+            sql: "UPDATE @leases SET epoch = epoch + 1, holder = $2, until = clock_timestamp() WHERE sink = $1"
+                .to_owned(),
+            params: vec![param(name.to_owned(), Type::TEXT), param(Uuid::nil(), Type::UUID)],
+        };
+        [sink, lease]
+    }
+
     fn write(&self, name: &str) -> Statement<'static> {
         let counters =
             [self.start, self.cursor, self.delivered, self.open, self.parked, self.dropped, self.filtered, self.ahead];

@@ -3,13 +3,15 @@
 use rusqlite::{Connection, params};
 
 use crate::commit::nth_due;
-use crate::engine::{Action, ActionOutcome, AuditRecord, ExceptionRow, ExceptionState};
+use crate::engine::{Action, ActionOutcome, AuditRecord, ExceptionRow, ExceptionState, Forgotten};
 use crate::error::JournalError;
 use crate::event::Seq;
+use crate::forgetting::Forgetting;
+use crate::packed::state_of;
 use kit::clock::Timestamp;
 
 use super::records;
-use super::settle::{Deltas, Sinks, put_row, row_state};
+use super::settle::{Deltas, Sinks, numbers, put_row, remove_row, row_state};
 
 impl Sinks {
     pub(super) fn act(
@@ -24,6 +26,7 @@ impl Sinks {
         | Action::Park { sink, .. }
         | Action::Revive { sink, .. }
         | Action::Reconsider { sink, .. }
+        | Action::Forget { sink, .. }
         | Action::Pause { sink, .. } = action
             && self.id(sink).is_err()
         {
@@ -63,6 +66,7 @@ impl Sinks {
                 Ok(ActionOutcome::of_one(changed > 0))
             }
             Action::Register { sink } => self.register(conn, sink, last_seq).map(ActionOutcome::of_one),
+            Action::Forget { sink, rows, .. } => self.forget(conn, sink, *rows, last_seq).map(ActionOutcome::of_step),
             Action::Remember { name, value } => {
                 records::put_value(conn, name, value)?;
                 Ok(ActionOutcome::of_one(true))
@@ -72,6 +76,49 @@ impl Sinks {
                 Ok(ActionOutcome::of_one(true))
             }
         }
+    }
+
+    /// A step; the last one takes the sink itself.
+    fn forget(&mut self, conn: &Connection, name: &str, rows: u32, last_seq: Seq) -> Result<Forgotten, JournalError> {
+        let sink = self.id(name)?;
+        let mut counters = conn
+            .prepare_cached(
+                "SELECT start, cursor, delivered, open, parked, dropped, filtered, ahead FROM sinks WHERE id = ?",
+            )?
+            .query_row([sink], |row| {
+                Ok(Forgetting {
+                    start: row.get(0)?,
+                    cursor: row.get(1)?,
+                    delivered: row.get(2)?,
+                    open: row.get(3)?,
+                    parked: row.get(4)?,
+                    dropped: row.get(5)?,
+                    filtered: row.get(6)?,
+                    ahead: row.get(7)?,
+                })
+            })?;
+        let found: Vec<(Seq, i64)> = conn
+            .prepare_cached("SELECT seq, state FROM exceptions WHERE sink = ? ORDER BY seq LIMIT ?")?
+            .query_map(params![sink, rows], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<Result<_, _>>()?;
+        let is_last = found.len() < rows as usize;
+        for (seq, _) in &found {
+            remove_row(conn, sink, *seq)?;
+        }
+        let forgotten = counters.step(found.iter().filter_map(|(_, state)| state_of(*state)), last_seq, is_last);
+        if !is_last {
+            let Forgetting { cursor, open, parked, dropped, ahead, .. } = counters;
+            conn.execute(
+                "UPDATE sinks SET cursor = ?, open = ?, parked = ?, dropped = ?, ahead = ? WHERE id = ?",
+                params![cursor, open, parked, dropped, ahead, sink],
+            )?;
+            return Ok(forgotten);
+        }
+        conn.execute("DELETE FROM sinks WHERE id = ?", [sink])?;
+        let (value, number) = numbers(conn)?.add(name, sink);
+        records::put_value(conn, &value, &number)?;
+        self.remove(name);
+        Ok(forgotten)
     }
 
     fn change(

@@ -47,8 +47,13 @@ impl Unsaved {
     /// and those around it are.
     pub(super) fn load(conn: &Connection) -> Result<Self, JournalError> {
         // Two questions, each of one end: asked as one, everything between would be read.
-        let ends = "SELECT ifnull((SELECT min(seq) FROM events), 1), ifnull((SELECT max(seq) FROM events), 0)";
-        let (first, last): (Seq, Seq) = conn.query_row(ends, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let end = |sql: &str| conn.query_row(sql, [], |row| row.get::<_, Seq>(0)).map_err(JournalError::from);
+        let first = match end("SELECT ifnull((SELECT min(seq) FROM events), 1)") {
+            // Nothing is lost by looking further down for the first that can be read.
+            Err(error) if error.is_damage() => 1,
+            first => first?,
+        };
+        let last = end("SELECT ifnull((SELECT max(seq) FROM events), 0)")?;
         let mut event = conn.prepare("SELECT head FROM events WHERE seq = ?")?;
         let mut keys = Vec::new();
         for seq in first.max(through(conn)? + 1)..=last {

@@ -10,6 +10,7 @@ use super::records;
 use crate::engine::{Attempt, ExceptionRow, ExceptionState, Settlement};
 use crate::error::JournalError;
 use crate::event::Seq;
+use crate::forgetting::Numbers;
 use crate::packed::{self, state_code, state_of};
 
 /// Sink ids by name; everything else about a sink is read from and written to its row.
@@ -68,16 +69,25 @@ impl Sinks {
         self.ids.get(name).copied().ok_or_else(|| JournalError::UnknownSink(name.to_owned()))
     }
 
-    /// Makes a sink known; the first one of a journal gets everything that is in it.
+    /// Makes a sink known; the first one that a journal ever had gets everything that is in it.
     pub(super) fn register(&mut self, conn: &Connection, name: &str, last_seq: Seq) -> Result<bool, JournalError> {
         if self.ids.contains_key(name) {
             return Ok(false);
         }
-        let start = if self.ids.is_empty() { 0 } else { last_seq };
-        conn.execute("INSERT INTO sinks (name, start, cursor) VALUES (?, ?, ?)", params![name, start, start])?;
+        let (id, is_first) = numbers(conn)?.next(name, self.ids.values().copied());
+        let start = if is_first { 0 } else { last_seq };
+        conn.execute(
+            "INSERT INTO sinks (id, name, start, cursor) VALUES (?, ?, ?, ?)",
+            params![id, name, start, start],
+        )?;
         // Forgotten again by the reload that follows a failed commit.
-        self.ids.insert(name.to_owned(), conn.last_insert_rowid());
+        self.ids.insert(name.to_owned(), id);
         Ok(true)
+    }
+
+    /// As it is after the sink's row is gone.
+    pub(super) fn remove(&mut self, name: &str) {
+        self.ids.remove(name);
     }
 
     pub(super) fn settle(
@@ -136,6 +146,14 @@ impl Sinks {
         }
         deltas.apply(conn, sink, Some(new))
     }
+}
+
+/// Of the sinks that were forgotten.
+pub(super) fn numbers(conn: &Connection) -> Result<Numbers, JournalError> {
+    let mut values = conn.prepare_cached("SELECT name, value FROM meta WHERE substr(name, 1, length(?1)) = ?1")?;
+    let values = values.query_map([Numbers::PREFIX], |row| Ok((row.get(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+    let values: Vec<(String, Vec<u8>)> = values.collect::<Result<_, _>>()?;
+    Ok(Numbers::read(values.iter().map(|(name, value)| (name.clone(), &value[..]))))
 }
 
 /// A delivery that an operator has dropped, or asked for again, when it was on its way: it has been made, and counts.

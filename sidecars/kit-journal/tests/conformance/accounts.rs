@@ -20,6 +20,8 @@ crate::of_every_engine!(
     a_value_may_be_remembered_and_forgotten,
     an_unknown_sink_in_an_action_fails_nobody_elses_commit,
     a_later_sink_begins_with_the_next_event,
+    a_sink_is_forgotten_step_by_step_and_its_account_closes,
+    a_sink_that_has_the_name_of_a_forgotten_one_is_another,
     delivered_events_go_by_the_journals_time_whatever_the_wall_clock_said,
     what_is_not_delivered_is_never_purged,
     a_purge_goes_on_past_any_number_of_events_that_it_keeps,
@@ -56,7 +58,11 @@ fn assert_closed(bench: &Bench) {
 }
 
 fn some_events(bench: &mut Bench, count: usize) {
-    bench.append((0..count).map(|n| append(&n.to_string(), "{}")).collect());
+    some_events_named(bench, "", count);
+}
+
+fn some_events_named(bench: &mut Bench, name: &str, count: usize) {
+    bench.append((0..count).map(|n| append(&format!("{name}{n}"), "{}")).collect());
 }
 
 fn some_events_after(bench: &mut Bench, before: usize, count: usize) {
@@ -74,6 +80,99 @@ fn replay(seqs: Vec<Seq>) -> Action {
 
 fn drop_these(seqs: Vec<Seq>) -> Action {
     Action::Drop { sink: SINK.to_owned(), seqs, reason: "test".to_owned() }
+}
+
+fn forget(rows: u32) -> Action {
+    Action::Forget { sink: SINK.to_owned(), lease: 0, rows }
+}
+
+fn a_sink_is_forgotten_step_by_step_and_its_account_closes(mut bench: Bench) {
+    some_events(&mut bench, 20);
+    bench.act(Action::Register { sink: "other".to_owned() });
+    let set = [
+        (2, ExceptionState::Retrying),
+        (3, ExceptionState::Waiting),
+        (4, ExceptionState::Parked),
+        (5, ExceptionState::Parked),
+        (6, ExceptionState::Dropped),
+        (7, ExceptionState::Filtered),
+    ];
+    let set = set.map(|(seq, state)| row(seq, state)).to_vec();
+    bench.settle(Settlement { cursor: 10, filtered: 2, set, ..Settlement::default() });
+    // Ahead of the cursor, and asked for again behind it.
+    bench.act(drop_these(vec![15]));
+    bench.act(replay(vec![1]));
+    let (before, _, last) = counters(&bench);
+    assert_eq!((before.pending(last), before.parked, before.delivered), (3 + 9, 2, 1));
+
+    let (mut pending, mut parked, mut steps) = (0, 0, 0);
+    let account = loop {
+        let outcome = bench.act(forget(3));
+        let forgotten = outcome.forgotten.unwrap();
+        assert_eq!(outcome.changed, forgotten.pending + forgotten.parked);
+        (pending, parked, steps) = (pending + forgotten.pending, parked + forgotten.parked, steps + 1);
+        if let Some(account) = forgotten.account {
+            break account;
+        }
+        // Whatever happens between two steps: the account is true, also to whoever opens the journal now.
+        bench.restart();
+        let (sink, sum, last) = counters(&bench);
+        assert_eq!(sum, sink.accepted(last), "{sink:?}");
+        some_events_named(&mut bench, &format!("between{steps}"), 1);
+    };
+
+    let late = steps - 1;
+    assert_eq!((pending, parked, steps), (12 + late, 2, 3));
+    assert_eq!((account.accepted, account.delivered), (20 + late, 1));
+    assert_eq!((account.dropped, account.filtered), (2 + pending + parked, 3));
+    assert_eq!(account.accepted, account.delivered + account.dropped + account.filtered);
+    assert_eq!(bench.act(forget(3)).unavailable, 1, "it is gone");
+    let sinks = bench.reader().statistics().unwrap().sinks;
+    assert_eq!(sinks.iter().map(|sink| &*sink.name).collect::<Vec<_>>(), ["other"]);
+    bench.restart();
+    // What it kept is purged as soon as the others are done with it.
+    let settlement = Settlement { sink: "other".to_owned(), cursor: 22, ..Settlement::default() };
+    assert!(bench.commit(Commit { settlements: vec![settlement], ..Commit::default() }).refused.is_empty());
+    assert_eq!(bench.purge(Purge { max_bytes: 0, ..nothing_to_purge() }).events, 22);
+}
+
+fn a_sink_that_has_the_name_of_a_forgotten_one_is_another(mut bench: Bench) {
+    let attempt = Attempt {
+        seq: 1,
+        at: Timestamp::from_millis(1),
+        ms: 1,
+        status: Some(500),
+        outcome: "server error".to_owned(),
+        error: None,
+        response: None,
+    };
+    some_events(&mut bench, 4);
+    bench.settle(Settlement { cursor: 2, attempts: vec![attempt], ..Settlement::default() });
+    bench.act(Action::Register { sink: "other".to_owned() });
+    let mut reader = bench.reader();
+    assert_eq!(reader.events_after(SINK, 2, 10, 1 << 20).unwrap().0.len(), 2);
+
+    // Also when there is no other one left.
+    for sink in ["other", SINK] {
+        let action = Action::Forget { sink: sink.to_owned(), lease: 0, rows: 10 };
+        assert!(bench.act(action).forgotten.unwrap().account.is_some());
+    }
+    for sink in ["third", SINK, "other"] {
+        bench.act(Action::Register { sink: sink.to_owned() });
+    }
+
+    let (sink, sum, last) = counters(&bench);
+    assert_eq!((sink.start, sink.cursor, sum, last), (4, 4, 0, 4));
+    let log: Vec<_> = reader.attempts(1).unwrap().into_iter().map(|(sink, _)| sink).collect();
+    assert_eq!(log, [SINK], "the log stays, and is no other one's");
+    some_events_named(&mut bench, "later", 2);
+    bench.act(drop_these(vec![6]));
+    // Of whoever has known the one before, too.
+    let (events, own) = reader.events_after(SINK, 4, 10, 1 << 20).unwrap();
+    assert_eq!((events.len(), own), (1, vec![6]));
+    bench.settle(Settlement { cursor: 6, ..Settlement::default() });
+    let (sink, sum, last) = counters(&bench);
+    assert_eq!((sink.delivered, sink.dropped, sum), (1, 1, sink.accepted(last)));
 }
 
 fn a_settlement_may_come_twice(mut bench: Bench) {

@@ -1,14 +1,15 @@
 //! A journal moved from one engine to the other and back is the same journal.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kit::clock::Timestamp;
 use kit::secret::Secret;
-use kit_journal::copy::{CopyError, Database, Doing, Place, Plan, Report, Table, copy};
+use kit_journal::copy::{CopyError, Database as Schema, Doing, Passed, Place, Plan, Report, Table, copy};
 use kit_journal::engine::{
-    Action, Attempt, AuditRecord, Commit, DedupeBounds, Engine, ExceptionState, Purge, Settlement, Verdict,
+    Action, Attempt, AuditRecord, Commit, DedupeBounds, Engine, ExceptionState, Purge, Reader, Settlement, Verdict,
 };
 use kit_journal::{Dedupe, JournalError, JournalSection, OpenError};
+use kit_workbench::database::Database;
 use tempfile::TempDir;
 
 use crate::bench::{
@@ -43,7 +44,7 @@ fn database_place(name: &str) -> Place {
 
 fn place_at(url: String) -> Place {
     let url = Secret::from(url);
-    Place::Postgres(Database { url, ca_file: None, schema: "outrigger".to_owned(), allow_shared: false })
+    Place::Postgres(Schema { url, ca_file: None, schema: "outrigger".to_owned(), allow_shared: false })
 }
 
 fn plan(from: &Place, to: &Place) -> Plan {
@@ -187,6 +188,34 @@ fn a_copy_goes_through_a_pooler_in_both_directions() {
     let home = copied(&between, &back.place());
 
     assert_eq!(there.tables, home.tables);
+}
+
+#[test]
+fn places_are_told_apart_by_what_they_are_and_not_by_how_they_are_spelled() {
+    // Another cluster with a database of the same name, on another port of the same host.
+    let other = Database::start(&[]).unwrap();
+    let name = new_database();
+    other.create(&name).unwrap();
+    let (here, there) = (database_place(&name), place_at(other.url(&name)));
+    let source = stopped();
+    let first = copied(&source.place(), &here);
+
+    let second = copied(&here, &there);
+
+    assert!(first.tables == second.tables && !second.was_finished);
+    assert!(second.from != second.to && second.to.contains(&format!("127.0.0.1:{}/", other.port())), "{second:?}");
+    // One place: by its name and its address, and through a pooler.
+    let by_name = place_at(server().url(&name).replace("127.0.0.1", "localhost"));
+    for same in [&here, &by_name, &place_at(pooler().url(&name))] {
+        let said = refused(&plan(&here, same));
+        assert!(said.contains("already: name another target"), "{said}");
+        let said = refused(&plan(same, &here));
+        assert!(said.contains("already: name another target"), "{said}");
+    }
+    // Another schema of it is another place.
+    let Place::Postgres(database) = here.clone() else { unreachable!() };
+    let beside = Place::Postgres(Schema { schema: "beside".to_owned(), allow_shared: true, ..database });
+    assert!(!copied(&here, &beside).was_finished);
 }
 
 #[test]
@@ -429,6 +458,98 @@ fn damaged_events_are_named_and_carried_over_as_what_they_are_where_that_is_aske
     }
     let readable = (1..=10_000).filter(|seq| reader.event(*seq).is_ok_and(|event| event.is_some())).count() as u64;
     assert_eq!(readable + report.damaged_events, 10_000);
+}
+
+/// Damages the page of a journal's file that holds its first events.
+fn damage_first_page(path: &Path) {
+    const PAGE: usize = 16_384;
+    let root = "SELECT rootpage FROM sqlite_schema WHERE name = 'events'";
+    let root: i64 = rusqlite::Connection::open(path).unwrap().query_row(root, [], |row| row.get(0)).unwrap();
+    let mut bytes = std::fs::read(path).unwrap();
+    let mut page = (usize::try_from(root).unwrap() - 1) * PAGE;
+    // An interior page has type 5, its first cell begins where byte 12 says, and with the number of its child.
+    while bytes[page] == 5 {
+        let cell = page + usize::from(u16::from_be_bytes(bytes[page + 12..page + 14].try_into().unwrap()));
+        let child = u32::from_be_bytes(bytes[cell..cell + 4].try_into().unwrap());
+        page = (child as usize - 1) * PAGE;
+    }
+    bytes[page..page + 16].fill(0xee);
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Positions of a journal's events, read one after the other: those that can be read, and those that are damaged.
+fn readable(reader: &mut dyn Reader, last: i64) -> (Vec<i64>, Vec<i64>) {
+    let (mut good, mut damaged) = (Vec::new(), Vec::new());
+    for seq in 1..=last {
+        match reader.event(seq) {
+            Ok(Some(_)) => good.push(seq),
+            Ok(None) => {}
+            Err(JournalError::Damaged { .. }) => damaged.push(seq),
+            Err(error) => panic!("{seq}: {error}"),
+        }
+    }
+    (good, damaged)
+}
+
+#[test]
+fn a_journal_whose_first_page_cannot_be_read_is_copied_from_the_second_one_on() {
+    let source = stopped();
+    damage_first_page(&source.path);
+    let database = new_database();
+    let between = database_place(&database);
+
+    let said = refused(&plan(&source.place(), &between));
+
+    assert!(said.contains("are damaged (positions 1, 2, 3, "), "{said}");
+    let keep = |from: &Place, to: &Place| copy(&Plan { keep_damaged: true, ..plan(from, to) }, &mut |_| {}).unwrap();
+    let report = keep(&source.place(), &between);
+    assert!(report.resumed && report.damaged_events > 10 && report.passed.is_none(), "{report:?}");
+    let section = JournalSection { path: "journal.db".into(), ..section_at(server().url(&database)) };
+    let (good, damaged) = readable(&mut *(open(&section).unwrap().open_reader)().unwrap(), 10_000);
+    let count = i64::try_from(report.damaged_events).unwrap();
+    assert_eq!((good, damaged), ((count + 1..=10_000).collect(), (1..=count).collect()));
+    assert!(keep(&source.place(), &between).was_finished);
+    // Nor does it keep a daemon from the rest of the journal.
+    open(&source.section()).unwrap().engine.close();
+}
+
+#[test]
+fn what_was_purged_before_a_page_that_cannot_be_read_is_counted_and_nothing_is_made_up_for_it() {
+    let mut bench = Bench::sqlite();
+    bench.append((1..=4_000).map(|n| append(&format!("k{n}"), &format!("{{\"n\":{n}}}"))).collect());
+    let kept = [3, 17, 2_000];
+    let set = kept.iter().map(|seq| row(*seq, ExceptionState::Parked)).collect();
+    bench.settle(Settlement { cursor: 3_900, set, ..Settlement::default() });
+    while bench.purge(Purge { max_bytes: 0, ..nothing_to_purge() }).events > 0 {}
+    bench.close();
+    damage_first_page(&bench.path());
+    let from = Place::Sqlite(bench.path());
+    let (database, file) = (new_database(), File::new());
+
+    let said = refused(&plan(&from, &database_place(&database)));
+
+    assert!(
+        said.contains("are damaged (positions 3, 17, 2000")
+            && said.contains(" positions from 1 to 3900 cannot be read"),
+        "{said}"
+    );
+    let name = Some("j".to_owned());
+    for target in [database_place(&database), file.place()] {
+        let keep = Plan { keep_damaged: true, name: name.clone(), ..plan(&from, &target) };
+        let report = copy(&keep, &mut |_| {}).unwrap();
+        assert_eq!(report.passed, Some(Passed { first: 1, last: 3_900, positions: 3_897 }), "{report:?}");
+        assert_eq!(report.damaged[..3], kept);
+        assert!(copy(&keep, &mut |_| {}).unwrap().was_finished);
+    }
+    let path = file.path.with_file_name("j.db");
+    let section = JournalSection { path: path.clone(), ..section_at(server().url(&database)) };
+    for section in [section, file.section()] {
+        let (good, damaged) = readable(&mut *(open(&section).unwrap().open_reader)().unwrap(), 4_000);
+        let pending: Vec<i64> = damaged.iter().skip(kept.len()).copied().collect();
+        assert_eq!(damaged[..3], kept);
+        assert!(good.iter().chain(&pending).all(|seq| *seq > 3_900), "{good:?} {pending:?}");
+        assert_eq!(good.len() + pending.len(), 100);
+    }
 }
 
 #[test]

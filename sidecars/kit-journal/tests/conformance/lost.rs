@@ -298,6 +298,43 @@ fn a_question_that_gets_no_answer_is_asked_once() {
     assert!(reader.statistics().is_ok(), "on another connection");
 }
 
+/// Somebody's lock on what is read; what is written goes elsewhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_up_that_the_database_does_not_answer_ends_there_too_and_shows() {
+    let bench = tokio::task::spawn_blocking(Bench::postgres).await.unwrap();
+    let (database, section) = (bench.database.clone(), section_at(server().url(&bench.database)));
+    let (journal, task, registry) = tokio::task::spawn_blocking(move || {
+        let mut registry = Registry::default();
+        let (journal, task) = Journal::open(&section, Arc::new(SystemClock), &mut registry).unwrap();
+        (journal, task, registry)
+    })
+    .await
+    .unwrap();
+    let asked = database.clone();
+    let kept = tokio::task::spawn_blocking(move || Keeping::of(&asked, "LOCK TABLE outrigger.exceptions"));
+    let kept = kept.await.unwrap();
+
+    let since = Instant::now();
+    let error = journal.read(|reader| reader.events_after(SINK, 0, 10, 1 << 20).map(drop)).await.unwrap_err();
+
+    assert!(matches!(error, kit_journal::JournalError::NoAnswer), "{error}");
+    assert!(since.elapsed() < Duration::from_secs(14), "{:?}", since.elapsed());
+    // What tries on is younger.
+    let busy = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+        AND query_start < now() - interval '7 s'";
+    assert_eq!(server().sql(&database, busy).unwrap(), "0", "nobody waits any more");
+    let mut unreadable = journal.unreadable();
+    let said = unreadable.borrow().clone();
+    assert_eq!(said.as_deref(), Some("the database does not answer"));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    assert!(text.contains("journal_read_failures_total 1\n"), "{text}");
+    // Nobody has to ask for it to show that it is over.
+    tokio::task::spawn_blocking(move || drop(kept)).await.unwrap();
+    tokio::time::timeout(PATIENCE, unreadable.wait_for(Option::is_none)).await.unwrap().unwrap();
+    tokio::task::spawn_blocking(move || task.close()).await.unwrap();
+}
+
 /// A walk through all keys, say, of which there are very many.
 #[test]
 fn a_look_that_takes_too_long_is_stopped_and_says_so() {

@@ -6,6 +6,7 @@ mod accounts;
 mod bench;
 mod copying;
 mod dedupe;
+mod hosts;
 mod lost;
 mod plans;
 mod reading;

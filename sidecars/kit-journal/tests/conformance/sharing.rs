@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kit::clock::{Clock, ManualClock, SharedClock, SystemClock, Timestamp};
-use kit_journal::engine::{Action, Commit, Engine, Settlement, Verdict, open_section};
+use kit_journal::engine::{Action, Commit, Engine, ExceptionState, Settlement, Verdict, open_section};
 use kit_journal::{Health, Journal, Seq};
 use kit_workbench::database::{Database, End};
 use prometheus_client::registry::Registry;
@@ -59,6 +59,33 @@ fn of_what_several_replicas_take_at_once_each_is_stored_once_and_positions_have_
     assert!(verdicts.iter().flatten().all(|verdict| stored[&verdict.seq] == verdict.id), "duplicates name the first");
     let (events, _) = bench.reader().events_after(SINK, 0, 10_000, 1 << 30).unwrap();
     assert_eq!(events.iter().map(|event| (event.seq, event.head.id)).collect::<BTreeMap<_, _>>(), stored);
+}
+
+#[test]
+fn a_sink_is_forgotten_under_its_lease_and_who_delivered_before_records_nothing_at_the_next_of_that_name() {
+    let mut bench = Bench::postgres();
+    let mut other = bench.replica();
+    bench.append((0..5).map(|n| append(&n.to_string(), "{}")).collect());
+    let delivering = other.engine.lease(SINK).unwrap().unwrap();
+    let forget = |lease| Action::Forget { sink: SINK.to_owned(), lease, rows: 10 };
+
+    assert_eq!(bench.engine().lease(SINK).unwrap(), None);
+    let outcome = bench.act(forget(delivering.epoch - 1));
+    assert_eq!((outcome.unchanged, outcome.forgotten), (1, None));
+    other.engine.give_back(SINK, delivering.epoch).unwrap();
+    let lease = bench.engine().lease(SINK).unwrap().unwrap();
+    let forgotten = bench.act(forget(lease.epoch)).forgotten.unwrap();
+    assert_eq!((forgotten.pending, forgotten.account.unwrap().dropped), (5, 5));
+
+    bench.act(Action::Register { sink: SINK.to_owned() });
+    for epoch in [delivering.epoch, lease.epoch] {
+        let late =
+            Settlement { cursor: 5, set: vec![row(3, ExceptionState::Parked)], lease: epoch, ..Settlement::default() };
+        assert_eq!(settling(&mut *other.engine, late).len(), 1, "epoch {epoch}");
+    }
+    assert_eq!(bench.reader().sink(SINK).unwrap().parked, 0);
+    let next = other.engine.lease(SINK).unwrap().unwrap();
+    assert!(next.epoch > lease.epoch);
 }
 
 #[test]

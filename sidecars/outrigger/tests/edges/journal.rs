@@ -5,14 +5,17 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use kit::clock::Timestamp;
-use kit_journal::engine::{Action, Append, Commit, DedupeBounds};
-use kit_journal::{BodyDigest, Dedupe, EventHead, EventId, NewEvent};
+use kit::clock::{SystemClock, Timestamp};
+use kit::secret::Secret;
+use kit_journal::engine::{
+    Action, Append, Commit, DedupeBounds, ExceptionRow, ExceptionState, Settlement, open_section,
+};
+use kit_journal::{BodyDigest, Dedupe, EngineKind, EventHead, EventId, JournalSection, NewEvent};
 use kit_workbench::database::Database;
 use kit_workbench::gateway::{Behaviour, Gateway, GatewayOptions};
 use kit_workbench::process::{DaemonCommand, DaemonProcess};
 use kit_workbench::scratch::Scratch;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
 
 use crate::bench::{BINARY, DEADLINE, HMAC_KEY, Ran, TOKEN, command, outrigger, wait_sink};
@@ -260,6 +263,84 @@ async fn a_copy_that_is_killed_at_any_moment_ends_the_same_when_it_is_run_again(
     assert_eq!(copy("postgres", target, &server).await.ok().json()["was_finished"], true);
 }
 
+fn append(key: &str) -> Append {
+    let digest = BodyDigest::of(b"{}");
+    let id = EventId::derive("lago/default", key, Some(&digest));
+    let head = EventHead::new(id, "lago/default", "lago.fee.created", "fee/1", key);
+    Append::new(NewEvent { head, body: b"{}".to_vec(), dedupe: Dedupe::KeyAndBody }, digest)
+}
+
+/// A journal with a sink `audit` that no configuration names: two dead letters, and 700 events that wait for it, some of
+/// them with rows.
+fn with_a_sink_that_is_not_configured(section: &JournalSection) {
+    let act = |sink: &str| Action::Register { sink: sink.to_owned() };
+    let mut engine = open_section(section, Arc::new(SystemClock)).unwrap().engine;
+    let actions = vec![act("gateway"), act("audit")];
+    engine.commit(&mut Commit { actions, ..Commit::default() }).unwrap();
+    let at = Timestamp::from_millis(1_700_000_000_000);
+    let appends = (0..702).map(|n| append(&format!("k{n}"))).collect();
+    engine.commit(&mut Commit { at, age: at, appends, ..Commit::default() }).unwrap();
+    let gateway = Settlement { sink: "gateway".to_owned(), cursor: 702, ..Settlement::default() };
+    let set = (1..=2).map(|seq| ExceptionRow::parked_untried(seq, "gone"));
+    let waiting = (3..=602).map(|seq| ExceptionRow::untried(seq, ExceptionState::Waiting, "behind another"));
+    let set = set.chain(waiting).collect();
+    let audit = Settlement { sink: "audit".to_owned(), cursor: 602, set, ..Settlement::default() };
+    engine.commit(&mut Commit { settlements: vec![gateway, audit], ..Commit::default() }).unwrap();
+    engine.close();
+}
+
+#[tokio::test]
+async fn a_sink_that_is_not_configured_any_more_is_forgotten_with_what_it_held() {
+    let server = server().await;
+    let scratch = Scratch::new("forgotten").unwrap();
+    let gateway = Gateway::start(GatewayOptions::default()).await.unwrap();
+    let file = scratch.file("processor.db");
+    let section = JournalSection { path: file.clone(), ..JournalSection::default() };
+    let shared = JournalSection {
+        engine: EngineKind::Postgres,
+        database_url: Some(Secret::from(server.url("journal"))),
+        ..section.clone()
+    };
+    for (section, journal) in [(section, in_file(&file)), (shared, in_database(&file, &server))] {
+        tokio::task::spawn_blocking(move || with_a_sink_that_is_not_configured(&section)).await.unwrap();
+        let daemon = Daemon::start(&scratch, &gateway, &journal).await;
+        let forget = async |more: &[&str]| outrigger(&[&["sinks", "forget"], more].concat(), &daemon.environment).await;
+
+        forget(&["gateway", "--yes"]).await.failed(1, "is configured here");
+        forget(&["nobody", "--yes"]).await.failed(1, "nobody");
+        forget(&["audit"]).await.failed(1, "700 pending deliveries and 2 dead letters go with audit; say --yes");
+        let would = forget(&["audit", "--dry-run", "--json"]).await.ok().json();
+        assert_eq!((&would["pending"], &would["parked"], &would["dry_run"]), (&700.into(), &2.into(), &true.into()));
+        assert_eq!(daemon.ask(&["sinks", "list"]).await.as_array().unwrap().len(), 2);
+        let result = forget(&["audit", "--yes", "--reason", "replaced by the lake", "--json"]).await.ok().json();
+
+        let account = json!({"accepted": 702, "delivered": 0, "dropped": 702, "filtered": 0});
+        assert_eq!(result, json!({"sink": "audit", "pending": 700, "parked": 2, "account": account, "dry_run": false}));
+        let sinks = daemon.ask(&["sinks", "list"]).await;
+        assert_eq!((sinks.as_array().unwrap().len(), &sinks[0]["name"]), (1, &"gateway".into()));
+        forget(&["audit", "--yes"]).await.failed(1, "audit");
+        daemon.send("later").await;
+        daemon.wait_sink(|sink| sink["delivered"] == 703).await;
+        // The dry runs, the beginning of what took two commits, its end.
+        let records = audit(&daemon).await;
+        let ends: Vec<_> = records.iter().filter(|record| record["action"] == "sinks.forget").collect();
+        assert_eq!(ends.len(), 4, "{records:?}");
+        assert_eq!(ends[0]["detail"]["result"]["account"]["dropped"], 702);
+        assert_eq!(ends[0]["detail"]["request"]["reason"], "replaced by the lake");
+        assert_eq!(ends[1]["detail"]["result"]["account"], "unfinished");
+        daemon.stop().await;
+    }
+}
+
+/// The audit trail, newest first.
+async fn audit(daemon: &Daemon) -> Vec<Value> {
+    let [(_, admin), _] = daemon.environment;
+    let url = format!("{admin}/api/v1/audit");
+    let answer = reqwest::Client::new().get(url).bearer_auth(TOKEN).send().await.unwrap().bytes().await.unwrap();
+    let answer: Value = serde_json::from_slice(&answer).unwrap();
+    answer["records"].as_array().unwrap().clone()
+}
+
 #[tokio::test]
 async fn a_password_is_neither_taken_from_the_command_line_nor_shown() {
     let scratch = Scratch::new("journal-url").unwrap();
@@ -274,9 +355,9 @@ async fn a_password_is_neither_taken_from_the_command_line_nor_shown() {
 
     run(url, &[], "a password on the command line is seen by everybody").await;
     run("postgres", &[], "set DATABASE_URL or DATABASE_URL_FILE").await;
-    run("postgres", &[("DATABASE_URL", url)], "target: open journal 127.0.0.1/db, schema outrigger").await;
+    run("postgres", &[("DATABASE_URL", url)], "target: open journal 127.0.0.1:1/db, schema outrigger").await;
     let named = format!("@{}", scratch.write("url", url).unwrap().display());
-    run(&named, &[], "target: open journal 127.0.0.1/db, schema outrigger").await;
+    run(&named, &[], "target: open journal 127.0.0.1:1/db, schema outrigger").await;
     run("@/nowhere", &[], "/nowhere").await;
     run("postgres", &[("DATABASE_URL", "mysql://me:topsecret@h/d")], "the database's URL must begin with postgres://")
         .await;

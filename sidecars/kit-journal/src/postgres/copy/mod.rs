@@ -44,6 +44,36 @@ struct PostgresTarget {
     run: Uuid,
 }
 
+/// Whether two URLs and schemas name one place, however they are spelled: asked of the servers, because names, addresses,
+/// ports and poolers tell neither that nor the contrary. A lock that is held in one database is held in no other one, not
+/// even in one that began as its copy and so has its identifiers. An error comes with `source` or `target`.
+pub(crate) fn are_one(source: &Arc<Address>, target: &Arc<Address>) -> Result<bool, (&'static str, OpenError)> {
+    if source.schema != target.schema {
+        return Ok(false);
+    }
+    let failed = |side: &'static str, address: &Address| {
+        let path = address.shown.clone().into();
+        move |source| (side, OpenError::Store { path, source })
+    };
+    let (high, _) = Uuid::new_v4().as_u64_pair();
+    let number = i64::from_ne_bytes(high.to_ne_bytes());
+    let take = async |speaker: &Speaker<'_>| {
+        let taken = speaker.query_opt("SELECT pg_try_advisory_xact_lock($1)", &[param(number, Type::INT8)]).await?;
+        taken.map(|row| row.get::<_, bool>(0)).ok_or(JournalError::NoAnswer)
+    };
+    let mut holder = Link::new(Arc::clone(source)).map_err(failed("source", source))?;
+    let held = holder.with(async |speaker| {
+        speaker.batch("BEGIN").await?;
+        take(speaker).await
+    });
+    held.map_err(failed("source", source))?;
+    holder.bind();
+    let free = Link::new(Arc::clone(target)).and_then(|mut link| link.with(take)).map_err(failed("target", target))?;
+    // Where it was not held to the end, the answer means nothing.
+    holder.with(async |speaker| speaker.batch("ROLLBACK").await).map_err(failed("source", source))?;
+    Ok(!free)
+}
+
 /// Connects, and looks at what is there.
 fn connect(address: &Arc<Address>) -> Result<(Link, Found), OpenError> {
     let failed = |source| OpenError::Store { path: address.shown.clone().into(), source };

@@ -6,13 +6,10 @@ use super::super::dedupe::{parse_block, parse_entries};
 use super::super::last_seq;
 use super::super::saving::{self, Key, Unsaved};
 use crate::age::Age;
-use crate::copy::{BATCH_BYTES, BATCH_KEYS, BATCH_ROWS, Position, Record, Store, Table};
+use crate::copy::{BATCH_BYTES, BATCH_KEYS, BATCH_ROWS, Passed, Position, Record, Store, Table};
 use crate::error::JournalError;
 use crate::event::Seq;
 use crate::lock::JournalLock;
-
-/// So many positions in a row are looked at one by one where a page cannot be read.
-const PASSED_BY: Seq = 1_000;
 
 /// A journal file that is open.
 pub(super) struct SqliteStore {
@@ -22,7 +19,21 @@ pub(super) struct SqliteStore {
     unsaved_age: i64,
     /// The run that was read last, in order of position.
     pub(super) run: Option<(i64, Vec<Key>)>,
+    /// What is known of events that cannot be read; found out when the first one is met.
+    lost: Option<Lost>,
+    /// Positions that cannot be read and may hold nothing.
+    passed: Option<Passed>,
     _lock: JournalLock,
+}
+
+/// Which positions that cannot be read hold an event for certain.
+#[derive(Clone, Copy)]
+struct Lost {
+    last: Seq,
+    /// Behind it nothing is purged: some sink has not passed it yet.
+    settled: Seq,
+    /// The first event that a purge would take: none behind it has gone yet.
+    oldest: Seq,
 }
 
 impl SqliteStore {
@@ -41,12 +52,12 @@ impl SqliteStore {
             conn.query_row("SELECT at FROM events ORDER BY seq DESC LIMIT 1", [], |row| row.get(0)).optional()?;
         let time = time.as_deref().and_then(Age::stored).map(|at| at.as_millis());
         let unsaved_age = time.max(newest).or(received).unwrap_or(0);
-        Ok(Self { conn, unsaved, unsaved_age, run: None, _lock: lock })
+        Ok(Self { conn, unsaved, unsaved_age, run: None, lost: None, passed: None, _lock: lock })
     }
 
     /// Over a copy that is not finished: all keys have rows.
     pub(super) fn unfinished(conn: Connection, lock: JournalLock) -> Self {
-        Self { conn, unsaved: Vec::new(), unsaved_age: 0, run: None, _lock: lock }
+        Self { conn, unsaved: Vec::new(), unsaved_age: 0, run: None, lost: None, passed: None, _lock: lock }
     }
 
     /// Records of a query, up to a batch's size.
@@ -70,10 +81,55 @@ impl SqliteStore {
         Ok(records)
     }
 
-    fn events(&self, after: Seq) -> Result<Vec<Record>, JournalError> {
+    /// Events after `after`. Where a page cannot be read it is gone on with position by position, up to the first that can
+    /// be looked up. What cannot be is an event without anything, which matches no checksum – or nothing, where it may
+    /// have been purged: then it is counted.
+    fn events(&mut self, after: Seq) -> Result<Vec<Record>, JournalError> {
+        let mut from = after.max(0) + 1;
+        if from == 1 {
+            self.passed = None;
+        }
+        loop {
+            if let Some(records) = self.stretch(from)? {
+                return Ok(records);
+            }
+            let lost = self.lost()?;
+            let mut records = Vec::new();
+            while from <= lost.last && records.len() < BATCH_ROWS && self.is_there(from)?.is_none() {
+                if from > lost.settled || from > lost.oldest || self.is_kept(from)? {
+                    let (head, sum, body) = (String::new(), Vec::new(), Vec::new());
+                    records.push(Record::Event { seq: from, at: 0, head, sum, body });
+                } else {
+                    let passed = self.passed.get_or_insert(Passed { first: from, last: from, positions: 0 });
+                    passed.last = from;
+                    passed.positions += 1;
+                }
+                from += 1;
+            }
+            if !records.is_empty() || from > lost.last {
+                return Ok(records);
+            }
+            // Nothing is there, and that can be told; what comes next, too, unless it is on the next page.
+            if self.is_there(from)? == Some(false) {
+                let next =
+                    self.conn.query_row("SELECT seq FROM events WHERE seq > ? ORDER BY seq LIMIT 1", [from], |row| {
+                        row.get(0)
+                    });
+                match next.optional().map_err(JournalError::from) {
+                    Ok(Some(next)) => from = next,
+                    Ok(None) => return Ok(records),
+                    Err(error) if error.is_damage() => from += 1,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+    }
+
+    /// Events from `from` on, up to what cannot be read; `None` where that is the first of them.
+    fn stretch(&self, from: Seq) -> Result<Option<Vec<Record>>, JournalError> {
         let mut statement =
-            self.conn.prepare_cached("SELECT seq, at, head, sum, body FROM events WHERE seq > ? ORDER BY seq")?;
-        let mut rows = statement.query([after])?;
+            self.conn.prepare_cached("SELECT seq, at, head, sum, body FROM events WHERE seq >= ? ORDER BY seq")?;
+        let mut rows = statement.query([from])?;
         let (mut records, mut bytes) = (Vec::new(), 0);
         while records.len() < BATCH_ROWS && bytes < BATCH_BYTES {
             match rows.next().map_err(JournalError::from) {
@@ -85,38 +141,68 @@ impl SqliteStore {
                 Ok(None) => break,
                 // What comes before is good.
                 Err(error) if error.is_damage() && !records.is_empty() => break,
-                Err(error) if error.is_damage() => return self.past_damage(after),
+                Err(error) if error.is_damage() => return Ok(None),
                 Err(error) => return Err(error),
             }
         }
-        Ok(records)
+        Ok(Some(records))
     }
 
-    /// Events after `after` where a page cannot be read: one position after the other, up to the first that can. What
-    /// cannot be read is an event without anything, which matches no checksum.
-    fn past_damage(&self, after: Seq) -> Result<Vec<Record>, JournalError> {
+    /// Whether there is an event at this position; `None` where that cannot be read.
+    fn is_there(&self, seq: Seq) -> Result<Option<bool>, JournalError> {
         let mut one = self.conn.prepare_cached("SELECT seq, at, head, sum, body FROM events WHERE seq = ?")?;
+        match one.query_row([seq], |_| Ok(())).optional().map_err(JournalError::from) {
+            Ok(found) => Ok(Some(found.is_some())),
+            Err(error) if error.is_damage() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a sink has still to do with the event at this position, so that no purge takes it.
+    fn is_kept(&self, seq: Seq) -> Result<bool, JournalError> {
+        let kept = "SELECT EXISTS (SELECT 1 FROM sinks JOIN exceptions ON exceptions.sink = sinks.id
+            WHERE exceptions.seq = ? AND exceptions.state NOT IN (5, 6))";
+        Ok(self.conn.prepare_cached(kept)?.query_row([seq], |row| row.get(0))?)
+    }
+
+    fn lost(&mut self) -> Result<Lost, JournalError> {
+        if let Some(lost) = self.lost {
+            return Ok(lost);
+        }
+        let settled: Option<Seq> = self.conn.query_row("SELECT min(cursor) FROM sinks", [], |row| row.get(0))?;
         let last = last_seq(&self.conn)?;
-        let mut records = Vec::new();
-        for seq in after + 1..=last.min(after + PASSED_BY) {
-            match one.query_row([seq], event).optional().map_err(JournalError::from) {
-                Ok(None) => {}
-                Ok(Some(record)) => {
-                    records.push(record);
-                    return Ok(records);
+        let lost = Lost { last, settled: settled.unwrap_or(0), oldest: self.oldest(last)? };
+        self.lost = Some(lost);
+        Ok(lost)
+    }
+
+    /// The first event that can be read and that no sink has to do with any more. A purge goes by position, and takes
+    /// all of these.
+    fn oldest(&self, last: Seq) -> Result<Seq, JournalError> {
+        let mut from = 1;
+        while from <= last {
+            let mut seqs = self.conn.prepare_cached("SELECT seq FROM events WHERE seq >= ? ORDER BY seq")?;
+            let mut rows = seqs.query([from])?;
+            loop {
+                match rows.next().map_err(JournalError::from) {
+                    Ok(Some(row)) => {
+                        let seq = row.get(0)?;
+                        if !self.is_kept(seq)? {
+                            return Ok(seq);
+                        }
+                        from = seq + 1;
+                    }
+                    Ok(None) => return Ok(Seq::MAX),
+                    Err(error) if error.is_damage() => break,
+                    Err(error) => return Err(error),
                 }
-                Err(error) if error.is_damage() => {
-                    let (head, sum, body) = (String::new(), Vec::new(), Vec::new());
-                    records.push(Record::Event { seq, at: 0, head, sum, body });
-                }
-                Err(error) => return Err(error),
+            }
+            from += 1;
+            while from <= last && self.is_there(from)?.is_none() {
+                from += 1;
             }
         }
-        if last > after + PASSED_BY {
-            let what = format!("events {} to {} cannot be read", after + 1, after + PASSED_BY);
-            return Err(JournalError::Inconsistent(what));
-        }
-        Ok(records)
+        Ok(Seq::MAX)
     }
 
     /// Runs, which are sorted by key, then rows, then what only events tell: each is newer than the one before.
@@ -261,7 +347,10 @@ impl Store for SqliteStore {
             format!("SELECT ifnull((SELECT max({column}) FROM {table}) - (SELECT min({column}) FROM {table}) + 1, 0)")
         };
         let count = match table {
-            Table::Events => self.number(&span("seq", "events"))?,
+            Table::Events => match self.number(&span("seq", "events")) {
+                Err(error) if error.is_damage() => last_seq(&self.conn)?,
+                number => number?,
+            },
             Table::Keys => {
                 let in_runs = self.number("SELECT ifnull(sum(count), 0) FROM key_runs")?;
                 let unsaved = i64::try_from(self.unsaved.len()).unwrap_or(0);
@@ -278,9 +367,21 @@ impl Store for SqliteStore {
         Ok(u64::try_from(count).unwrap_or(0))
     }
 
+    fn passed(&self) -> Option<Passed> {
+        self.passed
+    }
+
     fn ends(&mut self) -> Result<[i64; 5], JournalError> {
+        let first = match self.number("SELECT ifnull(min(seq), 0) FROM events") {
+            // The first that is copied: of a copy that is finished the same is asked.
+            Err(error) if error.is_damage() => match self.events(Seq::MIN)?.first() {
+                Some(Record::Event { seq, .. }) => *seq,
+                _ => 0,
+            },
+            number => number?,
+        };
         Ok([
-            self.number("SELECT ifnull(min(seq), 0) FROM events")?,
+            first,
             self.number("SELECT ifnull(max(seq), 0) FROM events")?,
             self.number("SELECT ifnull(max(id), 0) FROM attempts")?,
             self.number("SELECT ifnull(max(id), 0) FROM audit")?,
