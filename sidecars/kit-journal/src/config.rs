@@ -57,7 +57,7 @@ pub struct JournalSection {
     /// How long a deduplication key is remembered, in days that the journal was open; at least as long
     /// as `retention.days`.
     pub dedupe_days: f64,
-    /// How many appends may wait for the disk before further ones are answered 503.
+    /// How many appends may wait for the disk before further ones are answered 503. Their bodies may be 48 MiB together.
     pub queue: usize,
     /// How long a webhook waits for the disk before it is answered 503, in seconds. Below the sender's own
     /// patience, Lago's being 30 s; what is stored all the same is known when it comes again.

@@ -201,7 +201,7 @@ impl JournalError {
 /// failing disk stored it all the same, the repetition is recognised as a duplicate.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AppendError {
-    /// More appends wait for the disk than the queue holds.
+    /// More appends, or more bytes of them, wait for the disk than may.
     #[error("too many events wait for the disk")]
     Busy,
     /// The disk has not answered for as long as the sender may be kept waiting.

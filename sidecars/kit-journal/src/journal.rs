@@ -2,7 +2,7 @@
 //! a small pool of read-only connections.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -79,6 +79,23 @@ pub(crate) enum Request {
     Close,
 }
 
+/// Bodies that may wait for the disk. More is refused at once: a disk that hangs would otherwise collect what each sender
+/// in turn has given up, up to the number that the queue holds.
+const QUEUED_BYTES: usize = 48 << 20;
+
+impl Request {
+    /// Bytes of the bodies in it.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Append(append, _) => append.body.len(),
+            Self::Together(appends, _) | Self::Instead(appends, ..) => {
+                appends.iter().map(|append| append.body.len()).sum()
+            }
+            _ => 0,
+        }
+    }
+}
+
 /// The journal. Cheap to clone; all clones speak to the same file.
 #[derive(Clone)]
 pub struct Journal {
@@ -106,6 +123,8 @@ pub(crate) struct Shared {
     /// Where leases are renewed, if that is not by the writing thread.
     keeper: Option<mpsc::Sender<Keep>>,
     pub(crate) used_bytes: AtomicU64,
+    /// Bodies of what is queued. They stay when those who sent them have given up.
+    pub(crate) queued_bytes: AtomicUsize,
     pub(crate) metrics: JournalMetrics,
 }
 
@@ -182,6 +201,7 @@ impl Journal {
             reads: Reads::default(),
             keeper,
             used_bytes: AtomicU64::new(0),
+            queued_bytes: AtomicUsize::new(0),
             metrics,
         });
         let next_look = engine.look_every().map(|every| Instant::now() + every);
@@ -276,7 +296,17 @@ impl Journal {
         request: Request,
         answered: oneshot::Receiver<Result<T, AppendError>>,
     ) -> Result<T, AppendError> {
-        match self.requests.try_send(request) {
+        let bytes = request.bytes();
+        let before = self.shared.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        // A single one always fits, however large it is.
+        let sent = match before == 0 || before + bytes <= QUEUED_BYTES {
+            true => self.requests.try_send(request),
+            false => Err(mpsc::error::TrySendError::Full(request)),
+        };
+        if sent.is_err() {
+            self.shared.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        match sent {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(_)) => {
                 self.shared.metrics.refused_busy.inc();

@@ -136,15 +136,16 @@ impl Writer {
         let mut next = first;
         while let Some(request) = next.take() {
             requests += 1;
+            let own = request.bytes();
+            self.shared.queued_bytes.fetch_sub(own, Ordering::Relaxed);
+            bytes += own;
             match request {
                 Request::Append(append, answer) => {
-                    bytes += append.body.len();
                     commit.appends.push(*append);
                     waiting.appends.push(WaitingAppends::One(answer));
                 }
                 Request::Together(appends, answer) => {
                     requests += appends.len().saturating_sub(1);
-                    bytes += appends.iter().map(|append| append.body.len()).sum::<usize>();
                     let first = commit.appends.len();
                     waiting.appends.push(WaitingAppends::Together(appends.len(), answer));
                     commit.appends.extend(appends);

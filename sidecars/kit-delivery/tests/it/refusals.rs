@@ -6,22 +6,30 @@ use std::time::Duration;
 
 use kit_journal::JournalError;
 use kit_journal::engine::{Commit, Committed, Engine};
-use kit_journal::{DeliveryState, EventId, Seq};
+use kit_journal::{AppendError, Dedupe, DeliveryState, EventHead, EventId, NewEvent, Seq};
 use kit_workbench::gateway::Behaviour;
 
 use crate::bench::*;
 
-/// Holds the first commit that brings a dead letter until it is let go, and then refuses it.
+/// Holds the first commit of a kind until it is let go, and then refuses it.
 struct Refusing {
     inner: Box<dyn Engine>,
+    is_meant: fn(&Commit) -> bool,
     held: Arc<AtomicBool>,
     let_go: Arc<AtomicBool>,
 }
 
+fn with_a_dead_letter(commit: &Commit) -> bool {
+    commit.settlements.iter().any(|settlement| !settlement.set.is_empty())
+}
+
+fn with_events(commit: &Commit) -> bool {
+    !commit.appends.is_empty()
+}
+
 impl Engine for Refusing {
     fn commit(&mut self, commit: &mut Commit) -> Result<Committed, JournalError> {
-        let dead_letter = commit.settlements.iter().any(|settlement| !settlement.set.is_empty());
-        if dead_letter && !self.held.swap(true, Ordering::SeqCst) {
+        if (self.is_meant)(commit) && !self.held.swap(true, Ordering::SeqCst) {
             while !self.let_go.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -73,7 +81,7 @@ async fn a_dead_letter_that_is_refused_during_the_stop_is_not_counted_as_deliver
     let (held, let_go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let wrap = {
         let (held, let_go) = (Arc::clone(&held), Arc::clone(&let_go));
-        move |inner| Box::new(Refusing { inner, held, let_go }) as Box<dyn Engine>
+        move |inner| Box::new(Refusing { inner, is_meant: with_a_dead_letter, held, let_go }) as Box<dyn Engine>
     };
     let mut bench = Bench::over(behaviour, wrap).await;
     // All are there before the first is delivered: while a commit is held nothing can be appended.
@@ -97,4 +105,51 @@ async fn a_dead_letter_that_is_refused_during_the_stop_is_not_counted_as_deliver
     let row = bench.sink().await;
     assert_eq!((row.delivered, row.parked), (3, 1), "{row:?}");
     assert_eq!(bench.state(appends[0]).await, DeliveryState::Parked);
+}
+
+/// What waits for a disk that hangs is bounded, also after those who sent it have given up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_hangs_collects_bodies_up_to_a_bound() {
+    let (held, let_go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let wrap = {
+        let (held, let_go) = (Arc::clone(&held), Arc::clone(&let_go));
+        move |inner| Box::new(Refusing { inner, is_meant: with_events, held, let_go }) as Box<dyn Engine>
+    };
+    let bench = Bench::over(Behaviour::Ok, wrap).await;
+    let append = |n: u32| {
+        let journal = bench.journal.clone();
+        let key = n.to_string();
+        let head = EventHead::new(EventId::derive("test", &key, None), "test", "large", "all", key);
+        let event = NewEvent { head, body: vec![b'x'; 1 << 20], dedupe: Dedupe::Key };
+        tokio::spawn(async move { journal.append(event).await })
+    };
+    let mut appends = vec![append(0)];
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while !held.load(Ordering::SeqCst) {
+        assert!(std::time::Instant::now() < deadline, "nothing is committed");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for n in 1..=60 {
+        appends.push(append(n));
+    }
+    while appends.iter().filter(|append| append.is_finished()).count() < 60 - 48 {
+        assert!(std::time::Instant::now() < deadline, "all of them wait");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    let_go.store(true, Ordering::SeqCst);
+
+    let (mut stored, mut busy, mut refused) = (0, 0, 0);
+    for append in appends {
+        match append.await.unwrap() {
+            Ok(_) => stored += 1,
+            Err(AppendError::Busy) => busy += 1,
+            Err(_) => refused += 1,
+        }
+    }
+    assert_eq!((stored + refused, busy), (49, 12), "{stored} {refused}");
+    while append(100).await.unwrap().is_err() {
+        assert!(std::time::Instant::now() < deadline, "it is not taken again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
