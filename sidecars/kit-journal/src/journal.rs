@@ -19,6 +19,7 @@ use crate::metrics::JournalMetrics;
 use crate::pace::Pace;
 use crate::reads::Reads;
 use crate::recent::Recent;
+use crate::request::{QUEUED_BYTES, Request};
 use crate::writer::Writer;
 
 /// Read connections kept open.
@@ -58,43 +59,8 @@ pub enum Health {
     Failing(String),
 }
 
-/// Where the writing thread answers.
-pub(crate) type Reply<T, E = JournalError> = oneshot::Sender<Result<T, E>>;
-
 /// Makes one more reader of an engine's store.
 pub type OpenReader = Box<dyn Fn() -> Result<Box<dyn Reader>, JournalError> + Send + Sync>;
-
-/// What the writing thread is asked for.
-pub(crate) enum Request {
-    /// Boxed: the other requests are a tenth of its size.
-    Append(Box<Append>, Reply<Appended, AppendError>),
-    Together(Vec<Append>, Reply<Vec<Appended>, AppendError>),
-    Instead(Vec<Append>, Settlement, Reply<Vec<Appended>, AppendError>),
-    Known(String, String, Reply<Vec<(EventId, Seq)>>),
-    Settle(Vec<Settlement>, Reply<()>),
-    Act(Vec<Action>, Reply<Vec<ActionOutcome>>),
-    Value(String, Vec<u8>, Reply<()>),
-    Lease(String, Reply<Option<Lease>>),
-    GiveBack(String, u64, Reply<()>),
-    Close,
-}
-
-/// Bodies that may wait for the disk. More is refused at once: a disk that hangs would otherwise collect what each sender
-/// in turn has given up, up to the number that the queue holds.
-const QUEUED_BYTES: usize = 48 << 20;
-
-impl Request {
-    /// Bytes of the bodies in it.
-    pub(crate) fn bytes(&self) -> usize {
-        match self {
-            Self::Append(append, _) => append.body.len(),
-            Self::Together(appends, _) | Self::Instead(appends, ..) => {
-                appends.iter().map(|append| append.body.len()).sum()
-            }
-            _ => 0,
-        }
-    }
-}
 
 /// The journal. Cheap to clone; all clones speak to the same file.
 #[derive(Clone)]
@@ -138,12 +104,6 @@ pub struct JournalTask {
 impl std::fmt::Debug for Journal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Journal").field("path", &self.shared.path).finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for Request {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Request")
     }
 }
 

@@ -7,7 +7,8 @@ use tokio::task::JoinHandle;
 
 use crate::engine::{Lease, LeaseKeeper};
 use crate::error::JournalError;
-use crate::journal::{Journal, Reply};
+use crate::journal::Journal;
+use crate::request::Reply;
 
 /// How often a lease is asked for again.
 const KEEP_EVERY: Duration = Duration::from_secs(1);

@@ -24,6 +24,7 @@ mod packed;
 mod postgres;
 mod reads;
 mod recent;
+mod request;
 mod sqlite;
 mod writer;
 

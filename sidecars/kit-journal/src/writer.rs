@@ -17,8 +17,9 @@ use crate::config::JournalSection;
 use crate::engine::{ActionOutcome, Commit, Committed, Engine, Purge, Verdict};
 use crate::error::{AppendError, JournalError};
 use crate::event::{Seq, StoredEvent};
-use crate::journal::{Appended, Health, READERS, Reply, Request, Shared};
+use crate::journal::{Appended, Health, READERS, Shared};
 use crate::pace::Pace;
+use crate::request::{Reply, Request};
 
 /// At most this many requests in one commit …
 const GROUP_REQUESTS: usize = 512;
