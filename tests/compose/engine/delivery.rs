@@ -235,7 +235,7 @@ pub(crate) async fn what_is_wrong_is_told_by_the_one_command(_trial: Trial) -> R
     // The key that only Lago knows was not copied.
     site.set("LAGO_WEBHOOK_SIGNATURE", "hmac")?;
     let said = site.try_up().await?;
-    check(&site, said, &["LAGO_WEBHOOK_HMAC_KEY_FILE", "/run/secrets/lago-hmac-key", PROCESSOR]).await?;
+    check(&site, said, &["LAGO_WEBHOOK_HMAC_KEY_FILE", "is empty", PROCESSOR]).await?;
     site.set("LAGO_WEBHOOK_SIGNATURE", "jwt")?;
 
     std::fs::write(site.file("secrets/generated"), "lago-rsa ras\n")?;

@@ -35,7 +35,7 @@ pub(crate) const SUBSCRIPTIONS: u64 = 7;
 /// How long everything accepted may take to be delivered.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(120);
 /// Copied for an installation.
-const FILES: [&str; 4] = ["sidecars.yml", "sidecars.toml", "up", ".env.example"];
+const FILES: [&str; 5] = ["sidecars.yml", "sidecars.toml", "up", "fill-env", ".env.example"];
 
 /// An installation.
 #[derive(Debug)]
