@@ -38,6 +38,7 @@ pub(crate) async fn broker(site: &Site) -> Result<Broker> {
 /// An installation that publishes to RabbitMQ as well.
 pub(crate) fn publishing(engine: &'static crate::engine::Engine) -> Result<Site> {
     let settings = [
+        ("SIDECAR_HEALTH_INTERVAL", "10s"),
         ("AMQP_URL", BROKER_URL),
         ("AMQP_PASSWORD_FILE", "/run/secrets/rabbitmq-password"),
         ("LAGO_WEBHOOK_PROCESSOR_CONFIG", "./webhooks.toml"),
@@ -170,6 +171,29 @@ pub(crate) async fn usage_in_a_container_reaches_lago_once(trial: Trial) -> Resu
         site.remove().await?;
     }
     Ok(Outcome::new(total, "each billed once"))
+}
+
+/// C1: what docs/compose tells an operator to type: a webhook is sent, delivered and listed by the command line's image.
+pub(crate) async fn the_command_line_sends_and_sees_the_first_webhook(_trial: Trial) -> Result<Outcome> {
+    let engine = match engine().await {
+        Ok(engine) => engine,
+        Err(outcome) => return outcome,
+    };
+    let site = Site::started(engine, &[]).await?;
+    let key = format!("{}:/lago-rsa:ro", site.file("secrets/lago-rsa").display());
+    let url = "http://lago-webhook-processor:8081/webhooks/lago";
+    let words = ["run", "--rm", "-T", "-v", &key, "outrigger", "send", "--url", url, "--rsa-key-file", "/lago-rsa"];
+    site.compose(&words).await?;
+    let received = site.gateway()?.wait_for(1, Duration::from_secs(30)).await?;
+    ensure!(received[0].signature_ok == Some(true), "it is signed {:?}", received[0].signature_ok);
+    site.drained().await?;
+    let listed = site.compose(&["run", "--rm", "-T", "outrigger", "events", "list"]).await?;
+    ensure!(listed.contains("lago.invoice.created") && listed.contains("delivered"), "it is listed as {listed}");
+    site.compose(&["run", "--rm", "-T", "outrigger", "doctor"]).await?;
+    let tracker = ["--admin", "http://lago-usage-tracker:9082", "--token-file", "/run/secrets/usage-admin-token"];
+    site.compose(&[&["run", "--rm", "-T", "outrigger", "doctor"][..], &tracker].concat()).await?;
+    site.remove().await?;
+    Ok(Outcome::new(1, ""))
 }
 
 /// One event, as a producer reports it.

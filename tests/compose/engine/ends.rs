@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kit_workbench::Moment;
-use kit_workbench::gateway::Behaviour;
 use kit_workbench::ledger::{Crash, Ledger};
 use kit_workbench::load::{self, LagoWebhooks, LoadControl, LoadOptions, LoadOutcome, Pacing, Pool};
 use outrigger_tests::experiment::{Outcome, Trial};
@@ -67,7 +66,7 @@ pub(crate) async fn health_follows_the_process(trial: Trial) -> Result<Outcome> 
         Ok(engine) => engine,
         Err(outcome) => return outcome,
     };
-    let site = Site::new(engine, &[("SIDECAR_HEALTH_INTERVAL", "1s")])?;
+    let site = Site::new(engine, &[])?;
     // Without any neighbour.
     site.up().await?;
     for _ in 0..trial.count {
@@ -219,7 +218,7 @@ pub(crate) async fn volumes_outlive_their_containers_and_tags(trial: Trial) -> R
         engine.docker(["tag", &format!("outrigger/{daemon}:{TAG}"), &format!("outrigger/{daemon}:{NEXT}")]).await?;
     }
     let site = Site::started(engine, &[]).await?;
-    site.gateway()?.set_behaviour(Behaviour::status(503));
+    site.gateway()?.stop().await;
     let mut ledger = Ledger::new();
     let mut accepted = 0;
     for round in 0..2 * trial.count {
@@ -235,7 +234,7 @@ pub(crate) async fn volumes_outlive_their_containers_and_tags(trial: Trial) -> R
         let statistics = sidecar.api("/api/v1/statistics").await?;
         ensure!(statistics["accepted"] == accepted, "of {accepted} accepted the journal has {statistics}");
     }
-    site.gateway()?.set_behaviour(Behaviour::Ok);
+    site.gateway()?.restart_on_same_port().await?;
     let report = site.settle(ledger, &format!("C7-{}", trial.seed)).await?;
     site.remove().await?;
     Ok(Outcome::new(

@@ -27,6 +27,9 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 const COMMAND_DEADLINE: Duration = Duration::from_secs(240);
 /// Where `cargo static` leaves its binaries.
 const STATIC_VARIABLE: &str = "OUTRIGGER_STATIC_DIR";
+/// The command line's image, for people.
+const COMMAND_LINE: &str = "outrigger";
+const CGROUPS: &str = "/sys/fs/cgroup";
 /// The tag of the images under test.
 pub(crate) const TAG: &str = "0.1.0";
 
@@ -74,6 +77,12 @@ pub(crate) fn stop() {
         std::thread::sleep(Duration::from_millis(50));
     }
     let _ = daemon.kill();
+    // Empty, for nothing runs in them any more: one for each kind of resource, or one for all.
+    let parent = cgroup_parent(&engine.scratch);
+    let kinds = std::fs::read_dir(CGROUPS).into_iter().flatten().flatten().map(|entry| entry.path());
+    for folder in kinds.chain([PathBuf::from(CGROUPS)]) {
+        let _ = std::fs::remove_dir(folder.join(&parent));
+    }
     // What it has mounted is gone with it; a static is never dropped, so the folder is removed here.
     if std::env::var_os(kit_workbench::scratch::KEEP_VARIABLE).is_none() {
         let _ = std::fs::remove_dir_all(engine.scratch.path());
@@ -122,8 +131,8 @@ impl Engine {
         let context = self.scratch.file("context");
         let mut command = self.command(compose.join("context"));
         command.arg(&context).arg(static_binaries());
-        run(command).await.context("cargo static -p lago-webhook-processor -p lago-usage-tracker")?;
-        for name in binaries::DAEMONS {
+        run(command).await.context("build the binaries with cargo static, or ./test compose")?;
+        for name in binaries::DAEMONS.into_iter().chain([COMMAND_LINE]) {
             let file = compose.join("Dockerfile.prebuilt");
             let arguments: [&OsStr; 9] = [
                 "build".as_ref(),

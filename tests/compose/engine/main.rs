@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         experiment!("T22", images::an_image_is_one_static_binary_and_small, 1, 1),
         experiment!("C1", delivery::the_documented_path_delivers_signed_webhooks, 1, 3),
         experiment!("C1", delivery::usage_in_a_container_reaches_lago_once, 1, 3),
+        experiment!("C1", delivery::the_command_line_sends_and_sees_the_first_webhook, 1, 1),
         experiment!("C2", delivery::what_is_wrong_is_told_by_the_one_command, 1, 1),
         experiment!("T21", privileges::containers_are_unprivileged_as_inspected, 1, 1),
         experiment!("T21", privileges::nothing_in_a_container_can_be_written_or_gained, 1, 1),

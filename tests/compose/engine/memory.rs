@@ -34,7 +34,7 @@ pub(crate) async fn idle_containers_stay_small(_trial: Trial) -> Result<Outcome>
     for daemon in [PROCESSOR, TRACKER] {
         forget_binary(engine, daemon).await?;
     }
-    let site = Site::started(engine, &[]).await?;
+    let site = Site::started(engine, &[("SIDECAR_HEALTH_INTERVAL", "10s")]).await?;
     send(&site, site.jwt()?, 200).await?;
     report_usage(&site, "t-idle", 1).await?;
     site.drained().await?;

@@ -71,6 +71,8 @@ impl Site {
         // Not a setting of an operator, so not in the example.
         let environment = std::fs::read_to_string(site.file(".env"))?;
         std::fs::write(site.file(".env"), format!("{environment}\nSTANDINS={HOST}\n"))?;
+        // `compose/up` waits for health.
+        site.set("SIDECAR_HEALTH_INTERVAL", "1s")?;
         settings.iter().try_for_each(|(name, value)| site.set(name, value))?;
         Ok(site)
     }
