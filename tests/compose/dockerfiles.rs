@@ -46,7 +46,7 @@ fn the_version_is_the_workspace_s_everywhere() {
     let example = read("compose/.env.example");
     assert!(example.lines().any(|line| line == format!("SIDECAR_TAG={version}")), "SIDECAR_TAG in .env.example");
     let overlay = read("compose/sidecars.yml");
-    assert_eq!(overlay.matches(&format!("${{SIDECAR_TAG:-{version}}}")).count(), DAEMONS.len(), "sidecars.yml");
+    assert_eq!(overlay.matches(&format!("${{SIDECAR_TAG:-{version}}}")).count(), DAEMONS.len() + 1, "sidecars.yml");
 }
 
 /// What `cargo static` means is written once; the image's toolchain is the oldest that the workspace allows.

@@ -4,6 +4,8 @@
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
+use outrigger_tests::experiment::say;
+
 /// Says, to the process inside, that it is inside.
 const INSIDE_VARIABLE: &str = "OUTRIGGER_ENGINE_INSIDE";
 /// Name of the variable that makes a machine without an engine a failure.
@@ -35,14 +37,16 @@ pub(crate) fn enter(experiments: usize) -> Option<ExitCode> {
         return None;
     }
     if let Some(reason) = obstacle() {
-        println!("no container engine can run here: {reason}");
-        println!("SKIPPED: {experiments} experiments in a container engine");
+        say(&format!("no container engine can run here: {reason}\n"));
+        say(&format!("SKIPPED: {experiments} experiments in a container engine\n"));
         if is_required() {
-            println!("{REQUIRE_VARIABLE} is set, so this is a failure");
-            println!("test result: FAILED. 0 passed; {experiments} failed; 0 ignored; 0 measured; 0 filtered out");
+            say(&format!("{REQUIRE_VARIABLE} is set, so this is a failure\n"));
+            say(&format!(
+                "test result: FAILED. 0 passed; {experiments} failed; 0 ignored; 0 measured; 0 filtered out\n"
+            ));
             return Some(ExitCode::FAILURE);
         }
-        println!("test result: ok. 0 passed; 0 failed; {experiments} ignored; 0 measured; 0 filtered out");
+        say(&format!("test result: ok. 0 passed; 0 failed; {experiments} ignored; 0 measured; 0 filtered out\n"));
         return Some(ExitCode::SUCCESS);
     }
     let own = std::env::current_exe().unwrap_or_default();
@@ -58,7 +62,7 @@ pub(crate) fn enter(experiments: usize) -> Option<ExitCode> {
         Ok(status) if status.success() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
-            println!("unshare cannot be run: {error}");
+            say(&format!("unshare cannot be run: {error}\n"));
             ExitCode::FAILURE
         }
     })
