@@ -13,7 +13,7 @@ pub(crate) const REQUIRE_VARIABLE: &str = "OUTRIGGER_REQUIRE_ENGINE";
 /// A network, mounts and processes of our own; the last end with the first of them.
 const UNSHARE: [&str; 6] = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
 /// Commands that are needed, and the Debian packages that have them.
-const COMMANDS: [(&str, &str); 8] = [
+const COMMANDS: [(&str, &str); 9] = [
     ("dockerd", "docker.io"),
     ("docker", "docker.io"),
     ("containerd", "containerd"),
@@ -21,6 +21,7 @@ const COMMANDS: [(&str, &str); 8] = [
     ("docker-compose", "docker-compose"),
     ("iptables", "iptables"),
     ("ip", "iproute2"),
+    ("setpriv", "util-linux"),
     ("unshare", "util-linux"),
 ];
 
@@ -50,8 +51,9 @@ pub(crate) fn enter(experiments: usize) -> Option<ExitCode> {
         return Some(ExitCode::SUCCESS);
     }
     let own = std::env::current_exe().unwrap_or_default();
-    // A shell in between brings the loopback up and makes way.
-    let status = Command::new("unshare")
+    // Killed with us, whoever kills us. A shell in between brings the loopback up and makes way.
+    let status = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "unshare"])
         .args(UNSHARE)
         .args(["sh", "-c", "ip link set lo up && exec \"$@\"", "sh"])
         .arg(own)
