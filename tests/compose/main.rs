@@ -1,1 +1,3 @@
-//! The compose files: what they may say, and the sidecars in a real engine.
+//! The compose files: what they may say. The sidecars in a real engine are in `engine/`, a target of its own.
+
+mod dockerfiles;

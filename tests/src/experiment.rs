@@ -222,7 +222,8 @@ impl Experiment {
     }
 }
 
-pub(crate) fn say(text: &str) {
+/// Prints to the run's output, as the table of [`main`] is.
+pub fn say(text: &str) {
     let mut out = std::io::stdout();
     // A closed pipe is no reason to fail.
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());

@@ -87,7 +87,7 @@ pub enum SecretError {
         /// The operating system's word.
         source: std::io::Error,
     },
-    /// The file or the value holds nothing.
+    /// The value holds nothing.
     #[error("{name} is empty")]
     Empty {
         /// Name of the variable.
@@ -128,10 +128,7 @@ pub fn resolve(
             (file_name, Secret(text.strip_suffix('\r').unwrap_or(text).to_owned()))
         }
     };
-    if secret.0.is_empty() {
-        return Err(SecretError::Empty { name: name.to_owned() });
-    }
-    Ok(Some(secret))
+    if secret.0.is_empty() { Err(empty(name, file)) } else { Ok(Some(secret)) }
 }
 
 /// As [`resolve`], for secrets of which several are valid while one replaces the other: one a line,
@@ -150,9 +147,17 @@ pub fn resolve_lines(
         all.0.lines().filter(|line| !line.trim().is_empty()).map(|line| Secret(line.to_owned())).collect();
     if secrets.is_empty() {
         let name = if file.is_some() { file_name } else { value_name };
-        return Err(SecretError::Empty { name: name.to_owned() });
+        return Err(empty(name, file));
     }
     Ok(secrets)
+}
+
+fn empty(name: &str, file: Option<&Path>) -> SecretError {
+    let name = name.to_owned();
+    match file {
+        Some(path) => SecretError::Unlikely { name, path: path.display().to_string(), what: "is empty" },
+        None => SecretError::Empty { name },
+    }
 }
 
 fn read(name: &str, path: &Path) -> Result<String, SecretError> {
@@ -209,7 +214,7 @@ mod tests {
             assert!(!error.contains("topsecret"));
         };
         check(Some(&value), Some(&empty), "K and K_FILE are both set");
-        check(None, Some(&empty), "K_FILE is empty");
+        check(None, Some(&empty), &format!("K_FILE: {} is empty", empty.display()));
         check(None, Some(&binary), "not UTF-8");
         check(None, Some(&large), "64 KiB");
         // Tells no length and never ends.
