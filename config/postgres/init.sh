@@ -92,7 +92,8 @@ SQL
     local extension
     for extension in ${extensions//,/ }; do
         [[ $extension != pgvector ]] || refuse "the extension of pgvector is called vector, not pgvector: mend it in $list"
-        printf 'CREATE EXTENSION IF NOT EXISTS "%s";\n' "$extension" | as_admin "$database" ||
+        # IF NOT EXISTS alone fails for the second of two at the same time.
+        printf 'SELECT pg_advisory_lock(7241, 1);\nCREATE EXTENSION IF NOT EXISTS "%s";\n' "$extension" | as_admin "$database" ||
             refuse "extension $extension cannot be made in database $database: the server has to have it installed"
     done
 }

@@ -107,7 +107,8 @@ impl<'a> Service<'a> {
         match self.get(key) {
             Some(Value::Object(map)) => map.iter().map(|(name, value)| (name.clone(), of(value))).collect(),
             Some(Value::Array(list)) => {
-                let pairs = list.iter().filter_map(Value::as_str).map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+                let pairs =
+                    list.iter().filter_map(Value::as_str).map(|pair| pair.split_once('=').unwrap_or((pair, "")));
                 pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
             }
             _ => BTreeMap::new(),
@@ -145,7 +146,8 @@ pub(crate) struct Project<'a> {
 
 impl Project<'_> {
     pub(crate) fn services(&self) -> impl Iterator<Item = Service<'_>> {
-        let of = |file| File::section(file, "services").into_iter().map(move |(name, value)| Service { file, name, value });
+        let of =
+            |file| File::section(file, "services").into_iter().map(move |(name, value)| Service { file, name, value });
         self.files.iter().flat_map(of)
     }
 }
@@ -175,13 +177,30 @@ pub(crate) fn lint(project: &Project<'_>) -> Vec<Finding> {
 fn common(project: &Project<'_>, service: &Service<'_>, findings: &mut Vec<Finding>) {
     let mut find = |rule, message: String| findings.push(service.finding(rule, message));
     for mount in tables::mounts(service) {
-        if mount.source.ends_with(".sock") || ["/run", "/var/run", "/"].contains(&mount.source.trim_end_matches(['/'])) {
-            find("no-socket", format!("mounts {}: take it out; what needs the engine runs beside it, not in it", mount.source));
+        if mount.source.ends_with(".sock") || ["/run", "/var/run", "/"].contains(&mount.source.trim_end_matches(['/']))
+        {
+            find(
+                "no-socket",
+                format!("mounts {}: take it out; what needs the engine runs beside it, not in it", mount.source),
+            );
         }
     }
-    for key in ["privileged", "devices", "device_cgroup_rules", "pid", "ipc", "uts", "cgroup_parent", "userns_mode", "network_mode"] {
+    for key in [
+        "privileged",
+        "devices",
+        "device_cgroup_rules",
+        "pid",
+        "ipc",
+        "uts",
+        "cgroup_parent",
+        "userns_mode",
+        "network_mode",
+    ] {
         if let Some(value) = service.get(key).filter(|value| **value != Value::Bool(false)) {
-            find("no-privilege", format!("has {key}: {value}; take it out, or run this on the host and not in a container"));
+            find(
+                "no-privilege",
+                format!("has {key}: {value}; take it out, or run this on the host and not in a container"),
+            );
         }
     }
     for capability in service.list("cap_add") {
@@ -222,11 +241,15 @@ fn common(project: &Project<'_>, service: &Service<'_>, findings: &mut Vec<Findi
     for secret in tables::secrets(service) {
         let path = service.file.section("secrets").get(secret).and_then(|secret| secret["file"].as_str());
         let Some(name) = path.and_then(|path| path.strip_prefix("./secrets/")) else {
-            find("secrets", format!("secret {secret} is no file ./secrets/… of this compose file: add it under secrets"));
+            find(
+                "secrets",
+                format!("secret {secret} is no file ./secrets/… of this compose file: add it under secrets"),
+            );
             continue;
         };
         let lines = project.generated.lines().filter(|line| !line.starts_with('#'));
-        let made = lines.filter_map(|line| line.split_whitespace().next()).any(|made| made == name.trim_end_matches(".pub"));
+        let made =
+            lines.filter_map(|line| line.split_whitespace().next()).any(|made| made == name.trim_end_matches(".pub"));
         if !made {
             find("secrets", format!("nothing makes secrets/{name}: add a line to compose/secrets/generated"));
         }

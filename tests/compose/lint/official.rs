@@ -8,7 +8,10 @@ use crate::project::{self, File};
 pub(crate) fn look(service: &Service<'_>, findings: &mut Vec<Finding>) {
     let mut find = |rule, message: String| findings.push(service.finding(rule, message));
     if service.get("build").is_some() {
-        find("no-build", "take build out: official images are used as they are; what is missing becomes a sidecar".into());
+        find(
+            "no-build",
+            "take build out: official images are used as they are; what is missing becomes a sidecar".into(),
+        );
     }
     if service.get("entrypoint").is_some() {
         find("own-command", "take entrypoint out: the image has its own".into());
@@ -18,7 +21,10 @@ pub(crate) fn look(service: &Service<'_>, findings: &mut Vec<Finding>) {
     }
     for port in service.list("ports") {
         if !port.starts_with("127.0.0.1:") {
-            find("loopback-ports", format!("port {port} is open to everybody: \"127.0.0.1:<port>:<port>\"; a proxy opens it"));
+            find(
+                "loopback-ports",
+                format!("port {port} is open to everybody: \"127.0.0.1:<port>:<port>\"; a proxy opens it"),
+            );
         }
     }
     if !service.is_defined() {
@@ -29,7 +35,10 @@ pub(crate) fn look(service: &Service<'_>, findings: &mut Vec<Finding>) {
     }
     let Some(image) = tables::known(service) else {
         if service.get("image").is_some() {
-            find("own-command", "its image is not in the table: add it to tests/compose/lint/tables.rs with what it may do".into());
+            find(
+                "own-command",
+                "its image is not in the table: add it to tests/compose/lint/tables.rs with what it may do".into(),
+            );
         }
         return;
     };
@@ -37,18 +46,25 @@ pub(crate) fn look(service: &Service<'_>, findings: &mut Vec<Finding>) {
     for target in targets {
         let allowed = |at: &&str| target == *at || (at.ends_with('/') && target.starts_with(*at));
         if !image.mounts.iter().any(|at| allowed(&at)) {
-            find("no-code-mount", format!("mounts over {target}: {} has {} for that", image.name, image.mounts.join(", ")));
+            find(
+                "no-code-mount",
+                format!("mounts over {target}: {} has {} for that", image.name, image.mounts.join(", ")),
+            );
         }
     }
     let command = service.list("command");
     if service.get("command").is_some() && !image.commands.iter().any(|(begins, _)| command.starts_with(begins)) {
-        let known: Vec<_> = image.commands.iter().map(|(begins, from)| format!("{} ({from})", begins.join(" "))).collect();
+        let known: Vec<_> =
+            image.commands.iter().map(|(begins, from)| format!("{} ({from})", begins.join(" "))).collect();
         find("own-command", format!("runs {}: {} has {}", command.join(" "), image.name, known.join(", or ")));
     }
     if !service.is_one_shot() {
         healthy(service, &mut find);
         if image.keeps_data && service.get("stop_grace_period").is_none() {
-            find("stop-grace", "add stop_grace_period: after ten seconds the engine kills it, whatever it is writing".into());
+            find(
+                "stop-grace",
+                "add stop_grace_period: after ten seconds the engine kills it, whatever it is writing".into(),
+            );
         }
     }
     let environment = service.environment();
@@ -56,7 +72,8 @@ pub(crate) fn look(service: &Service<'_>, findings: &mut Vec<Finding>) {
     if image.name == "temporalio/server"
         && environment.get("DYNAMIC_CONFIG_FILE_PATH").map(String::as_str) != dynamic.as_ref().map(|mount| mount.target)
     {
-        let message = "DYNAMIC_CONFIG_FILE_PATH must name the mounted file: without it the server looks for docker.yaml and ends";
+        let message =
+            "DYNAMIC_CONFIG_FILE_PATH must name the mounted file: without it the server looks for docker.yaml and ends";
         find("temporal-dynamic-config", message.into());
     }
 }
@@ -77,8 +94,12 @@ fn unpinned(image: &str) -> Option<String> {
     });
     let variable = tag.starts_with("${") && tag.contains("_VERSION:-");
     match (numbered, variable) {
-        (false, _) => Some(format!("the tag '{default}' of {name} is no single version: name major and minor at least")),
-        (true, false) => Some(format!("write {name}:${{…_VERSION:-{default}}}, so that an upgrade is one line of .env")),
+        (false, _) => {
+            Some(format!("the tag '{default}' of {name} is no single version: name major and minor at least"))
+        }
+        (true, false) => {
+            Some(format!("write {name}:${{…_VERSION:-{default}}}, so that an upgrade is one line of .env"))
+        }
         (true, true) => None,
     }
 }
@@ -108,7 +129,8 @@ pub(crate) fn look_at_file(file: &File, findings: &mut Vec<Finding>) {
             file: file.name.clone(),
             service: "lago-clock".to_owned(),
             rule: "clock",
-            message: "is missing: without it no subscription is ever billed; add it with ./scripts/start.clock.sh".to_owned(),
+            message: "is missing: without it no subscription is ever billed; add it with ./scripts/start.clock.sh"
+                .to_owned(),
         });
     }
 }

@@ -35,7 +35,10 @@ pub(crate) fn look(service: &Service<'_>, findings: &mut Vec<Finding>) {
         find("sidecar-grace", "add stop_grace_period: 15s: it drains for 8 seconds".into());
     }
     if service.get("healthcheck").is_none_or(|check| check["test"][0] != "CMD" || check["test"][2] != "health") {
-        find("health-check", "add healthcheck with [\"CMD\", \"/usr/bin/<daemon>\", \"health\"]: a scratch image has no shell".into());
+        find(
+            "health-check",
+            "add healthcheck with [\"CMD\", \"/usr/bin/<daemon>\", \"health\"]: a scratch image has no shell".into(),
+        );
     }
     for (name, value) in service.environment() {
         if tables::is_secret(&name) && !value.is_empty() {
@@ -51,7 +54,10 @@ pub(crate) fn look(service: &Service<'_>, findings: &mut Vec<Finding>) {
         }
     }
     if service.list("profiles") != [service.name] {
-        find("sidecar-profile", format!("add profiles: [{}]: it is switched on and off without touching the rest", service.name));
+        find(
+            "sidecar-profile",
+            format!("add profiles: [{}]: it is switched on and off without touching the rest", service.name),
+        );
     }
     if service.get("depends_on").is_some() {
         find("sidecar-order", "take depends_on out: whatever it needs may be away".into());

@@ -6,8 +6,7 @@ use super::Service;
 
 /// What an entrypoint needs that begins as root: it takes its folders over and becomes another user. Binding port 80 is
 /// nginx'.
-pub(crate) const CAPABILITIES: &[&str] =
-    &["CHOWN", "DAC_OVERRIDE", "FOWNER", "NET_BIND_SERVICE", "SETGID", "SETUID"];
+pub(crate) const CAPABILITIES: &[&str] = &["CHOWN", "DAC_OVERRIDE", "FOWNER", "NET_BIND_SERVICE", "SETGID", "SETUID"];
 
 /// An official image.
 pub(crate) struct Image {
@@ -141,9 +140,15 @@ pub(crate) fn mounts<'a>(service: &Service<'a>) -> Vec<Mount<'a>> {
         if let Some(text) = volume.as_str() {
             // A colon within `${…}` belongs to the variable.
             let start = if text.starts_with("${") { text.find('}').unwrap_or(0) } else { 0 };
-            let (source, rest) = text[start..].split_once(':').map_or((text, ""), |(source, rest)| (&text[..start + source.len()], rest));
+            let (source, rest) = text[start..]
+                .split_once(':')
+                .map_or((text, ""), |(source, rest)| (&text[..start + source.len()], rest));
             let (target, mode) = rest.split_once(':').unwrap_or((rest, ""));
-            Mount { source, target: if rest.is_empty() { source } else { target }, read_only: mode.split(',').any(|m| m == "ro") }
+            Mount {
+                source,
+                target: if rest.is_empty() { source } else { target },
+                read_only: mode.split(',').any(|m| m == "ro"),
+            }
         } else {
             let text = |key: &str| volume[key].as_str().unwrap_or("");
             Mount { source: text("source"), target: text("target"), read_only: volume["read_only"] == true }
@@ -165,7 +170,8 @@ pub(crate) fn secrets<'a>(service: &Service<'a>) -> Vec<&'a str> {
 }
 
 /// Parts of names that mean a secret.
-const SECRET_WORDS: &[&str] = &["PASSWORD", "PASS", "PWD", "SECRET", "TOKEN", "KEY", "SALT", "LICENSE", "CREDENTIAL", "AUTH"];
+const SECRET_WORDS: &[&str] =
+    &["PASSWORD", "PASS", "PWD", "SECRET", "TOKEN", "KEY", "SALT", "LICENSE", "CREDENTIAL", "AUTH"];
 
 /// Whether a variable of this name holds a secret itself, and not the path of one.
 pub(crate) fn is_secret(name: &str) -> bool {
@@ -182,7 +188,10 @@ pub(crate) fn literal_secrets(service: &Service<'_>) -> Vec<String> {
             found.push(format!("{name} has a value of its own: ${{NAME:?…}} from .env, or a file in /run/secrets"));
         }
         if let Some(password) = password_of(&value).filter(|password| !password.is_empty() && !is_variable(password)) {
-            found.push(format!("the address in {name} holds a password ({} characters): ${{NAME:?…}} from .env", password.len()));
+            found.push(format!(
+                "the address in {name} holds a password ({} characters): ${{NAME:?…}} from .env",
+                password.len()
+            ));
         }
     }
     let words = service.list("command");
@@ -199,7 +208,8 @@ pub(crate) fn literal_secrets(service: &Service<'_>) -> Vec<String> {
 fn is_variable(value: &str) -> bool {
     let Some(inner) = value.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')) else { return false };
     let rest = inner.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
-    !inner.contains("${") && (rest.is_empty() || rest == ":-" || rest == "-" || rest.starts_with(":?") || rest.starts_with('?'))
+    !inner.contains("${")
+        && (rest.is_empty() || rest == ":-" || rest == "-" || rest.starts_with(":?") || rest.starts_with('?'))
 }
 
 /// The password of an address `scheme://user:password@host`.

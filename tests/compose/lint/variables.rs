@@ -19,12 +19,17 @@ pub(crate) fn look(project: &Project<'_>, findings: &mut Vec<Finding>) {
         for (name, default) in project::variables(&file.text) {
             used.insert(name);
             match known.iter().find(|variable| variable.name == name) {
-                None => find(&file.name, "explained", format!("${{{name}}} is not in .env.example: add it with what it does")),
+                None => find(
+                    &file.name,
+                    "explained",
+                    format!("${{{name}}} is not in .env.example: add it with what it does"),
+                ),
                 Some(variable) if !variable.explained => {
                     find(".env.example", "explained", format!("{name} has no comment above it: say what it does"));
                 }
                 Some(variable) if name.ends_with("_VERSION") && default != Some(variable.value) => {
-                    let message = format!("{name} is {} here and {} in .env.example", default.unwrap_or(""), variable.value);
+                    let message =
+                        format!("{name} is {} here and {} in .env.example", default.unwrap_or(""), variable.value);
                     find(&file.name, "one-default", message);
                 }
                 Some(_) => {}
