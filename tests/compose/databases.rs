@@ -45,11 +45,9 @@ impl Init {
         said(&output)
     }
 
-    /// Runs it with a change, and returns what it complains about.
-    fn refused(&self, databases: &str, change: impl FnOnce(&mut Command)) -> String {
-        let mut command = self.command(databases);
-        change(&mut command);
-        let output = command.output().unwrap();
+    /// Runs it with other variables, and returns what it complains about.
+    fn refused(&self, databases: &str, variables: &[(&str, &str)]) -> String {
+        let output = self.command(databases).envs(variables.iter().copied()).output().unwrap();
         assert!(!output.status.success(), "not refused: {}", said(&output));
         String::from_utf8(output.stderr).unwrap()
     }
@@ -116,7 +114,7 @@ fn an_administrator_of_a_managed_server_is_enough_and_none_is_needed_when_all_is
 
     fs::remove_file(init.secrets.file("postgres-password")).unwrap();
     assert!(init.run("authentik temporal_visibility").contains("temporal_visibility is there"));
-    let missing = init.refused("temporal", |_| {});
+    let missing = init.refused("temporal", &[]);
     assert!(missing.contains("compose/secrets/postgres-password"), "{missing}");
 }
 
@@ -141,27 +139,22 @@ fn what_is_wrong_is_named() {
         .write("list", "bad bad env:BAD_PASSWORD pgvector\nodd odd plain -\ngone gone env:BAD_PASSWORD nothing\n")
         .unwrap();
 
-    let check = |databases: &str, change: &dyn Fn(&mut Command), expected: &str| {
-        let said = init.refused(databases, change);
+    let check = |databases: &str, variables: &[(&str, &str)], expected: &str| {
+        let said = init.refused(databases, variables);
         assert!(said.contains(expected), "expected {expected:?} in {said:?}");
         assert!(!said.contains("hunter2"), "{said}");
     };
-    let with_list = |command: &mut Command| {
-        command.env("INIT_LIST", &list).env("BAD_PASSWORD", "hunter2");
-    };
-    check("plane-typo", &|_| {}, "no line for database plane-typo in config/postgres/databases");
-    check("outrigger", &|_| {}, "make the file compose/secrets/outrigger-database-password");
-    check("temporal", &|c| drop(c.env("TEMPORAL_DATABASE_PASSWORD", "")), "fill in TEMPORAL_DATABASE_PASSWORD");
+    let with_list = [("INIT_LIST", list.to_str().unwrap()), ("BAD_PASSWORD", "hunter2")];
+    check("plane-typo", &[], "no line for database plane-typo in config/postgres/databases");
+    check("outrigger", &[], "make the file compose/secrets/outrigger-database-password");
+    check("temporal", &[("TEMPORAL_DATABASE_PASSWORD", "")], "fill in TEMPORAL_DATABASE_PASSWORD");
     check("bad", &with_list, "the extension of pgvector is called vector");
     check("odd", &with_list, "'plain': it is file:<secret> or env:<VARIABLE>");
     check("gone", &with_list, "extension nothing cannot be made in database gone");
     let nobody = free_port().unwrap().to_string();
-    check("", &|c| drop(c.env("INIT_PORT", &nobody).env("INIT_WITHIN", "1")), "does not answer");
-    check(
-        "",
-        &|c| drop(c.env("INIT_WAIT_FOR", format!("127.0.0.1:{nobody}")).env("INIT_WITHIN", "1")),
-        &format!("127.0.0.1:{nobody} does not answer"),
-    );
+    check("", &[("INIT_PORT", &nobody), ("INIT_WITHIN", "1")], "does not answer");
+    let other = format!("127.0.0.1:{nobody}");
+    check("", &[("INIT_WAIT_FOR", &other), ("INIT_WITHIN", "1")], &format!("{other} does not answer"));
 }
 
 /// A folder as `compose/` is, with `.env` and secrets.

@@ -19,7 +19,7 @@ pub(crate) fn read(name: &str) -> String {
 /// The names of all compose files, in order.
 pub(crate) fn names() -> Vec<String> {
     let entries = std::fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let mut names: Vec<_> = entries.filter(|name| name.ends_with(".yml")).collect();
+    let mut names: Vec<_> = entries.filter(|name| name.ends_with(".yml") && !name.starts_with('.')).collect();
     names.sort();
     names
 }
