@@ -18,7 +18,7 @@ const ENVIRONMENT: &str = "OUTRIGGER_COMPOSE_VENV";
 const PAGES: &[&str] = &["docs/compose", "compose/.env.example"];
 
 /// Says so where a test cannot look; past what the test harness would keep to itself.
-fn skip(why: &str) {
+pub(crate) fn skip(why: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
 

@@ -45,7 +45,7 @@ pub(crate) fn look(service: &Service<'_>, findings: &mut Vec<Finding>) {
     let targets = tables::mounts(service).into_iter().map(|mount| mount.target).chain(tables::secret_targets(service));
     for target in targets {
         let allowed = |at: &&str| target == *at || (at.ends_with('/') && target.starts_with(*at));
-        if !image.mounts.iter().any(|at| allowed(&at)) {
+        if !image.mounts.iter().any(allowed) {
             find(
                 "no-code-mount",
                 format!("mounts over {target}: {} has {} for that", image.name, image.mounts.join(", ")),
