@@ -34,11 +34,10 @@ pub(crate) fn look(service: &Service<'_>, findings: &mut Vec<Finding>) {
     if service.get("stop_grace_period").is_none() {
         find("sidecar-grace", "add stop_grace_period: 15s: it drains for 8 seconds".into());
     }
-    if service.get("healthcheck").is_none_or(|check| check["test"][0] != "CMD" || check["test"][2] != "health") {
-        find(
-            "health-check",
-            "add healthcheck with [\"CMD\", \"/usr/bin/<daemon>\", \"health\"]: a scratch image has no shell".into(),
-        );
+    let asked = |check: &Value| check["test"][0] == "CMD" && check["test"][2] == "health";
+    if !service.is_one_shot() && !service.get("healthcheck").is_some_and(asked) {
+        let message = "add healthcheck with [\"CMD\", \"/usr/bin/<daemon>\", \"health\"]: a scratch image has no shell";
+        find("health-check", message.into());
     }
     for (name, value) in service.environment() {
         if tables::is_secret(&name) && !value.is_empty() {
