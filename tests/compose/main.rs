@@ -1,3 +1,9 @@
 //! The compose files: what they may say. The sidecars in a real engine are in `engine/`, a target of its own.
 
+#![allow(clippy::unwrap_used)]
+
+mod combinations;
+mod databases;
 mod dockerfiles;
+mod lint;
+mod project;
