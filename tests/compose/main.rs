@@ -6,3 +6,4 @@ mod combinations;
 mod databases;
 mod lint;
 mod project;
+mod sbom;
