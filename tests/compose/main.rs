@@ -7,3 +7,4 @@ mod databases;
 mod dockerfiles;
 mod lint;
 mod project;
+mod sbom;
