@@ -9,8 +9,9 @@ use serde_json::json;
 
 use super::answer::Answer;
 use super::event::{Malformed, Root, Sent};
-use super::faults::{Drawn, Effect};
+use super::faults::{Asked, Drawn, Effect};
 use super::ingest::{self, Rules};
+use super::management::{self, Call, Desk};
 use super::profile::Profile;
 use super::reads::{self, Query};
 use super::state::LagoState;
@@ -46,6 +47,7 @@ enum Route {
     CreateEvent,
     CreateBatch,
     Read(reads::Read),
+    Manage(Call),
     Unknown,
 }
 
@@ -58,8 +60,12 @@ pub(super) async fn handle(state: &LagoState, request: Request) -> Ending {
     }
     let sent = read_events(&route, &request);
     note_arrivals(state, number, &route, &sent);
-    let is_ingestion = matches!(route, Route::CreateEvent | Route::CreateBatch);
-    let (Drawn { pause, effect }, threads) = state.draw(is_ingestion);
+    let asked = match &route {
+        Route::CreateEvent | Route::CreateBatch => Asked::Ingestion,
+        Route::Manage(call) if call.is_writing() => Asked::Managing,
+        Route::Health | Route::Read(_) | Route::Manage(_) | Route::Unknown => Asked::Reading,
+    };
+    let (Drawn { pause, effect }, threads) = state.draw(asked);
     // The semaphore is never closed.
     let _thread = threads.acquire_owned().await;
     // A sleep of no length still takes a tick of the timer.
@@ -135,7 +141,7 @@ fn read_events<'a>(route: &Route, request: &'a Request) -> Result<Sent<'a>, Malf
     match route {
         Route::CreateEvent => Ok(Root::read(body)?.single()),
         Route::CreateBatch => Ok(Root::read(body)?.batch()),
-        Route::Health | Route::Read(_) | Route::Unknown => Ok(Sent::Nothing),
+        Route::Health | Route::Read(_) | Route::Manage(_) | Route::Unknown => Ok(Sent::Nothing),
     }
 }
 
@@ -155,7 +161,7 @@ fn note_arrivals(state: &LagoState, number: u64, route: &Route, sent: &Result<Se
                 books.counts.batches += 1;
                 books.counts.largest_batch = books.counts.largest_batch.max(events.len() as u64);
             }
-            Route::Health | Route::Read(_) | Route::Unknown => {}
+            Route::Health | Route::Read(_) | Route::Manage(_) | Route::Unknown => {}
         }
     });
 }
@@ -196,6 +202,14 @@ fn answer(state: &LagoState, route: &Route, request: &Request, sent: &Result<Sen
                 let view = reads::View { profile, books, now_micros, usage_lag, no_active_subscription };
                 return reads::answer(view, read, &query);
             }
+            Route::Manage(call) => {
+                let page = Query::parse(&request.query).page();
+                let body: &[u8] = if request.is_json { &request.body } else { &[] };
+                let desk = Desk { profile, catalogue: &mut books.catalogue, managed: &mut books.managed };
+                let answer = management::answer(desk, call, body, page);
+                books.counts.managed_writes += u64::from(call.is_writing() && answer.status == 200);
+                return answer;
+            }
             Route::Health | Route::Unknown => Answer::not_found("resource_not_found"),
         };
         books.counts.refused_posts += u64::from(answer.status == 422);
@@ -214,6 +228,11 @@ impl Route {
             return Self::Unknown;
         };
         let segments: Vec<_> = path.split('/').collect();
+        let decoded_segments: Vec<String> = segments.iter().map(|segment| decoded(segment)).collect();
+        let decoded_segments: Vec<&str> = decoded_segments.iter().map(String::as_str).collect();
+        if let Some(call) = Call::of(method, &decoded_segments, profile) {
+            return Self::Manage(call);
+        }
         if *method == Method::POST {
             return match segments.as_slice() {
                 ["events"] => Self::CreateEvent,
@@ -228,8 +247,6 @@ impl Route {
         let read = match segments.as_slice() {
             ["events"] => Some(reads::Read::Events),
             ["events", id] => id_before_format(*id).map(|id| reads::Read::Event(decoded(id))),
-            ["billable_metrics"] => Some(reads::Read::Metrics),
-            ["billable_metrics", code] => Some(reads::Read::Metric(decoded(code))),
             ["subscriptions"] => Some(reads::Read::Subscriptions),
             ["subscriptions", id] => id_before_format(*id).map(|id| reads::Read::Subscription(decoded(id))),
             ["customers", id] => before_format(id).map(|id| reads::Read::Customer(decoded(id))),
