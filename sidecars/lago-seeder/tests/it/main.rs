@@ -1,0 +1,9 @@
+//! The seeder against the stand-in for Lago, over the wire, each version by its own rules.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod bench;
+mod catalogues;
+mod drift;
+mod full;
+mod trouble;
+mod waiting;
