@@ -78,9 +78,10 @@ impl Pairing {
                 into.push(Change { field: field(name, ""), lago, wanted, part, is_locked: false });
                 continue;
             };
+            let model_differs = wanted.fields.get("charge_model") != found.get("charge_model");
             for (inner, value) in differing(wanted, found) {
                 let lago = found.get(inner).cloned().unwrap_or_default();
-                let is_locked = LOCKED.contains(&inner.as_str());
+                let is_locked = LOCKED.contains(&inner.as_str()) || (model_differs && is_of_model(inner));
                 into.push(Change { field: field(name, inner), lago, wanted: value.clone(), part, is_locked });
             }
         }
@@ -108,8 +109,7 @@ impl Pairing {
             let model_stays = wanted.fields.get("charge_model") != found.get("charge_model")
                 && stays(&field(name, "charge_model"));
             for (inner, value) in differing(wanted, found) {
-                let belongs = matches!(inner.as_str(), "properties" | "filters");
-                if !stays(&field(name, inner)) && !(model_stays && belongs) {
+                if !stays(&field(name, inner)) && !(model_stays && is_of_model(inner)) {
                     charge.insert(inner.clone(), value.clone());
                 }
             }
@@ -120,6 +120,11 @@ impl Pairing {
         }
         Ok(Value::Array(all))
     }
+}
+
+/// What means something only with the model that it is for.
+fn is_of_model(field: &str) -> bool {
+    matches!(field, "properties" | "filters")
 }
 
 /// How a field of a charge is called, or the whole of it.

@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod bench;
+mod binary;
 mod catalogues;
 mod drift;
 mod full;
+mod keys;
 mod trouble;
 mod waiting;
