@@ -232,7 +232,7 @@ impl<'a> Seeder<'a> {
             } else if error.is_internal() {
                 "Lago's own log says what it could not digest"
             } else {
-                "mend the catalogue"
+                "mend the catalogue, or what it needs first"
             };
             return Ok(Some(Entry::new(wanted.kind, &wanted.identity, Outcome::Failed).problem(text, fix)));
         }
