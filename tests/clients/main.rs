@@ -109,7 +109,11 @@ async fn the_published_python_client_sees_no_difference_between_lago_and_the_tra
 /// Runs the seeder to its end, which must be a good one.
 async fn seed(url: &str, catalogue: &str) {
     let mut command = Command::new(seeder().unwrap());
-    command.env_clear().envs([("LAGO_API_URL", url), ("LAGO_API_KEY", API_KEY), ("SIDECAR_WAIT__ENDPOINT_SECONDS", "0")]);
+    command.env_clear().envs([
+        ("LAGO_API_URL", url),
+        ("LAGO_API_KEY", API_KEY),
+        ("SIDECAR_WAIT__ENDPOINT_SECONDS", "0"),
+    ]);
     command.env("SIDECAR_CATALOGUE__FILE", repository().join("config/lago").join(catalogue)).kill_on_drop(true);
     let output = tokio::time::timeout(DEADLINE, command.output()).await.expect("the seeder ends in time").unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
@@ -139,7 +143,10 @@ async fn what_the_seeder_has_made_is_found_by_the_published_python_client() {
         let growth = &found["plan"];
         assert_eq!((&growth["amount_cents"], &growth["amount_currency"]), (&json!(19_900), &json!("USD")));
         let charge = &growth["charges"][0];
-        assert_eq!((&charge["billable_metric_code"], &charge["charge_model"]), (&json!("ai_requests"), &json!("package")));
+        assert_eq!(
+            (&charge["billable_metric_code"], &charge["charge_model"]),
+            (&json!("ai_requests"), &json!("package"))
+        );
         assert_eq!(charge["properties"], json!({ "amount": "0", "free_units": 10_000, "package_size": 1 }));
         for empty in ["taxes", "add_ons", "coupons"] {
             assert_eq!(found[empty], json!([]));
@@ -148,7 +155,10 @@ async fn what_the_seeder_has_made_is_found_by_the_published_python_client() {
         if profile == Profile::ClickHouse {
             let url = "http://lago-webhook-processor:8081/webhooks/lago";
             assert_eq!((&endpoints[0]["webhook_url"], &endpoints[0]["signature_algo"]), (&json!(url), &json!("jwt")));
-            assert_eq!((&endpoints[0]["name"], &endpoints[0]["event_types"]), (&json!("lago-webhook-processor"), &json!(null)));
+            assert_eq!(
+                (&endpoints[0]["name"], &endpoints[0]["event_types"]),
+                (&json!("lago-webhook-processor"), &json!(null))
+            );
         } else {
             // This version of the client wants to know since when an endpoint is there, which older ones do not say.
             assert_eq!(endpoints, "ValidationError");

@@ -48,15 +48,8 @@ pub enum Kind {
 
 impl Kind {
     /// All of them: each needs at most what stands before it.
-    pub const ALL: [Self; 7] = [
-        Self::Tax,
-        Self::BillableMetric,
-        Self::Feature,
-        Self::Plan,
-        Self::AddOn,
-        Self::Coupon,
-        Self::WebhookEndpoint,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Tax, Self::BillableMetric, Self::Feature, Self::Plan, Self::AddOn, Self::Coupon, Self::WebhookEndpoint];
 
     /// The path below the API's root; also what a list of them is called.
     pub fn path(self) -> &'static str {
@@ -211,7 +204,9 @@ impl LagoApi {
                 _ => None,
             });
             // Features have no id of Lago's.
-            let name = |object: &Object| ["lago_id", "code"].iter().find_map(|name| object.get(*name)?.as_str().map(str::to_owned));
+            let name = |object: &Object| {
+                ["lago_id", "code"].iter().find_map(|name| object.get(*name)?.as_str().map(str::to_owned))
+            };
             let entries = objects.filter_map(|object| Some(Entry { lago_id: name(&object)?, item: object }));
             (entries.collect(), page.meta)
         };
@@ -299,8 +294,11 @@ impl LagoApi {
     }
 
     async fn send(&self, method: Method, url: Url, body: Option<Value>) -> Result<Value, ManagementError> {
-        let mut request =
-            self.client.request(method, url).header(AUTHORIZATION, &self.authorization).header(ACCEPT, "application/json");
+        let mut request = self
+            .client
+            .request(method, url)
+            .header(AUTHORIZATION, &self.authorization)
+            .header(ACCEPT, "application/json");
         if let Some(body) = &body {
             request = request.json(body);
         }
@@ -312,8 +310,7 @@ impl LagoApi {
             let limit = if status == StatusCode::OK { crate::api::PAGE_BYTES } else { REFUSAL_BYTES };
             Ok::<_, ApiError>((status, pause, read_capped(response, limit).await.map_err(broken)?))
         };
-        let (status, pause, body) =
-            tokio::time::timeout(WRITE_TIMEOUT, ask).await.map_err(|_| ApiError::TooSlow)??;
+        let (status, pause, body) = tokio::time::timeout(WRITE_TIMEOUT, ask).await.map_err(|_| ApiError::TooSlow)??;
         match status {
             StatusCode::OK => Ok(serde_json::from_slice(&body).map_err(|_| ApiError::NotLago)?),
             StatusCode::UNAUTHORIZED => Err(ApiError::Denied(401).into()),

@@ -85,7 +85,9 @@ impl Default for WaitSection {
 impl Section for Config {
     fn validate(&self, problems: &mut Problems) {
         match self.lago.api_url.as_deref() {
-            None | Some("") => problems.add("lago.api_url", "must be set to Lago's API, for example http://lago-api:3000"),
+            None | Some("") => {
+                problems.add("lago.api_url", "must be set to Lago's API, for example http://lago-api:3000")
+            }
             Some(url) => {
                 if let Err(error) = api_root(url) {
                     problems.add("lago.api_url", &error.to_string());

@@ -102,7 +102,10 @@ pub fn examine(arguments: &Arguments, variable: Option<&str>) -> Vec<Finding> {
     }
     if let Some(key) = key {
         let public = key.public_key();
-        findings.push(good("key", format!("RSA, {} bits, {}, public half {}", public.bits(), key.form(), public.fingerprint())));
+        findings.push(good(
+            "key",
+            format!("RSA, {} bits, {}, public half {}", public.bits(), key.form(), public.fingerprint()),
+        ));
     }
     if let Some((value, judged)) = &in_variable {
         findings.push(variable_finding(value, judged, key));
@@ -137,7 +140,11 @@ fn key_of(path: &Path, arguments: &Arguments, findings: &mut Vec<Finding>) -> Op
             // Another one was faster: its key counts.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => {
-                findings.push(bad("file", format!("{shown} cannot be made: {error}"), "mount a folder that may be written"));
+                findings.push(bad(
+                    "file",
+                    format!("{shown} cannot be made: {error}"),
+                    "mount a folder that may be written",
+                ));
                 return None;
             }
         }
@@ -146,7 +153,8 @@ fn key_of(path: &Path, arguments: &Arguments, findings: &mut Vec<Finding>) -> Op
     let key = match text {
         Ok(text) => LagoPrivateKey::from_pem(&text),
         Err(error) => {
-            let fix = if error.kind() == io::ErrorKind::NotFound { "--create makes it" } else { "see that it may be read" };
+            let fix =
+                if error.kind() == io::ErrorKind::NotFound { "--create makes it" } else { "see that it may be read" };
             findings.push(bad("file", format!("{shown} cannot be read: {error}"), fix));
             return None;
         }
@@ -154,7 +162,11 @@ fn key_of(path: &Path, arguments: &Arguments, findings: &mut Vec<Finding>) -> Op
     match key {
         Ok(key) => {
             let mode = std::fs::metadata(path).map_or(0, |about| about.permissions().mode() & 0o777);
-            let others = if mode & 0o077 == 0 { "" } else { "; others than its owner may read it, unless Lago needs that: chmod 600" };
+            let others = if mode & 0o077 == 0 {
+                ""
+            } else {
+                "; others than its owner may read it, unless Lago needs that: chmod 600"
+            };
             findings.push(good("file", format!("{shown}, mode {mode:04o}{others}")));
             Some(key)
         }
@@ -165,12 +177,22 @@ fn key_of(path: &Path, arguments: &Arguments, findings: &mut Vec<Finding>) -> Op
     }
 }
 
-fn variable_finding(value: &str, judged: &Result<LagoPrivateKey, PrivateKeyError>, key: Option<&LagoPrivateKey>) -> Finding {
+fn variable_finding(
+    value: &str,
+    judged: &Result<LagoPrivateKey, PrivateKeyError>,
+    key: Option<&LagoPrivateKey>,
+) -> Finding {
     match judged {
-        Err(error) => bad("variable", format!("{VARIABLE}: {error}"), "--file private.pem --env-file FILE writes it as Lago wants it"),
+        Err(error) => bad(
+            "variable",
+            format!("{VARIABLE}: {error}"),
+            "--file private.pem --env-file FILE writes it as Lago wants it",
+        ),
         Ok(own) if key.is_some_and(|key| key.public_key() != own.public_key()) => bad(
             "variable",
-            format!("{VARIABLE} and the file are different keys, and Lago from v1.23.0 on takes the file at {LAGO_FILE} where it is there"),
+            format!(
+                "{VARIABLE} and the file are different keys, and Lago from v1.23.0 on takes the file at {LAGO_FILE} where it is there"
+            ),
             "keep one of them",
         ),
         Ok(_) if value.trim().contains(char::is_whitespace) => bad(
@@ -193,9 +215,15 @@ fn forms(version: Option<(u64, u64)>, has_file: bool) -> Finding {
         }
         Some(version) => {
             let shown = format!("v{}.{}", version.0, version.1);
-            good("forms", format!("Lago {shown} takes the file at {LAGO_FILE}, and where it is not there {by_variable}"))
+            good(
+                "forms",
+                format!("Lago {shown} takes the file at {LAGO_FILE}, and where it is not there {by_variable}"),
+            )
         }
-        None => good("forms", format!("every Lago takes {by_variable}; from v1.23.0 on the file at {LAGO_FILE} wins over it")),
+        None => good(
+            "forms",
+            format!("every Lago takes {by_variable}; from v1.23.0 on the file at {LAGO_FILE} wins over it"),
+        ),
     }
 }
 
@@ -206,9 +234,15 @@ fn write(path: &Path, content: &str, mode: u32, what: &'static str) -> Finding {
         Ok(()) => good(what, format!("{shown} written, mode {mode:04o}")),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match read(path) {
             Ok(known) if known == content => good(what, format!("{shown} holds it already")),
-            _ => bad(what, format!("{shown} holds something else and is left alone"), "move it away, or name another file"),
+            _ => bad(
+                what,
+                format!("{shown} holds something else and is left alone"),
+                "move it away, or name another file",
+            ),
         },
-        Err(error) => bad(what, format!("{shown} cannot be written: {error}"), "name a file in a folder that may be written"),
+        Err(error) => {
+            bad(what, format!("{shown} cannot be written: {error}"), "name a file in a folder that may be written")
+        }
     }
 }
 

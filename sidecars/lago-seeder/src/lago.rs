@@ -26,7 +26,9 @@ pub enum RunError {
         reason: String,
     },
     /// The key is refused.
-    #[error("LAGO_API_KEY is refused by Lago (401): in Lago, Developers, API keys; Lago v1.16 to v1.19 wants LAGO_API_KEY beside LAGO_ORG_API_KEY when it seeds")]
+    #[error(
+        "LAGO_API_KEY is refused by Lago (401): in Lago, Developers, API keys; Lago v1.16 to v1.19 wants LAGO_API_KEY beside LAGO_ORG_API_KEY when it seeds"
+    )]
     Denied,
     /// Something that waiting does not mend.
     #[error("{0}")]

@@ -83,7 +83,8 @@ impl Seeder<'_> {
                 };
                 let plan = plans.iter().find(charges).and_then(|plan| plan.get("code")?.as_str());
                 // What was about to go in this same run is no reason, but was not deleted either.
-                let stays = |plan: &&str| self.mode == Mode::Apply || self.catalogue.identities(Kind::Plan).contains(plan);
+                let stays =
+                    |plan: &&str| self.mode == Mode::Apply || self.catalogue.identities(Kind::Plan).contains(plan);
                 Ok(plan.filter(stays).map(|plan| format!("the plan {plan} charges it")))
             }
             Kind::Tax => {

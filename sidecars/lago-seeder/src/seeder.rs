@@ -104,7 +104,9 @@ impl<'a> Seeder<'a> {
         self.no_features = match self.patience.ask(async || self.api.objects(Kind::Feature).await).await? {
             Ok(_) => None,
             Err(ApiError::NotFound) => Some("this Lago has no features (they came with v1.32.0)"),
-            Err(ApiError::Denied(_)) => Some("this Lago wants a licence for features (until late in 2025), or its key may not read them"),
+            Err(ApiError::Denied(_)) => {
+                Some("this Lago wants a licence for features (until late in 2025), or its key may not read them")
+            }
             Err(error) => return Err(other(&error)),
         };
         Ok(())
@@ -149,9 +151,8 @@ impl<'a> Seeder<'a> {
             let may_be_locked = kind == Kind::Plan && comparison.changes.iter().any(|change| change.is_locked);
             let in_use = may_be_locked && self.is_subscribed(id).await?;
             // What was sent already and is still otherwise, and what need not be sent.
-            let is_stuck = |change: &Change| {
-                (in_use && change.is_locked) || mended.iter().any(|sent| sent.field == change.field)
-            };
+            let is_stuck =
+                |change: &Change| (in_use && change.is_locked) || mended.iter().any(|sent| sent.field == change.field);
             let open: Vec<&Change> = comparison.changes.iter().filter(|change| !is_stuck(change)).collect();
             let prunes = self.settings.prune && !comparison.extras.is_empty();
             if self.mode == Mode::Look || (open.is_empty() && !prunes) {
@@ -214,12 +215,7 @@ impl<'a> Seeder<'a> {
     }
 
     /// What follows a request that failed: another attempt (`None`), or the end of it.
-    async fn after(
-        &self,
-        wanted: &Wanted,
-        error: ManagementError,
-        tries: &mut u32,
-    ) -> Result<Option<Entry>, RunError> {
+    async fn after(&self, wanted: &Wanted, error: ManagementError, tries: &mut u32) -> Result<Option<Entry>, RunError> {
         if error.is_denied() {
             return Err(RunError::Denied);
         }
@@ -338,7 +334,10 @@ impl<'a> Seeder<'a> {
             let Err(error) = self.client.get(url).send().await else { return None };
             let waited = begun.elapsed();
             if waited >= limit {
-                let text = format!("nothing answers there within {limit:?} ({}), so it is not registered", kit::error::chain(&error.without_url()));
+                let text = format!(
+                    "nothing answers there within {limit:?} ({}), so it is not registered",
+                    kit::error::chain(&error.without_url())
+                );
                 let fix = "start what listens there and this again, or set SIDECAR_WAIT__ENDPOINT_SECONDS=0";
                 return Some(Entry::new(wanted.kind, url, Outcome::Waiting).problem(text, fix));
             }

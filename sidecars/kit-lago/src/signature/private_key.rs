@@ -11,8 +11,8 @@ use aws_lc_rs::rsa::{KeyPair, KeySize};
 use aws_lc_rs::signature::KeyPair as _;
 use base64::Engine;
 use base64::alphabet;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use kit::secret::Secret;
 
 use super::RsaKey;
@@ -42,7 +42,9 @@ pub enum PrivateKeyError {
     )]
     RawPem,
     /// The Base64 where the PEM belongs.
-    #[error("this is the Base64 of a PEM, which belongs into LAGO_RSA_PRIVATE_KEY: a file holds the PEM itself (base64 -d)")]
+    #[error(
+        "this is the Base64 of a PEM, which belongs into LAGO_RSA_PRIVATE_KEY: a file holds the PEM itself (base64 -d)"
+    )]
     Base64OfPem,
     /// Neither.
     #[error("this is no PEM, nor the Base64 of one: make a key with openssl genrsa 2048")]
@@ -54,7 +56,9 @@ pub enum PrivateKeyError {
     #[error("the PEM holds more than one block, and Lago would take the first: keep the private key alone")]
     Several,
     /// A passphrase would be asked for.
-    #[error("the key is encrypted, and nobody is there to give Lago its passphrase: openssl rsa -in private.pem -out plain.pem")]
+    #[error(
+        "the key is encrypted, and nobody is there to give Lago its passphrase: openssl rsa -in private.pem -out plain.pem"
+    )]
     Encrypted,
     /// The other half.
     #[error("this is a public key: Lago signs, and needs the private one")]

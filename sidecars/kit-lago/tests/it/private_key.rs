@@ -48,7 +48,12 @@ fn the_variable_is_read_as_lago_reads_it() {
     let value = key.variable();
     assert!(!value.expose().contains(char::is_whitespace), "it survives an .env file");
     let lines = openssl(&["base64"], Some(&pem));
-    for form in [value.expose().to_owned(), STANDARD.encode(&pem), lines, format!("\"{}\"", STANDARD.encode(&pem).trim_end_matches('='))] {
+    for form in [
+        value.expose().to_owned(),
+        STANDARD.encode(&pem),
+        lines,
+        format!("\"{}\"", STANDARD.encode(&pem).trim_end_matches('=')),
+    ] {
         assert_eq!(LagoPrivateKey::from_variable(&form).unwrap().public_key(), key.public_key());
     }
     let wrong = |value: &str| LagoPrivateKey::from_variable(value).unwrap_err();
@@ -57,7 +62,10 @@ fn the_variable_is_read_as_lago_reads_it() {
     assert_eq!(wrong(" \n"), PrivateKeyError::Empty);
     assert_eq!(wrong("hello"), PrivateKeyError::NotPem);
     assert_eq!(wrong(&STANDARD.encode(STANDARD.encode(&pem))), PrivateKeyError::NotPem, "encoded twice");
-    assert!(matches!(wrong(&STANDARD.encode(openssl(&["genrsa", "1024"], None))), PrivateKeyError::TooShort { bits: 1024 }));
+    assert!(matches!(
+        wrong(&STANDARD.encode(openssl(&["genrsa", "1024"], None))),
+        PrivateKeyError::TooShort { bits: 1024 }
+    ));
 }
 
 #[test]
@@ -79,7 +87,10 @@ fn what_is_no_usable_private_key_is_named_and_none_of_it_is_shown() {
         (openssl(&["genpkey", "-algorithm", "ed25519"], None), PrivateKeyError::NotRsa),
         (short.clone(), PrivateKeyError::TooShort { bits: 1024 }),
         (openssl(&["rsa", "-traditional"], Some(&short)), PrivateKeyError::TooShort { bits: 1024 }),
-        ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----".to_owned(), PrivateKeyError::Other("CERTIFICATE".to_owned())),
+        (
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----".to_owned(),
+            PrivateKeyError::Other("CERTIFICATE".to_owned()),
+        ),
     ];
     for (text, expected) in cases {
         let error = refused(&text);

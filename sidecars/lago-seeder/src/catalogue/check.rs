@@ -183,7 +183,10 @@ impl Catalogue {
         }
         let expires = coupon.expiration_at.as_deref().map(|at| at.parse::<jiff::Timestamp>().is_ok());
         if (coupon.expiration == "time_limit") != (expires == Some(true)) {
-            found.add(&about, "expiration_at, a time such as 2027-01-01T00:00:00Z, belongs to time_limit, and to it alone");
+            found.add(
+                &about,
+                "expiration_at, a time such as 2027-01-01T00:00:00Z, belongs to time_limit, and to it alone",
+            );
         }
         if let Some(only) = &coupon.applies_to {
             found.known(&about, "plan", only.plan_codes.iter().flatten(), &self.identities(Kind::Plan));

@@ -345,9 +345,8 @@ impl Catalogue {
         if text.len() as u64 > FILE_BYTES {
             return Err(CatalogueErrors(vec![format!("{shown}: is larger than {FILE_BYTES} bytes")]));
         }
-        Self::parse(&text).map_err(|errors| {
-            CatalogueErrors(errors.0.into_iter().map(|line| format!("{shown}: {line}")).collect())
-        })
+        Self::parse(&text)
+            .map_err(|errors| CatalogueErrors(errors.0.into_iter().map(|line| format!("{shown}: {line}")).collect()))
     }
 
     /// Takes the text of a file.

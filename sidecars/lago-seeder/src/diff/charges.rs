@@ -106,8 +106,8 @@ impl Pairing {
             };
             let mut charge = kept(found);
             // Properties belong to a model: with another one that stays, Lago would keep what it knows of them.
-            let model_stays = wanted.fields.get("charge_model") != found.get("charge_model")
-                && stays(&field(name, "charge_model"));
+            let model_stays =
+                wanted.fields.get("charge_model") != found.get("charge_model") && stays(&field(name, "charge_model"));
             for (inner, value) in differing(wanted, found) {
                 if !stays(&field(name, inner)) && !(model_stays && is_of_model(inner)) {
                     charge.insert(inner.clone(), value.clone());

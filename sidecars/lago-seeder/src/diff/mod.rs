@@ -82,14 +82,24 @@ pub(crate) fn compare(wanted: &Wanted, actual: &Object, granted: Option<&Entitle
             continue;
         }
         // Older versions show neither.
-        if wanted.kind == Kind::WebhookEndpoint && !actual.contains_key(name) && matches!(name.as_str(), "name" | "event_types") {
-            missing_ability = Some("names and event types of webhook endpoints (from v1.44.0): it sends everything there");
+        if wanted.kind == Kind::WebhookEndpoint
+            && !actual.contains_key(name)
+            && matches!(name.as_str(), "name" | "event_types")
+        {
+            missing_ability =
+                Some("names and event types of webhook endpoints (from v1.44.0): it sends everything there");
             continue;
         }
         let found = requested.get(name).cloned().unwrap_or_default();
         if !same(name, value, &found) {
             let is_locked = is_locked(wanted.kind, name);
-            changes.push(Change { field: name.clone(), lago: found, wanted: value.clone(), part: Part::Own, is_locked });
+            changes.push(Change {
+                field: name.clone(),
+                lago: found,
+                wanted: value.clone(),
+                part: Part::Own,
+                is_locked,
+            });
         }
     }
     let pairing = if wanted.kind == Kind::Plan {
@@ -253,9 +263,12 @@ fn compare_entitlements(
                 add(format!("entitlements.{feature}.{privilege}"), lago, value.clone());
             }
         }
-        extras.extend(found.keys().filter(|privilege| !values.contains_key(*privilege)).map(|privilege| {
-            Extra::Entitlement { feature: feature.clone(), privilege: Some(privilege.clone()) }
-        }));
+        extras.extend(
+            found
+                .keys()
+                .filter(|privilege| !values.contains_key(*privilege))
+                .map(|privilege| Extra::Entitlement { feature: feature.clone(), privilege: Some(privilege.clone()) }),
+        );
     }
     extras.extend(
         granted
@@ -275,9 +288,9 @@ pub(crate) fn entitlements_of(shown: &[Object]) -> Entitlements {
             Some(Value::Array(list)) => list.iter().collect(),
             _ => Vec::new(),
         };
-        let values = privileges.into_iter().filter_map(|privilege| {
-            Some((privilege["code"].as_str()?.to_owned(), privilege["value"].clone()))
-        });
+        let values = privileges
+            .into_iter()
+            .filter_map(|privilege| Some((privilege["code"].as_str()?.to_owned(), privilege["value"].clone())));
         granted.insert(code.to_owned(), values.collect());
     }
     granted

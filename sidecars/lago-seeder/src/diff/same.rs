@@ -74,10 +74,13 @@ fn same_filters(wanted: &Value, actual: &Value) -> bool {
     let is_same = |one: &Value, other: &Value| {
         let of = |value: &Value, name: &str| value.get(name).cloned().unwrap_or_default();
         let values = |value: &Value| match of(value, "values") {
-            Value::Array(list) => vec![(String::new(), texts(&Value::Array(list)).into_iter().map(str::to_owned).collect())],
-            Value::Object(by_key) => {
-                by_key.iter().map(|(key, list)| (key.clone(), texts(list).into_iter().map(str::to_owned).collect())).collect()
+            Value::Array(list) => {
+                vec![(String::new(), texts(&Value::Array(list)).into_iter().map(str::to_owned).collect())]
             }
+            Value::Object(by_key) => by_key
+                .iter()
+                .map(|(key, list)| (key.clone(), texts(list).into_iter().map(str::to_owned).collect()))
+                .collect(),
             _ => Vec::<(String, BTreeSet<String>)>::new(),
         };
         let name = "invoice_display_name";
@@ -156,7 +159,8 @@ mod tests {
         check("properties", json!({ "amount": "1" }), json!({ "amount": "1", "free_units": null }), true);
         let grouped = json!({ "amount": "1", "pricing_group_keys": ["a"], "grouped_by": ["a"] });
         assert!(same("properties", &json!({ "amount": "1", "grouped_by": ["a"] }), &grouped));
-        let ranges = |to: u64| json!({ "graduated_ranges": [{ "from_value": 0, "to_value": to, "per_unit_amount": "1" }] });
+        let ranges =
+            |to: u64| json!({ "graduated_ranges": [{ "from_value": 0, "to_value": to, "per_unit_amount": "1" }] });
         check("properties", ranges(10), ranges(10), true);
         check("properties", ranges(10), ranges(11), false);
     }

@@ -58,7 +58,8 @@ fn any_price() -> impl Strategy<Value = (&'static str, Value)> {
 
 fn any_wanted() -> impl Strategy<Value = WantedCharge> {
     (any_metric(), any_price(), any::<bool>()).prop_map(|(metric, (model, properties), advance)| {
-        let fields = json!({ "charge_model": model, "properties": properties, "pay_in_advance": advance, "prorated": false });
+        let fields =
+            json!({ "charge_model": model, "properties": properties, "pay_in_advance": advance, "prorated": false });
         WantedCharge { metric: metric.to_owned(), fields: fields.as_object().unwrap().clone() }
     })
 }
@@ -132,7 +133,11 @@ fn change_fields(kind: Kind, fields: Value, actual: Value) -> Vec<String> {
     let fields = fields.as_object().unwrap().clone();
     let wanted = Wanted { kind, identity: "x".to_owned(), fields, charges: Vec::new(), entitlements: None };
     let comparison = compare(&wanted, actual.as_object().unwrap(), None);
-    comparison.changes.into_iter().map(|change| format!("{}{}", change.field, if change.is_locked { "!" } else { "" })).collect()
+    comparison
+        .changes
+        .into_iter()
+        .map(|change| format!("{}{}", change.field, if change.is_locked { "!" } else { "" }))
+        .collect()
 }
 
 #[test]
@@ -150,7 +155,12 @@ fn only_what_the_catalogue_names_is_compared() {
     check(Kind::Plan, json!({ "tax_codes": [] }), plan, &["tax_codes"]);
     let coupon = json!({ "plans": [{ "code": "p" }], "percentage_rate": "10.0" });
     check(Kind::Coupon, json!({ "applies_to": { "plan_codes": ["p"] }, "percentage_rate": 10.0 }), coupon.clone(), &[]);
-    check(Kind::Coupon, json!({ "applies_to": { "plan_codes": ["q"] }, "percentage_rate": 9.5 }), coupon, &["applies_to!", "percentage_rate!"]);
+    check(
+        Kind::Coupon,
+        json!({ "applies_to": { "plan_codes": ["q"] }, "percentage_rate": 9.5 }),
+        coupon,
+        &["applies_to!", "percentage_rate!"],
+    );
     let endpoint = json!({ "webhook_url": "u", "signature_algo": "jwt", "event_types": null, "name": "n" });
     check(Kind::WebhookEndpoint, json!({ "event_types": ["*"], "name": "n" }), endpoint.clone(), &[]);
     check(Kind::WebhookEndpoint, json!({ "event_types": [] }), endpoint, &["event_types"]);
@@ -167,13 +177,19 @@ fn an_update_sends_what_has_changed_and_what_lago_cannot_do_without() {
         json!(update(&wanted, &actual, &comparison, &changes, (false, &ids())).unwrap())
     };
     let endpoint = json!({ "webhook_url": "u", "signature_algo": "hmac" });
-    assert_eq!(sent(Kind::WebhookEndpoint, endpoint.clone(), json!({ "webhook_url": "u", "signature_algo": "jwt" })), endpoint);
+    assert_eq!(
+        sent(Kind::WebhookEndpoint, endpoint.clone(), json!({ "webhook_url": "u", "signature_algo": "jwt" })),
+        endpoint
+    );
     let plan = json!({ "interval": "yearly", "bill_charges_monthly": true, "amount_cents": 1 });
     assert_eq!(
         sent(Kind::Plan, json!({ "interval": "yearly", "amount_cents": 2 }), plan),
         json!({ "interval": "yearly", "bill_charges_monthly": true, "amount_cents": 2 })
     );
-    assert_eq!(sent(Kind::Tax, json!({ "name": "a", "rate": 1.0 }), json!({ "name": "a", "rate": 2.0 })), json!({ "rate": 1.0 }));
+    assert_eq!(
+        sent(Kind::Tax, json!({ "name": "a", "rate": 1.0 }), json!({ "name": "a", "rate": 2.0 })),
+        json!({ "rate": 1.0 })
+    );
     assert_eq!(sent(Kind::Tax, json!({ "name": "a" }), json!({ "name": "a" })), Value::Null);
 }
 

@@ -73,14 +73,21 @@ async fn every_ending_has_its_exit_code() {
 
     // What Lago does not want.
     let scratch = Scratch::new("lago-seeder").unwrap();
-    let half = scratch.write("half.toml", "[[plans]]\ncode='h'\nname='H'\ninterval='semiannual'\namount_cents=1\namount_currency='USD'").unwrap();
+    let half = scratch
+        .write(
+            "half.toml",
+            "[[plans]]\ncode='h'\nname='H'\ninterval='semiannual'\namount_cents=1\namount_currency='USD'",
+        )
+        .unwrap();
     ends("apply", &settings(&url, &half.display().to_string()), 1, "interval").await;
     // Nobody there, nobody there yet, and nobody at the endpoint.
     ends("apply", &settings("http://127.0.0.1:1", SHIPPED), 75, "SIDECAR_WAIT__SECONDS").await;
     lago.set_faults(Faults { unhealthy: true, ..Faults::default() });
     ends("apply", &ours, 75, "500").await;
     lago.set_faults(Faults::default());
-    let hook = scratch.write("hook.toml", "[[webhook_endpoints]]\nwebhook_url='http://127.0.0.1:1/'\nsignature_algo='jwt'").unwrap();
+    let hook = scratch
+        .write("hook.toml", "[[webhook_endpoints]]\nwebhook_url='http://127.0.0.1:1/'\nsignature_algo='jwt'")
+        .unwrap();
     let hook = hook.display().to_string();
     let mut patient = settings(&url, &hook);
     patient[4].1 = "0.2";
@@ -89,7 +96,13 @@ async fn every_ending_has_its_exit_code() {
     let mut wrong_key = ours;
     wrong_key[1].1 = "another";
     ends("apply", &wrong_key, 78, "LAGO_API_KEY is refused").await;
-    ends("apply", &settings(&url, "/nonexistent.toml"), 78, "SIDECAR_CATALOGUE__FILE: /nonexistent.toml: cannot be read").await;
+    ends(
+        "apply",
+        &settings(&url, "/nonexistent.toml"),
+        78,
+        "SIDECAR_CATALOGUE__FILE: /nonexistent.toml: cannot be read",
+    )
+    .await;
     ends("apply", &settings("lago-api", SHIPPED), 78, "LAGO_API_URL").await;
     ends("apply", &ours[..1], 78, "LAGO_API_KEY_FILE: must be set").await;
     ends("--nonsense", &ours, 78, "error: ").await;
@@ -142,7 +155,8 @@ async fn log_lines_are_json_and_hold_no_key() {
 
 #[tokio::test]
 async fn a_signal_cuts_it_off_at_once() {
-    let environment = [("LAGO_API_URL", "http://127.0.0.1:1"), ("LAGO_API_KEY", KEY), ("SIDECAR_CATALOGUE__FILE", SHIPPED)];
+    let environment =
+        [("LAGO_API_URL", "http://127.0.0.1:1"), ("LAGO_API_KEY", KEY), ("SIDECAR_CATALOGUE__FILE", SHIPPED)];
     let mut child = command(&[], &environment).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let first = tokio::time::timeout(SOON, lines.next_line()).await.unwrap().unwrap().unwrap();
@@ -163,9 +177,10 @@ async fn help_examples_and_pages_are_those_of_the_repository() {
     }
     let example = run(&["--config", "config/lago-seeder.toml", "--check-config"], &[]).await;
     assert_eq!((example.code(), example.out.as_str(), example.err.as_str()), (Some(0), "configuration is valid\n", ""));
-    for (argument, page) in
-        [("--print-config-reference", "docs/reference/lago-seeder.md"), ("catalogue-reference", "docs/reference/catalogue.md")]
-    {
+    for (argument, page) in [
+        ("--print-config-reference", "docs/reference/lago-seeder.md"),
+        ("catalogue-reference", "docs/reference/catalogue.md"),
+    ] {
         let printed = run(&[argument], &[]).await.out;
         let committed = std::fs::read_to_string(repository().join(page)).unwrap();
         assert!(printed == committed, "lago-seeder {argument} > {page}");

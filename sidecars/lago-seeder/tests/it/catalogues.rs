@@ -40,7 +40,10 @@ async fn an_empty_lago_of_each_version_gets_the_price_list_and_a_second_run_chan
             assert_eq!((&plan["name"], &plan["amount_cents"]), (&json!(name), &json!(cents)));
             assert_eq!((&plan["interval"], &plan["amount_currency"]), (&json!("monthly"), &json!("USD")));
             let charge = &plan["charges"][0];
-            assert_eq!((&charge["billable_metric_code"], &charge["charge_model"]), (&json!("ai_requests"), &json!("package")));
+            assert_eq!(
+                (&charge["billable_metric_code"], &charge["charge_model"]),
+                (&json!("ai_requests"), &json!("package"))
+            );
             assert_eq!(charge["properties"], json!({ "amount": "0", "free_units": free, "package_size": 1 }));
         }
         assert_eq!(bench.object(Kind::Plan, "enterprise").await["amount_cents"], 0);

@@ -24,7 +24,8 @@ async fn a_drifted_lago_is_shown_and_repaired() {
         let charge = bench.object(Kind::Plan, "growth").await["charges"][0].clone();
         let spoiled = json!({ "id": charge["lago_id"], "billable_metric_id": charge["lago_billable_metric_id"],
             "charge_model": "package", "properties": { "amount": "9", "free_units": 5, "package_size": 1 } });
-        change(&bench, Kind::Plan, "growth", json!({ "amount_cents": 1, "interval": "monthly", "charges": [spoiled] })).await;
+        change(&bench, Kind::Plan, "growth", json!({ "amount_cents": 1, "interval": "monthly", "charges": [spoiled] }))
+            .await;
         change(&bench, Kind::Plan, "scale", json!({ "interval": "yearly", "charges": [] })).await;
         change(&bench, Kind::BillableMetric, "ai_requests", json!({ "name": "something" })).await;
         let url = "http://lago-webhook-processor:8081/webhooks/lago";
@@ -85,7 +86,10 @@ async fn what_is_not_in_the_catalogue_stays_until_pruning_is_asked_for() {
         assert_eq!(bench.object(Kind::Plan, "growth").await["amount_cents"], 19_900);
         let charges = bench.object(Kind::Plan, "growth").await["charges"].clone();
         let traffic = charges.as_array().unwrap().iter().find(|charge| charge["billable_metric_code"] == "gb").unwrap();
-        assert_eq!((&traffic["properties"], &traffic["invoice_display_name"]), (&json!({ "amount": "0.5" }), &json!("Traffic")));
+        assert_eq!(
+            (&traffic["properties"], &traffic["invoice_display_name"]),
+            (&json!({ "amount": "0.5" }), &json!("Traffic"))
+        );
 
         let planned = bench.prune(&catalogue, Mode::Look).await;
         assert_eq!(entry(&planned, "old").outcome, Outcome::ToDelete);
@@ -128,10 +132,10 @@ async fn what_lago_never_changes_in_a_plan_with_subscriptions_is_said_and_not_se
         let old = "[[billable_metrics]]\ncode='gb'\nname='GB'\naggregation_type='count_agg'\n[[plans]]\ncode='p'\nname='P'\ninterval='monthly'\namount_cents=100\namount_currency='USD'\n[[plans.charges]]\nbillable_metric='gb'\ncharge_model='standard'\nproperties={amount='3'}";
         bench.apply(&catalogue(old)).await;
         bench.lago.put_subscription(Subscription::active("s", "c", "p", Timestamp::now()));
-        let new = old
-            .replace("monthly", "yearly")
-            .replace("=100", "=200")
-            .replace("charge_model='standard'\nproperties={amount='3'}", "charge_model='package'\nproperties={amount='0', free_units=9, package_size=1}");
+        let new = old.replace("monthly", "yearly").replace("=100", "=200").replace(
+            "charge_model='standard'\nproperties={amount='3'}",
+            "charge_model='package'\nproperties={amount='0', free_units=9, package_size=1}",
+        );
 
         let shown = bench.look(&catalogue(&new)).await;
         let report = bench.apply(&catalogue(&new)).await;
@@ -156,7 +160,8 @@ async fn what_lago_passes_over_in_silence_is_noticed() {
     let old = "[[billable_metrics]]\ncode='gb'\nname='GB'\naggregation_type='sum_agg'\nfield_name='gb'\n[[plans]]\ncode='p'\nname='P'\ninterval='monthly'\namount_cents=100\namount_currency='USD'\n[[plans.charges]]\nbillable_metric='gb'\ncharge_model='standard'\nproperties={amount='3'}\n[[coupons]]\ncode='c'\nname='C'\ncoupon_type='percentage'\npercentage_rate=10.0\nfrequency='once'";
     bench.apply(&catalogue(old)).await;
     bench.lago.note_coupon_applied("c");
-    let new = old.replace("field_name='gb'", "field_name='gigabytes'").replace("'GB'", "'Gigabytes'").replace("10.0", "20.0");
+    let new =
+        old.replace("field_name='gb'", "field_name='gigabytes'").replace("'GB'", "'Gigabytes'").replace("10.0", "20.0");
 
     let report = bench.apply(&catalogue(&new)).await;
 

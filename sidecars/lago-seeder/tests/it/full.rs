@@ -146,17 +146,36 @@ async fn something_of_everything_that_drifts_is_mended_and_the_rest_is_pruned() 
     change(Kind::Tax, "vat", json!({ "rate": 19 })).await;
     change(Kind::AddOn, "setup", json!({ "tax_codes": ["city"], "amount_cents": 1 })).await;
     change(Kind::Coupon, "half", json!({ "percentage_rate": 49.5, "applies_to": {} , "name": "x" })).await;
-    change(Kind::Feature, "support", json!({ "name": "x", "privileges": [{ "code": "extra", "value_type": "integer" }] })).await;
+    change(
+        Kind::Feature,
+        "support",
+        json!({ "name": "x", "privileges": [{ "code": "extra", "value_type": "integer" }] }),
+    )
+    .await;
     let endpoint = bench.object(Kind::WebhookEndpoint, "http://a.test/hook").await;
     let id = endpoint["lago_id"].as_str().unwrap().to_owned();
     change(Kind::WebhookEndpoint, &id, json!({ "event_types": ["invoice.created"], "name": "x" })).await;
     let charges = bench.object(Kind::Plan, "pro").await["charges"].clone();
-    let kept: Vec<_> = charges.as_array().unwrap().iter().map(|charge| {
-        let properties = if charge["charge_model"] == "percentage" { json!({ "rate": "9" }) } else { charge["properties"].clone() };
-        json!({ "id": charge["lago_id"], "billable_metric_id": charge["lago_billable_metric_id"],
+    let kept: Vec<_> = charges
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|charge| {
+            let properties = if charge["charge_model"] == "percentage" {
+                json!({ "rate": "9" })
+            } else {
+                charge["properties"].clone()
+            };
+            json!({ "id": charge["lago_id"], "billable_metric_id": charge["lago_billable_metric_id"],
             "charge_model": charge["charge_model"], "properties": properties, "tax_codes": [] })
-    }).collect();
-    change(Kind::Plan, "pro", json!({ "interval": "yearly", "bill_charges_monthly": false, "tax_codes": [], "charges": kept })).await;
+        })
+        .collect();
+    change(
+        Kind::Plan,
+        "pro",
+        json!({ "interval": "yearly", "bill_charges_monthly": false, "tax_codes": [], "charges": kept }),
+    )
+    .await;
     bench.api.grant("pro", &object(json!({ "support": { "hours": 1, "extra": 5 } }))).await.unwrap();
     bench.api.revoke("pro", "sso", None).await.unwrap();
 
@@ -200,7 +219,8 @@ async fn something_of_everything_that_drifts_is_mended_and_the_rest_is_pruned() 
 async fn the_type_of_a_privilege_and_lost_options_are_told() {
     let bench = Bench::start(Profile::ClickHouse).await;
     bench.apply(&catalogue(FULL)).await;
-    let new = FULL.replace("{ code = \"weekend\", value_type = \"boolean\" }", "{ code = \"weekend\", value_type = \"string\" }")
+    let new = FULL
+        .replace("{ code = \"weekend\", value_type = \"boolean\" }", "{ code = \"weekend\", value_type = \"string\" }")
         .replace("weekend = false", "weekend = \"no\"")
         .replace("[\"mail\", \"phone\"]", "[\"phone\", \"visit\"]");
 

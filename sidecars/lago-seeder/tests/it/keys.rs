@@ -28,8 +28,9 @@ fn a_key_is_made_once_and_each_form_of_it_is_written() {
     };
 
     let first = examine(&arguments, None);
-    let written: Vec<String> =
-        ["private.pem", "lago.env", "public.pem"].map(|name| std::fs::read_to_string(scratch.file(name)).unwrap()).into();
+    let written: Vec<String> = ["private.pem", "lago.env", "public.pem"]
+        .map(|name| std::fs::read_to_string(scratch.file(name)).unwrap())
+        .into();
     let second = examine(&arguments, None);
 
     assert!(first.iter().chain(&second).all(|finding| finding.ok), "{first:#?} {second:#?}");
@@ -49,7 +50,8 @@ fn a_file_that_holds_something_else_is_left_alone() {
     let scratch = Scratch::new("lago-keys").unwrap();
     let env = scratch.write(".env", "DATABASE_URL=x\n").unwrap();
     let file = scratch.write("private.pem", "not a key").unwrap();
-    let arguments = |file| Arguments { file, create: true, bits: 2048, env_file: Some(env.clone()), ..Arguments::default() };
+    let arguments =
+        |file| Arguments { file, create: true, bits: 2048, env_file: Some(env.clone()), ..Arguments::default() };
 
     let wrong = examine(&arguments(Some(file.clone())), None);
     let right = examine(&arguments(Some(scratch.file("new.pem"))), None);

@@ -153,6 +153,7 @@ async fn more_than_a_page_of_others_is_found_and_pruned() {
     let pruned = bench.prune(&list, Mode::Apply).await;
 
     assert!(pruned.is_settled());
-    let left: Vec<Value> = bench.api.objects(Kind::Plan).await.unwrap().into_iter().map(|plan| plan["code"].clone()).collect();
+    let left: Vec<Value> =
+        bench.api.objects(Kind::Plan).await.unwrap().into_iter().map(|plan| plan["code"].clone()).collect();
     assert_eq!(left.len(), 5, "{left:?}");
 }

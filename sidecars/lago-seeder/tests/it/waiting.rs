@@ -106,8 +106,7 @@ async fn an_endpoint_is_registered_once_something_answers_there() {
     let note = move |notice: lago_seeder::Notice<'_>| {
         let _ = told.send(format!("{notice:?}"));
     };
-    let seeder =
-        lago_seeder::Seeder::new((&bench.api, &bench.client), &list, (patient(20.0), Mode::Apply), &note);
+    let seeder = lago_seeder::Seeder::new((&bench.api, &bench.client), &list, (patient(20.0), Mode::Apply), &note);
     let receiver = async {
         while !tells.recv().await.unwrap().starts_with("WaitingForEndpoint") {}
         Gateway::start(GatewayOptions { addr: address, ..GatewayOptions::default() }).await.unwrap()

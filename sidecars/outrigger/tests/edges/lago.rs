@@ -54,11 +54,19 @@ async fn mistakes_are_told_with_what_mends_them() {
     let arguments = ["lago", "plan", "--catalogue", &catalogue, "--api-url", "http://127.0.0.1:1"];
     outrigger(&arguments, &[]).await.failed(1, "no API key");
     let scratch = Scratch::new("outrigger-lago").unwrap();
-    let wrong = scratch.write("wrong.toml", "[[plans]]\ncode = 'p'\nname = 'P'\ninterval = 'daily'\namount_cents = 1\namount_currency = 'usd'\n").unwrap();
+    let wrong = scratch
+        .write(
+            "wrong.toml",
+            "[[plans]]\ncode = 'p'\nname = 'P'\ninterval = 'daily'\namount_cents = 1\namount_currency = 'usd'\n",
+        )
+        .unwrap();
     let wrong = wrong.display().to_string();
     let ran = outrigger(&["lago", "plan", "--catalogue", &wrong, "--api-url", "http://127.0.0.1:1"], &[]).await;
     assert_eq!(ran.code, Some(1));
-    assert!(ran.err.contains("interval \"daily\" is not one of") && ran.err.contains("amount_currency \"usd\""), "{ran:?}");
+    assert!(
+        ran.err.contains("interval \"daily\" is not one of") && ran.err.contains("amount_currency \"usd\""),
+        "{ran:?}"
+    );
 }
 
 #[tokio::test]

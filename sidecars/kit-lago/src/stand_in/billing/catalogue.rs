@@ -27,15 +27,8 @@ pub enum AggregationType {
 }
 
 impl AggregationType {
-    const ALL: [Self; 7] = [
-        Self::Count,
-        Self::Sum,
-        Self::Max,
-        Self::UniqueCount,
-        Self::Latest,
-        Self::WeightedSum,
-        Self::Custom,
-    ];
+    const ALL: [Self; 7] =
+        [Self::Count, Self::Sum, Self::Max, Self::UniqueCount, Self::Latest, Self::WeightedSum, Self::Custom];
 
     pub(super) fn of(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|aggregation| aggregation.as_str() == name)

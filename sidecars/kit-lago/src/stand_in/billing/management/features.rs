@@ -73,11 +73,8 @@ impl Desk<'_> {
     pub(super) fn entitlements(&mut self, plan: &str, what: &Entitlements, body: &[u8]) -> Answer {
         let Some(at) = self.position(Kind::Plan, plan) else { return Answer::not_found("plan_not_found") };
         let missing = Answer::not_found("entitlement_not_found");
-        let mut granted = self.managed.plans[at]
-            .get("entitlements")
-            .and_then(Value::as_object)
-            .cloned()
-            .unwrap_or_default();
+        let mut granted =
+            self.managed.plans[at].get("entitlements").and_then(Value::as_object).cloned().unwrap_or_default();
         match what {
             Entitlements::List => return self.show_entitlements(&granted),
             Entitlements::Delete { feature } => {

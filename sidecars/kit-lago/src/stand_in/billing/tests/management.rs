@@ -41,12 +41,21 @@ async fn what_is_there_already_is_refused_with_its_code() {
         let lago = Lago::start(profile).await;
         let bodies = [
             ("taxes", json!({ "tax": { "code": "t", "name": "T", "rate": 20 } })),
-            ("billable_metrics", json!({ "billable_metric": { "code": "m", "name": "M", "aggregation_type": "count_agg" } })),
-            ("plans", json!({ "plan": { "code": "p", "name": "P", "interval": "monthly", "amount_cents": 0,
-                "amount_currency": "USD", "pay_in_advance": false } })),
+            (
+                "billable_metrics",
+                json!({ "billable_metric": { "code": "m", "name": "M", "aggregation_type": "count_agg" } }),
+            ),
+            (
+                "plans",
+                json!({ "plan": { "code": "p", "name": "P", "interval": "monthly", "amount_cents": 0,
+                "amount_currency": "USD", "pay_in_advance": false } }),
+            ),
             ("add_ons", json!({ "add_on": { "code": "a", "name": "A", "amount_cents": 1, "amount_currency": "USD" } })),
-            ("coupons", json!({ "coupon": { "code": "c", "name": "C", "coupon_type": "percentage", "percentage_rate": 10,
-                "frequency": "once", "expiration": "no_expiration" } })),
+            (
+                "coupons",
+                json!({ "coupon": { "code": "c", "name": "C", "coupon_type": "percentage", "percentage_rate": 10,
+                "frequency": "once", "expiration": "no_expiration" } }),
+            ),
         ];
         for (path, body) in bodies {
             let (status, made) = lago.create(path, body.clone()).await;
@@ -101,7 +110,10 @@ async fn what_is_in_use_changes_only_in_part_and_nothing_is_said() {
 
     let fields = json!({ "billable_metric": { "name": "N", "field_name": "y" } });
     let (status, changed) = lago.put("billable_metrics/m", fields).await;
-    assert_eq!((status, &changed["billable_metric"]["name"], &changed["billable_metric"]["field_name"]), (200, &json!("N"), &json!("x")));
+    assert_eq!(
+        (status, &changed["billable_metric"]["name"], &changed["billable_metric"]["field_name"]),
+        (200, &json!("N"), &json!("x"))
+    );
     let charge = json!({ "id": made["plan"]["charges"][0]["lago_id"], "billable_metric_id": metric, "charge_model": "package",
         "properties": { "amount": "0", "free_units": 5, "package_size": 1 } });
     let fields = json!({ "plan": { "interval": "yearly", "amount_cents": 7, "charges": [charge] } });
@@ -109,22 +121,32 @@ async fn what_is_in_use_changes_only_in_part_and_nothing_is_said() {
     let plan = &changed["plan"];
     assert_eq!((status, &plan["interval"], &plan["amount_cents"]), (200, &json!("monthly"), &json!(7)));
     // The old model keeps what it knows of the new one's properties.
-    assert_eq!((&plan["charges"][0]["charge_model"], &plan["charges"][0]["properties"]), (&json!("standard"), &json!({ "amount": "0" })));
+    assert_eq!(
+        (&plan["charges"][0]["charge_model"], &plan["charges"][0]["properties"]),
+        (&json!("standard"), &json!({ "amount": "0" }))
+    );
 }
 
 #[tokio::test]
 async fn an_endpoint_without_its_algorithm_is_an_error_until_the_head() {
-    for (profile, expected, most) in [(Profile::V1_16, 500, 5), (Profile::V1_39, 500, 10), (Profile::ClickHouse, 200, 10)] {
+    for (profile, expected, most) in
+        [(Profile::V1_16, 500, 5), (Profile::V1_39, 500, 10), (Profile::ClickHouse, 200, 10)]
+    {
         let lago = Lago::start(profile).await;
         let endpoint = |url: &str, algorithm: &str| json!({ "webhook_endpoint": { "webhook_url": url, "signature_algo": algorithm } });
         let (_, made) = lago.create("webhook_endpoints", endpoint("http://a.test/", "hmac")).await;
         let id = made["webhook_endpoint"]["lago_id"].as_str().unwrap();
 
-        let (status, changed) =
-            lago.put(&format!("webhook_endpoints/{id}"), json!({ "webhook_endpoint": { "webhook_url": "http://b.test/" } })).await;
+        let (status, changed) = lago
+            .put(&format!("webhook_endpoints/{id}"), json!({ "webhook_endpoint": { "webhook_url": "http://b.test/" } }))
+            .await;
         assert_eq!(status, expected, "{profile:?}");
         assert!(status == 500 || changed["webhook_endpoint"]["signature_algo"] == "hmac");
-        assert_eq!(lago.create("webhook_endpoints", endpoint("http://c.test/", "md5")).await.0, 500, "nobody catches it");
+        assert_eq!(
+            lago.create("webhook_endpoints", endpoint("http://c.test/", "md5")).await.0,
+            500,
+            "nobody catches it"
+        );
         assert_eq!(lago.create("webhook_endpoints", endpoint("gopher://c.test/", "jwt")).await.0, 422);
         for n in 1..most {
             assert_eq!(lago.create("webhook_endpoints", endpoint(&format!("http://{n}.test/"), "jwt")).await.0, 200);
@@ -154,13 +176,18 @@ async fn features_and_entitlements_come_with_their_version() {
     assert_eq!(granted["entitlements"][0]["privileges"]["max"]["value"], 3);
     let (_, replaced) = lago.send(http::Method::POST, path, json!({ "entitlements": {} })).await;
     assert_eq!(replaced["entitlements"], json!([]));
-    assert_eq!(lago.send(http::Method::PATCH, path, json!({ "entitlements": { "g": {} } })).await.1["code"], "feature_not_found");
+    assert_eq!(
+        lago.send(http::Method::PATCH, path, json!({ "entitlements": { "g": {} } })).await.1["code"],
+        "feature_not_found"
+    );
 }
 
 #[tokio::test]
 async fn without_a_key_nothing_is_managed() {
     let lago = Lago::start(Profile::V1_16).await;
-    for (method, path) in [(http::Method::GET, "plans"), (http::Method::POST, "plans"), (http::Method::DELETE, "taxes/x")] {
+    for (method, path) in
+        [(http::Method::GET, "plans"), (http::Method::POST, "plans"), (http::Method::DELETE, "taxes/x")]
+    {
         let request = lago.client.request(method, format!("{}/api/v1/{path}", lago.server.url()));
         assert_eq!(answer(request).await.0, 401);
     }
