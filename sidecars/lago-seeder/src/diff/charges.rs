@@ -109,7 +109,8 @@ impl Pairing {
             let model_stays =
                 wanted.fields.get("charge_model") != found.get("charge_model") && stays(&field(name, "charge_model"));
             for (inner, value) in differing(wanted, found) {
-                if !stays(&field(name, inner)) && !(model_stays && is_of_model(inner)) {
+                let is_kept = stays(&field(name, inner)) || (model_stays && is_of_model(inner));
+                if !is_kept {
                     charge.insert(inner.clone(), value.clone());
                 }
             }
