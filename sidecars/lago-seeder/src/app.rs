@@ -151,12 +151,12 @@ fn log_entry(entry: &Entry) {
     let fields: Vec<&str> = entry.changes.iter().map(|change| change.field.as_str()).collect();
     let fields = fields.join(",");
     if !entry.problems.is_empty() {
-        tracing::error!(kind, id, fields, "{entry}");
+        tracing::error!(object.kind = kind, object.id = id, object.fields = fields, "{entry}");
     } else if entry.is_silent() {
-        tracing::debug!(kind, id, "{entry}");
+        tracing::debug!(object.kind = kind, object.id = id, "{entry}");
     } else if matches!(entry.outcome, Outcome::Extra | Outcome::Unavailable) {
-        tracing::warn!(kind, id, "{entry}");
+        tracing::warn!(object.kind = kind, object.id = id, "{entry}");
     } else {
-        tracing::info!(kind, id, fields, "{entry}");
+        tracing::info!(object.kind = kind, object.id = id, object.fields = fields, "{entry}");
     }
 }

@@ -148,8 +148,8 @@ async fn log_lines_are_json_and_hold_no_key() {
 
     assert_eq!(ran.code(), Some(0));
     let lines: Vec<Value> = ran.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let created = lines.iter().find(|line| line["id"] == "growth").unwrap();
-    assert_eq!((&created["kind"], &created["level"]), (&"plan".into(), &"INFO".into()));
+    let created = lines.iter().find(|line| line["object.id"] == "growth").unwrap();
+    assert_eq!((&created["object.kind"], &created["level"]), (&"plan".into(), &"INFO".into()));
     assert!(!ran.out.contains(KEY) && ran.err.is_empty(), "{}", ran.err);
 }
 

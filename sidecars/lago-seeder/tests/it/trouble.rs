@@ -124,6 +124,26 @@ async fn what_lago_refuses_is_told_in_its_words_and_the_rest_is_done() {
 }
 
 #[tokio::test]
+async fn what_the_state_of_the_business_or_the_key_forbids_is_no_reason_to_go_on_trying() {
+    for (profile, status, word) in
+        [(Profile::V1_16, 405, "405"), (Profile::V1_16, 403, "licence"), (Profile::V1_39, 403, "for_plan")]
+    {
+        let (bench, list) = (Bench::start(profile).await, shipped("catalogue.toml"));
+        let never = Fault::new(Effect::Answer(status), When::Always).on(On::Managing);
+        bench.lago.set_faults(Faults { rules: vec![never], ..Faults::default() });
+        let plan =
+            catalogue("[[plans]]\ncode='p'\nname='P'\ninterval='monthly'\namount_cents=1\namount_currency='USD'");
+
+        let report = bench.apply(&plan).await;
+
+        let text = &entry(&report, "p").problems[0].text;
+        assert!(text.contains(word) && text.contains(&status.to_string()), "{text}");
+        assert_eq!(bench.lago.counts().faults, 1, "once is enough");
+        assert!(!bench.apply(&list).await.is_settled());
+    }
+}
+
+#[tokio::test]
 async fn a_refused_key_ends_it_at_once() {
     let (bench, list) = (Bench::start(Profile::V1_16).await, shipped("catalogue.toml"));
     let rules = vec![Fault::new(Effect::Answer(401), When::Always).on(On::Everything)];

@@ -73,7 +73,7 @@ pub(super) async fn handle(state: &LagoState, request: Request) -> Ending {
         tokio::time::sleep(pause).await;
     }
 
-    if let Some(ending) = effect.and_then(|effect| instead(effect, &request.method, state.profile())) {
+    if let Some(ending) = effect.and_then(|effect| instead(effect, &request.method, &route, state.profile())) {
         state.change(|books| books.counts.faults += 1);
         return ending;
     }
@@ -87,7 +87,7 @@ pub(super) async fn handle(state: &LagoState, request: Request) -> Ending {
     };
     state.change(|books| books.counts.faults += 1);
     match effect {
-        Effect::DoneThenAnswer(status) => Ending::Answer(refusal(status, &request.method, state.profile())),
+        Effect::DoneThenAnswer(status) => Ending::Answer(refusal(status, &request.method, &route, state.profile())),
         Effect::DoneThenClosed => Ending::Close,
         // The thread is kept until the client gives up, and with it whoever waits for one.
         Effect::DoneThenSilent => std::future::pending().await,
@@ -98,9 +98,9 @@ pub(super) async fn handle(state: &LagoState, request: Request) -> Ending {
 }
 
 /// The ending of a request that is not looked into.
-fn instead(effect: Effect, method: &Method, profile: Profile) -> Option<Ending> {
+fn instead(effect: Effect, method: &Method, route: &Route, profile: Profile) -> Option<Ending> {
     match effect {
-        Effect::Answer(status) => Some(Ending::Answer(refusal(status, method, profile))),
+        Effect::Answer(status) => Some(Ending::Answer(refusal(status, method, route, profile))),
         Effect::TooManyRequests { limit, reset_seconds } => {
             Some(Ending::Answer(Answer::too_many_requests(limit, reset_seconds)))
         }
@@ -111,14 +111,18 @@ fn instead(effect: Effect, method: &Method, profile: Profile) -> Option<Ending> 
 
 /// Source: getlago/lago-api `app/controllers/concerns/api_errors.rb` at v1.16.0; the code of a key
 /// without permission from v1.17.1 on.
-fn refusal(status: u16, method: &Method, profile: Profile) -> Answer {
+fn refusal(status: u16, method: &Method, route: &Route, profile: Profile) -> Answer {
     if status != 403 {
         return Answer::bare(status);
     }
+    let resource = match route {
+        Route::Manage(call) => call.kind().root(),
+        _ => "event",
+    };
     let code = match profile {
-        Profile::V1_16 => "feature_unavailable",
-        _ if method == Method::POST => "write_action_not_allowed_for_event",
-        _ => "read_action_not_allowed_for_event",
+        Profile::V1_16 => "feature_unavailable".to_owned(),
+        _ if method == Method::GET => format!("read_action_not_allowed_for_{resource}"),
+        _ => format!("write_action_not_allowed_for_{resource}"),
     };
     Answer::json(403, &json!({ "status": 403, "error": "Forbidden", "code": code }))
 }

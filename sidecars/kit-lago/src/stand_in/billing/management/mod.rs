@@ -61,6 +61,18 @@ impl Call {
         }
     }
 
+    /// What it is about.
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Self::List(kind)
+            | Self::Show(kind, _)
+            | Self::Create(kind)
+            | Self::Update(kind, _)
+            | Self::Delete(kind, _) => *kind,
+            Self::Entitlements { .. } => Kind::Plan,
+        }
+    }
+
     /// Whether it changes anything.
     pub(super) fn is_writing(&self) -> bool {
         match self {
