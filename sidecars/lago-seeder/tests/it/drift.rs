@@ -65,10 +65,11 @@ async fn what_is_not_in_the_catalogue_stays_until_pruning_is_asked_for() {
         let metric = bench.api.create(Kind::BillableMetric, &object(metric)).await.unwrap();
         let own = bench.object(Kind::Plan, "growth").await["charges"][0].clone();
         let kept = json!({ "id": own["lago_id"], "billable_metric_id": own["lago_billable_metric_id"],
-            "charge_model": own["charge_model"], "properties": own["properties"] });
+            "charge_model": own["charge_model"],
+            "properties": { "amount": "9", "free_units": 1, "package_size": 1 } });
         let added = json!({ "billable_metric_id": metric["lago_id"], "charge_model": "standard",
             "properties": { "amount": "0.5" }, "invoice_display_name": "Traffic" });
-        // Something in the same plan is to be mended as well: all its charges are sent then.
+        // A charge of the same plan is to be mended as well: all of them are sent then.
         let spoiled = json!({ "interval": "monthly", "amount_cents": 7, "charges": [kept, added] });
         change(&bench, Kind::Plan, "growth", spoiled).await;
         let extra = json!({ "code": "old", "name": "Old", "interval": "monthly", "amount_cents": 5,

@@ -8,7 +8,12 @@ use kit_lago::stand_in::billing::{Faults, Profile};
 use kit_workbench::gateway::{Gateway, GatewayOptions};
 use lago_seeder::{Mode, Outcome, RunError, Settings};
 
-use crate::bench::{Bench, all_are, catalogue, connect, entry, key, settings, shipped};
+use crate::bench::{Bench, SOON, all_are, catalogue, connect, entry, key, settings, shipped};
+
+/// What is waited for comes soon, or never.
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, what).await.expect("it is said in time")
+}
 
 /// A port that nobody listens at, for now.
 async fn free_port() -> SocketAddr {
@@ -31,7 +36,7 @@ async fn a_lago_that_starts_late_is_waited_for_and_it_is_said() {
         };
         let seeder = lago_seeder::Seeder::new((&api, &client), &list, (settings(), Mode::Apply), &note);
         let start = async {
-            let first = waits.recv().await.unwrap();
+            let first = soon(waits.recv()).await.unwrap();
             assert!(first.starts_with("Waiting") && first.contains("cannot be reached"), "{first}");
             let lago = LagoServer::start_with(address, state).await.unwrap();
             let asked = lago.counts().requests;
@@ -72,9 +77,9 @@ async fn a_lago_that_goes_away_in_between_is_waited_for_again() {
     };
     let seeder = lago_seeder::Seeder::new((&api, &client), &list, (settings(), Mode::Apply), &note);
     let restart = async {
-        while !tells.recv().await.unwrap().contains("\"starter\"") {}
+        while !soon(tells.recv()).await.unwrap().contains("\"starter\"") {}
         let (address, state) = (bench.lago.address(), bench.lago.stop().await);
-        while !tells.recv().await.unwrap().starts_with("Waiting") {}
+        while !soon(tells.recv()).await.unwrap().starts_with("Waiting") {}
         LagoServer::start_with(address, state).await.unwrap()
     };
 
@@ -108,7 +113,7 @@ async fn an_endpoint_is_registered_once_something_answers_there() {
     };
     let seeder = lago_seeder::Seeder::new((&bench.api, &bench.client), &list, (patient(20.0), Mode::Apply), &note);
     let receiver = async {
-        while !tells.recv().await.unwrap().starts_with("WaitingForEndpoint") {}
+        while !soon(tells.recv()).await.unwrap().starts_with("WaitingForEndpoint") {}
         Gateway::start(GatewayOptions { addr: address, ..GatewayOptions::default() }).await.unwrap()
     };
     let (report, _receiver) = tokio::join!(seeder.run(), receiver);
