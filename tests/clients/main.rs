@@ -1,5 +1,5 @@
 //! Clients that others wrote, against the usage tracker and against Lago itself: a producer changes its base URL and its
-//! key, and nothing else. `./test clients` makes the environment they need.
+//! key, and nothing else; and what the seeder has made is found by them. `./test clients` makes the environment they need.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kit::secret::Secret;
 use kit_lago::stand_in::billing::{LagoServer, LagoState, Profile};
-use outrigger_tests::binaries::repository;
+use outrigger_tests::binaries::{repository, seeder};
 use outrigger_tests::rig::Rig;
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -22,14 +22,19 @@ const API_KEY: &str = "lago-api-key-0123456789";
 /// The one call whose answer differs on purpose: a producer that sends again is told that all is well.
 const AGAIN: &str = "create the same again";
 
-/// What each call of the client came to, by its name.
-async fn run_client(url: &str, key: &str) -> BTreeMap<String, Value> {
+/// What a script with the published client prints.
+async fn run_script(name: &str, url: &str, key: &str) -> String {
     let venv = std::env::var_os(ENVIRONMENT).expect("the Python environment is made by: ./test clients");
     let mut command = Command::new(Path::new(&venv).join("bin/python"));
-    command.arg(repository().join("tests/clients/lago_client.py")).args([url, key]).env_clear().kill_on_drop(true);
+    command.arg(repository().join("tests/clients").join(name)).args([url, key]).env_clear().kill_on_drop(true);
     let output = tokio::time::timeout(DEADLINE, command.output()).await.expect("the client ends in time").unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What each call of the client came to, by its name.
+async fn run_client(url: &str, key: &str) -> BTreeMap<String, Value> {
+    let text = run_script("lago_client.py", url, key).await;
     let told = text.lines().map(|line| {
         let mut told: Value = serde_json::from_str(line).unwrap();
         (told["call"].take().as_str().unwrap().to_owned(), told)
@@ -99,4 +104,64 @@ async fn the_published_python_client_sees_no_difference_between_lago_and_the_tra
     assert_eq!(lago.counts().stored, 102);
     let (exit, _) = rig.stop().await.unwrap();
     assert_eq!(exit.code, Some(0));
+}
+
+/// Runs the seeder to its end, which must be a good one.
+async fn seed(url: &str, catalogue: &str) {
+    let mut command = Command::new(seeder().unwrap());
+    command.env_clear().envs([
+        ("LAGO_API_URL", url),
+        ("LAGO_API_KEY", API_KEY),
+        ("SIDECAR_WAIT__ENDPOINT_SECONDS", "0"),
+    ]);
+    command.env("SIDECAR_CATALOGUE__FILE", repository().join("config/lago").join(catalogue)).kill_on_drop(true);
+    let output = tokio::time::timeout(DEADLINE, command.output()).await.expect("the seeder ends in time").unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+fn codes(list: &Value) -> Vec<&str> {
+    let mut codes: Vec<&str> = list.as_array().unwrap().iter().map(|entry| entry["code"].as_str().unwrap()).collect();
+    codes.sort_unstable();
+    codes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_seeder_has_made_is_found_by_the_published_python_client() {
+    for profile in Profile::ALL {
+        let lago = LagoServer::start(profile, Secret::from(API_KEY.to_owned())).await.unwrap();
+        seed(&lago.url(), "catalogue.toml").await;
+        let writes = lago.counts().managed_writes;
+        seed(&lago.url(), "catalogue.toml").await;
+        assert_eq!(lago.counts().managed_writes, writes, "the second run changed something");
+
+        let text = run_script("lago_catalogue.py", &lago.url(), API_KEY).await;
+        let found: Value = serde_json::from_str(&text).unwrap();
+
+        assert_eq!(codes(&found["billable_metrics"]), ["ai_requests"], "{profile:?}");
+        assert_eq!(found["billable_metrics"][0]["aggregation_type"], "sum_agg");
+        assert_eq!(codes(&found["plans"]), ["enterprise", "free", "growth", "scale", "starter"]);
+        let growth = &found["plan"];
+        assert_eq!((&growth["amount_cents"], &growth["amount_currency"]), (&json!(19_900), &json!("USD")));
+        let charge = &growth["charges"][0];
+        assert_eq!(
+            (&charge["billable_metric_code"], &charge["charge_model"]),
+            (&json!("ai_requests"), &json!("package"))
+        );
+        assert_eq!(charge["properties"], json!({ "amount": "0", "free_units": 10_000, "package_size": 1 }));
+        for empty in ["taxes", "add_ons", "coupons"] {
+            assert_eq!(found[empty], json!([]));
+        }
+        let endpoints = &found["webhook_endpoints"];
+        if profile == Profile::ClickHouse {
+            let url = "http://lago-webhook-processor:8081/webhooks/lago";
+            assert_eq!((&endpoints[0]["webhook_url"], &endpoints[0]["signature_algo"]), (&json!(url), &json!("jwt")));
+            assert_eq!(
+                (&endpoints[0]["name"], &endpoints[0]["event_types"]),
+                (&json!("lago-webhook-processor"), &json!(null))
+            );
+        } else {
+            // This version of the client wants to know since when an endpoint is there, which older ones do not say.
+            assert_eq!(endpoints, "ValidationError");
+        }
+    }
 }

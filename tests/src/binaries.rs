@@ -12,6 +12,9 @@ pub const DIRECTORY_VARIABLE: &str = "OUTRIGGER_BIN_DIR";
 /// Every daemon of the repository, by the name of its binary.
 pub const DAEMONS: [&str; 2] = ["lago-webhook-processor", "lago-usage-tracker"];
 
+/// What runs once and ends: binary and package.
+const SEEDER: &str = "lago-seeder";
+
 /// The command line's binary and package.
 const COMMAND_LINE: &str = "outrigger";
 
@@ -30,6 +33,15 @@ pub fn repository() -> &'static Path {
 pub fn daemon(name: &str) -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     binary(name, &DAEMONS, &BUILT)
+}
+
+/// The path of the seeder's binary; found and built as [`daemon`]'s.
+///
+/// # Errors
+/// The binary is not there, or cannot be built.
+pub fn seeder() -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    binary(SEEDER, &[SEEDER], &BUILT)
 }
 
 /// The path of the command line's binary; found and built as [`daemon`]'s.

@@ -21,7 +21,7 @@ use crate::usage::Quantity;
 /// Nobody waits longer for one page.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest page that is read.
-const PAGE_BYTES: usize = 16 << 20;
+pub(crate) const PAGE_BYTES: usize = 16 << 20;
 /// Lago's own default.
 const PER_PAGE: usize = 100;
 /// More pages than that are not read: a hundred thousand of anything.
@@ -125,9 +125,9 @@ pub fn authorization(api_key: &Secret) -> Result<HeaderValue, SetupError> {
 /// Asks Lago, one question at a time; when to ask again is the caller's.
 #[derive(Clone, Debug)]
 pub struct LagoApi {
-    client: Client,
-    root: Url,
-    authorization: HeaderValue,
+    pub(crate) client: Client,
+    pub(crate) root: Url,
+    pub(crate) authorization: HeaderValue,
 }
 
 /// How a metric counts.
@@ -368,13 +368,13 @@ impl LagoApi {
         })
     }
 
-    fn below(&self, path: &[&str]) -> Result<Url, ApiError> {
+    pub(crate) fn below(&self, path: &[&str]) -> Result<Url, ApiError> {
         let mut url = self.root.clone();
         url.path_segments_mut().map_err(|()| ApiError::NotLago)?.pop_if_empty().extend(path);
         Ok(url)
     }
 
-    async fn pages<P: DeserializeOwned, T>(
+    pub(crate) async fn pages<P: DeserializeOwned, T>(
         &self,
         resource: &str,
         take: impl Fn(P) -> (Vec<Entry<T>>, Meta),
@@ -418,7 +418,7 @@ impl LagoApi {
         if next.is_some() { Err(ApiError::TooMany) } else { Ok((all, count)) }
     }
 
-    async fn get<T: DeserializeOwned>(&self, url: Url) -> Result<T, ApiError> {
+    pub(crate) async fn get<T: DeserializeOwned>(&self, url: Url) -> Result<T, ApiError> {
         let request =
             self.client.get(url).header(AUTHORIZATION, &self.authorization).header(ACCEPT, "application/json");
         let unreachable = |error: reqwest::Error| ApiError::Unreachable(error.without_url());
@@ -442,7 +442,7 @@ impl LagoApi {
 }
 
 #[derive(Deserialize)]
-struct Meta {
+pub(crate) struct Meta {
     next_page: Option<u64>,
     #[serde(default)]
     total_count: Option<usize>,
@@ -450,10 +450,10 @@ struct Meta {
 
 /// One entry of a list.
 #[derive(Deserialize)]
-struct Entry<T> {
-    lago_id: String,
+pub(crate) struct Entry<T> {
+    pub(crate) lago_id: String,
     #[serde(flatten)]
-    item: T,
+    pub(crate) item: T,
 }
 
 #[cfg(test)]

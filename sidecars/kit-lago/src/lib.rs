@@ -26,6 +26,7 @@
 
 pub mod api;
 pub mod describe;
+pub mod management;
 mod payload;
 pub mod public_key;
 pub mod sample;

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod error;
 pub mod lifecycle;
+pub mod one_shot;
 pub mod retry;
 pub mod run;
 pub mod secret;

@@ -212,7 +212,7 @@ impl Signals {
         }
     }
 
-    async fn next(&mut self) -> &'static str {
+    pub(crate) async fn next(&mut self) -> &'static str {
         let Some((term, int)) = &mut self.0 else { return std::future::pending().await };
         tokio::select! {
             _ = term.recv() => "SIGTERM",

@@ -12,6 +12,7 @@ mod events;
 mod interrupt;
 mod journal;
 mod keys;
+mod lago;
 mod listen;
 mod load;
 mod output;
@@ -66,6 +67,9 @@ enum Verb {
     /// Usage on its way to Lago: look at it, send it again, compare it with what Lago has, import it.
     #[command(subcommand)]
     Usage(usage::Verb),
+    /// What an organisation in Lago has, beside a catalogue: show, apply, check; and Lago's RSA key.
+    #[command(subcommand)]
+    Lago(lago::Verb),
     /// Try routes on an event without sending it.
     #[command(subcommand)]
     Route(route::Verb),
@@ -143,6 +147,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::DeadLetters(verb) => dead_letters::run(verb, &connection, json).await?,
         Verb::Sinks(verb) => sinks::run(verb, &connection, json).await?,
         Verb::Usage(verb) => return usage::run(verb, &connection, json).await,
+        Verb::Lago(verb) => return lago::run(verb, json).await,
         Verb::Route(verb) => return route::run(verb, json).await,
         Verb::Journal(verb) => journal::run(verb, json).await?,
         Verb::Stats => sinks::statistics(&connection, json).await?,

@@ -6,6 +6,7 @@
 mod hmac;
 mod jwt;
 mod key;
+mod private_key;
 mod signer;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use hmac::{HmacKeys, MAX_HMAC_KEYS, sign_hmac};
 pub use jwt::{MAX_RSA_KEYS, RsaKeys};
 pub use key::{KeyError, RsaKey};
+pub use private_key::{LagoPrivateKey, PrivateKeyError};
 pub use signer::{RsaSigner, SignerError, rails_json_escape, sign_jwt};
 
 /// Header with the signature, in lower case.

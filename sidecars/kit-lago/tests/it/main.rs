@@ -6,6 +6,7 @@ mod describe;
 mod hmac;
 mod keys;
 mod lists;
+mod private_key;
 mod public_key;
 mod sample;
 mod sender;

@@ -6,6 +6,7 @@ mod bench;
 mod demo;
 mod events;
 mod journal;
+mod lago;
 mod offline;
 mod operating;
 mod routes;

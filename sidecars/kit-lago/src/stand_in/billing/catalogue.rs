@@ -27,6 +27,13 @@ pub enum AggregationType {
 }
 
 impl AggregationType {
+    const ALL: [Self; 7] =
+        [Self::Count, Self::Sum, Self::Max, Self::UniqueCount, Self::Latest, Self::WeightedSum, Self::Custom];
+
+    pub(super) fn of(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|aggregation| aggregation.as_str() == name)
+    }
+
     /// Lago's name of it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -56,6 +63,16 @@ pub struct Metric {
     pub field_name: Option<String>,
     /// Whether units are carried over into the next billing period.
     pub recurring: bool,
+    /// What people are told about it.
+    pub description: Option<String>,
+    /// What Lago computes the property from. The stand-in counts the property itself.
+    pub expression: Option<String>,
+    /// How units are rounded. The stand-in does not.
+    pub rounding_function: Option<String>,
+    /// To how many digits.
+    pub rounding_precision: Option<i64>,
+    /// Properties that charges may tell apart by, as Lago writes them: `{"key", "values"}`.
+    pub filters: Vec<Value>,
     /// When it was made.
     pub created_at: Timestamp,
 }
@@ -70,6 +87,11 @@ impl Metric {
             aggregation_type,
             field_name: field_name.map(str::to_owned),
             recurring: false,
+            description: None,
+            expression: None,
+            rounding_function: None,
+            rounding_precision: None,
+            filters: Vec::new(),
             created_at: Timestamp::now(),
         }
     }
@@ -80,19 +102,19 @@ impl Metric {
             "lago_id": self.lago_id,
             "name": self.name,
             "code": self.code,
-            "description": null,
+            "description": self.description,
             "aggregation_type": self.aggregation_type.as_str(),
             "weighted_interval": (self.aggregation_type == AggregationType::WeightedSum).then_some("seconds"),
             "recurring": self.recurring,
-            "rounding_function": null,
-            "rounding_precision": null,
+            "rounding_function": self.rounding_function,
+            "rounding_precision": self.rounding_precision,
             "created_at": seconds(self.created_at),
             "field_name": self.field_name,
-            "expression": null,
+            "expression": self.expression,
             "active_subscriptions_count": 0,
             "draft_invoices_count": 0,
             "plans_count": 0,
-            "filters": [],
+            "filters": self.filters,
         })
     }
 }
@@ -351,6 +373,6 @@ impl Catalogue {
     }
 }
 
-fn seconds(time: Timestamp) -> String {
+pub(super) fn seconds(time: Timestamp) -> String {
     iso_seconds(time.as_microsecond())
 }

@@ -130,10 +130,20 @@ pub enum On {
     /// `POST` of events, single or in batches.
     #[default]
     Ingestion,
+    /// `POST`, `PUT`, `PATCH` and `DELETE` of the catalogue: metrics, plans and the like.
+    Managing,
     /// Everything else under `/api/v1`.
     Reading,
     /// All of `/api/v1`.
     Everything,
+}
+
+/// What a request asks for, as far as faults tell requests apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    Ingestion,
+    Managing,
+    Reading,
 }
 
 /// The faults in force, with what was used up of them.
@@ -160,7 +170,7 @@ impl InForce {
     }
 
     /// Decides about one request.
-    pub(super) fn draw(&mut self, is_ingestion: bool) -> Drawn {
+    pub(super) fn draw(&mut self, what: Asked) -> Drawn {
         let pause = match self.faults.latency {
             Latency::None => Duration::ZERO,
             Latency::Fixed(pause) => pause,
@@ -168,8 +178,9 @@ impl InForce {
         };
         for (rule, concerned) in self.faults.rules.iter().zip(&mut self.concerned) {
             let concerns = match rule.on {
-                On::Ingestion => is_ingestion,
-                On::Reading => !is_ingestion,
+                On::Ingestion => what == Asked::Ingestion,
+                On::Managing => what == Asked::Managing,
+                On::Reading => what == Asked::Reading,
                 On::Everything => true,
             };
             if !concerns {
@@ -196,7 +207,7 @@ mod tests {
 
     fn draws(faults: Faults, count: usize) -> Vec<bool> {
         let mut in_force = InForce::new(faults);
-        (0..count).map(|_| in_force.draw(true).effect.is_some()).collect()
+        (0..count).map(|_| in_force.draw(Asked::Ingestion).effect.is_some()).collect()
     }
 
     #[test]
@@ -220,9 +231,9 @@ mod tests {
         ];
         let mut in_force = InForce::new(Faults { rules, ..Faults::default() });
 
-        assert_eq!(in_force.draw(false).effect, Some(Effect::Answer(503)));
-        assert_eq!(in_force.draw(true).effect, Some(Effect::Reset));
-        assert_eq!(in_force.draw(false).effect, None);
+        assert_eq!(in_force.draw(Asked::Reading).effect, Some(Effect::Answer(503)));
+        assert_eq!(in_force.draw(Asked::Ingestion).effect, Some(Effect::Reset));
+        assert_eq!(in_force.draw(Asked::Reading).effect, None);
     }
 
     #[test]
@@ -230,6 +241,6 @@ mod tests {
         let (least, most) = (Duration::from_millis(5), Duration::from_millis(9));
         let mut in_force = InForce::new(Faults { latency: Latency::Between(least, most), ..Faults::default() });
 
-        assert!((0..100).all(|_| (least..=most).contains(&in_force.draw(true).pause)));
+        assert!((0..100).all(|_| (least..=most).contains(&in_force.draw(Asked::Ingestion).pause)));
     }
 }

@@ -1,9 +1,11 @@
-//! A stand-in for Lago's usage API: takes events in, single and in batches, keeps the books of what
-//! would be billed, adds them up, and fails in the ways Lago, its proxies and the network do. Written
+//! A stand-in for Lago's usage and management API: takes events in, single and in batches, keeps the books of what
+//! would be billed, adds them up, takes the catalogue of an organisation (metrics, plans, taxes, coupons, add-ons, features,
+//! webhook endpoints), and fails in the ways Lago, its proxies and the network do. Written
 //! from the contract; what an answer looks like depends on the [`Profile`].
 //!
-//! Left out: everything that costs money (plans, charges, amounts, wallets; of invoices all but the
-//! usage on them), fee estimates, filters and groups, projected usage, and writing to the catalogue over HTTP.
+//! Left out: everything that costs money (what plans charge is kept and not billed; wallets; of invoices all but the
+//! usage on them), fee estimates, filters and groups of usage, projected usage, sending webhooks, and customers and
+//! subscriptions over HTTP: tests put them there.
 
 mod answer;
 mod arrivals;
@@ -13,6 +15,7 @@ mod event;
 mod faults;
 mod ingest;
 mod ledger;
+mod management;
 mod period;
 mod profile;
 mod reads;

@@ -73,4 +73,24 @@ impl Profile {
     pub(super) fn tells_billing_period(self) -> bool {
         self != Self::V1_16
     }
+
+    /// Whether there are features and entitlements: from v1.32.0 on, for everybody some months later.
+    pub(super) fn has_features(self) -> bool {
+        self != Self::V1_16
+    }
+
+    /// Whether a webhook endpoint has a name and takes only some types of events: from v1.44.0 on.
+    pub(super) fn filters_webhooks(self) -> bool {
+        self == Self::ClickHouse
+    }
+
+    /// Webhook endpoints of an organisation; more from v1.21.0 on.
+    pub(super) fn most_endpoints(self) -> usize {
+        if self == Self::V1_16 { 5 } else { 10 }
+    }
+
+    /// Whether a plan may be billed every half year.
+    pub(super) fn has_semiannual(self) -> bool {
+        self == Self::ClickHouse
+    }
 }

@@ -1,4 +1,4 @@
-//! The reading half of the API: events, metrics, subscriptions, customers and current usage.
+//! The reading half of the API: events, subscriptions, customers and current usage.
 //!
 //! Source: getlago/lago-api controllers of `app/controllers/api/v1/` and queries of `app/queries/`
 //! at v1.16.0 and at the head of 2026-08-21.
@@ -24,8 +24,6 @@ use super::{usage, wire};
 pub(super) enum Read {
     Events,
     Event(String),
-    Metrics,
-    Metric(String),
     Subscriptions,
     Subscription(String),
     Customer(String),
@@ -71,7 +69,7 @@ impl Query {
         last.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
     }
 
-    fn page(&self) -> Page {
+    pub(super) fn page(&self) -> Page {
         Page::of(self.get("page"), self.get("per_page"))
     }
 }
@@ -80,14 +78,6 @@ pub(super) fn answer(view: View<'_>, read: &Read, query: &Query) -> Answer {
     match read {
         Read::Events => events(&view, query),
         Read::Event(transaction_id) => event(&view, transaction_id),
-        Read::Metrics => {
-            let metrics = view.books.catalogue.metrics.iter().rev().map(|metric| metric.to_json()).collect();
-            list("billable_metrics", metrics, query.page())
-        }
-        Read::Metric(code) => {
-            let metric = view.books.catalogue.metrics.iter().find(|metric| metric.code == *code);
-            found("billable_metric", metric.map(|metric| metric.to_json()))
-        }
         Read::Subscriptions => subscriptions(&view, query),
         Read::Subscription(external_id) => subscription(&view, external_id, query),
         Read::Customer(external_id) => {

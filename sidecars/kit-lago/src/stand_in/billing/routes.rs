@@ -9,8 +9,9 @@ use serde_json::json;
 
 use super::answer::Answer;
 use super::event::{Malformed, Root, Sent};
-use super::faults::{Drawn, Effect};
+use super::faults::{Asked, Drawn, Effect};
 use super::ingest::{self, Rules};
+use super::management::{self, Call, Desk};
 use super::profile::Profile;
 use super::reads::{self, Query};
 use super::state::LagoState;
@@ -46,6 +47,7 @@ enum Route {
     CreateEvent,
     CreateBatch,
     Read(reads::Read),
+    Manage(Call),
     Unknown,
 }
 
@@ -58,8 +60,12 @@ pub(super) async fn handle(state: &LagoState, request: Request) -> Ending {
     }
     let sent = read_events(&route, &request);
     note_arrivals(state, number, &route, &sent);
-    let is_ingestion = matches!(route, Route::CreateEvent | Route::CreateBatch);
-    let (Drawn { pause, effect }, threads) = state.draw(is_ingestion);
+    let asked = match &route {
+        Route::CreateEvent | Route::CreateBatch => Asked::Ingestion,
+        Route::Manage(call) if call.is_writing() => Asked::Managing,
+        Route::Health | Route::Read(_) | Route::Manage(_) | Route::Unknown => Asked::Reading,
+    };
+    let (Drawn { pause, effect }, threads) = state.draw(asked);
     // The semaphore is never closed.
     let _thread = threads.acquire_owned().await;
     // A sleep of no length still takes a tick of the timer.
@@ -67,7 +73,7 @@ pub(super) async fn handle(state: &LagoState, request: Request) -> Ending {
         tokio::time::sleep(pause).await;
     }
 
-    if let Some(ending) = effect.and_then(|effect| instead(effect, &request.method, state.profile())) {
+    if let Some(ending) = effect.and_then(|effect| instead(effect, &request.method, &route, state.profile())) {
         state.change(|books| books.counts.faults += 1);
         return ending;
     }
@@ -81,7 +87,7 @@ pub(super) async fn handle(state: &LagoState, request: Request) -> Ending {
     };
     state.change(|books| books.counts.faults += 1);
     match effect {
-        Effect::DoneThenAnswer(status) => Ending::Answer(refusal(status, &request.method, state.profile())),
+        Effect::DoneThenAnswer(status) => Ending::Answer(refusal(status, &request.method, &route, state.profile())),
         Effect::DoneThenClosed => Ending::Close,
         // The thread is kept until the client gives up, and with it whoever waits for one.
         Effect::DoneThenSilent => std::future::pending().await,
@@ -92,9 +98,9 @@ pub(super) async fn handle(state: &LagoState, request: Request) -> Ending {
 }
 
 /// The ending of a request that is not looked into.
-fn instead(effect: Effect, method: &Method, profile: Profile) -> Option<Ending> {
+fn instead(effect: Effect, method: &Method, route: &Route, profile: Profile) -> Option<Ending> {
     match effect {
-        Effect::Answer(status) => Some(Ending::Answer(refusal(status, method, profile))),
+        Effect::Answer(status) => Some(Ending::Answer(refusal(status, method, route, profile))),
         Effect::TooManyRequests { limit, reset_seconds } => {
             Some(Ending::Answer(Answer::too_many_requests(limit, reset_seconds)))
         }
@@ -105,14 +111,18 @@ fn instead(effect: Effect, method: &Method, profile: Profile) -> Option<Ending> 
 
 /// Source: getlago/lago-api `app/controllers/concerns/api_errors.rb` at v1.16.0; the code of a key
 /// without permission from v1.17.1 on.
-fn refusal(status: u16, method: &Method, profile: Profile) -> Answer {
+fn refusal(status: u16, method: &Method, route: &Route, profile: Profile) -> Answer {
     if status != 403 {
         return Answer::bare(status);
     }
+    let resource = match route {
+        Route::Manage(call) => call.kind().root(),
+        _ => "event",
+    };
     let code = match profile {
-        Profile::V1_16 => "feature_unavailable",
-        _ if method == Method::POST => "write_action_not_allowed_for_event",
-        _ => "read_action_not_allowed_for_event",
+        Profile::V1_16 => "feature_unavailable".to_owned(),
+        _ if method == Method::GET => format!("read_action_not_allowed_for_{resource}"),
+        _ => format!("write_action_not_allowed_for_{resource}"),
     };
     Answer::json(403, &json!({ "status": 403, "error": "Forbidden", "code": code }))
 }
@@ -135,7 +145,7 @@ fn read_events<'a>(route: &Route, request: &'a Request) -> Result<Sent<'a>, Malf
     match route {
         Route::CreateEvent => Ok(Root::read(body)?.single()),
         Route::CreateBatch => Ok(Root::read(body)?.batch()),
-        Route::Health | Route::Read(_) | Route::Unknown => Ok(Sent::Nothing),
+        Route::Health | Route::Read(_) | Route::Manage(_) | Route::Unknown => Ok(Sent::Nothing),
     }
 }
 
@@ -155,7 +165,7 @@ fn note_arrivals(state: &LagoState, number: u64, route: &Route, sent: &Result<Se
                 books.counts.batches += 1;
                 books.counts.largest_batch = books.counts.largest_batch.max(events.len() as u64);
             }
-            Route::Health | Route::Read(_) | Route::Unknown => {}
+            Route::Health | Route::Read(_) | Route::Manage(_) | Route::Unknown => {}
         }
     });
 }
@@ -196,6 +206,14 @@ fn answer(state: &LagoState, route: &Route, request: &Request, sent: &Result<Sen
                 let view = reads::View { profile, books, now_micros, usage_lag, no_active_subscription };
                 return reads::answer(view, read, &query);
             }
+            Route::Manage(call) => {
+                let page = Query::parse(&request.query).page();
+                let body: &[u8] = if request.is_json { &request.body } else { &[] };
+                let desk = Desk { profile, catalogue: &mut books.catalogue, managed: &mut books.managed };
+                let answer = management::answer(desk, call, body, page);
+                books.counts.managed_writes += u64::from(call.is_writing() && answer.status == 200);
+                return answer;
+            }
             Route::Health | Route::Unknown => Answer::not_found("resource_not_found"),
         };
         books.counts.refused_posts += u64::from(answer.status == 422);
@@ -214,6 +232,11 @@ impl Route {
             return Self::Unknown;
         };
         let segments: Vec<_> = path.split('/').collect();
+        let decoded_segments: Vec<String> = segments.iter().map(|segment| decoded(segment)).collect();
+        let decoded_segments: Vec<&str> = decoded_segments.iter().map(String::as_str).collect();
+        if let Some(call) = Call::of(method, &decoded_segments, profile) {
+            return Self::Manage(call);
+        }
         if *method == Method::POST {
             return match segments.as_slice() {
                 ["events"] => Self::CreateEvent,
@@ -228,8 +251,6 @@ impl Route {
         let read = match segments.as_slice() {
             ["events"] => Some(reads::Read::Events),
             ["events", id] => id_before_format(*id).map(|id| reads::Read::Event(decoded(id))),
-            ["billable_metrics"] => Some(reads::Read::Metrics),
-            ["billable_metrics", code] => Some(reads::Read::Metric(decoded(code))),
             ["subscriptions"] => Some(reads::Read::Subscriptions),
             ["subscriptions", id] => id_before_format(*id).map(|id| reads::Read::Subscription(decoded(id))),
             ["customers", id] => before_format(id).map(|id| reads::Read::Customer(decoded(id))),

@@ -13,8 +13,9 @@ use tokio::sync::{Semaphore, watch};
 
 use super::arrivals::{Arrivals, DifferingRetry};
 use super::catalogue::{Catalogue, Invoice, Metric, Subscription};
-use super::faults::{Drawn, Faults, InForce};
+use super::faults::{Asked, Drawn, Faults, InForce};
 use super::ledger::{Ledger, LedgerEntry, LedgerEvent, Uniqueness};
+use super::management::Managed;
 use super::profile::Profile;
 
 /// How much a stand-in has seen.
@@ -40,6 +41,8 @@ pub struct Counts {
     pub stored: u64,
     /// Posts answered 422.
     pub refused_posts: u64,
+    /// Requests that created, changed or deleted something of the catalogue, those that were refused apart.
+    pub managed_writes: u64,
     /// Requests that met a fault, latency apart.
     pub faults: u64,
     /// Requests in progress now, those waiting for a thread included.
@@ -70,6 +73,7 @@ pub struct LagoState {
 #[derive(Debug)]
 pub(super) struct Books {
     pub(super) catalogue: Catalogue,
+    pub(super) managed: Managed,
     pub(super) ledger: Ledger,
     pub(super) arrivals: Arrivals,
     pub(super) counts: Counts,
@@ -91,6 +95,7 @@ impl LagoState {
             api_key,
             books: Mutex::new(Books {
                 catalogue: Catalogue::default(),
+                managed: Managed::default(),
                 ledger: Ledger::new(uniqueness),
                 arrivals: Arrivals::default(),
                 counts: Counts::default(),
@@ -131,6 +136,11 @@ impl LagoState {
     /// Ends the active subscription with this external id; false when there is none.
     pub fn end_subscription(&self, external_id: &str, at: Timestamp) -> bool {
         self.books().catalogue.end_subscription(external_id, at)
+    }
+
+    /// A customer has the coupon with this code from now on: most of it can no longer be changed.
+    pub fn note_coupon_applied(&self, code: &str) {
+        self.books().managed.note_coupon_applied(code);
     }
 
     /// Changes what goes wrong from now on. Countdowns and chances begin anew; requests in progress
@@ -195,9 +205,9 @@ impl LagoState {
     }
 
     /// Draws what happens to a request, and tells which threads it has to wait for.
-    pub(super) fn draw(&self, is_ingestion: bool) -> (Drawn, Arc<Semaphore>) {
+    pub(super) fn draw(&self, what: Asked) -> (Drawn, Arc<Semaphore>) {
         let mut behaviour = self.behaviour();
-        (behaviour.in_force.draw(is_ingestion), Arc::clone(&behaviour.threads))
+        (behaviour.in_force.draw(what), Arc::clone(&behaviour.threads))
     }
 
     /// Looks at the faults that do not depend on chance.

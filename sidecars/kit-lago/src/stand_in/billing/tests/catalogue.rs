@@ -25,7 +25,7 @@ async fn what_no_route_knows_is_not_found_with_or_without_key() {
         assert_eq!(answer(lago.client.get(format!("{}{path}", lago.server.url()))).await, missing, "{path}");
     }
     assert_eq!(answer(lago.request(http::Method::DELETE, "/api/v1/events/x")).await, missing);
-    assert_eq!(answer(lago.posting("/api/v1/billable_metrics", "{}")).await, missing);
+    assert_eq!(answer(lago.posting("/api/v1/wallets", "{}")).await, missing);
 }
 
 #[tokio::test]

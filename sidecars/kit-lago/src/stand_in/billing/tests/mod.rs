@@ -7,6 +7,7 @@ mod catalogue;
 mod current_usage;
 mod events;
 mod going_wrong;
+mod management;
 mod past_usage;
 mod reading_events;
 

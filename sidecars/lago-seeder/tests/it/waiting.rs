@@ -1,0 +1,126 @@
+//! A Lago, or a receiver of webhooks, that starts late or not at all.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use kit_lago::LagoServer;
+use kit_lago::stand_in::billing::{Faults, Profile};
+use kit_workbench::gateway::{Gateway, GatewayOptions};
+use lago_seeder::{Mode, Outcome, RunError, Settings};
+
+use crate::bench::{Bench, SOON, all_are, catalogue, connect, entry, key, settings, shipped};
+
+/// What is waited for comes soon, or never.
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, what).await.expect("it is said in time")
+}
+
+/// A port that nobody listens at, for now.
+async fn free_port() -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    listener.local_addr().unwrap()
+}
+
+#[tokio::test]
+async fn a_lago_that_starts_late_is_waited_for_and_it_is_said() {
+    for profile in Profile::ALL {
+        let list = shipped("catalogue.toml");
+        // It listens and has no database yet, after it was not there at all.
+        let lago = LagoServer::start(profile, key()).await.unwrap();
+        lago.set_faults(Faults { unhealthy: true, ..Faults::default() });
+        let (address, state) = (lago.address(), lago.stop().await);
+        let (api, client) = connect(&format!("http://{address}"));
+        let (waited, mut waits) = tokio::sync::mpsc::unbounded_channel();
+        let note = move |notice: lago_seeder::Notice<'_>| {
+            let _ = waited.send(format!("{notice:?}"));
+        };
+        let seeder = lago_seeder::Seeder::new((&api, &client), &list, (settings(), Mode::Apply), &note);
+        let start = async {
+            let first = soon(waits.recv()).await.unwrap();
+            assert!(first.starts_with("Waiting") && first.contains("cannot be reached"), "{first}");
+            let lago = LagoServer::start_with(address, state).await.unwrap();
+            let asked = lago.counts().requests;
+            lago.wait_until(Duration::from_secs(20), |counts| counts.requests > asked).await.unwrap();
+            lago.set_faults(Faults::default());
+            lago
+        };
+
+        let (report, lago) = tokio::join!(seeder.run(), start);
+
+        all_are(&report.unwrap(), Outcome::Created);
+        let bench = Bench::with(lago);
+        all_are(&bench.look(&list).await, Outcome::Same);
+    }
+}
+
+#[tokio::test]
+async fn a_lago_that_never_starts_is_not_waited_for_for_ever() {
+    let address = free_port().await;
+    let (api, client) = connect(&format!("http://{address}"));
+    let settings = Settings { wait: Duration::from_millis(600), ..settings() };
+
+    let list = shipped("catalogue.toml");
+    let result = lago_seeder::Seeder::new((&api, &client), &list, (settings, Mode::Apply), &|_| ()).run().await;
+
+    let error = result.unwrap_err();
+    assert!(matches!(&error, RunError::Away { reason, .. } if reason.contains("LAGO_API_URL")), "{error}");
+}
+
+#[tokio::test]
+async fn a_lago_that_goes_away_in_between_is_waited_for_again() {
+    let bench = Bench::start(Profile::V1_39).await;
+    let list = shipped("catalogue.toml");
+    let (api, client) = connect(&bench.lago.url());
+    let (told, mut tells) = tokio::sync::mpsc::unbounded_channel();
+    let note = move |notice: lago_seeder::Notice<'_>| {
+        let _ = told.send(format!("{notice:?}"));
+    };
+    let seeder = lago_seeder::Seeder::new((&api, &client), &list, (settings(), Mode::Apply), &note);
+    let restart = async {
+        while !soon(tells.recv()).await.unwrap().contains("\"starter\"") {}
+        let (address, state) = (bench.lago.address(), bench.lago.stop().await);
+        while !soon(tells.recv()).await.unwrap().starts_with("Waiting") {}
+        LagoServer::start_with(address, state).await.unwrap()
+    };
+
+    let (report, lago) = tokio::join!(seeder.run(), restart);
+
+    assert!(report.unwrap().is_settled());
+    all_are(&Bench::with(lago).look(&list).await, Outcome::Same);
+}
+
+#[tokio::test]
+async fn an_endpoint_is_registered_once_something_answers_there() {
+    let bench = Bench::start(Profile::V1_39).await;
+    let address = free_port().await;
+    let url = format!("http://{address}/webhooks/lago");
+    let list = catalogue(&format!("[[webhook_endpoints]]\nwebhook_url='{url}'\nsignature_algo='jwt'"));
+    let patient = |seconds: f64| Settings { wait_for_endpoint: Duration::from_secs_f64(seconds), ..settings() };
+
+    // Nobody is there: it is not registered, and everything else would be.
+    let (report, said) = bench.overheard(&list, patient(0.3)).await;
+    let report = report.unwrap();
+    let waits = entry(&report, &url);
+    assert!(waits.outcome == Outcome::Waiting && waits.problems[0].text.contains("nothing answers"), "{waits:#?}");
+    assert!(report.only_waits() && !report.is_settled());
+    assert!(said.iter().any(|said| said.starts_with("WaitingForEndpoint")), "{said:?}");
+    assert_eq!(bench.writes(), 0);
+
+    // Somebody is there while it is waited for: whatever it answers.
+    let (told, mut tells) = tokio::sync::mpsc::unbounded_channel();
+    let note = move |notice: lago_seeder::Notice<'_>| {
+        let _ = told.send(format!("{notice:?}"));
+    };
+    let seeder = lago_seeder::Seeder::new((&bench.api, &bench.client), &list, (patient(20.0), Mode::Apply), &note);
+    let receiver = async {
+        while !soon(tells.recv()).await.unwrap().starts_with("WaitingForEndpoint") {}
+        Gateway::start(GatewayOptions { addr: address, ..GatewayOptions::default() }).await.unwrap()
+    };
+    let (report, _receiver) = tokio::join!(seeder.run(), receiver);
+
+    assert_eq!(entry(&report.unwrap(), &url).outcome, Outcome::Created);
+    // What is registered already is not waited for.
+    let (report, said) = bench.overheard(&list, patient(20.0)).await;
+    assert_eq!(entry(&report.unwrap(), &url).outcome, Outcome::Same);
+    assert!(said.iter().all(|said| !said.starts_with("WaitingFor")));
+}
