@@ -265,6 +265,7 @@ mod tests {
         let subscription = |id: &str, started: &str, ended: Option<&str>, period: Option<&str>| Subscription {
             external_id: id.to_owned(),
             external_customer_id: "c".to_owned(),
+            plan_code: None,
             started_at: Some(started.parse().unwrap()),
             terminated_at: ended.map(|ended| ended.parse().unwrap()),
             current_billing_period_started_at: period.map(|period| period.parse().unwrap()),
@@ -294,6 +295,7 @@ mod tests {
         let of = |id: &str, customer: &str, started: &str, ended: Option<&str>| Subscription {
             external_id: id.to_owned(),
             external_customer_id: customer.to_owned(),
+            plan_code: None,
             started_at: Some(started.parse().unwrap()),
             terminated_at: ended.map(|ended| ended.parse().unwrap()),
             current_billing_period_started_at: None,

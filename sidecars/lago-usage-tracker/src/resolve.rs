@@ -238,6 +238,7 @@ mod tests {
             let of = |(id, customer): &(&str, &str)| Subscription {
                 external_id: (*id).to_owned(),
                 external_customer_id: (*customer).to_owned(),
+                plan_code: None,
                 started_at: None,
                 terminated_at: None,
                 current_billing_period_started_at: None,

@@ -56,6 +56,8 @@ pub struct Metric {
     pub field_name: Option<String>,
     /// Whether units are carried over into the next billing period.
     pub recurring: bool,
+    /// Whether its charges are paid in advance: no invoice of a period has them.
+    pub pay_in_advance: bool,
     /// When it was made.
     pub created_at: Timestamp,
 }
@@ -70,6 +72,7 @@ impl Metric {
             aggregation_type,
             field_name: field_name.map(str::to_owned),
             recurring: false,
+            pay_in_advance: false,
             created_at: Timestamp::now(),
         }
     }
@@ -95,6 +98,22 @@ impl Metric {
             "filters": [],
         })
     }
+}
+
+/// The plan with this code, of which only what says what it charges.
+///
+/// Source: getlago/lago-api `app/serializers/v1/plan_serializer.rb` and `charge_serializer.rb` at v1.16.0.
+pub(super) fn plan_to_json(code: &str, metrics: &[Metric]) -> Value {
+    let charge = |metric: &Metric| {
+        json!({
+            "lago_id": metric.lago_id,
+            "lago_billable_metric_id": metric.lago_id,
+            "billable_metric_code": metric.code,
+            "charge_model": "standard",
+            "pay_in_advance": metric.pay_in_advance,
+        })
+    };
+    json!({ "code": code, "interval": "monthly", "charges": metrics.iter().map(charge).collect::<Vec<_>>() })
 }
 
 /// Where a subscription is in its life.
@@ -309,6 +328,10 @@ impl Catalogue {
             Some(known) => *known = metric,
             None => self.metrics.push(metric),
         }
+    }
+
+    pub(super) fn remove_metric(&mut self, code: &str) {
+        self.metrics.retain(|known| known.code != code);
     }
 
     /// Adds a subscription and its customer, or replaces the one with this Lago id.

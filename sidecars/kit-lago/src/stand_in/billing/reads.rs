@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
 use super::answer::{Answer, Page};
-use super::catalogue::{Invoice, Subscription, SubscriptionStatus};
+use super::catalogue::{self, Invoice, Subscription, SubscriptionStatus};
 use super::period;
 use super::profile::Profile;
 use super::state::Books;
@@ -32,6 +32,7 @@ pub(super) enum Read {
     CurrentUsage { external_customer_id: String },
     PastUsage { external_customer_id: String },
     Invoice(String),
+    Plan(String),
 }
 
 /// What it is read from.
@@ -96,6 +97,10 @@ pub(super) fn answer(view: View<'_>, read: &Read, query: &Query) -> Answer {
         }
         Read::CurrentUsage { external_customer_id } => current_usage(&view, external_customer_id, query),
         Read::PastUsage { external_customer_id } => past_usage(&view, external_customer_id, query),
+        Read::Plan(code) => {
+            let known = view.books.catalogue.subscriptions.iter().any(|own| own.plan_code == *code);
+            found("plan", known.then(|| catalogue::plan_to_json(code, &view.books.catalogue.metrics)))
+        }
         Read::Invoice(lago_id) => {
             let mut invoices = view.books.catalogue.invoices.iter();
             found("invoice", invoices.find(|known| known.lago_id.to_string() == *lago_id).map(Invoice::to_json))

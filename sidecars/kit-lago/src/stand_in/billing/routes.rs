@@ -240,6 +240,7 @@ impl Route {
             ["customers", id, "past_usage"] if !id.contains('.') => {
                 Some(reads::Read::PastUsage { external_customer_id: decoded(id) })
             }
+            ["plans", code] => Some(reads::Read::Plan(decoded(code))),
             ["invoices", id] => before_format(id).map(|id| reads::Read::Invoice(decoded(id))),
             _ => None,
         };
