@@ -92,6 +92,33 @@ async fn an_event_of_a_subscription_that_was_just_made_is_sent() {
     }
 }
 
+/// Its producer had no answer and sends it again, after Lago has forgotten the metric: it is what was taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_is_not_rejected_when_it_comes_again() {
+    let bench = Bench::beside(Profile::V1_39, &REJECT, |lago| {
+        lago.put_metric(Metric::new("visits", AggregationType::Count, None));
+    })
+    .await;
+    subscribe(&bench, "s");
+    knows(&bench, "Lago has told").await;
+    let first = json!({ "event": of("s", "first", "visits", json!({})) });
+    let (status, answer) = bench.post("/api/v1/events", &first).await;
+    assert_eq!(status, 200, "{answer}");
+    bench.lago.remove_metric("visits");
+    // Lago is asked again before this is refused.
+    let other = json!({ "event": of("x", "other", "visits", json!({})) });
+    assert_eq!(bench.post("/api/v1/events", &other).await.0, 422);
+
+    let (status, again) = bench.post("/api/v1/events", &first).await;
+    assert_eq!((status, &again), (200, &answer));
+    let batch = json!({ "events": [of("s", "first", "visits", json!({})), of("s", "second", "visits", json!({}))] });
+    let (status, refused) = bench.post("/api/v1/events/batch", &batch).await;
+    assert_eq!((status, &refused["error_details"]), (422, &json!({ "1": { "code": ["billable_metric_not_found"] } })));
+    // Another event under its id is none that was taken.
+    let other = json!({ "event": of("s", "first", "visits", json!({ "page": 2 })) });
+    assert_eq!(bench.post("/api/v1/events", &other).await.0, 422);
+}
+
 /// Requests for what Lago knows.
 fn asked(bench: &Bench) -> u64 {
     let counts = bench.lago.counts();
