@@ -171,11 +171,11 @@ impl Reconciler {
         tokio::time::sleep(PAUSE).await;
         let charges = says(self.api.plan_charges(plan).await)?;
         Ok(charges.map(|charges| {
-            let mut of_code = charges.iter().filter(|charge| charge.billable_metric_code == *code).peekable();
-            match of_code.peek() {
-                None => Charged::Never,
-                Some(_) if of_code.all(|charge| charge.pay_in_advance) => Charged::InAdvance,
-                Some(_) => Charged::Afterwards,
+            let of_code: Vec<_> = charges.iter().filter(|charge| charge.billable_metric_code == *code).collect();
+            match of_code.as_slice() {
+                [] => Charged::Never,
+                all if all.iter().all(|charge| charge.pay_in_advance) => Charged::InAdvance,
+                _ => Charged::Afterwards,
             }
         }))
     }
