@@ -297,21 +297,32 @@ fn read_properties(object: &RawValue) -> Option<BTreeMap<Cow<'_, str>, &RawValue
     serde_json::from_str(object.get()).map(|Object(properties)| properties).ok()
 }
 
-/// Whether Lago can read and store a JSON text: Ruby reads a hundred levels, and PostgreSQL takes no NUL in `jsonb`. It
-/// answers 500 to the whole batch otherwise.
+/// Whether Lago can read and store a JSON text: Ruby reads a hundred levels, PostgreSQL takes no NUL in `jsonb`, and neither
+/// takes half of a surrogate pair. It refuses the whole batch otherwise.
 fn is_storable(json: &str) -> bool {
-    let (mut depth, mut deepest, mut in_text, mut escaped) = (0_u32, 0, false, false);
-    for byte in json.bytes() {
-        if in_text {
-            match (escaped, byte) {
-                (false, b'\\') => escaped = true,
-                (false, b'"') => in_text = false,
-                _ => escaped = false,
-            }
-            continue;
+    let (mut depth, mut deepest, mut in_text) = (0_u32, 0, false);
+    // The first half of a pair, whose second one has to be next.
+    let mut open_pair = false;
+    let mut bytes = json.bytes();
+    while let Some(byte) = bytes.next() {
+        if open_pair && byte != b'\\' {
+            return false;
         }
         match byte {
-            b'"' => in_text = true,
+            b'\\' if in_text => {
+                let escaped = bytes.next();
+                let unit = (escaped == Some(b'u')).then(|| hexadecimal(&mut bytes));
+                match unit {
+                    Some(None | Some(0)) => return false,
+                    Some(Some(0xdc00..=0xdfff)) if open_pair => open_pair = false,
+                    Some(Some(0xdc00..=0xdfff)) => return false,
+                    _ if open_pair => return false,
+                    Some(Some(unit)) => open_pair = (0xd800..=0xdbff).contains(&unit),
+                    None => {}
+                }
+            }
+            b'"' => in_text = !in_text,
+            _ if in_text => {}
             b'{' | b'[' => {
                 depth += 1;
                 deepest = deepest.max(depth);
@@ -320,7 +331,12 @@ fn is_storable(json: &str) -> bool {
             _ => {}
         }
     }
-    deepest <= DEEPEST && !json.contains("\\u0000")
+    deepest <= DEEPEST
+}
+
+/// The four digits of an escape.
+fn hexadecimal(bytes: &mut impl Iterator<Item = u8>) -> Option<u32> {
+    (0..4).try_fold(0, |unit, _| Some(unit * 16 + char::from(bytes.next()?).to_digit(16)?))
 }
 
 fn is_nothing(value: &RawValue) -> bool {
@@ -379,6 +395,16 @@ mod tests {
     }
 
     #[test]
+    fn whole_pairs_and_what_only_looks_like_half_of_one_are_sent_on() {
+        for value in [r#""\ud83d\ude00""#, r#""\\ud800""#, r#""\\u0000""#, r#""\"\\\u00fc""#, r#"["{",{"[":"\n"}]"#] {
+            let json = format!(
+                r#"{{"transaction_id":"t","external_subscription_id":"s","code":"c","properties":{{"a":{value}}}}}"#
+            );
+            assert!(sent(&json).contains(value), "{value}");
+        }
+    }
+
+    #[test]
     fn what_lago_refuses_is_refused_in_its_words() {
         let check = |json: &str, expected: &[(&str, &str)]| {
             let errors = read(json).unwrap_err();
@@ -403,6 +429,12 @@ mod tests {
         for properties in [
             r#"{"\ud800":1}"#.to_owned(),
             r#"{"a":"\u0000"}"#.to_owned(),
+            // Half of a surrogate pair: Rails refuses the whole request.
+            r#"{"a":"\ud800"}"#.to_owned(),
+            r#"{"a":"\uDFFF"}"#.to_owned(),
+            r#"{"a":["\ud83d\n\ude00"]}"#.to_owned(),
+            r#"{"a":{"\ud83dx":1}}"#.to_owned(),
+            r#"{"a":"\ud83d\ud83d\ude00"}"#.to_owned(),
             format!(r#"{{"a":{}{}}}"#, "[".repeat(91), "]".repeat(91)),
         ] {
             check(
