@@ -259,6 +259,17 @@ mod tests {
     }
 
     #[test]
+    fn an_event_without_properties_is_answered_as_lago_does() {
+        for properties in ["", r#","properties":null"#, r#","properties":[]"#] {
+            let json = format!(r#"{{"transaction_id":"t","external_subscription_id":"s","code":"c"{properties}}}"#);
+            let (event, answer) = admit_answered(serde_json::from_str(&json).unwrap(), None, NOW).unwrap();
+            assert!(answer.contains(r#""properties":{},"#), "{answer}");
+            let stored = Stored::read(&event.body).unwrap();
+            assert_eq!(serde_json::to_string(&stored.answer(&event.head.id.to_string(), None)).unwrap(), answer);
+        }
+    }
+
+    #[test]
     fn what_is_stored_can_be_answered_with() {
         let json = r#"{"transaction_id":"t","external_subscription_id":"s","code":"c","timestamp":1732000000.5,
                "precise_total_amount_cents":"1.5","properties":{"gb":0.10}}"#;
