@@ -26,6 +26,7 @@ use url::Url;
 use crate::admit::{READY, Stored, transaction_id};
 use crate::catalogue::{Known, Seen};
 use crate::check::{Finding, Policy, check};
+use crate::complained::sentence;
 use crate::config::{ChecksSection, LagoSection};
 use crate::metrics::{Billed, UsageMetrics};
 use crate::reconcile::{Books, Entry, entry};
@@ -177,7 +178,9 @@ impl LagoSink {
             }
         }
         let left = || Outcome::failed(Failure::Busy, "Lago refuses other events of its batches again and again");
-        let outcomes: Vec<Outcome> = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(left)).collect();
+        let outcomes = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(left));
+        let outcomes: Vec<Outcome> =
+            events.iter().zip(outcomes).map(|(event, outcome)| self.heed_complaint(event, outcome)).collect();
         for (event, outcome) in events.iter().zip(&outcomes) {
             if outcome.verdict == Verdict::Delivered {
                 self.confirm(event);
@@ -191,6 +194,16 @@ impl LagoSink {
             self.metrics.billed(billed, 1);
         }
         outcomes
+    }
+
+    /// An event that Lago has already, and has complained about, is not one that it bills.
+    fn heed_complaint(&self, event: &StoredEvent, outcome: Outcome) -> Outcome {
+        let is_known = outcome.verdict == Verdict::Delivered && outcome.status == Some(422);
+        let reason = if is_known { self.books.complaints().take(event.seq) } else { None };
+        match reason {
+            Some(reason) => Outcome { status: outcome.status, ..Outcome::failed(Failure::Refused, sentence(&reason)) },
+            None => outcome,
+        }
     }
 
     /// One request, and again after a while where Lago asks for a pause.
