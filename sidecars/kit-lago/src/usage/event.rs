@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
+use super::exact::exact;
 use super::moment::EpochSeconds;
 
 /// What is wrong with an event, by field, in Lago's words.
@@ -215,6 +216,13 @@ impl<'a> UsageEvent<'a> {
         })
     }
 
+    /// The properties as Lago is sent them: the same, but for numbers with so many digits that Lago would change them,
+    /// which are texts.
+    pub fn outgoing_properties(&self) -> Option<Cow<'a, RawValue>> {
+        let properties = self.properties?;
+        Some(exact(properties).map_or(Cow::Borrowed(properties), Cow::Owned))
+    }
+
     /// A value of `properties`, as it was written.
     pub fn property(&self, name: &str) -> Option<&'a RawValue> {
         property(self.properties?, name)
@@ -238,7 +246,7 @@ impl<'a> UsageEvent<'a> {
         Content(hasher.finalize().into())
     }
 
-    /// The event as Lago is sent it. The same bytes, whenever it is sent: ClickHouse counts an event again whose
+    /// The event as Lago is sent it, or, without a subscription, as it came. The same bytes, whenever it is sent: ClickHouse counts an event again whose
     /// timestamp has changed.
     ///
     /// `timestamp` is the producer's, or the time of the first receipt.
@@ -262,6 +270,11 @@ impl<'a> UsageEvent<'a> {
             #[serde(skip_serializing_if = "Option::is_none")]
             properties: Option<&'o RawValue>,
         }
+        // What is not sent yet is read once more, and has to be the same event then.
+        let properties = match external_subscription_id {
+            Some(_) => self.outgoing_properties(),
+            None => self.properties.map(Cow::Borrowed),
+        };
         let outgoing = Outgoing {
             transaction_id,
             external_subscription_id,
@@ -270,7 +283,7 @@ impl<'a> UsageEvent<'a> {
             code: &self.code,
             timestamp: RawValue::from_string(timestamp.as_str().to_owned()).ok(),
             precise_total_amount_cents: self.precise_total_amount_cents.as_deref(),
-            properties: self.properties,
+            properties: properties.as_deref(),
         };
         // Texts and values that were read from JSON: nothing in it can fail to be written.
         serde_json::to_vec(&outgoing).unwrap_or_default()
@@ -291,7 +304,7 @@ fn properties(object: &RawValue) -> BTreeMap<Cow<'_, str>, &RawValue> {
 }
 
 /// `None` for names that are no text, such as half of a surrogate pair.
-fn read_properties(object: &RawValue) -> Option<BTreeMap<Cow<'_, str>, &RawValue>> {
+pub(super) fn read_properties(object: &RawValue) -> Option<BTreeMap<Cow<'_, str>, &RawValue>> {
     #[derive(Deserialize)]
     struct Object<'a>(#[serde(borrow)] BTreeMap<Cow<'a, str>, &'a RawValue>);
     serde_json::from_str(object.get()).map(|Object(properties)| properties).ok()
@@ -375,6 +388,7 @@ mod tests {
         String::from_utf8(event.to_json(&id, event.external_subscription_id.as_deref(), &timestamp)).unwrap()
     }
 
+    /// Rails would read the first as 0.1.
     #[test]
     fn what_is_sent_on_keeps_every_digit_of_what_came() {
         let event = r#"{"transaction_id":"t-1","external_subscription_id":"s","code":"api_calls",
@@ -385,7 +399,7 @@ mod tests {
             concat!(
                 r#"{"transaction_id":"t-1","external_subscription_id":"s","code":"api_calls","timestamp":1732000000.5,"#,
                 r#""precise_total_amount_cents":"12.30","#,
-                r#""properties":{"gb": 0.10000000000000000001, "n":1E+2, "who":"\u00fc","deep":{"a":[1, 2]}}}"#
+                r#""properties":{"gb": "0.10000000000000000001", "n":1E+2, "who":"\u00fc","deep":{"a":[1, 2]}}}"#
             )
         );
         assert_eq!(

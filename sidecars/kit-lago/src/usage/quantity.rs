@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 /// Longest text that is a quantity: 10^1000000000 is a short text and a large number.
-const LONGEST: usize = 100;
+pub(super) const LONGEST: usize = 100;
 /// Largest exponent either way.
 const LARGEST_EXPONENT: u64 = 100;
 /// Longest text of a sum: of numbers as long as both limits allow.

@@ -184,7 +184,9 @@ fn unique_count<'a>(entries: impl Iterator<Item = LedgerEntry<'a>>, field: &str)
 fn number(entry: &LedgerEntry<'_>, field: &str) -> Option<Decimal> {
     let raw = property(entry.properties, field)?.get();
     if !raw.starts_with('"') {
-        return Decimal::parse(raw);
+        // Ruby reads a number with a fraction or an exponent as floating point.
+        let is_float = raw.contains(['.', 'e', 'E']);
+        return if is_float { Decimal::parse(&raw.parse::<f64>().ok()?.to_string()) } else { Decimal::parse(raw) };
     }
     let text: String = serde_json::from_str(raw).ok()?;
     let digits = text.strip_prefix('-').unwrap_or(&text);
