@@ -280,7 +280,7 @@ async fn a_canary_goes_on_waiting_after_a_restart_and_when_its_subscription_has_
     // What was on its way when the daemon was killed may come twice, under one id.
     let mut ids = std::collections::BTreeSet::new();
     let mut received = gateway.received();
-    received.retain(|told| ids.insert(told.id.clone()));
+    received.retain(|told| ids.insert(told.event_id.clone()));
     let told: Vec<Option<String>> = received.into_iter().map(|told| told.event_type).collect();
     let kinds = ["usage.canary_unbilled", "usage.canary_billed", "usage.canary_unbilled"];
     assert_eq!(told, kinds.map(|kind| Some(kind.to_owned())));
