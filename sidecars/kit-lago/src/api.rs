@@ -194,6 +194,9 @@ pub struct Subscription {
     pub external_id: String,
     /// Whose it is.
     pub external_customer_id: String,
+    /// What it is billed by.
+    #[serde(default)]
+    pub plan_code: Option<String>,
     /// Since when it is billed.
     #[serde(default)]
     pub started_at: Option<Timestamp>,
@@ -232,6 +235,16 @@ pub struct PastUsage {
     /// Of each charge of the plan that has counted something.
     #[serde(default)]
     pub charges_usage: Vec<ChargeUsage>,
+}
+
+/// A charge of a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct PlanCharge {
+    /// The metric that it counts.
+    pub billable_metric_code: String,
+    /// Each event is billed when it comes, on an invoice of its own or on none.
+    #[serde(default)]
+    pub pay_in_advance: bool,
 }
 
 /// Whether an invoice may still change.
@@ -366,6 +379,26 @@ impl LagoApi {
             "finalized" | "voided" | "closed" => InvoiceStatus::Final,
             _ => InvoiceStatus::Open,
         })
+    }
+
+    /// The charges of a plan, as they are now.
+    ///
+    /// # Errors
+    /// [`ApiError::NotFound`] where the plan was deleted; as [`LagoApi::billable_metrics`] otherwise.
+    ///
+    /// Source: getlago/lago-api `app/controllers/api/v1/plans_controller.rb` and
+    /// `app/serializers/v1/charge_serializer.rb` at v1.16.0.
+    pub async fn plan_charges(&self, plan_code: &str) -> Result<Vec<PlanCharge>, ApiError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            plan: Plan,
+        }
+        #[derive(Deserialize)]
+        struct Plan {
+            charges: Vec<PlanCharge>,
+        }
+        let answer: Answer = self.get(self.below(&["plans", plan_code])?).await?;
+        Ok(answer.plan.charges)
     }
 
     pub(crate) fn below(&self, path: &[&str]) -> Result<Url, ApiError> {

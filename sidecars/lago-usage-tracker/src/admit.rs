@@ -70,6 +70,11 @@ pub(crate) fn admit_answered(
         }
     };
     let mut id = EventId::buffer();
+    // As what is stored will be answered with when it comes again.
+    let properties = match event.external_subscription_id {
+        Some(_) => event.outgoing_properties(),
+        None => event.properties.map(Cow::Borrowed),
+    };
     let answer = EventAnswer {
         lago_id: new.head.id.text(&mut id),
         transaction_id,
@@ -77,7 +82,7 @@ pub(crate) fn admit_answered(
         code: &event.code,
         timestamp: timestamp.to_timestamp(),
         precise_total_amount_cents: event.precise_total_amount_cents.as_deref(),
-        properties: event.properties,
+        properties: properties.as_deref(),
         lago_subscription_id: None,
         external_subscription_id: event.external_subscription_id.as_deref(),
         created_at: None,
@@ -225,7 +230,8 @@ mod tests {
     #[test]
     fn a_resolved_event_is_the_one_that_names_the_subscription() {
         for time in [r#","timestamp":"2024-11-19T07:06:40Z""#, ""] {
-            let rest = format!(r#""transaction_id":"t","code":"c","properties":{{"gb":0.10}}{time}"#);
+            // The number is one that Lago is sent as a text.
+            let rest = format!(r#""transaction_id":"t","code":"c","properties":{{"gb":0.10000000000000000001}}{time}"#);
             let unresolved = admitted(&format!(r#"{{"external_customer_id":"c-1",{rest}}}"#)).unwrap();
             let direct =
                 admitted(&format!(r#"{{"external_subscription_id":"s","external_customer_id":"c-1",{rest}}}"#))
@@ -259,9 +265,20 @@ mod tests {
     }
 
     #[test]
+    fn an_event_without_properties_is_answered_as_lago_does() {
+        for properties in ["", r#","properties":null"#, r#","properties":[]"#] {
+            let json = format!(r#"{{"transaction_id":"t","external_subscription_id":"s","code":"c"{properties}}}"#);
+            let (event, answer) = admit_answered(serde_json::from_str(&json).unwrap(), None, NOW).unwrap();
+            assert!(answer.contains(r#""properties":{},"#), "{answer}");
+            let stored = Stored::read(&event.body).unwrap();
+            assert_eq!(serde_json::to_string(&stored.answer(&event.head.id.to_string(), None)).unwrap(), answer);
+        }
+    }
+
+    #[test]
     fn what_is_stored_can_be_answered_with() {
         let json = r#"{"transaction_id":"t","external_subscription_id":"s","code":"c","timestamp":1732000000.5,
-               "precise_total_amount_cents":"1.5","properties":{"gb":0.10}}"#;
+               "precise_total_amount_cents":"1.5","properties":{"gb":0.10,"tb":0.10000000000000000001}}"#;
         let (event, answer) = admit_answered(serde_json::from_str(json).unwrap(), None, NOW).unwrap();
         let stored = Stored::read(&event.body).unwrap();
         assert_eq!(serde_json::to_string(&stored.answer(&event.head.id.to_string(), None)).unwrap(), answer);
@@ -273,7 +290,7 @@ mod tests {
             whole,
             concat!(
                 r#"{"lago_id":"id","transaction_id":"t","lago_customer_id":null,"code":"c","#,
-                r#""timestamp":"2024-11-19T07:06:40.500Z","precise_total_amount_cents":"1.5","properties":{"gb":0.10},"#,
+                r#""timestamp":"2024-11-19T07:06:40.500Z","precise_total_amount_cents":"1.5","properties":{"gb":0.10,"tb":"0.10000000000000000001"},"#,
                 r#""lago_subscription_id":null,"external_subscription_id":"s","created_at":"2024-11-19T07:06:40.250Z"}"#
             )
         );

@@ -18,6 +18,17 @@ pub(crate) const SINK: &str = "gateway";
 /// How far a gateway that is gone may be behind.
 const PASS_BY_EVERY: Duration = Duration::from_secs(10);
 
+/// What became of something that was to be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// It is in the journal now, or there is nobody to tell it to.
+    Now,
+    /// It was told before.
+    Before,
+    /// The journal could not take it: to be told again.
+    NotYet,
+}
+
 /// Puts events into the journal, from where they go to the gateway.
 #[derive(Clone, Debug)]
 pub(crate) struct Alerts {
@@ -31,10 +42,9 @@ impl Alerts {
         Self { journal, clock }
     }
 
-    /// Tells something once: the same `kind` and `key` again are the same event. False where the journal could not take
-    /// it: to be told again.
-    pub(crate) async fn tell(&self, kind: &str, subject: &str, key: &str, data: &Value) -> bool {
-        let Some(journal) = &self.journal else { return true };
+    /// Tells something once: the same `kind` and `key` again are the same event.
+    pub(crate) async fn tell(&self, kind: &str, subject: &str, key: &str, data: &Value) -> Told {
+        let Some(journal) = &self.journal else { return Told::Now };
         let key = format!("{kind}/{key}");
         let head = EventHead {
             json: true,
@@ -43,16 +53,15 @@ impl Alerts {
         };
         let event = NewEvent { head, body: data.to_string().into_bytes(), dedupe: Dedupe::Key };
         match journal.append(event).await {
+            Ok(appended) if appended.duplicate => Told::Before,
             Ok(appended) => {
-                if !appended.duplicate {
-                    tracing::info!(kind, id = %appended.id, "{kind} is told to the gateway");
-                }
-                true
+                tracing::info!(kind, id = %appended.id, "{kind} is told to the gateway");
+                Told::Now
             }
             Err(error) => {
                 let error = kit::error::chain(&error);
                 tracing::warn!(kind, error = %error, "{kind} cannot be told to the gateway yet: {error}");
-                false
+                Told::NotYet
             }
         }
     }

@@ -54,9 +54,9 @@ struct LedgerPage {
     rows: Vec<LedgerRow>,
     /// For the next page, where there is one.
     next: Option<String>,
-    /// When the last complete comparison began.
+    /// When the last comparison began that has gone through to its end.
     compared_at: Option<String>,
-    /// Why the last one was not complete.
+    /// What Lago has not answered in the last one. What was missing of that stays so.
     failed: Option<String>,
 }
 

@@ -27,6 +27,7 @@ use crate::alerts::{self, Alerts, Gateway};
 use crate::api::{self, LedgerState};
 use crate::canary::Canary;
 use crate::catalogue::{CatalogueWorker, Known};
+use crate::complained::Complaints;
 use crate::config::{Config, LagoSection, well_known};
 use crate::http::{self, Intake};
 use crate::ledger::{self, Ledger};
@@ -216,7 +217,16 @@ impl Parts {
         if unreadable > 0 {
             tracing::error!(count = unreadable, "{unreadable} pages of the ledger cannot be read and begin anew");
         }
-        Arc::new(Books::new(ledger))
+        let (complaints, settled) = self.journal.read(Complaints::load).await.unwrap_or_else(|error| {
+            tracing::error!(error = %error, "what Lago has complained about cannot be read: {error}");
+            Default::default()
+        });
+        for name in settled {
+            if let Err(error) = self.journal.put_value(&name, Vec::new()).await {
+                tracing::debug!(error = %error, "a settled complaint stays until the next start: {error}");
+            }
+        }
+        Arc::new(Books::new(ledger, complaints))
     }
 
     /// The gateway's sink, if there is a gateway.

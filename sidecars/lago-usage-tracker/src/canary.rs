@@ -9,16 +9,19 @@ use kit::lifecycle::StopToken;
 use kit_journal::Journal;
 use kit_lago::api::LagoApi;
 use kit_lago::usage::EpochSeconds;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::admit;
-use crate::alerts::Alerts;
+use crate::alerts::{Alerts, Told};
 use crate::catalogue::Known;
 use crate::config::CanarySection;
 use crate::ledger::{Name, Period};
 use crate::metrics::UsageMetrics;
 use crate::reconcile::Books;
 
+/// Name of the value in the journal, where it was told that Lago does not count.
+const NAME: &str = "canary";
 /// How often Lago is asked at least, while something is waited for.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
@@ -34,6 +37,18 @@ pub(crate) struct Canary {
     pub(crate) alerts: Alerts,
 }
 
+/// What was told last, where that is not over: it outlives a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Late {
+    name: Name,
+    /// The billing period.
+    period: Option<Timestamp>,
+    /// Since when the oldest event waits.
+    since: Timestamp,
+    /// What it was told under.
+    key: String,
+}
+
 /// Numbers of events that Lago has confirmed and not counted yet, with when each was reached.
 #[derive(Debug, Default)]
 struct Waiting {
@@ -41,16 +56,19 @@ struct Waiting {
     marks: VecDeque<(u64, Timestamp)>,
     /// What Lago has last said that it has counted.
     counted: u64,
+    /// Of before the last start.
+    before: Option<Late>,
 }
 
 impl Waiting {
     /// So many events of the period that began at `period` are confirmed.
     fn confirmed(&mut self, period: Option<Timestamp>, events: u64, now: Timestamp) {
         if self.period != period {
-            *self = Self { period, ..Self::default() };
+            *self = Self { period, before: self.before.take(), ..Self::default() };
         }
         if self.marks.back().is_none_or(|(known, _)| *known < events) && events > 0 {
-            self.marks.push_back((events, now));
+            let before = self.before.take().filter(|before| before.period == period);
+            self.marks.push_back((events, before.map_or(now, |before| before.since)));
         }
     }
 
@@ -76,9 +94,14 @@ impl Canary {
         let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(LOOK_EVERY);
         let every = seconds(self.section.every_seconds);
         let look_every = every.min(LOOK_EVERY);
-        let mut waiting = Waiting::default();
+        let mut late = self.late_before().await;
+        let mut waiting = Waiting { before: late.clone(), ..Waiting::default() };
+        if let Some(before) = &late {
+            #[expect(clippy::cast_precision_loss, reason = "for people")]
+            let seconds = (self.clock.now().as_millis() - before.since.as_millis()) as f64 / 1000.0;
+            self.tell("usage.canary_unbilled", &before.key, seconds, 0).await;
+        }
         let mut sent = None;
-        let mut is_late = false;
         loop {
             let millis = i64::try_from(every.as_millis()).unwrap_or(i64::MAX).max(1);
             let slot = self.clock.now().as_millis().div_euclid(millis);
@@ -87,7 +110,7 @@ impl Canary {
             }
             tokio::select! {
                 () = stop.stopped() => return Ok(()),
-                () = self.look(&mut waiting, &mut is_late) => {}
+                () = self.look(&mut waiting, &mut late) => {}
             }
             tokio::select! {
                 () = stop.stopped() => return Ok(()),
@@ -129,17 +152,17 @@ impl Canary {
         }
     }
 
-    async fn look(&self, waiting: &mut Waiting, is_late: &mut bool) {
+    async fn look(&self, waiting: &mut Waiting, late: &mut Option<Late>) {
         let Some(name) = self.name() else { return };
         let (period, events) = self.booked(&name);
         waiting.confirmed(period, events, self.clock.now());
-        let Some(customer) = self.customer(&name.0) else { return };
+        // A subscription that has ended is counted no more, and its last events wait for ever.
+        let Some(customer) = self.customer(&name.0) else { return self.judge(waiting, late, false).await };
         let usage = match self.api.current_usage(&customer, &name.0).await {
             Ok(usage) => usage,
             Err(error) => {
                 tracing::debug!(error = %error, "Lago does not say whether it has counted the canary: {error}");
-                self.judge(waiting, is_late).await;
-                return;
+                return self.judge(waiting, late, false).await;
             }
         };
         let period = Period { from: usage.from_datetime, to: usage.to_datetime };
@@ -149,31 +172,68 @@ impl Canary {
         let of_code = usage.charges_usage.iter().filter(|charge| charge.billable_metric.code == name.1);
         let counted = of_code.map(|charge| charge.events_count).max().unwrap_or(0);
         waiting.counted(counted);
-        self.judge(waiting, is_late).await;
+        self.judge(waiting, late, true).await;
     }
 
-    async fn judge(&self, waiting: &Waiting, is_late: &mut bool) {
+    /// Nothing is said to be over that Lago has not `answered`.
+    async fn judge(&self, waiting: &Waiting, late: &mut Option<Late>, answered: bool) {
         let millis = waiting.oldest_millis(self.clock.now());
         #[expect(clippy::cast_precision_loss, reason = "a metric")]
         let seconds = millis as f64 / 1000.0;
         self.metrics.canary_waits(seconds);
-        let is_late_now = seconds >= self.section.alarm_seconds;
-        if *is_late == is_late_now {
-            return;
+        let is_late = seconds >= self.section.alarm_seconds;
+        match late {
+            None if is_late => {
+                let oldest = waiting.marks.iter().find(|(mark, _)| *mark > waiting.counted);
+                let (mark, since) = oldest.copied().unwrap_or((waiting.counted, self.clock.now()));
+                let Some(name) = self.name() else { return };
+                let new = Late { name, period: waiting.period, since, key: format!("{mark}/{since}") };
+                // Before it is told: what a start finds is told then if it was not, and nothing twice.
+                self.remember(Some(&new)).await;
+                if self.tell("usage.canary_unbilled", &new.key, seconds, waiting.counted).await {
+                    *late = Some(new);
+                }
+            }
+            Some(told) if !is_late && answered => {
+                if self.tell("usage.canary_billed", &told.key, seconds, waiting.counted).await {
+                    *late = None;
+                    self.remember(None).await;
+                }
+            }
+            _ => {}
         }
-        let kind = if is_late_now { "usage.canary_unbilled" } else { "usage.canary_billed" };
+    }
+
+    /// Tells one of the two; false where it is to be told again.
+    async fn tell(&self, kind: &str, key: &str, seconds: f64, lago_events: u64) -> bool {
         let data = serde_json::json!({
             "subscription": self.section.subscription,
             "code": self.section.code,
             "unbilled_seconds": seconds,
-            "lago_events": waiting.counted,
+            "lago_events": lago_events,
         });
         let subject = format!("subscription/{}", self.section.subscription.as_deref().unwrap_or_default());
-        let since = waiting.marks.front().map_or_else(String::new, |(mark, at)| format!("{mark}/{at}"));
         tracing::warn!(seconds, "{kind}: the oldest of the canary's events waits for {seconds:.0} s to be counted");
-        if self.alerts.tell(kind, &subject, &since, &data).await {
-            *is_late = is_late_now;
+        self.alerts.tell(kind, &subject, key, &data).await != Told::NotYet
+    }
+
+    /// What a start is to go on from.
+    async fn remember(&self, late: Option<&Late>) {
+        let value = late.and_then(|late| serde_json::to_vec(late).ok()).unwrap_or_default();
+        if let Err(error) = self.journal.put_value(NAME, value).await {
+            let error = kit::error::chain(&error);
+            tracing::warn!(error = %error, "whether the canary is late is not remembered across a restart: {error}");
         }
+    }
+
+    async fn late_before(&self) -> Option<Late> {
+        let stored = self.journal.read(|reader| reader.value(NAME)).await.unwrap_or_else(|error| {
+            let error = kit::error::chain(&error);
+            tracing::warn!(error = %error, "whether the canary was late cannot be read: {error}");
+            None
+        });
+        let late: Option<Late> = stored.and_then(|stored| serde_json::from_slice(&stored).ok());
+        late.filter(|late| self.name().as_ref() == Some(&late.name))
     }
 
     fn booked(&self, name: &Name) -> (Option<Timestamp>, u64) {
@@ -216,5 +276,20 @@ mod tests {
         assert_eq!(waiting.oldest_millis(at(5_020)), 10_000);
         waiting.counted(1);
         assert_eq!(waiting.oldest_millis(at(5_020)), 0);
+    }
+
+    #[test]
+    fn what_was_late_before_a_start_goes_on_waiting_within_its_period() {
+        let name = ("s".to_owned(), "c".to_owned());
+        for (period, expected) in [(Some(at(1)), 900_000), (Some(at(5_000)), 0)] {
+            let before = Some(Late { name: name.clone(), period: Some(at(1)), since: at(100), key: String::new() });
+            let mut waiting = Waiting { before, ..Waiting::default() };
+            waiting.confirmed(None, 0, at(1_000));
+            waiting.confirmed(period, 3, at(1_000));
+            assert_eq!(waiting.oldest_millis(at(1_000)), expected);
+            waiting.counted(3);
+            waiting.confirmed(period, 4, at(1_000));
+            assert_eq!(waiting.oldest_millis(at(1_010)), 10_000);
+        }
     }
 }

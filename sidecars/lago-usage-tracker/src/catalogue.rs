@@ -1,7 +1,8 @@
 //! What Lago knows: metrics and subscriptions, at hand also while Lago is away and after a restart.
 //!
 //! A look reads all of it. It is made on a timer, and sooner for an event that does not fit what was seen before the event
-//! came (a *doubt*): the more such looks have shown nothing new, the further they are apart.
+//! came (a *doubt*): the more such looks have shown nothing new, the further they are apart. Usage that names only a customer
+//! fits whatever was seen, and may be another subscription's since: a look that begins after it came confirms it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -114,8 +115,10 @@ pub(crate) struct Seen {
     /// When the last look began, and why it failed if it did.
     pub(crate) looked_at: Timestamp,
     pub(crate) failed: Option<Failed>,
-    /// Before then no doubt leads to another look; and how long the last one took.
+    /// Before then no doubt leads to another look, and nothing that is to be confirmed.
     next_look: Option<Instant>,
+    next_confirming_look: Option<Instant>,
+    /// How long the last one took.
     took: Duration,
 }
 
@@ -140,6 +143,16 @@ impl Seen {
         self.is_behind(at) && self.may_tell()
     }
 
+    /// Whether Lago has told nothing since `at`, and is likely to do so soon.
+    pub(crate) fn can_confirm(&self, at: Timestamp) -> bool {
+        self.is_behind(at) && self.failed.is_none()
+    }
+
+    fn likely_ended(&self, next_look: Option<Instant>) -> Duration {
+        let wait = next_look.map_or(AT_LEAST, |next| next.saturating_duration_since(Instant::now()));
+        wait + self.took + A_LITTLE_LATER
+    }
+
     /// Why what would be said of such an event is not said yet.
     pub(crate) fn why_wait(&self) -> &'static str {
         match self.failed {
@@ -162,8 +175,17 @@ pub(crate) enum Failed {
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
     seen: watch::Receiver<Seen>,
-    /// When the last event came that a newer look is wanted for.
-    doubts: Arc<watch::Sender<Timestamp>>,
+    /// When the last events came that newer looks are wanted for.
+    wanted: Arc<watch::Sender<Wanted>>,
+}
+
+/// When the last events came that newer looks are wanted for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wanted {
+    /// One that does not fit.
+    doubted: Timestamp,
+    /// One that fits, if nothing has changed.
+    to_confirm: Timestamp,
 }
 
 impl Known {
@@ -171,7 +193,7 @@ impl Known {
     #[cfg(test)]
     pub(crate) fn told(catalogue: Option<Catalogue>, failed: Option<Failed>) -> (watch::Sender<Seen>, Self) {
         let (sender, seen) = watch::channel(Seen { catalogue: catalogue.map(Arc::new), failed, ..Seen::default() });
-        (sender, Self { seen, doubts: Arc::new(watch::channel(Timestamp::default()).0) })
+        (sender, Self { seen, wanted: Arc::new(watch::channel(Wanted::default()).0) })
     }
 
     pub(crate) fn current(&self) -> Seen {
@@ -186,14 +208,25 @@ impl Known {
 
     /// Asks for a look that begins after `at`, and says in how long one will likely have ended.
     pub(crate) fn doubt(&self, at: Timestamp) -> Duration {
-        self.doubts.send_if_modified(|newest| {
+        self.want(at, |wanted| &mut wanted.doubted);
+        let seen = self.seen.borrow();
+        seen.likely_ended(seen.next_look)
+    }
+
+    /// The same for what fits: such looks are never further apart for having shown nothing new, only as far as Lago takes.
+    pub(crate) fn confirm(&self, at: Timestamp) -> Duration {
+        self.want(at, |wanted| &mut wanted.to_confirm);
+        let seen = self.seen.borrow();
+        seen.likely_ended(seen.next_confirming_look)
+    }
+
+    fn want(&self, at: Timestamp, which: impl Fn(&mut Wanted) -> &mut Timestamp) {
+        self.wanted.send_if_modified(|wanted| {
+            let newest = which(wanted);
             let is_newer = at > *newest;
             *newest = at.max(*newest);
             is_newer
         });
-        let seen = self.seen.borrow();
-        let wait = seen.next_look.map_or(AT_LEAST, |next| next.saturating_duration_since(Instant::now()));
-        wait + seen.took + A_LITTLE_LATER
     }
 
     /// Asks for a look soon: somebody says at this time that what Lago knows has changed.
@@ -219,7 +252,7 @@ pub(crate) struct CatalogueWorker {
     clock: SharedClock,
     refresh: Duration,
     seen: watch::Sender<Seen>,
-    doubts: watch::Receiver<Timestamp>,
+    wanted: watch::Receiver<Wanted>,
 }
 
 impl CatalogueWorker {
@@ -232,12 +265,12 @@ impl CatalogueWorker {
         let catalogue: Option<Catalogue> = stored.and_then(|stored| serde_json::from_slice(&stored).ok());
         let catalogue = catalogue.map(|catalogue| Arc::new(catalogue.with_customers()));
         let (seen, receiver) = watch::channel(Seen { catalogue, ..Seen::default() });
-        let (doubt, doubts) = watch::channel(Timestamp::default());
-        let known = Known { seen: receiver, doubts: Arc::new(doubt) };
-        (Self { api, journal, clock, refresh, seen, doubts }, known)
+        let (want, wanted) = watch::channel(Wanted::default());
+        let known = Known { seen: receiver, wanted: Arc::new(want) };
+        (Self { api, journal, clock, refresh, seen, wanted }, known)
     }
 
-    pub(crate) async fn run(mut self, stop: StopToken) -> Result<(), std::convert::Infallible> {
+    pub(crate) async fn run(self, stop: StopToken) -> Result<(), std::convert::Infallible> {
         let mut spacing = Spacing::default();
         loop {
             let is_doubted = self.is_doubted();
@@ -248,19 +281,19 @@ impl CatalogueWorker {
             };
             let took = began.elapsed();
             let next_look = Instant::now() + spacing.after(is_doubted, told_new, took);
-            self.seen.send_modify(|seen| (seen.next_look, seen.took) = (Some(next_look), took));
+            let next_confirming_look = (Instant::now() + took * REST).max(began + AT_LEAST).min(next_look);
+            self.seen.send_modify(|seen| {
+                (seen.next_look, seen.next_confirming_look, seen.took) =
+                    (Some(next_look), Some(next_confirming_look), took);
+            });
             let wait = if self.seen.borrow().failed.is_some() { AGAIN.min(self.refresh) } else { self.refresh };
-            let doubted = async {
-                let looked_at = self.seen.borrow().looked_at;
-                // Fails when nobody is left who could doubt: then the timer is enough.
-                if self.doubts.wait_for(|at| *at >= looked_at).await.is_err() {
-                    std::future::pending::<()>().await;
-                }
-                tokio::time::sleep_until(next_look).await;
-            };
+            let looked_at = self.seen.borrow().looked_at;
+            let doubted = self.wanted_since(next_look, move |wanted| wanted.doubted >= looked_at);
+            let to_confirm = self.wanted_since(next_confirming_look, move |wanted| wanted.to_confirm >= looked_at);
             tokio::select! {
                 () = stop.stopped() => return Ok(()),
                 () = doubted => {}
+                () = to_confirm => {}
                 () = tokio::time::sleep(wait) => {}
             }
             tokio::select! {
@@ -272,7 +305,16 @@ impl CatalogueWorker {
 
     /// Whether an event came after the last look that a newer one is wanted for.
     fn is_doubted(&self) -> bool {
-        *self.doubts.borrow() >= self.seen.borrow().looked_at
+        self.wanted.borrow().doubted >= self.seen.borrow().looked_at
+    }
+
+    /// Ends when a look is wanted, and not before `next_look`.
+    async fn wanted_since(&self, next_look: Instant, is_wanted: impl Fn(&Wanted) -> bool) {
+        // Fails when nobody is left who could want one: then the timer is enough.
+        if self.wanted.clone().wait_for(|wanted| is_wanted(wanted)).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep_until(next_look).await;
     }
 
     /// Reads everything; true where it differs from what was known.

@@ -145,7 +145,10 @@ fn metric(event: &Stored<'_>, catalogue: &Catalogue) -> Option<Finding> {
         }
         Some(value) if metric.aggregation_type.wants_a_number() && Quantity::of_json(value).is_err() => wrong(
             "value_is_invalid",
-            format!("{code} counts the property {field:?}, which is not a number in the event"),
+            format!(
+                "{code} counts the property {field:?}, which is not a number in the event{}",
+                if value.get().starts_with('"') { ": a text must hold plain digits, such as \"-1.5\"" } else { "" }
+            ),
         ),
         Some(_) => None,
     }
@@ -262,6 +265,7 @@ mod tests {
         let subscription = |id: &str, started: &str, ended: Option<&str>, period: Option<&str>| Subscription {
             external_id: id.to_owned(),
             external_customer_id: "c".to_owned(),
+            plan_code: None,
             started_at: Some(started.parse().unwrap()),
             terminated_at: ended.map(|ended| ended.parse().unwrap()),
             current_billing_period_started_at: period.map(|period| period.parse().unwrap()),
@@ -291,6 +295,7 @@ mod tests {
         let of = |id: &str, customer: &str, started: &str, ended: Option<&str>| Subscription {
             external_id: id.to_owned(),
             external_customer_id: customer.to_owned(),
+            plan_code: None,
             started_at: Some(started.parse().unwrap()),
             terminated_at: ended.map(|ended| ended.parse().unwrap()),
             current_billing_period_started_at: None,
@@ -346,6 +351,7 @@ mod tests {
             ("s", "calls", NOW, "{}"),
             ("s", "gb", NOW, r#"{"gb":1.5}"#),
             ("s", "gb", NOW, r#"{"gb":"1.5"}"#),
+            ("s", "gb", NOW, r#"{"gb":1E3}"#),
             ("s", "users", NOW, r#"{"user":"u-1"}"#),
             ("s", "odd", NOW, "{}"),
             ("s", "computed", NOW, r#"{"a":1}"#),
@@ -384,6 +390,16 @@ mod tests {
             ("s", "cals", NOW, "{}", "unknown_metric: Lago has no billable metric with the code \"cals\""),
             ("s", "gb", NOW, "{}", "property: gb counts the property \"gb\", which the event does not have"),
             ("s", "gb", NOW, r#"{"gb":"much"}"#, "property: gb counts the property \"gb\", which is not a number"),
+            // Lago takes these and never counts them.
+            (
+                "s",
+                "gb",
+                NOW,
+                r#"{"gb":"1e3"}"#,
+                "property: gb counts the property \"gb\", which is not a number in the event: a text must hold plain digits, such as \"-1.5\"",
+            ),
+            ("s", "gb", NOW, r#"{"gb":" 5 "}"#, "property: "),
+            ("s", "gb", NOW, r#"{"gb":null}"#, "property: "),
             ("s", "users", NOW, r#"{"usr":1}"#, "property: users counts the property \"user\""),
             ("x", "calls", NOW, "{}", "no_subscription: Lago has no active subscription \"x\""),
             (

@@ -14,9 +14,10 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use futures_util::future::try_join_all;
 use kit::clock::{SharedClock, Timestamp};
 use kit::serve::{BodyRules, read_body};
-use kit_journal::{AppendError, Appended, EventId, Journal, NewEvent, StoredEvent};
+use kit_journal::{AppendError, Appended, EventId, Journal, JournalError, NewEvent, StoredEvent};
 use kit_lago::usage::answer::{ALREADY_EXISTS, EventAnswer, TRANSACTION_ID};
 use kit_lago::usage::{FieldErrors, Requested, requested};
 use serde_json::value::RawValue;
@@ -41,6 +42,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Events that are taken at a time, of all requests: each has about a kilobyte while it is.
 pub(crate) const EVENTS_AT_ONCE: usize = 50_000;
+/// Events looked up in the journal at a time, of one request.
+const LOOKED_UP_AT_ONCE: usize = 200;
 /// How long a request waits for others to be done; the journal's own wait comes after it.
 const WAIT_FOR_ROOM: Duration = Duration::from_secs(30);
 
@@ -160,7 +163,7 @@ pub(crate) async fn take_body(
     let Admitted { _room, events, answers } = admitted(intake, producer, headers, body, shape, now).await?;
     let is_batch = shape != Shape::One;
     may_report(intake, producer, &events, now).await?;
-    let rejected = reject(intake, &events, now).await;
+    let rejected = reject(intake, &events, now).await?;
     if !rejected.is_empty() {
         intake.metrics.taken(Taken::Invalid, rejected.len() as u64);
         return Err(told(rejected, is_batch));
@@ -281,10 +284,10 @@ async fn may_report(intake: &Intake, producer: &Producer, events: &[NewEvent], n
 }
 
 /// Events that do not pass a check whose policy is to refuse them, as far as it is known what Lago knows.
-async fn reject(intake: &Intake, events: &[NewEvent], now: Timestamp) -> BTreeMap<usize, FieldErrors> {
+async fn reject(intake: &Intake, events: &[NewEvent], now: Timestamp) -> Result<BTreeMap<usize, FieldErrors>, Refusal> {
     let rejects = |kind: &Kind| kind.policy(&intake.checks) == Policy::Reject;
     if !Kind::ALL.iter().any(rejects) {
-        return BTreeMap::new();
+        return Ok(BTreeMap::new());
     }
     let find = |seen: &Seen| -> BTreeMap<usize, Finding> {
         let Some(catalogue) = &seen.catalogue else { return BTreeMap::new() };
@@ -293,9 +296,17 @@ async fn reject(intake: &Intake, events: &[NewEvent], now: Timestamp) -> BTreeMa
         found.filter(|(_, finding)| rejects(&finding.kind)).collect()
     };
     let mut found = find(&intake.known.current());
+    if found.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    // What was taken stays taken: its producer may not have had the answer, and time or Lago may have moved on since.
+    let taken = taken_before(intake, events, found.keys().copied().collect()).await?;
+    found.retain(|place, _| !taken.contains(place));
     if found.values().any(|finding| finding.kind.may_change()) {
         let seen = intake.known.newer_than(now, LOOK_AGAIN).await;
         found = find(&seen);
+        let taken = taken_before(intake, events, found.keys().copied().collect()).await?;
+        found.retain(|place, _| !taken.contains(place));
         if seen.looked_at <= now || seen.failed.is_some() {
             // What Lago knows now is not known: they are taken, and looked at again before they are sent.
             found.retain(|_, finding| !finding.kind.may_change());
@@ -304,10 +315,27 @@ async fn reject(intake: &Intake, events: &[NewEvent], now: Timestamp) -> BTreeMa
     for finding in found.values() {
         intake.metrics.found(finding.kind, Policy::Reject);
     }
-    found
-        .into_iter()
-        .map(|(place, finding)| (place, FieldErrors::from([(finding.field, vec![finding.code])])))
-        .collect()
+    let told = |(place, finding): (usize, Finding)| (place, FieldErrors::from([(finding.field, vec![finding.code])]));
+    Ok(found.into_iter().map(told).collect())
+}
+
+/// Which of the events at these places the journal has with the same content.
+async fn taken_before(intake: &Intake, events: &[NewEvent], places: Vec<usize>) -> Result<BTreeSet<usize>, Refusal> {
+    let is_known = async |place: usize| {
+        let head = &events[place].head;
+        let known = intake.journal.known(&head.source, &head.key).await?;
+        Ok::<_, JournalError>(known.iter().any(|(id, _)| *id == head.id).then_some(place))
+    };
+    let mut taken = BTreeSet::new();
+    for places in places.chunks(LOOKED_UP_AT_ONCE) {
+        let known = try_join_all(places.iter().map(|place| is_known(*place))).await;
+        let known = known.map_err(|error| {
+            tracing::debug!(error = %error, "whether usage was taken before cannot be read: {error}");
+            Refusal::Journal
+        })?;
+        taken.extend(known.into_iter().flatten());
+    }
+    Ok(taken)
 }
 
 /// A name of the whole request, for producers whose events have none: the same request has the same one.

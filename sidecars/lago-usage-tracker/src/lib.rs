@@ -4,11 +4,11 @@
 //! `config` what can be set · `app` how the parts are put together · `http` a producer's request and its answer ·
 //! `producers` who may report for whom · `cloudevents` CloudEvents as usage · `admit` from a usage event to one for the journal, without I/O · `catalogue`
 //! what Lago knows · `check` what it would never bill, without I/O · `sender` batches to Lago and what its answers mean ·
-//! `resolve` the subscription of usage that names only a customer · `redrive` parked events that fit by now · `show` how
+//! `resolve` the subscription of usage that names only a customer · `withheld` how many wait for Lago to be asked · `redrive` parked events that fit by now · `show` how
 //! far an event has come · `rollup` many events made few before they are sent · `ledger` what Lago has confirmed, without
 //! I/O · `reconcile` whether Lago has counted it · `canary` an event that is known to be billable · `alerts` events of the
 //! daemon's own for the gateway · `api` the ledger for operators · `proxy` Lago's other paths ·
-//! `webhooks` other daemons' events · `rules` what those count as, without I/O · `fuzzing` what
+//! `webhooks` other daemons' events · `complained` what Lago says is wrong with events that are tried · `rules` what those count as, without I/O · `fuzzing` what
 //! fuzz targets reach.
 
 mod admit;
@@ -19,6 +19,7 @@ mod canary;
 mod catalogue;
 mod check;
 mod cloudevents;
+mod complained;
 pub mod config;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -37,6 +38,7 @@ mod rules;
 mod sender;
 mod show;
 mod webhooks;
+mod withheld;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

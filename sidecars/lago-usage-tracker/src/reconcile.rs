@@ -7,6 +7,7 @@
 mod books;
 mod forget;
 mod past;
+mod round;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,12 +22,13 @@ use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::alerts::Alerts;
+use crate::alerts::{Alerts, Told};
 use crate::catalogue::{Catalogue, Known};
 use crate::config::ReconcileSection;
 use crate::ledger::{Booked, Name, Period, Sum};
 use crate::metrics::UsageMetrics;
 pub(crate) use books::{Books, Entry, entry};
+use round::{GaveUpAt, Round, Unanswered};
 
 /// Between two questions, so that Lago comes to other things.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -34,7 +36,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 const LEARN_EVERY: Duration = Duration::from_secs(2);
 /// What was equal is looked at again after this long, changed or not.
 const EQUAL_FOR_MILLIS: i64 = 3_600_000;
-/// Drifts told in one comparison at most; the metric counts all.
+/// Drifts told anew in one comparison at most; the metric counts all.
 const TOLD_AT_ONCE: usize = 100;
 
 /// What the comparisons have found.
@@ -45,10 +47,12 @@ pub(crate) struct Results {
     pub(crate) ended: BTreeMap<Name, past::Ended>,
     /// Events missing at the last one.
     missing: u64,
-    /// When the last complete comparison began.
+    /// When the last comparison began that has gone through to its end.
     pub(crate) compared_at: Option<Timestamp>,
-    /// Why the last one was not complete.
+    /// What Lago has not answered in the last one.
     pub(crate) failed: Option<String>,
+    /// Of current periods, and of those that have ended.
+    gave_up_at: [GaveUpAt; 2],
 }
 
 /// How a pair stands.
@@ -139,10 +143,15 @@ impl<'a> Ours<'a> {
     }
 }
 
+impl Compared {
+    /// Without numbers of Lago's.
+    fn of_state(state: State, at: Timestamp) -> Self {
+        Self { state, at, lago: None, missing_events: 0, surplus_events: 0 }
+    }
+}
+
 fn compare(ours: &Ours<'_>, lago: Option<Counted>, at: Timestamp) -> Compared {
-    let Some(lago) = lago else {
-        return Compared { state: State::NotCharged, at, lago: None, missing_events: 0, surplus_events: 0 };
-    };
+    let Some(lago) = lago else { return Compared::of_state(State::NotCharged, at) };
     if !ours.counts_events {
         return Compared { state: State::Unknown, at, lago: Some(lago), missing_events: 0, surplus_events: 0 };
     }
@@ -237,9 +246,7 @@ impl Reconciler {
             return self.round(wanted == Wanted::All, settling).await;
         }
         // Before much has come that waits for it.
-        if let Err(error) = self.learn().await {
-            tracing::debug!(error = %error, "Lago does not say which billing period it is: {error}");
-        }
+        self.learn(&mut Unanswered::default()).await;
         tokio::time::sleep(LEARN_EVERY).await;
     }
 
@@ -250,47 +257,41 @@ impl Reconciler {
     /// One comparison: of everything where somebody `asked`, of what may have changed otherwise.
     async fn round(&self, asked: bool, settling: Duration) {
         let began = self.clock.now();
-        match self.compare_all(asked, settling).await {
-            Ok(drifted) => {
-                self.finish(began);
-                for drift in drifted.iter().take(TOLD_AT_ONCE) {
-                    self.tell(drift).await;
-                }
-                self.forget().await;
-            }
-            Err(error) => {
-                let error = kit::error::chain(&error);
-                let before = self.books.results().failed.replace(error.clone());
-                if before.is_none() {
-                    tracing::warn!(error = %error, "what Lago has counted cannot be compared: {error}");
-                }
-            }
-        }
+        let round = self.compare_all(asked, settling).await;
+        self.finish(began, &round.unanswered);
+        self.tell_all(&round.drifted).await;
+        self.forget().await;
     }
 
-    /// Gives the pairs of which something is missing. What Lago does not say of one subscription keeps the others out of
-    /// nothing.
-    async fn compare_all(&self, all: bool, settling: Duration) -> Result<Vec<Drift>, ApiError> {
+    /// What Lago does not say of one subscription keeps the others out of nothing.
+    async fn compare_all(&self, all: bool, settling: Duration) -> Round {
+        let mut round = Round::default();
         // What waits for its period cannot be compared.
-        self.learn().await?;
+        self.learn(&mut round.unanswered).await;
         let then = self.snapshot(all, self.clock.now());
         let subscriptions: BTreeSet<&str> = then.keys().map(|(subscription, _)| subscription.as_str()).collect();
         if !subscriptions.is_empty() {
             tokio::time::sleep(settling).await;
         }
-        let mut drifted = Vec::new();
+        let mut subscriptions: Vec<&str> = subscriptions.into_iter().collect();
+        self.books.results().gave_up_at[0].order(&mut subscriptions, |own| own);
+        round.unanswered.begin_anew();
         for subscription in subscriptions {
-            let usage = self.ask(subscription).await?;
-            drifted.extend(self.compare_subscription(subscription, usage.as_ref(), &then));
+            let told = round.unanswered.note(self.ask(subscription).await);
+            round.drifted.extend(self.compare_subscription(subscription, told.as_ref().map(Option::as_ref), &then));
+            if round.unanswered.gives_up() {
+                self.books.results().gave_up_at[0].note(subscription);
+                break;
+            }
         }
-        drifted.extend(self.compare_ended(all, settling).await?);
-        Ok(drifted)
+        self.compare_ended(all, settling, &mut round).await;
+        round
     }
 
     /// Asks for the periods that are not known, once until the next comparison.
-    async fn learn(&self) -> Result<(), ApiError> {
+    async fn learn(&self, unanswered: &mut Unanswered) {
         for subscription in self.without_period() {
-            let told = self.ask(&subscription).await?.map(|usage| period(&usage));
+            let told = unanswered.note(self.ask(&subscription).await).flatten().map(|usage| period(&usage));
             let is_told = told.is_some_and(|period| {
                 let mut ledger = self.books.ledger();
                 ledger.set_period(&subscription, period);
@@ -300,8 +301,10 @@ impl Reconciler {
             if !is_told {
                 self.in_vain().insert(subscription);
             }
+            if unanswered.gives_up() {
+                break;
+            }
         }
-        Ok(())
     }
 
     fn without_period(&self) -> BTreeSet<String> {
@@ -326,7 +329,7 @@ impl Reconciler {
         due.map(|(name, pair)| (name.clone(), pair.current.as_ref().map(then).unwrap_or_default())).collect()
     }
 
-    /// What Lago says of a subscription; `None` where it does not know an active one of this name.
+    /// What Lago says of a subscription; `None` where it has no active one of this name, or never tells.
     async fn ask(&self, subscription: &str) -> Result<Option<CurrentUsage>, ApiError> {
         let catalogue = self.known.current().catalogue;
         let customer = catalogue.as_ref().and_then(|catalogue| {
@@ -337,21 +340,21 @@ impl Reconciler {
         tokio::time::sleep(PAUSE).await;
         match self.api.current_usage(&customer, subscription).await {
             Ok(usage) => Ok(Some(usage)),
-            Err(error @ (ApiError::Unreachable(_) | ApiError::Denied(_) | ApiError::Status(502..=504))) => Err(error),
-            Err(error) => {
-                tracing::debug!(error = %error, "Lago does not say what it has counted of a subscription: {error}");
-                Ok(None)
-            }
+            // v1.16 does not find customers whose id holds a dot.
+            Err(ApiError::NotFound) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
-    /// Gives the pairs of which something is missing.
+    /// Gives the pairs of which something is missing. `told` is what Lago says; without an answer what was missing stays
+    /// so, because nothing says that it has been counted.
     fn compare_subscription(
         &self,
         subscription: &str,
-        usage: Option<&CurrentUsage>,
+        told: Option<Option<&CurrentUsage>>,
         then: &BTreeMap<Name, Then>,
     ) -> Vec<Drift> {
+        let usage = told.flatten();
         let at = self.clock.now();
         let catalogue = self.known.current().catalogue;
         let mut ledger = self.books.ledger();
@@ -363,6 +366,9 @@ impl Reconciler {
         let mut results = self.books.results();
         for (name, pair) in ledger.of_subscription(subscription) {
             let Some((period_then, before)) = then.get(name) else { continue };
+            if told.is_none() && results.pairs.get(name).is_some_and(|last| last.state == State::Missing) {
+                continue;
+            }
             // What was booked before is of the period that was the current one then.
             let is_of_another = *period_then != period.map(|period| period.from);
             let now = pair.current_sum().cloned().unwrap_or_default();
@@ -372,7 +378,7 @@ impl Reconciler {
             let ours = Ours::new((then, &now), unsure, catalogue.as_deref(), &name.1);
             let compared = match usage {
                 Some(usage) => compare(&ours, counted(&usage.charges_usage, &name.1), at),
-                None => Compared { state: State::Unknown, at, lago: None, missing_events: 0, surplus_events: 0 },
+                None => Compared::of_state(State::Unknown, at),
             };
             if let Some(current) = pair.current.as_ref().filter(|_| compared.state == State::Missing) {
                 missing.push(Drift::new(name, current, &compared));
@@ -382,9 +388,16 @@ impl Reconciler {
         missing
     }
 
-    fn finish(&self, began: Timestamp) {
+    fn finish(&self, began: Timestamp, unanswered: &Unanswered) {
         let mut results = self.books.results();
-        (results.compared_at, results.failed) = (Some(began), None);
+        if unanswered.is_whole() {
+            results.compared_at = Some(began);
+        }
+        let failed = unanswered.sentence();
+        let failed_before = std::mem::replace(&mut results.failed, failed.clone());
+        if let Some(error) = failed.filter(|_| failed_before.is_none()) {
+            tracing::warn!(error = %error, "not everything that Lago has counted can be compared: {error}");
+        }
         let ended = results.ended.values().map(|ended| &ended.compared);
         let all: Vec<&Compared> = results.pairs.values().chain(ended).collect();
         for state in State::ALL {
@@ -403,8 +416,24 @@ impl Reconciler {
         }
     }
 
+    /// Tells of what has not been told yet. What is left is missing at the next comparison too.
+    async fn tell_all(&self, drifted: &[Drift]) {
+        let mut appended = 0;
+        for drift in drifted {
+            match self.tell(drift).await {
+                Told::Before => {}
+                Told::Now => appended += 1,
+                // The journal takes nothing.
+                Told::NotYet => return,
+            }
+            if appended == TOLD_AT_ONCE {
+                return;
+            }
+        }
+    }
+
     /// Tells of a pair of which something is missing, once for each amount.
-    async fn tell(&self, Drift { name, booked, compared }: &Drift) {
+    async fn tell(&self, Drift { name, booked, compared }: &Drift) -> Told {
         let (lago, period) = (compared.lago.as_ref(), booked.period);
         let data = serde_json::json!({
             "subscription": name.0,
@@ -421,7 +450,7 @@ impl Reconciler {
         let units = lago.filter(|_| compared.missing_events == 0).map(|lago| lago.units.to_string());
         let amount = (compared.missing_events, units);
         let key = serde_json::json!([name, period.from, amount]).to_string();
-        self.alerts.tell("usage.drift", &format!("subscription/{}", name.0), &key, &data).await;
+        self.alerts.tell("usage.drift", &format!("subscription/{}", name.0), &key, &data).await
     }
 }
 

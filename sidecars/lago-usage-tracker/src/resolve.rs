@@ -5,8 +5,8 @@
 //! subscription by then. So what may have been resolved before is looked for first.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -20,6 +20,7 @@ use crate::catalogue::{Catalogue, Known, Seen};
 use crate::check::{Finding, Policy, whose};
 use crate::metrics::UsageMetrics;
 use crate::rollup;
+use crate::withheld::{TOO_MANY, Withheld};
 
 /// Name of the sink in the journal, metrics and the API.
 pub(crate) const RESOLVE: &str = "resolve";
@@ -31,6 +32,8 @@ const BATCHING: Batching = Batching { most: 500, bytes: 4 << 20, linger: Duratio
 const AGAIN: Duration = Duration::from_secs(1);
 /// Events with one transaction id that are looked at to find the one that was made of this.
 const LOOKED_AT: usize = 200;
+/// What happened so long before Lago was asked is of before that by everybody's clock.
+const OF_BEFORE_MILLIS: i64 = 60_000;
 /// Times that a batch is appended: all of it, then without what contradicts.
 const ROUNDS: usize = 3;
 
@@ -43,6 +46,8 @@ pub(crate) struct Resolver {
     rollup: BTreeSet<String>,
     /// No event after this one was resolved before: none was there when the daemon started, and none was tried since.
     tried: AtomicI64,
+    /// Those that fit nothing yet.
+    withheld: Mutex<Withheld>,
 }
 
 /// An event on its way: its place in its batch, and the subscription that was found.
@@ -56,7 +61,7 @@ impl Resolver {
     /// To be made before anything is taken.
     pub(crate) fn new(journal: Journal, known: Known, metrics: UsageMetrics, rollup: BTreeSet<String>) -> Self {
         let tried = AtomicI64::new(*journal.tail().borrow());
-        Self { journal, known, metrics, rollup, tried }
+        Self { journal, known, metrics, rollup, tried, withheld: Mutex::default() }
     }
 
     async fn resolve(&self, events: &[&StoredEvent]) -> Vec<Outcome> {
@@ -93,20 +98,30 @@ impl Resolver {
             if seen.may_tell() {
                 return Err(Outcome::withheld("Lago has not told its subscriptions yet", self.known.doubt(event.at)));
             }
-            return Err(self.park(&Finding::untold(customer)));
+            return Err(self.park(&Finding::untold(customer), ""));
         };
         match whose(customer, at, catalogue) {
-            Ok(subscription) => Ok(subscription.to_owned()),
-            Err(_) if seen.is_older_than(event.at) => {
-                Err(Outcome::withheld(seen.why_wait(), self.known.doubt(event.at)))
+            // Its subscription may have ended since, and another one begun.
+            Ok(_) if seen.can_confirm(event.at) && at.plus_millis(OF_BEFORE_MILLIS) >= catalogue.asked_at() => {
+                let why = "Lago is asked again whose its customer's usage is now";
+                Err(Outcome::withheld(why, self.known.confirm(event.at)))
             }
-            Err(finding) => Err(self.park(&finding)),
+            Ok(subscription) => Ok(subscription.to_owned()),
+            Err(finding) if seen.is_older_than(event.at) => {
+                let wait = self.known.doubt(event.at);
+                let mut withheld = self.withheld.lock().unwrap_or_else(PoisonError::into_inner);
+                if withheld.has_room(event.seq, Some(catalogue.asked_at())) {
+                    return Err(Outcome::withheld(seen.why_wait(), wait));
+                }
+                Err(self.park(&finding, TOO_MANY))
+            }
+            Err(finding) => Err(self.park(&finding, "")),
         }
     }
 
-    fn park(&self, finding: &Finding) -> Outcome {
+    fn park(&self, finding: &Finding, note: &str) -> Outcome {
         self.metrics.found(finding.kind, Policy::Park);
-        Outcome::failed(Failure::Unsendable, finding.to_string())
+        Outcome::failed(Failure::Unsendable, format!("{finding}{note}"))
     }
 
     /// Whether this event was resolved before, or reported with a subscription of the customer too.
@@ -215,9 +230,11 @@ mod tests {
     use kit_lago::api::Subscription;
     use prometheus_client::registry::Registry;
     use tempfile::TempDir;
+    use tokio::sync::watch;
 
     use super::*;
     use crate::admit::READY;
+    use crate::catalogue::Failed;
 
     struct Bench {
         _directory: TempDir,
@@ -238,6 +255,7 @@ mod tests {
             let of = |(id, customer): &(&str, &str)| Subscription {
                 external_id: (*id).to_owned(),
                 external_customer_id: (*customer).to_owned(),
+                plan_code: None,
                 started_at: None,
                 terminated_at: None,
                 current_billing_period_started_at: None,
@@ -245,8 +263,12 @@ mod tests {
             };
             let told = Timestamp::from_millis(i64::MAX / 2);
             let catalogue = Catalogue::new(vec![], subscriptions.iter().map(of).collect(), told);
-            let (_, known) = Known::told(Some(catalogue), None);
-            Resolver::new(self.journal.clone(), known, UsageMetrics::default(), BTreeSet::new())
+            self.resolver_of(catalogue, None).1
+        }
+
+        fn resolver_of(&self, catalogue: Catalogue, failed: Option<Failed>) -> (watch::Sender<Seen>, Resolver) {
+            let (seen, known) = Known::told(Some(catalogue), failed);
+            (seen, Resolver::new(self.journal.clone(), known, UsageMetrics::default(), BTreeSet::new()))
         }
 
         async fn append(&self, json: &str) -> Appended {
@@ -326,5 +348,67 @@ mod tests {
             );
         }
         assert_eq!(bench.events().await, 301 + 299);
+    }
+
+    fn of_customer(id: &str, started: i64, ended: Option<i64>) -> Subscription {
+        Subscription {
+            external_id: id.to_owned(),
+            external_customer_id: "c".to_owned(),
+            plan_code: None,
+            started_at: Some(Timestamp::from_millis(started * 1_000)),
+            terminated_at: ended.map(|ended| Timestamp::from_millis(ended * 1_000)),
+            current_billing_period_started_at: None,
+            current_billing_period_ending_at: None,
+        }
+    }
+
+    fn received(seq: i64, customer: &str, time: i64, at: i64) -> StoredEvent {
+        let json = format!(
+            r#"{{"transaction_id":"t-{seq}","external_customer_id":"{customer}","code":"x","timestamp":{time}}}"#
+        );
+        let at = Timestamp::from_millis(at * 1_000);
+        let event = admit::admit(serde_json::from_str(&json).unwrap(), None, at).unwrap();
+        StoredEvent { seq, at, head: event.head, body: event.body.into() }
+    }
+
+    /// One subscription has ended and the next one has begun since Lago was asked.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn usage_of_after_what_lago_has_told_waits_until_it_is_asked_again() {
+        let bench = Bench::new();
+        let before = Catalogue::new(vec![], vec![of_customer("a", 0, None)], Timestamp::from_millis(100_000_000));
+        let (told, resolver) = bench.resolver_of(before.clone(), None);
+        let (recent, old) = (received(1, "c", 100_010, 100_010), received(2, "c", 99_900, 100_010));
+
+        assert!(matches!(resolver.deliver(&recent).await.verdict, Verdict::Failed(Failure::Withheld)));
+        assert_eq!(resolver.deliver(&old).await, done(), "what Lago has told is of after it");
+        let after = vec![of_customer("a", 0, Some(100_000)), of_customer("b", 100_000, None)];
+        let after = Catalogue::new(vec![], after, Timestamp::from_millis(100_011_000));
+        told.send_modify(|seen| seen.catalogue = Some(Arc::new(after)));
+        assert_eq!(resolver.deliver(&recent).await, done());
+        let scopes = [bench.event(1).await.head.scope, bench.event(2).await.head.scope];
+        assert_eq!(scopes.map(Option::unwrap), ["a", "b"]);
+
+        // Where Lago is away, what it has told is all there is.
+        let (_told, resolver) = bench.resolver_of(before, Some(Failed::Away));
+        assert_eq!(resolver.deliver(&received(3, "c", 100_010, 100_010)).await, done());
+        assert_eq!(bench.event(3).await.head.scope.as_deref(), Some("a"));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn events_of_nobody_who_is_known_hold_up_no_others_while_lago_is_away() {
+        let bench = Bench::new();
+        let catalogue = Catalogue::new(vec![], vec![of_customer("a", 0, None)], Timestamp::from_millis(100_000_000));
+        let (_told, resolver) = bench.resolver_of(catalogue, Some(Failed::Away));
+        let events: Vec<Arc<StoredEvent>> =
+            (1..=10_002).map(|seq| Arc::new(received(seq, "nobody", 100_010, 100_010))).collect();
+
+        let outcomes = resolver.deliver_all(&events).await;
+
+        let withheld = outcomes.iter().filter(|outcome| outcome.verdict == Verdict::Failed(Failure::Withheld));
+        assert_eq!(withheld.count(), 10_000);
+        let last = outcomes.last().unwrap();
+        assert_eq!(last.verdict, Verdict::Failed(Failure::Unsendable));
+        assert!(last.error.as_deref().unwrap().contains("many events wait until Lago can be asked"), "{last:?}");
+        assert_eq!(resolver.deliver(&received(10_003, "c", 100_010, 100_010)).await, done());
     }
 }

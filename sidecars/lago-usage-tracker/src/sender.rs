@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use kit::client::{ReadError, read_whole};
-use kit::clock::{SharedClock, Timestamp};
+use kit::clock::SharedClock;
 use kit::secret::Secret;
 use kit_delivery::{Batching, Failure, Outcome, Sink, Verdict};
 use kit_journal::{EventHead, Seq, StoredEvent};
@@ -26,9 +26,11 @@ use url::Url;
 use crate::admit::{READY, Stored, transaction_id};
 use crate::catalogue::{Known, Seen};
 use crate::check::{Finding, Policy, check};
+use crate::complained::sentence;
 use crate::config::{ChecksSection, LagoSection};
 use crate::metrics::{Billed, UsageMetrics};
 use crate::reconcile::{Books, Entry, entry};
+use crate::withheld::{TOO_MANY, Withheld};
 
 /// Name of the sink in the journal, metrics and the API.
 pub(crate) const SINK: &str = "lago";
@@ -38,10 +40,6 @@ const ANSWER_BYTES: usize = 16 << 20;
 const SHOWN_BYTES: usize = 500;
 /// Bytes of a batch: nginx in front of Lago takes one mebibyte by default.
 const BATCH_BYTES: usize = 768 << 10;
-/// Events that wait until Lago can be asked about them, at most: a fifth of the deliveries that may wait for another
-/// attempt (`kit_delivery`), so that events that fit go on however long Lago cannot be asked. Further ones are parked, and
-/// go on when they fit what it says then.
-const WITHHELD: usize = 10_000;
 /// Requests made for one batch, each with fewer events than the one before.
 const ROUNDS: usize = 8;
 /// Longest wait that Lago may ask for in a request, and how often for one batch; Lago's own client waits as long.
@@ -64,27 +62,6 @@ pub(crate) struct LagoSink {
     /// What Lago has confirmed and is not recorded yet.
     confirmed: Mutex<HashMap<Seq, Entry>>,
     withheld: Mutex<Withheld>,
-}
-
-/// Events that wait until Lago can be asked about them.
-#[derive(Debug, Default)]
-struct Withheld {
-    seqs: HashSet<Seq>,
-    /// When Lago has last told what it knows: whoever has waited for that comes again.
-    told_at: Option<Timestamp>,
-}
-
-impl Withheld {
-    /// Whether this one may wait.
-    fn has_room(&mut self, seq: Seq, told_at: Option<Timestamp>) -> bool {
-        if std::mem::replace(&mut self.told_at, told_at) != told_at {
-            self.seqs.clear();
-        }
-        if self.seqs.len() < WITHHELD {
-            self.seqs.insert(seq);
-        }
-        self.seqs.contains(&seq)
-    }
 }
 
 /// What a request said about the events in it.
@@ -163,7 +140,7 @@ impl LagoSink {
                 return None;
             }
             let note = match (too_many, seen.is_behind(event.at)) {
-                (true, _) => " (many events wait until Lago can be asked; it is sent when it fits what Lago says then)",
+                (true, _) => TOO_MANY,
                 (false, true) => " (Lago does not tell what is new)",
                 (false, false) => "",
             };
@@ -201,7 +178,9 @@ impl LagoSink {
             }
         }
         let left = || Outcome::failed(Failure::Busy, "Lago refuses other events of its batches again and again");
-        let outcomes: Vec<Outcome> = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(left)).collect();
+        let outcomes = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(left));
+        let outcomes: Vec<Outcome> =
+            events.iter().zip(outcomes).map(|(event, outcome)| self.heed_complaint(event, outcome)).collect();
         for (event, outcome) in events.iter().zip(&outcomes) {
             if outcome.verdict == Verdict::Delivered {
                 self.confirm(event);
@@ -215,6 +194,16 @@ impl LagoSink {
             self.metrics.billed(billed, 1);
         }
         outcomes
+    }
+
+    /// An event that Lago has already, and has complained about, is not one that it bills.
+    fn heed_complaint(&self, event: &StoredEvent, outcome: Outcome) -> Outcome {
+        let is_known = outcome.verdict == Verdict::Delivered && outcome.status == Some(422);
+        let reason = if is_known { self.books.complaints().take(event.seq) } else { None };
+        match reason {
+            Some(reason) => Outcome { status: outcome.status, ..Outcome::failed(Failure::Refused, sentence(&reason)) },
+            None => outcome,
+        }
     }
 
     /// One request, and again after a while where Lago asks for a pause.

@@ -20,6 +20,7 @@ use kit_lago::usage::{Complaint, complaints};
 
 use crate::admit::{self, READY, SOURCE};
 use crate::cloudevents::{self, CloudEvent};
+use crate::complained;
 use crate::config::WebhooksSection;
 use crate::http::{self, Intake};
 use crate::metrics::{Complained, Followed, Taken};
@@ -208,18 +209,30 @@ async fn park(
             let meant = asked.into_iter().map(|(complaint, seqs)| Ok((meant(reader, &complaint, &seqs)?, complaint)));
             meant.collect::<Result<Vec<_>, JournalError>>()
         });
-        park_those(intake, webhook, read.await?, now).await?;
+        let tried = park_those(intake, webhook, read.await?, now).await?;
+        // One that Lago has confirmed meanwhile did not see its complaint.
+        let read = intake.journal.browse(move |reader| {
+            let meant = tried.into_iter().map(|(complaint, seq)| Ok((meant(reader, &complaint, &[seq])?, complaint)));
+            meant.collect::<Result<Vec<_>, JournalError>>()
+        });
+        let mut meanwhile = read.await?;
+        meanwhile.retain(|(meant, _)| matches!(meant, Meant::One(_, DeliveryState::Delivered)));
+        park_those(intake, webhook, meanwhile, now).await?;
     }
     Ok(())
 }
 
 fn meant(reader: &mut dyn Reader, complaint: &Complaint, seqs: &[Seq]) -> Result<Meant, JournalError> {
     let mut meant = Meant::Unknown;
+    let mut is_gone = false;
     for seq in seqs {
         let found = match reader.found(*seq) {
             Ok(Some(found)) => found,
-            // Removed, or damaged: it cannot be parked.
-            Ok(None) | Err(JournalError::Damaged { .. }) => continue,
+            // Removed, or damaged: it cannot be parked, and whose it was is not known.
+            Ok(None) | Err(JournalError::Damaged { .. }) => {
+                is_gone = true;
+                continue;
+            }
             Err(error) => return Err(error),
         };
         let head = &found.event.head;
@@ -234,17 +247,21 @@ fn meant(reader: &mut dyn Reader, complaint: &Complaint, seqs: &[Seq]) -> Result
             Meant::Several | Meant::One(..) => Meant::Several,
         };
     }
+    if is_gone && complaint.external_subscription_id.is_none() && matches!(meant, Meant::One(..)) {
+        meant = Meant::Several;
+    }
     Ok(meant)
 }
 
+/// Gives those whose events are being tried: they are parked when Lago says that it has them.
 async fn park_those(
     intake: &Intake,
     webhook: &CloudEvent<'_>,
     meant: Vec<(Meant, Complaint)>,
     now: Timestamp,
-) -> Result<(), JournalError> {
+) -> Result<Vec<(Complaint, Seq)>, JournalError> {
     let mut reasons: BTreeMap<String, Vec<Seq>> = BTreeMap::new();
-    let (mut ambiguous, mut confirmed) = (Vec::new(), Vec::new());
+    let (mut ambiguous, mut confirmed, mut tried) = (Vec::new(), Vec::new(), Vec::new());
     for (meant, complaint) in meant {
         let what = match meant {
             Meant::Unknown => Complained::Unknown,
@@ -259,10 +276,14 @@ async fn park_those(
                     _ => intake.books.leave_out(seq),
                 }
                 let reason = complaint.reason.unwrap_or_default();
-                reasons.entry(format!("Lago took it and cannot use it: {reason}")).or_default().push(seq);
+                reasons.entry(complained::sentence(&reason)).or_default().push(seq);
                 Complained::Parked
             }
-            // The complaint has come before, or the event is being tried and Lago will be heard again.
+            Meant::One(seq, DeliveryState::Retrying) => {
+                tried.push((complaint, seq));
+                Complained::Unchanged
+            }
+            // The complaint has come before.
             Meant::One(..) => Complained::Unchanged,
         };
         // What is parked is counted when it is.
@@ -277,8 +298,15 @@ async fn park_those(
             ambiguous.len()
         );
     }
+    let note = |(complaint, seq): &(Complaint, Seq)| {
+        intake.books.complaints().note(*seq, complaint.reason.as_deref().unwrap_or_default())
+    };
+    let notes: Vec<Action> = tried.iter().map(note).collect();
     if reasons.is_empty() && ambiguous.is_empty() {
-        return Ok(());
+        if !notes.is_empty() {
+            intake.journal.act(notes).await?;
+        }
+        return Ok(tried);
     }
     let by_reason: BTreeMap<&String, usize> = reasons.iter().map(|(reason, seqs)| (reason, seqs.len())).collect();
     let detail =
@@ -295,6 +323,7 @@ async fn park_those(
     let events: Vec<StoredEvent> = events.into_iter().flatten().collect();
     let (taken, remembered) = Books::taken(&events, intake.known.current().catalogue.as_deref());
     actions.extend(remembered);
+    actions.extend(notes);
     actions.push(Action::Audit(audit));
     let outcomes = intake.journal.act(actions).await?;
     let changed: u64 = outcomes.iter().take(parks).map(|outcome| outcome.changed).sum();
@@ -306,5 +335,5 @@ async fn park_those(
             "{changed} events parked as dead letters after Lago had taken them: {why}"
         );
     }
-    Ok(())
+    Ok(tried)
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use kit::clock::Timestamp;
 use serde::de::IgnoredAny;
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeMap as _;
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 /// The code of an event that is there already.
@@ -27,7 +28,8 @@ pub struct EventAnswer<'a> {
     pub timestamp: Timestamp,
     /// Null where there is none.
     pub precise_total_amount_cents: Option<&'a str>,
-    /// As sent.
+    /// As sent; an empty object where there are none.
+    #[serde(serialize_with = "or_empty")]
     pub properties: Option<&'a RawValue>,
     /// Always null.
     pub lago_subscription_id: Option<&'a str>,
@@ -45,6 +47,14 @@ impl EventAnswer<'_> {
         out.push_str(",\"created_at\":\"");
         out.push_str(&created_at.to_string());
         out.push_str("\"}");
+    }
+}
+
+/// Source: getlago/lago-api `app/services/events/create_service.rb`: `params[:properties] || {}`.
+fn or_empty<S: Serializer>(properties: &Option<&RawValue>, serializer: S) -> Result<S::Ok, S::Error> {
+    match properties {
+        Some(properties) => properties.serialize(serializer),
+        None => serializer.serialize_map(Some(0))?.end(),
     }
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
+use super::exact::exact;
 use super::moment::EpochSeconds;
 
 /// What is wrong with an event, by field, in Lago's words.
@@ -215,6 +216,13 @@ impl<'a> UsageEvent<'a> {
         })
     }
 
+    /// The properties as Lago is sent them: the same, but for numbers with so many digits that Lago would change them,
+    /// which are texts.
+    pub fn outgoing_properties(&self) -> Option<Cow<'a, RawValue>> {
+        let properties = self.properties?;
+        Some(exact(properties).map_or(Cow::Borrowed(properties), Cow::Owned))
+    }
+
     /// A value of `properties`, as it was written.
     pub fn property(&self, name: &str) -> Option<&'a RawValue> {
         property(self.properties?, name)
@@ -238,7 +246,7 @@ impl<'a> UsageEvent<'a> {
         Content(hasher.finalize().into())
     }
 
-    /// The event as Lago is sent it. The same bytes, whenever it is sent: ClickHouse counts an event again whose
+    /// The event as Lago is sent it, or, without a subscription, as it came. The same bytes, whenever it is sent: ClickHouse counts an event again whose
     /// timestamp has changed.
     ///
     /// `timestamp` is the producer's, or the time of the first receipt.
@@ -262,6 +270,11 @@ impl<'a> UsageEvent<'a> {
             #[serde(skip_serializing_if = "Option::is_none")]
             properties: Option<&'o RawValue>,
         }
+        // What is not sent yet is read once more, and has to be the same event then.
+        let properties = match external_subscription_id {
+            Some(_) => self.outgoing_properties(),
+            None => self.properties.map(Cow::Borrowed),
+        };
         let outgoing = Outgoing {
             transaction_id,
             external_subscription_id,
@@ -270,7 +283,7 @@ impl<'a> UsageEvent<'a> {
             code: &self.code,
             timestamp: RawValue::from_string(timestamp.as_str().to_owned()).ok(),
             precise_total_amount_cents: self.precise_total_amount_cents.as_deref(),
-            properties: self.properties,
+            properties: properties.as_deref(),
         };
         // Texts and values that were read from JSON: nothing in it can fail to be written.
         serde_json::to_vec(&outgoing).unwrap_or_default()
@@ -291,27 +304,38 @@ fn properties(object: &RawValue) -> BTreeMap<Cow<'_, str>, &RawValue> {
 }
 
 /// `None` for names that are no text, such as half of a surrogate pair.
-fn read_properties(object: &RawValue) -> Option<BTreeMap<Cow<'_, str>, &RawValue>> {
+pub(super) fn read_properties(object: &RawValue) -> Option<BTreeMap<Cow<'_, str>, &RawValue>> {
     #[derive(Deserialize)]
     struct Object<'a>(#[serde(borrow)] BTreeMap<Cow<'a, str>, &'a RawValue>);
     serde_json::from_str(object.get()).map(|Object(properties)| properties).ok()
 }
 
-/// Whether Lago can read and store a JSON text: Ruby reads a hundred levels, and PostgreSQL takes no NUL in `jsonb`. It
-/// answers 500 to the whole batch otherwise.
+/// Whether Lago can read and store a JSON text: Ruby reads a hundred levels, PostgreSQL takes no NUL in `jsonb`, and neither
+/// takes half of a surrogate pair. It refuses the whole batch otherwise.
 fn is_storable(json: &str) -> bool {
-    let (mut depth, mut deepest, mut in_text, mut escaped) = (0_u32, 0, false, false);
-    for byte in json.bytes() {
-        if in_text {
-            match (escaped, byte) {
-                (false, b'\\') => escaped = true,
-                (false, b'"') => in_text = false,
-                _ => escaped = false,
-            }
-            continue;
+    let (mut depth, mut deepest, mut in_text) = (0_u32, 0, false);
+    // The first half of a pair, whose second one has to be next.
+    let mut open_pair = false;
+    let mut bytes = json.bytes();
+    while let Some(byte) = bytes.next() {
+        if open_pair && byte != b'\\' {
+            return false;
         }
         match byte {
-            b'"' => in_text = true,
+            b'\\' if in_text => {
+                let escaped = bytes.next();
+                let unit = (escaped == Some(b'u')).then(|| hexadecimal(&mut bytes));
+                match unit {
+                    Some(None | Some(0)) => return false,
+                    Some(Some(0xdc00..=0xdfff)) if open_pair => open_pair = false,
+                    Some(Some(0xdc00..=0xdfff)) => return false,
+                    _ if open_pair => return false,
+                    Some(Some(unit)) => open_pair = (0xd800..=0xdbff).contains(&unit),
+                    None => {}
+                }
+            }
+            b'"' => in_text = !in_text,
+            _ if in_text => {}
             b'{' | b'[' => {
                 depth += 1;
                 deepest = deepest.max(depth);
@@ -320,7 +344,12 @@ fn is_storable(json: &str) -> bool {
             _ => {}
         }
     }
-    deepest <= DEEPEST && !json.contains("\\u0000")
+    deepest <= DEEPEST
+}
+
+/// The four digits of an escape.
+fn hexadecimal(bytes: &mut impl Iterator<Item = u8>) -> Option<u32> {
+    (0..4).try_fold(0, |unit, _| Some(unit * 16 + char::from(bytes.next()?).to_digit(16)?))
 }
 
 fn is_nothing(value: &RawValue) -> bool {
@@ -359,6 +388,7 @@ mod tests {
         String::from_utf8(event.to_json(&id, event.external_subscription_id.as_deref(), &timestamp)).unwrap()
     }
 
+    /// Rails would read the first as 0.1.
     #[test]
     fn what_is_sent_on_keeps_every_digit_of_what_came() {
         let event = r#"{"transaction_id":"t-1","external_subscription_id":"s","code":"api_calls",
@@ -369,13 +399,23 @@ mod tests {
             concat!(
                 r#"{"transaction_id":"t-1","external_subscription_id":"s","code":"api_calls","timestamp":1732000000.5,"#,
                 r#""precise_total_amount_cents":"12.30","#,
-                r#""properties":{"gb": 0.10000000000000000001, "n":1E+2, "who":"\u00fc","deep":{"a":[1, 2]}}}"#
+                r#""properties":{"gb": "0.10000000000000000001", "n":1E+2, "who":"\u00fc","deep":{"a":[1, 2]}}}"#
             )
         );
         assert_eq!(
             sent(r#"{"transaction_id":17,"external_customer_id":"c","code":"x","properties":null}"#),
             r#"{"transaction_id":"17","external_customer_id":"c","code":"x","timestamp":1}"#
         );
+    }
+
+    #[test]
+    fn whole_pairs_and_what_only_looks_like_half_of_one_are_sent_on() {
+        for value in [r#""\ud83d\ude00""#, r#""\\ud800""#, r#""\\u0000""#, r#""\"\\\u00fc""#, r#"["{",{"[":"\n"}]"#] {
+            let json = format!(
+                r#"{{"transaction_id":"t","external_subscription_id":"s","code":"c","properties":{{"a":{value}}}}}"#
+            );
+            assert!(sent(&json).contains(value), "{value}");
+        }
     }
 
     #[test]
@@ -403,6 +443,12 @@ mod tests {
         for properties in [
             r#"{"\ud800":1}"#.to_owned(),
             r#"{"a":"\u0000"}"#.to_owned(),
+            // Half of a surrogate pair: Rails refuses the whole request.
+            r#"{"a":"\ud800"}"#.to_owned(),
+            r#"{"a":"\uDFFF"}"#.to_owned(),
+            r#"{"a":["\ud83d\n\ude00"]}"#.to_owned(),
+            r#"{"a":{"\ud83dx":1}}"#.to_owned(),
+            r#"{"a":"\ud83d\ud83d\ude00"}"#.to_owned(),
             format!(r#"{{"a":{}{}}}"#, "[".repeat(91), "]".repeat(91)),
         ] {
             check(

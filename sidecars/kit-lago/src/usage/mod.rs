@@ -7,6 +7,7 @@
 pub mod answer;
 mod complaint;
 mod event;
+mod exact;
 mod moment;
 pub mod quantity;
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 /// Longest text that is a quantity: 10^1000000000 is a short text and a large number.
-const LONGEST: usize = 100;
+pub(super) const LONGEST: usize = 100;
 /// Largest exponent either way.
 const LARGEST_EXPONENT: u64 = 100;
 /// Longest text of a sum: of numbers as long as both limits allow.
@@ -25,18 +25,19 @@ pub struct Quantity(BigDecimal);
 pub struct NotANumber;
 
 impl Quantity {
-    /// The number that a JSON value is: a number, or a string that holds one, as Lago reads it.
+    /// The number that a JSON value is: a number, or a string that holds one in plain digits. Lago leaves events out,
+    /// without a word, whose string is `1e3`, `+5`, `.5`, `5.` or has white space around it.
     ///
     /// # Errors
     /// [`NotANumber`].
     ///
-    /// Source: getlago/lago-api `app/services/events/stores/postgres_store.rb`, which casts `properties->>field` to
-    /// numeric.
+    /// Source: getlago/lago-api `app/services/events/stores/postgres_store.rb`, `numeric_condition`, at 0004d985:
+    /// `properties->>field` is `^-?\d+(\.\d+)?$`. A number in JSON is plain digits by then.
     pub fn of_json(value: &RawValue) -> Result<Self, NotANumber> {
         let text = value.get();
         if text.starts_with('"') {
             let text: String = serde_json::from_str(text).map_err(|_| NotANumber)?;
-            return text.trim().parse();
+            return if is_plain(&text) { text.parse() } else { Err(NotANumber) };
         }
         text.parse()
     }
@@ -62,6 +63,13 @@ impl Quantity {
         use bigdecimal::ToPrimitive as _;
         self.0.to_f64().unwrap_or(f64::NAN)
     }
+}
+
+/// Whether a text is `-?\d+(\.\d+)?`.
+fn is_plain(text: &str) -> bool {
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let text = text.strip_prefix('-').unwrap_or(text);
+    text.split_once('.').map_or_else(|| digits(text), |(whole, fraction)| digits(whole) && digits(fraction))
 }
 
 impl std::ops::AddAssign<&Self> for Quantity {
@@ -137,7 +145,7 @@ mod tests {
             ("1e3", "1000"),
             ("12.5E-3", "0.0125"),
             ("\"7.25\"", "7.25"),
-            ("\" 7 \"", "7"),
+            ("\"-007.0\"", "-7"),
             ("123456789012345678901234567890", "123456789012345678901234567890"),
             ("0", "0"),
             ("100", "100"),
@@ -152,6 +160,10 @@ mod tests {
             ["\"\"", "\"a\"", "null", "true", "{}", "[]", "\"1,5\"", "\"1_000\"", "\"NaN\"", "\"e\"", "\"0x10\""]
         {
             assert_eq!(json(text), Err(NotANumber), "{text}");
+        }
+        // Lago reads them as numbers and leaves their events out all the same.
+        for text in ["1e3", "+5", ".5", "5.", " 5 ", "5\\n", "-", "-.5", "1.2.3", "--1", "1E0", "٣"] {
+            assert_eq!(json(&format!("\"{text}\"")), Err(NotANumber), "{text}");
         }
         for text in
             ["1e101", "1e-101", "1e999999999", "1e-999999999", "1e9223372036854775808", "1e-9223372036854775807"]

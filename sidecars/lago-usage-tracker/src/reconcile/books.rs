@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use super::Results;
 use crate::admit::Stored;
 use crate::catalogue::Catalogue;
+use crate::complained::Complaints;
 use crate::ledger::{Ledger, Name, Taken};
 
 /// The ledger and what became of its last comparison, as the sink, the comparison and the API share it.
@@ -21,6 +22,8 @@ pub(crate) struct Books {
     results: Mutex<Results>,
     /// Positions that Lago has complained about before they were recorded: they are not booked.
     complained: Mutex<HashSet<Seq>>,
+    /// Those that are to be parked when Lago says that it has them.
+    complaints: Mutex<Complaints>,
     /// Something was booked whose billing period is not known.
     pub(super) without_period: Notify,
     /// Held by whoever takes events out, from looking what they are to having said so.
@@ -28,8 +31,12 @@ pub(crate) struct Books {
 }
 
 impl Books {
-    pub(crate) fn new(ledger: Ledger) -> Self {
-        Self { ledger: Mutex::new(ledger), ..Self::default() }
+    pub(crate) fn new(ledger: Ledger, complaints: Complaints) -> Self {
+        Self { ledger: Mutex::new(ledger), complaints: Mutex::new(complaints), ..Self::default() }
+    }
+
+    pub(crate) fn complaints(&self) -> MutexGuard<'_, Complaints> {
+        self.complaints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Books what Lago has confirmed, as it is recorded; gives the values that the journal is to remember.

@@ -52,6 +52,7 @@ impl Bench {
         let known = subscriptions.iter().map(|(id, ended)| Subscription {
             external_id: (*id).to_owned(),
             external_customer_id: "customer".to_owned(),
+            plan_code: Some("plan".to_owned()),
             started_at: Some(time("2024-01-01T00:00:00Z")),
             terminated_at: ended.map(time),
             current_billing_period_started_at: None,
@@ -111,7 +112,15 @@ impl Bench {
     }
 
     async fn compare(&self, all: bool) -> Vec<Drift> {
-        self.reconciler.compare_ended(all, Duration::ZERO).await.unwrap()
+        let mut round = Round::default();
+        self.reconciler.compare_ended(all, Duration::ZERO, &mut round).await;
+        round.drifted
+    }
+
+    /// Events missing, and what Lago has not answered.
+    fn missing(&self) -> (u64, Option<String>) {
+        let results = self.reconciler.books.results();
+        (results.missing, results.failed.clone())
     }
 
     fn stands(&self, subscription: &str) -> Option<(State, u64, u64)> {
@@ -166,7 +175,7 @@ async fn a_period_that_has_ended_is_compared_once_its_invoice_is_final() {
         let asked = bench.lago.counts().requests;
         assert!(bench.compare(false).await.is_empty(), "told once");
         assert_eq!(bench.lago.counts().requests, asked);
-        bench.reconciler.finish(Timestamp::default());
+        bench.reconciler.finish(Timestamp::default(), &Unanswered::default());
         assert_eq!(bench.reconciler.books.results().missing, 1);
     }
 }
@@ -209,7 +218,143 @@ async fn an_invoice_that_lago_does_not_tell_is_unknown() {
     assert_eq!(bench.stands("s"), Some((State::Unknown, 0, 0)));
     let away = billing::Fault::new(billing::Effect::Answer(503), billing::When::Always).on(billing::On::Reading);
     bench.lago.set_faults(billing::Faults { rules: vec![away], ..billing::Faults::default() });
-    assert!(bench.reconciler.compare_ended(true, Duration::ZERO).await.is_err());
+    let mut round = Round::default();
+    bench.reconciler.compare_ended(true, Duration::ZERO, &mut round).await;
+    assert_eq!(
+        round.unanswered.sentence().as_deref(),
+        Some("Lago has not answered 1 question: Lago answered status 503")
+    );
+}
+
+/// A charge that has counted nothing has no fee, so that nothing on the invoice says that it was forgotten.
+#[tokio::test]
+async fn a_period_of_which_lago_has_billed_nothing_is_missing_where_its_plan_charges_it_afterwards() {
+    let metric = || Metric::new("visits", AggregationType::Count, None);
+    for (charge, code, expected) in [
+        (metric(), "visits", (State::Missing, 1, 0)),
+        (Metric { pay_in_advance: true, ..metric() }, "visits", (State::Unknown, 0, 0)),
+        (Metric::new("others", AggregationType::Count, None), "others", (State::NotCharged, 0, 0)),
+    ] {
+        let bench = Bench::new(Profile::V1_39, &[("s", None)]).await;
+        if code == "visits" {
+            bench.lago.put_metric(charge);
+        } else {
+            bench.lago.remove_metric("visits");
+        }
+        bench.book("s", "2026-10-05T00:00:00Z");
+        bench.set_period("s", period(OCTOBER.0, OCTOBER.1));
+        bench.set_period("s", period(NOVEMBER.0, NOVEMBER.1));
+        bench.lago.put_invoice(Invoice { finalized_at: Some(jiff::Timestamp::now()), ..invoice("s", OCTOBER) });
+
+        let drifted = bench.compare(true).await;
+
+        assert_eq!(bench.stands("s"), Some(expected));
+        assert_eq!(drifted.len(), usize::from(expected.0 == State::Missing));
+        let asked = bench.lago.counts().requests;
+        bench.compare(false).await;
+        assert_eq!(bench.lago.counts().requests, asked, "that was Lago's last word");
+    }
+}
+
+/// A key that may not read plans, or a Lago that does not answer: it is asked again.
+#[tokio::test]
+async fn what_is_on_no_invoice_is_unknown_as_long_as_lago_does_not_tell_its_plan() {
+    let bench = Bench::new(Profile::V1_39, &[("s", None)]).await;
+    bench.book("s", "2026-10-05T00:00:00Z");
+    bench.set_period("s", period(OCTOBER.0, OCTOBER.1));
+    bench.set_period("s", period(NOVEMBER.0, NOVEMBER.1));
+    bench.lago.put_invoice(Invoice { finalized_at: Some(jiff::Timestamp::now()), ..invoice("s", OCTOBER) });
+    for status in [403, 500] {
+        // What is on the invoices, how it stands, and then the plan.
+        let third =
+            billing::Fault::new(billing::Effect::Answer(status), billing::When::Nth(3)).on(billing::On::Reading);
+        bench.lago.set_faults(billing::Faults { rules: vec![third], ..billing::Faults::default() });
+        assert!(bench.compare(true).await.is_empty());
+        assert_eq!(bench.stands("s"), Some((State::Unknown, 0, 0)), "{status}");
+    }
+    assert!(!bench.reconciler.books.results().ended[&name("s")].is_final);
+    assert_eq!(bench.compare(true).await.len(), 1);
+}
+
+/// Subscriptions of which something is missing since this period began.
+async fn missing_now(subscriptions: &[&str]) -> Bench {
+    let known: Vec<(&str, Option<&str>)> = subscriptions.iter().map(|own| (*own, None)).collect();
+    let bench = Bench::new(Profile::V1_39, &known).await;
+    for subscription in subscriptions {
+        bench.book(subscription, &jiff::Timestamp::now().to_string());
+    }
+    let round = bench.reconciler.compare_all(true, Duration::from_millis(1)).await;
+    bench.reconciler.finish(Timestamp::default(), &round.unanswered);
+    assert_eq!(round.drifted.len(), subscriptions.len());
+    assert_eq!(bench.missing(), (subscriptions.len() as u64, None));
+    bench
+}
+
+fn rule(effect: billing::Effect, when: billing::When) -> billing::Faults {
+    let rules = vec![billing::Fault::new(effect, when).on(billing::On::Reading)];
+    billing::Faults { rules, ..billing::Faults::default() }
+}
+
+/// One subscription of which Lago gives no answer keeps nobody else from being compared, and what was missing of it stays.
+#[tokio::test]
+async fn a_question_without_an_answer_ends_no_comparison_and_no_alarm() {
+    use billing::{Effect, When};
+    let bench = missing_now(&["a", "b", "c"]).await;
+    let answers = [500, 502, 504, 405].map(Effect::Answer);
+    let others = [Effect::Reset, Effect::DoneThenClosed, Effect::TooManyRequests { limit: 1, reset_seconds: 1 }];
+    for effect in answers.into_iter().chain(others) {
+        bench.lago.set_faults(rule(effect, When::Nth(2)));
+        let round = bench.reconciler.compare_all(true, Duration::from_millis(1)).await;
+        bench.reconciler.finish(bench.reconciler.clock.now(), &round.unanswered);
+
+        let drifted: Vec<&str> = round.drifted.iter().map(|drift| drift.name.0.as_str()).collect();
+        assert_eq!(drifted, ["a", "c"], "{effect:?}");
+        let (missing, failed) = bench.missing();
+        assert!(missing == 3 && failed.unwrap().starts_with("Lago has not answered 1 question: "), "{effect:?}");
+    }
+    bench.lago.set_faults(billing::Faults::default());
+    for subscription in ["a", "b", "c"] {
+        bench.report(subscription, subscription, &jiff::Timestamp::now().to_string()).await;
+    }
+    let round = bench.reconciler.compare_all(true, Duration::from_millis(1)).await;
+    bench.reconciler.finish(bench.reconciler.clock.now(), &round.unanswered);
+    assert_eq!((bench.missing(), round.drifted.len()), ((0, None), 0));
+}
+
+#[tokio::test]
+async fn a_lago_that_answers_nobody_is_left_alone_and_no_comparison_counts() {
+    let bench = missing_now(&["a", "b", "c", "d", "e"]).await;
+    for (effect, questions) in [(billing::Effect::Answer(503), 3), (billing::Effect::Answer(401), 1)] {
+        bench.lago.set_faults(rule(effect, billing::When::Always));
+        let before = bench.lago.counts().requests;
+        let round = bench.reconciler.compare_all(true, Duration::from_millis(1)).await;
+        bench.reconciler.finish(bench.reconciler.clock.now(), &round.unanswered);
+        assert_eq!(bench.lago.counts().requests - before, questions);
+        let (missing, failed) = bench.missing();
+        assert!(missing == 5 && failed.unwrap().contains("and was left alone"));
+        assert_eq!(bench.reconciler.books.results().compared_at, Some(Timestamp::default()));
+    }
+}
+
+#[tokio::test]
+async fn every_drift_is_told_however_many_there_are() {
+    let mut bench = Bench::new(Profile::V1_39, &[]).await;
+    let journal = bench.reconciler.journal.clone();
+    bench.reconciler.alerts = Alerts::new(Some(journal.clone()), Arc::clone(&bench.reconciler.clock));
+    let at = Timestamp::default();
+    let compared = Compared { missing_events: 1, ..Compared::of_state(State::Missing, at) };
+    bench.book("s-000", "2026-11-05T00:00:00Z");
+    bench.set_period("s-000", period(NOVEMBER.0, NOVEMBER.1));
+    let booked = bench.reconciler.books.ledger().pair(&name("s-000")).unwrap().current.clone().unwrap();
+    let drifted: Vec<Drift> = (0..TOLD_AT_ONCE + 50)
+        .map(|n| Drift { name: name(&format!("s-{n:03}")), booked: booked.clone(), compared: compared.clone() })
+        .collect();
+    for told in [TOLD_AT_ONCE, TOLD_AT_ONCE + 50, TOLD_AT_ONCE + 50] {
+        bench.reconciler.tell_all(&drifted).await;
+        // The tail grows after the answer; this is answered after both.
+        journal.known("", "").await.unwrap();
+        assert_eq!(*journal.tail().borrow(), i64::try_from(told).unwrap());
+    }
 }
 
 /// A plan that is upgraded: what Lago counts since then is in what was booked before, and nobody else's.
@@ -233,7 +378,7 @@ async fn what_was_booked_before_an_upgrade_was_known_is_no_surplus() {
     bench.lago.end_subscription("s", began);
     bench.lago.put_subscription(upgraded);
     let compared = async || {
-        bench.reconciler.compare_all(true, Duration::from_millis(1)).await.unwrap();
+        bench.reconciler.compare_all(true, Duration::from_millis(1)).await;
         let results = bench.reconciler.books.results();
         let compared = &results.pairs[&name("s")];
         (compared.state, compared.surplus_events)

@@ -6,11 +6,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use kit::clock::Timestamp;
 use kit_lago::api::{ApiError, InvoiceStatus, PastUsage};
+use kit_lago::usage::Quantity;
 
-use super::{Compared, Drift, Ours, PAUSE, Reconciler, State, compare, counted};
+use super::{Compared, Counted, Drift, Ours, PAUSE, Reconciler, Round, State, compare, counted};
 use crate::catalogue::Catalogue;
-use crate::ledger::{Booked, Name, Pair};
+use crate::ledger::{Booked, Name, Pair, Period};
 
 /// Where Lago has no final invoice yet, it is asked again after this long. It makes invoices once an hour.
 const AGAIN_MILLIS: i64 = 3_600_000;
@@ -22,7 +24,19 @@ pub(crate) struct Ended {
     pub(crate) booked: Booked,
     pub(crate) compared: Compared,
     /// Lago has said its last word.
-    is_final: bool,
+    pub(super) is_final: bool,
+    /// When Lago was asked; later than the comparison where it has not answered.
+    asked_at: Timestamp,
+}
+
+/// How the plan of a period charges a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Charged {
+    /// On the period's invoice.
+    Afterwards,
+    /// Event by event, on other invoices or on none.
+    InAdvance,
+    Never,
 }
 
 /// Whether Lago has an active subscription of this name.
@@ -31,21 +45,49 @@ pub(super) fn is_active(catalogue: &Catalogue, subscription: &str) -> bool {
 }
 
 impl Reconciler {
-    /// Gives the pairs of which something is missing on an invoice.
-    pub(super) async fn compare_ended(&self, all: bool, settling: Duration) -> Result<Vec<Drift>, ApiError> {
-        let Some(catalogue) = self.known.current().catalogue else { return Ok(Vec::new()) };
-        let mut drifted = Vec::new();
-        for (subscription, pairs) in self.ended(all, settling, &catalogue) {
-            let usage = self.ask_past(&subscription, &catalogue).await?;
+    /// Compares what is on invoices.
+    pub(super) async fn compare_ended(&self, all: bool, settling: Duration, round: &mut Round) {
+        let Some(catalogue) = self.known.current().catalogue else { return };
+        let mut due: Vec<_> = self.ended(all, settling, &catalogue).into_iter().collect();
+        self.books.results().gave_up_at[1].order(&mut due, |(subscription, _)| subscription);
+        round.unanswered.begin_anew();
+        for (subscription, pairs) in due {
+            let usage = round.unanswered.note(self.ask_past(&subscription, &catalogue).await);
             for (name, booked) in pairs {
-                let (compared, is_final) = self.compare_invoiced(&name, &booked, usage.as_deref(), &catalogue).await?;
-                if compared.state == State::Missing {
-                    drifted.push(Drift::new(&name, &booked, &compared));
+                let compared = match &usage {
+                    Some(usage) => {
+                        let compared = self.compare_invoiced(&name, &booked, usage.as_deref(), &catalogue).await;
+                        round.unanswered.note(compared)
+                    }
+                    None => None,
+                };
+                if let Some((compared, _)) = compared.as_ref().filter(|(compared, _)| compared.state == State::Missing)
+                {
+                    round.drifted.push(Drift::new(&name, &booked, compared));
                 }
-                self.books.results().ended.insert(name, Ended { booked, compared, is_final });
+                self.note_ended(name, booked, compared);
+            }
+            if round.unanswered.gives_up() {
+                self.books.results().gave_up_at[1].note(&subscription);
+                break;
             }
         }
-        Ok(drifted)
+    }
+
+    /// Notes a comparison, and whether it is the last one. What was missing stays so until Lago says otherwise.
+    fn note_ended(&self, name: Name, booked: Booked, compared: Option<(Compared, bool)>) {
+        let now = self.clock.now();
+        let mut results = self.books.results();
+        if let Some(known) = results.ended.get_mut(&name)
+            && compared.as_ref().is_none_or(|(compared, _)| compared.state == State::Unknown)
+            && known.booked.period == booked.period
+            && known.compared.state == State::Missing
+        {
+            known.asked_at = now;
+            return;
+        }
+        let (compared, is_final) = compared.unwrap_or((Compared::of_state(State::Unknown, now), false));
+        results.ended.insert(name, Ended { booked, compared, is_final, asked_at: now });
     }
 
     /// The periods that are to be compared, by subscription.
@@ -59,7 +101,7 @@ impl Reconciler {
             known.is_none_or(|known| {
                 // What is missing is told again: a gateway may not have taken it, and an invoice may be made anew.
                 let is_open = !known.is_final || known.compared.state == State::Missing;
-                is_open && known.compared.at.plus_millis(AGAIN_MILLIS) <= now
+                is_open && known.asked_at.plus_millis(AGAIN_MILLIS) <= now
             })
         };
         let mut due: BTreeMap<String, Vec<(Name, Booked)>> = BTreeMap::new();
@@ -89,17 +131,53 @@ impl Reconciler {
         catalogue: &Catalogue,
     ) -> Result<(Compared, bool), ApiError> {
         let at = self.clock.now();
-        let of_state = |state| Compared { state, at, lago: None, missing_events: 0, surplus_events: 0 };
-        let Some(usage) = usage else { return Ok((of_state(State::Unknown), false)) };
+        let Some(usage) = usage else { return Ok((Compared::of_state(State::Unknown, at), false)) };
         // The end is another one where the subscription was terminated.
         let own: Vec<&PastUsage> = usage.iter().filter(|past| past.from_datetime == booked.period.from).collect();
         if own.is_empty() || !self.are_final(&own).await? {
-            return Ok((of_state(State::Settling), false));
+            return Ok((Compared::of_state(State::Settling, at), false));
         }
         let charges = own.iter().flat_map(|past| &past.charges_usage);
         let sum = &booked.sum;
         let ours = Ours::new((sum, sum), booked.unsure, Some(catalogue), &name.1);
-        Ok((compare(&ours, counted(charges, &name.1), at), true))
+        let compared = compare(&ours, counted(charges, &name.1), at);
+        if !matches!(compared.state, State::Missing | State::NotCharged) {
+            return Ok((compared, true));
+        }
+        // A charge that has counted nothing is not on an invoice, nor is one that is paid in advance on this one.
+        match self.how_charged(name, booked, catalogue).await? {
+            None => Ok((Compared::of_state(State::Unknown, at), false)),
+            Some(Charged::InAdvance) => Ok((Compared::of_state(State::Unknown, at), true)),
+            Some(Charged::Afterwards) if compared.state == State::NotCharged => {
+                let nothing = Counted { events: 0, units: Quantity::default() };
+                Ok((compare(&ours, Some(nothing), at), true))
+            }
+            Some(Charged::Afterwards | Charged::Never) => Ok((compared, true)),
+        }
+    }
+
+    /// How the plan of a period charges its metric; `None` where Lago does not say.
+    async fn how_charged(
+        &self,
+        (subscription, code): &Name,
+        booked: &Booked,
+        catalogue: &Catalogue,
+    ) -> Result<Option<Charged>, ApiError> {
+        let Period { from, to } = booked.period;
+        let mut own = catalogue.subscriptions(subscription).iter().filter(|own| {
+            own.started_at.is_none_or(|started| started <= to) && own.terminated_at.is_none_or(|ended| ended > from)
+        });
+        let Some(plan) = own.next().and_then(|own| own.plan_code.as_deref()) else { return Ok(None) };
+        tokio::time::sleep(PAUSE).await;
+        let charges = says(self.api.plan_charges(plan).await)?;
+        Ok(charges.map(|charges| {
+            let of_code: Vec<_> = charges.iter().filter(|charge| charge.billable_metric_code == *code).collect();
+            match of_code.as_slice() {
+                [] => Charged::Never,
+                all if all.iter().all(|charge| charge.pay_in_advance) => Charged::InAdvance,
+                _ => Charged::Afterwards,
+            }
+        }))
     }
 
     async fn are_final(&self, own: &[&PastUsage]) -> Result<bool, ApiError> {
@@ -120,15 +198,15 @@ fn last_ended(pair: &Pair, is_active: bool) -> Option<&Booked> {
     last.filter(|booked| !booked.cut && booked.sum.events > 0)
 }
 
-/// Lago is away, or does not say of this one.
+/// Lago gives no answer, or never says it to whoever has our right.
 fn says<T>(answer: Result<T, ApiError>) -> Result<Option<T>, ApiError> {
     match answer {
         Ok(answer) => Ok(Some(answer)),
-        Err(error @ (ApiError::Unreachable(_) | ApiError::Denied(401) | ApiError::Status(502..=504))) => Err(error),
         // Whoever has another right than to read invoices goes on without.
-        Err(error) => {
+        Err(error @ (ApiError::Denied(403) | ApiError::NotFound)) => {
             tracing::debug!(error = %error, "Lago does not say what it has put on an invoice: {error}");
             Ok(None)
         }
+        Err(error) => Err(error),
     }
 }

@@ -7,6 +7,7 @@
 mod group;
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::time::Duration;
 
 use kit::clock::{SharedClock, Timestamp};
@@ -31,6 +32,8 @@ const MOST_BYTES: u64 = 8 << 20;
 const PASSED_BY: u64 = 100_000;
 /// Events read at a time.
 const PAGE: u32 = 1_000;
+/// Lago's ends are whole seconds.
+const NEAR_AN_END_MILLIS: i64 = 1_000;
 /// How often it is looked whether a window is over.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Records that are looked at to find the sum that holds an event.
@@ -145,21 +148,38 @@ impl Rollup {
         #[expect(clippy::cast_possible_truncation, reason = "validated to at most an hour")]
         let window = ((self.section.window_seconds * 1000.0) as i64).max(1);
         let now = self.clock.now();
-        let over = Timestamp::from_millis(now.as_millis().div_euclid(window).saturating_mul(window));
+        let begin_of = |at: Timestamp| Timestamp::from_millis(at.as_millis().div_euclid(window).saturating_mul(window));
+        // A sum is lost whole where it reaches over the end of its subscription. So what is added up is what came before
+        // Lago has told of every end until then, unless it does not tell now.
+        let asked_at = seen.catalogue.as_ref().filter(|_| seen.failed.is_none()).map(|known| known.asked_at());
+        let over = begin_of(asked_at.map_or(now, |asked_at| asked_at.min(now)));
+        let not_yet = over..begin_of(now).plus_millis(window);
+        let is_behind = over < begin_of(now);
+        let tail = *self.journal.tail().borrow();
         let (checks, catalogue) = (self.checks.clone(), seen.catalogue);
         let read = self.journal.browse(move |reader| {
             let field = |event: &StoredEvent| {
                 let stored = Stored::read(&event.body)?;
                 let catalogue = catalogue.as_deref()?;
+                if asked_at.is_some_and(|asked_at| !is_settled(&stored, catalogue, asked_at)) {
+                    return None;
+                }
                 // What does not fit is looked at on its own, by whoever sends.
                 let finding = check(&stored, catalogue, &checks, now);
                 let is_only_late = |kind: Kind| kind == Kind::Late && kind.policy(&checks) == Policy::Pass;
                 finding.is_none_or(|finding| is_only_late(finding.kind)).then_some(())?;
                 summed_field(catalogue, &stored.code)
             };
-            read_step(reader, over, window, field)
+            let step = read_step(reader, &not_yet, field)?;
+            let cursor =
+                step.as_ref().map_or_else(|| reader.sink(SINK).map(|row| row.cursor), |step| Ok(step.cursor))?;
+            Ok((step, cursor))
         });
-        let Some(step) = read.await? else { return Ok(false) };
+        let (step, cursor) = read.await?;
+        if is_behind && cursor < tail {
+            self.known.confirm(begin_of(now));
+        }
+        let Some(step) = step else { return Ok(false) };
         let settlement = Settlement {
             sink: SINK.to_owned(),
             lease,
@@ -185,6 +205,15 @@ impl Rollup {
     }
 }
 
+/// Whether it is known what was active when an event happened: before Lago was asked, and not just when its subscription
+/// ended, where the end of one second is that of another.
+fn is_settled(event: &Stored<'_>, catalogue: &Catalogue, asked_at: Timestamp) -> bool {
+    let Some(at) = event.time() else { return false };
+    let subscription = event.external_subscription_id.as_deref().unwrap_or_default();
+    let mut ends = catalogue.subscriptions(subscription).iter().filter_map(|own| own.terminated_at);
+    at < asked_at && !ends.any(|end| (at.as_millis() - end.as_millis()).abs() <= NEAR_AN_END_MILLIS)
+}
+
 /// The property that a metric adds up, if that is what it does.
 fn summed_field(catalogue: &Catalogue, code: &str) -> Option<String> {
     let metric = catalogue.metric(code)?;
@@ -195,8 +224,7 @@ fn summed_field(catalogue: &Catalogue, code: &str) -> Option<String> {
 /// Reads on from the cursor to the first event whose window is not over; `None` where there is nothing.
 fn read_step(
     reader: &mut dyn Reader,
-    over: Timestamp,
-    window: i64,
+    not_yet: &Range<Timestamp>,
     field: impl Fn(&StoredEvent) -> Option<String>,
 ) -> Result<Option<Step>, JournalError> {
     let begin = reader.sink(SINK)?.cursor;
@@ -227,7 +255,7 @@ fn read_step(
         for event in events {
             if wants(&event.head) {
                 // What is further ahead was received before a clock was set back, and nothing is to wait for that.
-                if (over..over.plus_millis(window)).contains(&event.at) {
+                if not_yet.contains(&event.at) {
                     break 'read false;
                 }
                 groups.take(&event, field(&event).as_deref());

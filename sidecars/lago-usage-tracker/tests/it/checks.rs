@@ -41,6 +41,7 @@ async fn what_lago_would_not_bill_is_parked_with_a_reason_and_the_rest_is_sent()
             of("s", "typo", "api_cals", json!({ "calls": 1 })),
             of("s", "missing", "api_calls", json!({ "cals": 1 })),
             of("s", "words", "api_calls", json!({ "calls": "many" })),
+            of("s", "power", "api_calls", json!({ "calls": "1e3" })),
             json!({ "transaction_id": "future", "external_subscription_id": "s", "code": "visits", "timestamp": 32_000_000_000_i64 }),
             json!({ "transaction_id": "past", "external_subscription_id": "s", "code": "visits", "timestamp": 17 }),
             of("s", "counted", "visits", json!({})),
@@ -49,13 +50,20 @@ async fn what_lago_would_not_bill_is_parked_with_a_reason_and_the_rest_is_sent()
 
     let row = bench.settled().await;
 
-    assert_eq!((&row["delivered"], &row["parked"]), (&json!(2), &json!(6)));
+    assert_eq!((&row["delivered"], &row["parked"]), (&json!(2), &json!(7)));
     assert_eq!(bench.billed().len(), 2);
     for (transaction, expected) in [
         ("nobody", "no_subscription: Lago has no active subscription \"x\""),
         ("typo", "unknown_metric: Lago has no billable metric with the code \"api_cals\""),
         ("missing", "property: api_calls counts the property \"calls\", which the event does not have"),
-        ("words", "property: api_calls counts the property \"calls\", which is not a number in the event"),
+        (
+            "words",
+            "property: api_calls counts the property \"calls\", which is not a number in the event: a text must hold plain digits, such as \"-1.5\"",
+        ),
+        (
+            "power",
+            "property: api_calls counts the property \"calls\", which is not a number in the event: a text must hold plain digits, such as \"-1.5\"",
+        ),
         ("future", "time: its time, 2984-01-15T08:53:20.000Z, is in the future"),
         (
             "past",
@@ -67,7 +75,7 @@ async fn what_lago_would_not_bill_is_parked_with_a_reason_and_the_rest_is_sent()
     }
     let metrics = bench.metrics().await;
     let count = |check| metrics.get("usage_checks_failed_total", &[("check", check), ("policy", "park")]);
-    assert_eq!((count("no_subscription"), count("property"), count("time")), (Some(1.0), Some(2.0), Some(2.0)));
+    assert_eq!((count("no_subscription"), count("property"), count("time")), (Some(1.0), Some(3.0), Some(2.0)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -82,6 +90,33 @@ async fn an_event_of_a_subscription_that_was_just_made_is_sent() {
         let row = bench.settled().await;
         assert_eq!((&row["delivered"], &row["parked"]), (&json!(n + 1), &json!(0)));
     }
+}
+
+/// Its producer had no answer and sends it again, after Lago has forgotten the metric: it is what was taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_is_not_rejected_when_it_comes_again() {
+    let bench = Bench::beside(Profile::V1_39, &REJECT, |lago| {
+        lago.put_metric(Metric::new("visits", AggregationType::Count, None));
+    })
+    .await;
+    subscribe(&bench, "s");
+    knows(&bench, "Lago has told").await;
+    let first = json!({ "event": of("s", "first", "visits", json!({})) });
+    let (status, answer) = bench.post("/api/v1/events", &first).await;
+    assert_eq!(status, 200, "{answer}");
+    bench.lago.remove_metric("visits");
+    // Lago is asked again before this is refused.
+    let other = json!({ "event": of("x", "other", "visits", json!({})) });
+    assert_eq!(bench.post("/api/v1/events", &other).await.0, 422);
+
+    let (status, again) = bench.post("/api/v1/events", &first).await;
+    assert_eq!((status, &again), (200, &answer));
+    let batch = json!({ "events": [of("s", "first", "visits", json!({})), of("s", "second", "visits", json!({}))] });
+    let (status, refused) = bench.post("/api/v1/events/batch", &batch).await;
+    assert_eq!((status, &refused["error_details"]), (422, &json!({ "1": { "code": ["billable_metric_not_found"] } })));
+    // Another event under its id is none that was taken.
+    let other = json!({ "event": of("s", "first", "visits", json!({ "page": 2 })) });
+    assert_eq!(bench.post("/api/v1/events", &other).await.0, 422);
 }
 
 /// Requests for what Lago knows.

@@ -248,6 +248,44 @@ async fn a_canary_that_lago_stops_counting_is_told() {
     assert_eq!(told, [Some("usage.canary_unbilled".to_owned()), Some("usage.canary_billed".to_owned())]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canary_goes_on_waiting_after_a_restart_and_when_its_subscription_has_ended() {
+    let gateway = Gateway::start(GatewayOptions::default()).await.unwrap();
+    let url = gateway.url();
+    let env = [
+        ("SIDECAR_GATEWAY__URL", url.as_str()),
+        ("SIDECAR_CANARY__SUBSCRIPTION", "s-0"),
+        ("SIDECAR_CANARY__CODE", "visits"),
+        ("SIDECAR_CANARY__EVERY_SECONDS", "1"),
+        ("SIDECAR_CANARY__ALARM_SECONDS", "3"),
+        ("SIDECAR_CHECKS__REFRESH_SECONDS", "1"),
+    ];
+    let mut bench = Bench::beside(Profile::V1_39, &env, prepare).await;
+    bench.lago.set_faults(Faults { usage_lag: HOUR, ..Faults::default() });
+    gateway.wait_for_unique(1, DEADLINE).await.unwrap();
+
+    bench.restart().await;
+    bench.lago.set_faults(Faults::default());
+    gateway.wait_for_unique(2, DEADLINE).await.unwrap();
+
+    bench.lago.set_faults(Faults { usage_lag: HOUR, ..Faults::default() });
+    let deadline = Instant::now() + DEADLINE;
+    while bench.metrics().await.get("usage_canary_unbilled_seconds", &[]).unwrap_or_default() == 0.0 {
+        assert!(Instant::now() < deadline, "nothing waits");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    bench.lago.end_subscription("s-0", jiff::Timestamp::now());
+    gateway.wait_for_unique(3, DEADLINE).await.unwrap();
+
+    // What was on its way when the daemon was killed may come twice, under one id.
+    let mut ids = std::collections::BTreeSet::new();
+    let mut received = gateway.received();
+    received.retain(|told| ids.insert(told.event_id.clone()));
+    let told: Vec<Option<String>> = received.into_iter().map(|told| told.event_type).collect();
+    let kinds = ["usage.canary_unbilled", "usage.canary_billed", "usage.canary_unbilled"];
+    assert_eq!(told, kinds.map(|kind| Some(kind.to_owned())));
+}
+
 /// What nobody takes any more is passed by, so that it keeps nothing from being removed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_is_not_configured_any_more_is_waited_for_by_nothing() {

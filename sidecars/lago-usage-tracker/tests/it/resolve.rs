@@ -146,6 +146,28 @@ async fn a_customer_without_a_subscription_waits_for_one_and_one_with_several_is
     assert!(audit.contains("they fit what Lago knows by now") && audit.contains("resolve"), "{audit}");
 }
 
+/// The customer's subscription ends and another one begins, long before Lago would be asked again by the timer.
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_is_billed_to_the_subscription_that_has_just_begun() {
+    let bench = bench(&[("SIDECAR_CHECKS__REFRESH_SECONDS", "300")]).await;
+    subscribe(&bench, "a", "c");
+    // Lago is asked for it, and knows the first one.
+    bench.report(&[of("c", "first")]).await;
+    assert_eq!(bench.resolved().await, [(1, 0), (1, 0)]);
+
+    for (n, (ended, begun)) in [("a", "b"), ("b", "d")].into_iter().enumerate() {
+        let now = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(2);
+        assert!(bench.lago.end_subscription(ended, now));
+        bench.lago.put_subscription(Subscription::active(begun, "c", "plan", now));
+        let event = json!({ "transaction_id": begun, "external_customer_id": "c", "code": "api_calls",
+            "timestamp": jiff::Timestamp::now().as_second(), "properties": { "calls": 1 } });
+        bench.report(&[event]).await;
+        assert_eq!(bench.resolved().await, [(n as u64 + 2, 0); 2]);
+        let billed = bench.billed();
+        assert!(billed.iter().any(|event| event.starts_with(&format!("{begun}/{begun} "))), "{billed:?}");
+    }
+}
+
 /// As after a crash between the two commits: the sink is asked again, and Lago says something else by then.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_resolved_again_is_not_billed_again() {

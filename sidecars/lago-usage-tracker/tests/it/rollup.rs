@@ -148,3 +148,41 @@ async fn a_customers_usage_is_added_up_too() {
     });
     assert_eq!(sum.to_string(), "0.009");
 }
+
+/// What happened before the end is billed, and would not be as a part of a sum of after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sum_does_not_reach_over_the_end_of_its_subscription() {
+    let env: Vec<(&str, &str)> = ROLLUP.into_iter().chain([("SIDECAR_CHECKS__NO_SUBSCRIPTION", "park")]).collect();
+    let bench = Bench::beside(Profile::V1_16, &env, |lago| {
+        lago.put_metric(Metric::new("gb", AggregationType::Sum, Some("gb")));
+        let started = "2024-01-01T00:00:00Z".parse().unwrap();
+        lago.put_subscription(Subscription::active("s-0", "customer", "plan", started));
+    })
+    .await;
+    knows(&bench, "Lago has told").await;
+    let ended = jiff::Timestamp::now().as_second() - 5;
+    assert!(bench.lago.end_subscription("s-0", jiff::Timestamp::from_second(ended).unwrap()));
+    let event = |transaction: &str, seconds: i64, gb: &str| {
+        json!({ "transaction_id": transaction, "external_subscription_id": "s-0", "code": "gb", "timestamp": seconds,
+            "properties": { "gb": gb } })
+    };
+    bench
+        .report(&[
+            event("first", ended - 20, "0.125"),
+            event("second", ended - 20, "0.25"),
+            event("just before", ended - 1, "0.5"),
+            event("at the end", ended, "1"),
+            event("after", ended + 3, "2"),
+        ])
+        .await;
+    let sinks = rolled_up(&bench, 5).await;
+
+    assert_eq!(sinks["lago"]["parked"], 1, "{sinks}");
+    let (_, answer) = bench.get("/api/v1/events/after").await;
+    assert_eq!(answer["event"]["status"], "parked", "{answer}");
+    let mut billed = bench.billed();
+    billed.retain(|event| !event.starts_with("s-0/rollup-"));
+    assert_eq!(billed.len(), 2, "within a second of the end each goes alone: {billed:?}");
+    let sums: Vec<String> = bench.billed().into_iter().filter(|event| event.starts_with("s-0/rollup-")).collect();
+    assert!(sums.len() == 1 && sums[0].ends_with(r#"{"gb":"0.375"}"#), "{sums:?}");
+}

@@ -322,6 +322,63 @@ async fn an_event_that_lago_complains_about_later_is_parked_with_its_reason() {
     assert!(audit.contains(r#""ambiguous":["wallet"]"#), "{audit}");
 }
 
+/// Lago has taken it and said nothing to us, complains, and calls it known at the next attempt: it does not complain twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_lago_complains_about_while_it_is_tried_is_parked_when_lago_has_it() {
+    for restarts in [false, true] {
+        let mut bench = Bench::with(
+            Profile::V1_39,
+            &[("USAGE_WEBHOOK_SECRET", SECRET), ("SIDECAR_LAGO__RETRY_SCHEDULE_SECONDS", "2,2,2,2")],
+        )
+        .await;
+        bench.lago.set_faults(Faults::just(Effect::DoneThenAnswer(500), When::Always));
+        bench.report(&[usage("s-1", "wallet", "1"), usage("s-1", "fine", "1")]).await;
+        bench.until_sinks("trying", |sinks| sinks["lago"]["retrying"] == 2).await;
+
+        let wallet =
+            error_of("wallet", &json!("s-1"), &json!({ "target_wallet_code": ["target_wallet_code_not_found"] }));
+        delivered(&bench, &wallet, "a").await;
+        if restarts {
+            bench.restart().await;
+        }
+        bench.lago.set_faults(Faults::default());
+
+        let row = bench.settled().await;
+        assert_eq!((&row["delivered"], &row["parked"]), (&json!(1), &json!(1)), "{restarts}");
+        let (status, reason) = state(&bench, "wallet").await;
+        assert_eq!(status, "parked");
+        let reason = reason.as_str().unwrap();
+        assert!(reason.starts_with("Lago took it and cannot use it: ") && reason.contains("not_found"), "{reason}");
+        assert_eq!(bench.billed().len(), 2);
+    }
+}
+
+/// Lago names a transaction id and no subscription, and one of two events under it is not kept any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_complaint_that_may_be_about_an_event_that_is_gone_parks_no_other_one() {
+    let env = [("USAGE_WEBHOOK_SECRET", SECRET), ("SIDECAR_JOURNAL__RETENTION__MAX_BYTES", "1")];
+    let bench = Bench::with(Profile::V1_39, &env).await;
+    bench.report(&[usage("s-1", "both", "1")]).await;
+    bench.settled().await;
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while !bench.api("/api/v1/events").await["events"].as_array().unwrap().is_empty() {
+        assert!(std::time::Instant::now() < deadline, "it is never removed");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let away = Fault::new(Effect::DoneThenAnswer(503), When::Always);
+    bench.lago.set_faults(Faults { rules: vec![away], ..Faults::default() });
+    bench.report(&[usage("s-2", "both", "1"), usage("s-2", "alone", "1")]).await;
+
+    delivered(&bench, &errors_of("invalid_code", &["both", "alone"]), "a").await;
+    bench.lago.set_faults(Faults::default());
+    let row = bench.settled().await;
+
+    assert_eq!(count(&bench, "usage_lago_complaints_total", "result", "ambiguous").await, 1);
+    assert_eq!(row["parked"], 1, "{row}");
+    let audit = bench.api("/api/v1/audit").await.to_string();
+    assert!(audit.contains(r#""ambiguous":["both"]"#), "{audit}");
+}
+
 /// What Lago says that it does not count is out of the ledger, also when the daemon is killed right after.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_lago_complains_about_is_out_of_the_ledger_whatever_dies() {

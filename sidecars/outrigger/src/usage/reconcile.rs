@@ -73,7 +73,7 @@ struct Page {
 struct Report {
     /// When the last comparison began.
     compared_at: Option<Timestamp>,
-    /// Why it failed, if it did.
+    /// What Lago has not answered in it, or why there was none to the end.
     failed: Option<String>,
     /// Rows by state, those included that are not shown.
     states: BTreeMap<String, u64>,
@@ -85,7 +85,8 @@ pub(crate) async fn run(admin: &Admin, arguments: &Arguments, json: bool) -> any
         compare(admin, Duration::from_secs(arguments.wait)).await?;
     }
     let report = read(admin, arguments).await?;
-    let is_fine = report.failed.is_none() && !report.states.contains_key("missing");
+    // Nothing is known to be fine before it was compared, as after a restart.
+    let is_fine = report.compared_at.is_some() && report.failed.is_none() && !report.states.contains_key("missing");
     if json {
         output::json(&report)?;
     } else {
@@ -153,7 +154,7 @@ fn show(report: &Report, all: bool) -> anyhow::Result<()> {
         None => say!("not compared yet: --now does it"),
     }
     if let Some(why) = &report.failed {
-        say!("the last comparison failed: {}", safe(why));
+        say!("the last comparison is not whole: {}", safe(why));
     }
     if !report.rows.is_empty() {
         let columns =

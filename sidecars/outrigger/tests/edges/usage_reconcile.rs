@@ -136,8 +136,9 @@ async fn a_comparison_is_waited_for() {
 #[tokio::test]
 async fn a_comparison_that_fails_or_never_was_is_told() {
     let (url, _) = start(Ledger::default()).await;
-    let said = reconcile(&url, &[]).await.ok().out;
-    assert!(said.contains("not compared yet") && said.contains("no rows"), "{said}");
+    let ran = reconcile(&url, &[]).await;
+    assert!(ran.out.contains("not compared yet") && ran.out.contains("no rows"), "{ran:?}");
+    assert_eq!(ran.code, Some(1), "a scheduled job must not take it for a good end: {ran:?}");
 
     let failed = Some("Lago answered 500");
     let (url, _) = start(Ledger { compared_at: Some(BEFORE), failed, ..Ledger::default() }).await;

@@ -73,6 +73,8 @@ pub struct Metric {
     pub rounding_precision: Option<i64>,
     /// Properties that charges may tell apart by, as Lago writes them: `{"key", "values"}`.
     pub filters: Vec<Value>,
+    /// Whether its charges are paid in advance: no invoice of a period has them.
+    pub pay_in_advance: bool,
     /// When it was made.
     pub created_at: Timestamp,
 }
@@ -92,6 +94,7 @@ impl Metric {
             rounding_function: None,
             rounding_precision: None,
             filters: Vec::new(),
+            pay_in_advance: false,
             created_at: Timestamp::now(),
         }
     }
@@ -117,6 +120,22 @@ impl Metric {
             "filters": self.filters,
         })
     }
+}
+
+/// The plan with this code, of which only what says what it charges.
+///
+/// Source: getlago/lago-api `app/serializers/v1/plan_serializer.rb` and `charge_serializer.rb` at v1.16.0.
+pub(super) fn plan_to_json(code: &str, metrics: &[Metric]) -> Value {
+    let charge = |metric: &Metric| {
+        json!({
+            "lago_id": metric.lago_id,
+            "lago_billable_metric_id": metric.lago_id,
+            "billable_metric_code": metric.code,
+            "charge_model": "standard",
+            "pay_in_advance": metric.pay_in_advance,
+        })
+    };
+    json!({ "code": code, "interval": "monthly", "charges": metrics.iter().map(charge).collect::<Vec<_>>() })
 }
 
 /// Where a subscription is in its life.
@@ -331,6 +350,10 @@ impl Catalogue {
             Some(known) => *known = metric,
             None => self.metrics.push(metric),
         }
+    }
+
+    pub(super) fn remove_metric(&mut self, code: &str) {
+        self.metrics.retain(|known| known.code != code);
     }
 
     /// Adds a subscription and its customer, or replaces the one with this Lago id.

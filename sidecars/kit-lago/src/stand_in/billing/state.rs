@@ -118,6 +118,11 @@ impl LagoState {
         self.books().catalogue.put_metric(metric);
     }
 
+    /// Takes a metric away, and with it what plans charge for it.
+    pub fn remove_metric(&self, code: &str) {
+        self.books().catalogue.remove_metric(code);
+    }
+
     /// Adds the invoice of a period that has ended, or replaces the one with this Lago id. None is made by itself.
     pub fn put_invoice(&self, invoice: Invoice) {
         self.books().catalogue.put_invoice(invoice);

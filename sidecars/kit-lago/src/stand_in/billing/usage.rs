@@ -55,7 +55,8 @@ pub(super) fn current(books: Books<'_>, subscription: &Subscription) -> Value {
     }})
 }
 
-/// One entry of `usage_periods`. Charges that have counted nothing have no fee, and are not there.
+/// One entry of `usage_periods`. Charges that have counted nothing have no fee, and are not there; nor are those that are
+/// paid in advance.
 ///
 /// Source: getlago/lago-api `app/serializers/v1/customers/past_usage_serializer.rb` at 20277d9d.
 pub(super) fn past(books: Books<'_>, subscription: &Subscription, invoice: &Invoice, code: Option<&str>) -> Value {
@@ -63,7 +64,7 @@ pub(super) fn past(books: Books<'_>, subscription: &Subscription, invoice: &Invo
     let until = invoice.finalized_at.map_or(i64::MAX, Timestamp::as_microsecond).min(books.processed_until_micros);
     let books = Books { processed_until_micros: until, ..books };
     let mut metrics: Vec<_> = books.catalogue.metrics.iter().collect();
-    metrics.retain(|metric| code.is_none_or(|code| metric.code == code));
+    metrics.retain(|metric| !metric.pay_in_advance && code.is_none_or(|code| metric.code == code));
     let charges = metrics.into_iter().map(|metric| charge(books, subscription, metric, period));
     let charges: Vec<_> = charges.filter(|charge| charge["events_count"] != 0).collect();
     json!({
@@ -183,7 +184,9 @@ fn unique_count<'a>(entries: impl Iterator<Item = LedgerEntry<'a>>, field: &str)
 fn number(entry: &LedgerEntry<'_>, field: &str) -> Option<Decimal> {
     let raw = property(entry.properties, field)?.get();
     if !raw.starts_with('"') {
-        return Decimal::parse(raw);
+        // Ruby reads a number with a fraction or an exponent as floating point.
+        let is_float = raw.contains(['.', 'e', 'E']);
+        return if is_float { Decimal::parse(&raw.parse::<f64>().ok()?.to_string()) } else { Decimal::parse(raw) };
     }
     let text: String = serde_json::from_str(raw).ok()?;
     let digits = text.strip_prefix('-').unwrap_or(&text);

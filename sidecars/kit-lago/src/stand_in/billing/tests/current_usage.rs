@@ -68,6 +68,19 @@ async fn what_is_no_plain_number_does_not_take_part() {
 }
 
 #[tokio::test]
+async fn a_number_is_read_as_floating_point_and_a_text_or_a_whole_number_to_its_last_digit() {
+    for (value, units) in [
+        ("0.10000000000000000001", "0.1"),
+        (r#""0.10000000000000000001""#, "0.10000000000000000001"),
+        ("12345678901234567890", "12345678901234567890.0"),
+        ("9007199254740993.0", "9007199254740992.0"),
+        ("25e-2", "0.25"),
+    ] {
+        check(AggregationType::Sum, &[value], (units, 1)).await;
+    }
+}
+
+#[tokio::test]
 async fn the_latest_is_told_by_its_timestamp_and_not_by_its_arrival() {
     let lago = lago_with(Profile::V1_16, metric(AggregationType::Latest)).await;
     post_values(&lago, &[("2026-08-20T00:00:00Z", "5"), ("2026-08-10T00:00:00Z", "9")]).await;

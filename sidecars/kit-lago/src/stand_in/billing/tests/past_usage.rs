@@ -89,3 +89,19 @@ async fn it_names_what_it_lacks_and_knows_subscriptions_that_have_ended() {
     assert_eq!(lago.get(PATH).await.1["usage_periods"].as_array().unwrap().len(), 1);
     assert_eq!(lago.get("/api/v1/invoices/x").await.0, 404);
 }
+
+#[tokio::test]
+async fn what_is_paid_in_advance_is_on_no_periods_invoice_and_its_plan_says_so() {
+    let (lago, _) = lago_with_invoice(Profile::V1_16).await;
+    post_value(&lago, "1", "2026-07-01T00:00:00Z", "1").await;
+    lago.server.put_metric(Metric { pay_in_advance: true, ..Metric::new("m", AggregationType::Sum, Some("v")) });
+
+    let (_, body) = lago.get(PATH).await;
+    assert_eq!(body["usage_periods"][0]["charges_usage"], json!([]));
+    let (_, body) = lago.get("/api/v1/plans/plan").await;
+    let charges = body["plan"]["charges"].as_array().unwrap().iter();
+    let charges: Vec<_> =
+        charges.map(|c| (c["billable_metric_code"].as_str(), c["pay_in_advance"].as_bool())).collect();
+    assert_eq!(charges, [(Some("m"), Some(true)), (Some("unused"), Some(false))]);
+    assert_eq!(lago.get("/api/v1/plans/another").await.0, 404);
+}
