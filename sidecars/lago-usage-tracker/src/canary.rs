@@ -195,7 +195,8 @@ impl Canary {
                 }
             }
             Some(told) if !is_late && answered => {
-                if self.tell("usage.canary_billed", &told.key, seconds, waiting.counted).await {
+                let is_told = self.tell("usage.canary_billed", &told.key, seconds, waiting.counted).await;
+                if is_told {
                     *late = None;
                     self.remember(None).await;
                 }
