@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-/// How long; the kernel's own slack makes it some 70 µs.
-const LINGER: Duration = Duration::from_micros(20);
+/// How long; the kernel's own slack makes it some 110 µs.
+const LINGER: Duration = Duration::from_micros(60);
 /// Senders that come so many at once come again.
 const CROWD: usize = 4;
 /// A group that large goes at once.
