@@ -82,6 +82,23 @@ pub struct Rig {
     process: Option<DaemonProcess>,
 }
 
+/// The counters of the gateway's sink, as the daemon's metrics say them.
+pub fn counters_of(metrics: &Metrics, point: &str) -> Counters {
+    let value = |name: &str| metrics.sum(&format!("delivery_{name}"), &[("sink", GATEWAY)]) as u64;
+    Counters {
+        point: point.to_owned(),
+        origin: "metrics".to_owned(),
+        sink: GATEWAY.to_owned(),
+        accepted: value("accepted"),
+        delivered: value("delivered"),
+        pending: value("pending"),
+        retrying: 0,
+        parked: value("parked"),
+        dropped: value("dropped"),
+        filtered: value("filtered"),
+    }
+}
+
 impl Rig {
     /// A rig whose daemon is not started yet. `settings` are variables on top of the usual ones.
     ///
@@ -405,20 +422,7 @@ impl Rig {
     /// # Errors
     /// As [`Self::metrics`].
     pub async fn counters(&self, point: &str) -> Result<Counters> {
-        let metrics = self.metrics().await?;
-        let value = |name: &str| metrics.sum(&format!("delivery_{name}"), &[("sink", GATEWAY)]) as u64;
-        Ok(Counters {
-            point: point.to_owned(),
-            origin: "metrics".to_owned(),
-            sink: GATEWAY.to_owned(),
-            accepted: value("accepted"),
-            delivered: value("delivered"),
-            pending: value("pending"),
-            retrying: 0,
-            parked: value("parked"),
-            dropped: value("dropped"),
-            filtered: value("filtered"),
-        })
+        Ok(counters_of(&self.metrics().await?, point))
     }
 
     /// Asks the admin API, with the token.

@@ -2,7 +2,7 @@
 //!
 //! Where a sync takes long, group commit needs no timer: what comes meanwhile is the next group. A disk that syncs faster than
 //! senders come again leaves groups small, and each commit costs the same few pages however few events are in it. There a
-//! commit that would go with less than it could wait for is put off once, by less than its sync takes.
+//! commit that would go with less than it could wait for is put off once, for a moment.
 
 use std::time::Duration;
 

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use kit_workbench::ledger::{Counters, GATEWAY};
+use kit_workbench::ledger::Counters;
 use kit_workbench::metrics::Metrics;
 use kit_workbench::raw;
-use outrigger_tests::rig::REQUEST_DEADLINE;
+use outrigger_tests::rig::{REQUEST_DEADLINE, counters_of};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
@@ -118,20 +118,7 @@ impl Sidecar {
 
     /// The counters of the gateway's sink.
     pub(crate) async fn counters(&self, point: &str) -> Result<Counters> {
-        let metrics = self.metrics().await?;
-        let value = |name: &str| metrics.sum(&format!("delivery_{name}"), &[("sink", GATEWAY)]) as u64;
-        Ok(Counters {
-            point: point.to_owned(),
-            origin: "metrics".to_owned(),
-            sink: GATEWAY.to_owned(),
-            accepted: value("accepted"),
-            delivered: value("delivered"),
-            pending: value("pending"),
-            retrying: 0,
-            parked: value("parked"),
-            dropped: value("dropped"),
-            filtered: value("filtered"),
-        })
+        Ok(counters_of(&self.metrics().await?, point))
     }
 
     /// What the engine counts as its memory, in bytes: everything but page cache that nobody has used lately.

@@ -199,13 +199,8 @@ async fn a_retry_ahead_of_the_cursor_that_is_dropped_is_not_sent() {
     assert_eq!(bench.gateway.received().len(), 2, "the dropped one was tried once, before");
 }
 
-/// Dropped, then asked for again, while the cursor is held up before it: delivered once, and counted.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replay_ahead_of_the_cursor_is_delivered_once_and_counted() {
-    let behaviour = Behaviour::by_request(|head| {
-        if subject_is(head, "a/stuck") { Behaviour::Ok.after(Duration::from_secs(2)) } else { Behaviour::Ok }
-    });
-    let mut bench = Bench::new(behaviour, |_| {}).await;
+/// Drops an event and asks for it again, behind one that the gateway takes its time for.
+async fn replay_ahead_of_the_cursor(bench: &mut Bench) {
     bench.append("a/stuck").await;
     bench.gateway.wait_for(1, DEADLINE).await.unwrap();
     bench.journal.act(vec![pause(true)]).await.unwrap();
@@ -213,6 +208,16 @@ async fn a_replay_ahead_of_the_cursor_is_delivered_once_and_counted() {
     bench.journal.act(vec![give_up(vec![seq])]).await.unwrap();
     bench.journal.act(vec![replay(vec![seq])]).await.unwrap();
     bench.journal.act(vec![pause(false)]).await.unwrap();
+}
+
+/// Dropped, then asked for again, while the cursor is held up before it: delivered once, and counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_ahead_of_the_cursor_is_delivered_once_and_counted() {
+    let behaviour = Behaviour::by_request(|head| {
+        if subject_is(head, "a/stuck") { Behaviour::Ok.after(Duration::from_secs(2)) } else { Behaviour::Ok }
+    });
+    let mut bench = Bench::new(behaviour, |_| {}).await;
+    replay_ahead_of_the_cursor(&mut bench).await;
     let row = bench.all_settled().await;
     assert_eq!((row.delivered, row.dropped, row.open), (2, 0, 0));
     bench.crash().await;
@@ -231,13 +236,7 @@ async fn a_replay_ahead_of_the_cursor_that_was_refused_first_is_delivered_once_a
         _ => Behaviour::Ok,
     });
     let mut bench = Bench::new(behaviour, |section| section.retry.schedule_seconds = vec![0.1; 5]).await;
-    bench.append("a/stuck").await;
-    bench.gateway.wait_for(1, DEADLINE).await.unwrap();
-    bench.journal.act(vec![pause(true)]).await.unwrap();
-    let seq = bench.append("b/1").await;
-    bench.journal.act(vec![give_up(vec![seq])]).await.unwrap();
-    bench.journal.act(vec![replay(vec![seq])]).await.unwrap();
-    bench.journal.act(vec![pause(false)]).await.unwrap();
+    replay_ahead_of_the_cursor(&mut bench).await;
     bench.gateway.wait_for(3, DEADLINE).await.unwrap();
 
     let row = bench.all_settled().await;
