@@ -35,6 +35,19 @@ pub fn daemon(name: &str) -> Result<PathBuf> {
     binary(name, &DAEMONS, &BUILT)
 }
 
+/// The path of a daemon's binary that runs with these variables: what `LD_PRELOAD` names takes no effect in a static
+/// binary, so that a dynamic one beside this test is used for it, and built first.
+///
+/// # Errors
+/// The binary is not there, or cannot be built.
+pub fn daemon_with(name: &str, variables: &[(String, String)]) -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    if variables.iter().any(|(name, _)| name == "LD_PRELOAD") {
+        return beside_this_test(name, &DAEMONS, &BUILT);
+    }
+    daemon(name)
+}
+
 /// The path of the seeder's binary; found and built as [`daemon`]'s.
 ///
 /// # Errors
@@ -54,13 +67,19 @@ pub fn command_line() -> Result<PathBuf> {
 }
 
 fn binary(name: &str, packages: &[&str], built: &OnceLock<Result<PathBuf, String>>) -> Result<PathBuf> {
-    let directory = match std::env::var_os(DIRECTORY_VARIABLE) {
-        Some(directory) => repository().join(directory),
-        None => {
-            let build = || build(packages).map_err(|error| format!("{error:#}"));
-            built.get_or_init(build).clone().map_err(anyhow::Error::msg)?
-        }
-    };
+    match std::env::var_os(DIRECTORY_VARIABLE) {
+        Some(directory) => existing(&repository().join(directory), name),
+        None => beside_this_test(name, packages, built),
+    }
+}
+
+fn beside_this_test(name: &str, packages: &[&str], built: &OnceLock<Result<PathBuf, String>>) -> Result<PathBuf> {
+    let build = || build(packages).map_err(|error| format!("{error:#}"));
+    let directory = built.get_or_init(build).clone().map_err(anyhow::Error::msg)?;
+    existing(&directory, name)
+}
+
+fn existing(directory: &Path, name: &str) -> Result<PathBuf> {
     let binary = directory.join(name);
     ensure!(binary.is_file(), "{} is missing: cargo build -p {name}, or set {DIRECTORY_VARIABLE}", binary.display());
     Ok(binary)

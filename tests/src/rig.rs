@@ -200,7 +200,7 @@ impl Rig {
     /// # Errors
     /// The binary is missing.
     pub fn command(&self) -> Result<DaemonCommand> {
-        let command = DaemonCommand::new(binaries::daemon(self.daemon)?);
+        let command = DaemonCommand::new(binaries::daemon_with(self.daemon, &self.environment)?);
         let command = command.envs(self.environment.clone()).log_file(self.scratch.file("daemon.log"));
         Ok(match self.wrapper.split_first() {
             Some((program, arguments)) => command.wrapped(program, arguments),
