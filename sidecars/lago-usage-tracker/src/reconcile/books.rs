@@ -57,6 +57,21 @@ impl Books {
     pub(crate) async fn lead(&self) -> Result<(), JournalError> {
         // Whoever takes an event out has told the journal of it before the ledger.
         let _taking_back = self.taking_back.lock().await;
+        self.load().await?;
+        self.leads.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Takes what the journal has where another replica books, so that it can be shown.
+    ///
+    /// # Errors
+    /// The journal cannot be read. Then nothing is changed.
+    pub(crate) async fn look(&self) -> Result<(), JournalError> {
+        let _taking_back = self.taking_back.lock().await;
+        if self.leads() { Ok(()) } else { self.load().await }
+    }
+
+    async fn load(&self) -> Result<(), JournalError> {
         let read = |reader: &mut dyn Reader| {
             Ok((reader.values(PREFIX)?, reader.values(TAKEN_PREFIX)?, Complaints::load(reader)?))
         };
@@ -72,7 +87,6 @@ impl Books {
                 tracing::debug!(error = %error, "a settled complaint stays until the next start: {error}");
             }
         }
-        self.leads.store(true, Ordering::Release);
         Ok(())
     }
 
