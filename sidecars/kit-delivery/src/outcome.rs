@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use kit_journal::engine::ExceptionState;
-use kit_journal::{EventHead, Seq, StoredEvent};
+use kit_journal::{EventHead, JournalError, Seq, StoredEvent};
 
 /// How many events go in one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +98,19 @@ pub trait Sink: Send + Sync + 'static {
             outcomes
         })
     }
+
+    /// This replica delivers to the sink from now on: at the start, and whenever it has the lease again. What the sink
+    /// keeps of the journal in memory is to be read anew, because others may have recorded deliveries meanwhile, and what
+    /// was not recorded comes again. Nothing is delivered before.
+    ///
+    /// # Errors
+    /// The journal cannot be read; asked again where the store is elsewhere.
+    fn lead(&self) -> BoxFuture<'_, Result<(), JournalError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// This replica delivers no longer, for now or for good.
+    fn stand_by(&self) {}
 
     /// Small values to remember in the same commit that records these as delivered, by name. Called once for every
     /// delivery that is recorded; what was delivered and not recorded comes again.

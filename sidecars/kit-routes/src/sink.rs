@@ -9,7 +9,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
 use kit_delivery::format::{Format, render};
 use kit_delivery::{Batching, Failure, Interest, Outcome, PassedBy, Sink};
-use kit_journal::{Seq, StoredEvent};
+use kit_journal::{JournalError, Seq, StoredEvent};
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -241,6 +241,14 @@ impl<S: Sink> Sink for RoutedSink<S> {
 
     fn repeats(&self) -> bool {
         self.inner.repeats()
+    }
+
+    fn lead(&self) -> BoxFuture<'_, Result<(), JournalError>> {
+        self.inner.lead()
+    }
+
+    fn stand_by(&self) {
+        self.inner.stand_by();
     }
 
     fn recording(&self, delivered: &[Seq]) -> Vec<(String, Vec<u8>)> {

@@ -124,7 +124,8 @@ fn row(name: &Name, booked: Option<&Booked>, pair: &Pair, compared: Option<&Comp
 
 /// What Lago has confirmed in the current billing periods and in the last ones, and what it has counted.
 #[utoipa::path(get, path = "/usage/ledger", tag = "usage", params(LedgerQuery),
-    responses((status = 200, body = LedgerPage), (status = 400, description = "not a page")))]
+    responses((status = 200, body = LedgerPage), (status = 400, description = "not a page"),
+        (status = 503, description = "the journal cannot be read")))]
 async fn show_ledger(
     State(state): State<LedgerState>,
     Query(query): Query<LedgerQuery>,
@@ -139,6 +140,10 @@ async fn show_ledger(
         return Err(wrong("state: must be equal, missing, surplus, uncertain, settling, not_charged or unknown"));
     }
     let limit = query.limit.unwrap_or(USUAL).clamp(1, MOST);
+    if let Err(error) = state.books.look().await {
+        let message = format!("the ledger cannot be read: {}", kit::error::chain(&error));
+        return Err((StatusCode::SERVICE_UNAVAILABLE, Json(serde_json::json!({ "error": message }))));
+    }
     let ledger = state.books.ledger();
     let results = state.books.results();
     let wanted = |row: &LedgerRow| {

@@ -18,7 +18,6 @@ use kit_delivery::config::GatewaySection;
 use kit_delivery::start::{self, Served, configuration};
 use kit_delivery::{DeliveryMetrics, DispatcherSettings, HttpSink, Sink, SinkStatus};
 use kit_journal::Journal;
-use kit_journal::engine::Reader;
 use kit_lago::api::{LagoApi, api_root};
 use tokio::sync::{Notify, Semaphore};
 use utoipa::OpenApi as _;
@@ -27,10 +26,8 @@ use crate::alerts::{self, Alerts, Gateway};
 use crate::api::{self, LedgerState};
 use crate::canary::Canary;
 use crate::catalogue::{CatalogueWorker, Known};
-use crate::complained::Complaints;
 use crate::config::{Config, LagoSection, well_known};
 use crate::http::{self, Intake};
-use crate::ledger::{self, Ledger};
 use crate::metrics::UsageMetrics;
 use crate::producers::Producers;
 use crate::proxy::Proxy;
@@ -103,7 +100,7 @@ impl Daemon for LagoUsageTracker {
         let usage_metrics = metrics.with_registry(UsageMetrics::register);
         let delivery_metrics = metrics.with_registry(DeliveryMetrics::register);
         let parts = Parts { journal, clock, usage: usage_metrics, delivery: delivery_metrics };
-        let books = parts.books().await;
+        let books = Arc::new(Books::new(parts.journal.clone()));
         let (alerts, mut sinks) = parts.start_gateway(shell, &config.gateway)?;
         let lago = &config.lago;
         let key = api_key(lago).map_err(configuration)?;
@@ -204,29 +201,6 @@ type Status = Arc<Mutex<SinkStatus>>;
 impl Parts {
     fn deliver(&self, shell: &mut Shell, sink: Arc<dyn Sink>, settings: DispatcherSettings) -> Status {
         start::deliver(shell, sink, &self.journal, &self.clock, settings, &self.delivery)
-    }
-
-    /// The ledger, as the journal remembers it.
-    async fn books(&self) -> Arc<Books> {
-        let read = |reader: &mut dyn Reader| Ok((reader.values(ledger::PREFIX)?, reader.values(ledger::TAKEN_PREFIX)?));
-        let (pairs, taken) = self.journal.read(read).await.unwrap_or_else(|error| {
-            tracing::error!(error = %error, "the ledger cannot be read and begins anew: {error}");
-            Default::default()
-        });
-        let (ledger, unreadable) = Ledger::load(pairs, taken);
-        if unreadable > 0 {
-            tracing::error!(count = unreadable, "{unreadable} pages of the ledger cannot be read and begin anew");
-        }
-        let (complaints, settled) = self.journal.read(Complaints::load).await.unwrap_or_else(|error| {
-            tracing::error!(error = %error, "what Lago has complained about cannot be read: {error}");
-            Default::default()
-        });
-        for name in settled {
-            if let Err(error) = self.journal.put_value(&name, Vec::new()).await {
-                tracing::debug!(error = %error, "a settled complaint stays until the next start: {error}");
-            }
-        }
-        Arc::new(Books::new(ledger, complaints))
     }
 
     /// The gateway's sink, if there is a gateway.

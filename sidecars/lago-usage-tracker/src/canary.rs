@@ -24,6 +24,8 @@ use crate::reconcile::Books;
 const NAME: &str = "canary";
 /// How often Lago is asked at least, while something is waited for.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Whether this replica is the one that looks is asked as often at least.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Sends the events and looks for them.
 pub(crate) struct Canary {
@@ -94,13 +96,7 @@ impl Canary {
         let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(LOOK_EVERY);
         let every = seconds(self.section.every_seconds);
         let look_every = every.min(LOOK_EVERY);
-        let mut late = self.late_before().await;
-        let mut waiting = Waiting { before: late.clone(), ..Waiting::default() };
-        if let Some(before) = &late {
-            #[expect(clippy::cast_precision_loss, reason = "for people")]
-            let seconds = (self.clock.now().as_millis() - before.since.as_millis()) as f64 / 1000.0;
-            self.tell("usage.canary_unbilled", &before.key, seconds, 0).await;
-        }
+        let mut watch: Option<(Waiting, Option<Late>)> = None;
         let mut sent = None;
         loop {
             let millis = i64::try_from(every.as_millis()).unwrap_or(i64::MAX).max(1);
@@ -108,15 +104,41 @@ impl Canary {
             if sent != Some(slot) && self.send(slot, millis).await {
                 sent = Some(slot);
             }
-            tokio::select! {
-                () = stop.stopped() => return Ok(()),
-                () = self.look(&mut waiting, &mut late) => {}
+            // Only who sends to Lago knows what Lago has confirmed.
+            if !self.books.leads() {
+                if watch.take().is_some() {
+                    self.metrics.canary_waits(0.0);
+                }
+                tokio::select! {
+                    () = stop.stopped() => return Ok(()),
+                    () = tokio::time::sleep(look_every.min(ASK_AGAIN)) => continue,
+                }
+            }
+            if watch.is_none() {
+                watch = Some(self.begin().await);
+            }
+            if let Some((waiting, late)) = &mut watch {
+                tokio::select! {
+                    () = stop.stopped() => return Ok(()),
+                    () = self.look(waiting, late) => {}
+                }
             }
             tokio::select! {
                 () = stop.stopped() => return Ok(()),
                 () = tokio::time::sleep(look_every) => {}
             }
         }
+    }
+
+    /// What is waited for since before, by this replica or another one.
+    async fn begin(&self) -> (Waiting, Option<Late>) {
+        let late = self.late_before().await;
+        if let Some(before) = &late {
+            #[expect(clippy::cast_precision_loss, reason = "for people")]
+            let seconds = (self.clock.now().as_millis() - before.since.as_millis()) as f64 / 1000.0;
+            self.tell("usage.canary_unbilled", &before.key, seconds, 0).await;
+        }
+        (Waiting { before: late.clone(), ..Waiting::default() }, late)
     }
 
     fn name(&self) -> Option<Name> {

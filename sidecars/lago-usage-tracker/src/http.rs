@@ -453,6 +453,7 @@ mod tests {
         let section = UsageSection { producer_token: Some(Secret::from(TOKEN.to_owned())), ..UsageSection::default() };
         let intake = Intake {
             producers: Producers::load(&section, &mut Problems::default()),
+            books: Arc::new(Books::new(journal.clone())),
             journal,
             clock: Arc::new(SystemClock),
             metrics: UsageMetrics::default(),
@@ -461,7 +462,6 @@ mod tests {
             checks: ChecksSection::default(),
             rollup: BTreeSet::new(),
             known: Known::told(None, None).1,
-            books: Arc::default(),
             proxy: None,
             webhooks: None,
             room: Semaphore::new(5),

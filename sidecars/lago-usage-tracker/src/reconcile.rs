@@ -230,14 +230,33 @@ impl Reconciler {
                 () = self.books.without_period.notified() => Wanted::Periods,
                 () = tokio::time::sleep_until(next), if !every.is_zero() => Wanted::WhatChanged,
             };
-            tokio::select! {
-                () = stop.stopped() => return Ok(()),
-                () = self.look(wanted, settling) => {}
+            if self.books.leads() {
+                tokio::select! {
+                    () = stop.stopped() => return Ok(()),
+                    () = self.look(wanted, settling) => {}
+                }
+            } else {
+                self.stand_by();
+                // Who asked is answered when this replica compares: at a start, say.
+                if wanted == Wanted::All {
+                    tokio::time::sleep(PAUSE).await;
+                    self.asked.notify_one();
+                    continue;
+                }
             }
             if wanted != Wanted::Periods {
                 next = Instant::now() + every;
             }
         }
+    }
+
+    /// Another replica compares, and says what is missing.
+    fn stand_by(&self) {
+        *self.books.results() = Results::default();
+        for state in State::ALL {
+            self.metrics.compared(state, 0);
+        }
+        self.metrics.missing(0);
     }
 
     async fn look(&self, wanted: Wanted, settling: Duration) {

@@ -16,7 +16,7 @@ use kit::client::{ReadError, read_whole};
 use kit::clock::SharedClock;
 use kit::secret::Secret;
 use kit_delivery::{Batching, Failure, Outcome, Sink, Verdict};
-use kit_journal::{EventHead, Seq, StoredEvent};
+use kit_journal::{EventHead, JournalError, Seq, StoredEvent};
 use kit_lago::api::{SetupError, api_root, authorization};
 use kit_lago::usage::answer::{batch_errors, holds_events, in_words, is_known};
 use reqwest::StatusCode;
@@ -139,7 +139,7 @@ impl LagoSink {
             if policy == Policy::Pass {
                 return None;
             }
-            let note = match (too_many, seen.is_behind(event.at)) {
+            let note = match (too_many, finding.kind.may_change() && seen.is_behind(event.at)) {
                 (true, _) => TOO_MANY,
                 (false, true) => " (Lago does not tell what is new)",
                 (false, false) => "",
@@ -287,6 +287,16 @@ impl Sink for LagoSink {
     /// Lago has it, and the ledger counts it once.
     fn repeats(&self) -> bool {
         false
+    }
+
+    fn lead(&self) -> BoxFuture<'_, Result<(), JournalError>> {
+        // It is not recorded, and comes again.
+        self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.books.lead().boxed()
+    }
+
+    fn stand_by(&self) {
+        self.books.stand_by();
     }
 
     fn recording(&self, delivered: &[Seq]) -> Vec<(String, Vec<u8>)> {

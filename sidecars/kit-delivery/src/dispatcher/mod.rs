@@ -166,7 +166,12 @@ impl Dispatcher {
                 let name = name.clone();
                 move |reader| reader.sink(&name)
             });
+            // From here on nothing more is recorded by whoever led before.
             let row = match row.await {
+                Ok(row) => shell.sink.lead().await.map(|()| row),
+                Err(error) => Err(error),
+            };
+            let row = match row {
                 Ok(row) => row,
                 Err(JournalError::UnknownSink(_)) => {
                     tracing::warn!(sink = %name, "sink {name} was forgotten since this replica began, and begins again with the next event");
@@ -188,6 +193,7 @@ impl Dispatcher {
             let mut work = Work::new(shell, &row, lease);
             work.run(stop.clone()).await;
             shell = work.end().await;
+            shell.sink.stand_by();
         }
     }
 

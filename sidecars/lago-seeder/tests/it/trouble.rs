@@ -22,7 +22,7 @@ async fn two_seeders_at_once_do_no_harm() {
             let (one, other) = tokio::join!(bench.apply(&catalogue), other.run());
 
             let other = other.unwrap();
-            assert!(one.is_settled() && other.is_settled(), "{profile:?}: {one:#?} {other:#?}");
+            assert!(one.is_settled() && other.is_settled(), "{profile:?} {round}: {one:#?} {other:#?}");
             bench.lago.set_faults(Faults::default());
             all_are(&bench.look(&catalogue).await, Outcome::Same);
             for kind in [Kind::BillableMetric, Kind::Plan, Kind::WebhookEndpoint] {
@@ -50,9 +50,10 @@ async fn two_that_mend_the_same_plan_make_no_charge_twice() {
 
         let (one, other) = tokio::join!(bench.apply(&list), other.run());
 
-        assert!(one.is_settled() && other.unwrap().is_settled());
+        let other = other.unwrap();
+        assert!(one.is_settled() && other.is_settled(), "{round}: {one:#?} {other:#?}");
         let charges = bench.object(Kind::Plan, "scale").await["charges"].clone();
-        assert_eq!(charges.as_array().unwrap().len(), 1, "{charges}");
+        assert_eq!(charges.as_array().unwrap().len(), 1, "{round}: {charges}");
     }
 }
 

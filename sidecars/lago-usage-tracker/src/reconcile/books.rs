@@ -1,11 +1,12 @@
 //! The ledger as the sink, the comparison and the API share it.
 
 use std::collections::{BTreeSet, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kit::clock::Timestamp;
-use kit_journal::engine::Action;
-use kit_journal::{Seq, StoredEvent};
+use kit_journal::engine::{Action, Reader};
+use kit_journal::{Journal, JournalError, Seq, StoredEvent};
 use kit_lago::usage::Quantity;
 use tokio::sync::Notify;
 
@@ -13,11 +14,14 @@ use super::Results;
 use crate::admit::Stored;
 use crate::catalogue::Catalogue;
 use crate::complained::Complaints;
-use crate::ledger::{Ledger, Name, Taken};
+use crate::ledger::{Ledger, Name, PREFIX, TAKEN_PREFIX, Taken};
 
 /// The ledger and what became of its last comparison, as the sink, the comparison and the API share it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Books {
+    journal: Journal,
+    /// This replica sends to Lago: only then the ledger is the whole of it.
+    leads: AtomicBool,
     ledger: Mutex<Ledger>,
     results: Mutex<Results>,
     /// Positions that Lago has complained about before they were recorded: they are not booked.
@@ -31,8 +35,69 @@ pub(crate) struct Books {
 }
 
 impl Books {
-    pub(crate) fn new(ledger: Ledger, complaints: Complaints) -> Self {
-        Self { ledger: Mutex::new(ledger), complaints: Mutex::new(complaints), ..Self::default() }
+    /// Empty until [`Books::lead`].
+    pub(crate) fn new(journal: Journal) -> Self {
+        Self {
+            journal,
+            leads: AtomicBool::new(false),
+            ledger: Mutex::default(),
+            results: Mutex::default(),
+            complained: Mutex::default(),
+            complaints: Mutex::default(),
+            without_period: Notify::new(),
+            taking_back: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Takes the ledger and the complaints as the journal has them: another replica may have recorded more, and what this
+    /// one has booked and not recorded comes again.
+    ///
+    /// # Errors
+    /// The journal cannot be read. Then nothing is changed.
+    pub(crate) async fn lead(&self) -> Result<(), JournalError> {
+        // Whoever takes an event out has told the journal of it before the ledger.
+        let _taking_back = self.taking_back.lock().await;
+        self.load().await?;
+        self.leads.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Takes what the journal has where another replica books, so that it can be shown.
+    ///
+    /// # Errors
+    /// The journal cannot be read. Then nothing is changed.
+    pub(crate) async fn look(&self) -> Result<(), JournalError> {
+        let _taking_back = self.taking_back.lock().await;
+        if self.leads() { Ok(()) } else { self.load().await }
+    }
+
+    async fn load(&self) -> Result<(), JournalError> {
+        let read = |reader: &mut dyn Reader| {
+            Ok((reader.values(PREFIX)?, reader.values(TAKEN_PREFIX)?, Complaints::load(reader)?))
+        };
+        let (pairs, taken, (complaints, settled)) = self.journal.read(read).await?;
+        let (ledger, unreadable) = Ledger::load(pairs, taken);
+        if unreadable > 0 {
+            tracing::error!(count = unreadable, "{unreadable} pages of the ledger cannot be read and begin anew");
+        }
+        *self.ledger() = ledger;
+        *self.complaints() = complaints;
+        for name in settled {
+            if let Err(error) = self.journal.put_value(&name, Vec::new()).await {
+                tracing::debug!(error = %error, "a settled complaint stays until the next start: {error}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Another replica books from now on.
+    pub(crate) fn stand_by(&self) {
+        self.leads.store(false, Ordering::Release);
+    }
+
+    /// Whether what is booked here is all that is booked.
+    pub(crate) fn leads(&self) -> bool {
+        self.leads.load(Ordering::Acquire)
     }
 
     pub(crate) fn complaints(&self) -> MutexGuard<'_, Complaints> {

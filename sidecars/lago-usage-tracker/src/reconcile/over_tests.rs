@@ -76,11 +76,11 @@ impl Bench {
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let reconciler = Reconciler {
             api: LagoApi::new(client.clone(), &lago.url(), &Secret::from(KEY.to_owned())).unwrap(),
+            books: Arc::new(Books::new(journal.clone())),
             journal,
             alerts: Alerts::new(None, Arc::clone(&clock)),
             clock,
             known: Known::told(Some(catalogue), None).1,
-            books: Arc::default(),
             section: ReconcileSection::default(),
             metrics: UsageMetrics::default(),
             asked: Arc::default(),

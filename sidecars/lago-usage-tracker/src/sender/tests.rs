@@ -276,7 +276,8 @@ async fn dispatcher(section: &LagoSection, journal: &Journal) -> (StopToken, Dis
     let mut registry = Registry::default();
     let metrics = UsageMetrics::register(&mut registry);
     let sections = (section, &ChecksSection::default());
-    let sink = LagoSink::new(sections, client, &key, known, Arc::clone(&clock), metrics, Arc::default()).unwrap();
+    let books = Arc::new(Books::new(journal.clone()));
+    let sink = LagoSink::new(sections, client, &key, known, Arc::clone(&clock), metrics, books).unwrap();
     let settings = DispatcherSettings::unordered((section.concurrency, 0), &section.retry(), &section.circuit);
     let metrics = DeliveryMetrics::register(&mut registry);
     (StopToken::new(), Dispatcher::new(Arc::new(sink), journal.clone(), clock, settings, metrics))

@@ -77,6 +77,17 @@ impl Bench {
         (self.daemon, self.public, self.admin) = run(&self.env).await;
     }
 
+    /// Another daemon with the same settings, over the same journal.
+    pub(crate) async fn replica(&self) -> Replica {
+        run(&self.env).await
+    }
+
+    /// Kills the daemon, and is that replica's bench from now on.
+    pub(crate) async fn go_on_with(&mut self, replica: Replica) {
+        self.daemon.kill9().await.unwrap();
+        (self.daemon, self.public, self.admin) = replica;
+    }
+
     /// Where other daemons reach it.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.public)
@@ -189,6 +200,10 @@ impl Bench {
         }
     }
 
+    pub(crate) async fn is_ready(&self) -> bool {
+        self.client.get(format!("http://{}/readyz", self.admin)).send().await.unwrap().status().is_success()
+    }
+
     pub(crate) async fn metrics(&self) -> Metrics {
         Metrics::fetch(self.admin, DEADLINE).await.unwrap()
     }
@@ -230,7 +245,10 @@ pub(crate) fn usage(subscription: &str, transaction: &str, calls: &str) -> Value
     serde_json::from_str(&event).unwrap()
 }
 
-async fn run(env: &[(String, String)]) -> (DaemonProcess, SocketAddr, SocketAddr) {
+/// A daemon and its two listeners.
+type Replica = (DaemonProcess, SocketAddr, SocketAddr);
+
+async fn run(env: &[(String, String)]) -> Replica {
     let command = DaemonCommand::new(env!("CARGO_BIN_EXE_lago-usage-tracker")).envs(env.iter().cloned());
     let mut daemon = command.spawn().unwrap();
     let public = daemon.address("public", DEADLINE).await.unwrap();

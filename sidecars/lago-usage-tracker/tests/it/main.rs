@@ -6,6 +6,7 @@ mod checks;
 mod delivery;
 mod intake;
 mod proof;
+mod replicas;
 mod resolve;
 mod rollup;
 mod webhooks;

@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 use crate::bench::*;
 
-const SETTLE: (&str, &str) = ("SIDECAR_RECONCILE__SETTLING_SECONDS", "0.1");
+pub(crate) const SETTLE: (&str, &str) = ("SIDECAR_RECONCILE__SETTLING_SECONDS", "0.1");
 const HOUR: Duration = Duration::from_secs(3_600);
 
-fn prepare(lago: &LagoServer) {
+pub(crate) fn prepare(lago: &LagoServer) {
     lago.put_metric(Metric::new("api_calls", AggregationType::Sum, Some("calls")));
     lago.put_metric(Metric::new("visits", AggregationType::Count, None));
     lago.put_metric(Metric::new("seats", AggregationType::UniqueCount, Some("seat")));
@@ -42,7 +42,7 @@ fn event(n: usize) -> Value {
 }
 
 /// The ledger after a comparison that begins now.
-async fn compared(bench: &Bench) -> Value {
+pub(crate) async fn compared(bench: &Bench) -> Value {
     let started = bench.act("/api/v1/usage/reconcile").await;
     let since = started["at"].as_str().unwrap().to_owned();
     let deadline = Instant::now() + DEADLINE;
@@ -56,7 +56,7 @@ async fn compared(bench: &Bench) -> Value {
     }
 }
 
-fn states(ledger: &Value) -> Vec<String> {
+pub(crate) fn states(ledger: &Value) -> Vec<String> {
     let rows = ledger["rows"].as_array().unwrap().iter();
     let text = |row: &Value| {
         let field = |name: &str| row[name].as_str().unwrap_or("-").to_owned();

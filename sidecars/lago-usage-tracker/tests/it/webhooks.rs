@@ -356,7 +356,11 @@ async fn an_event_that_lago_complains_about_while_it_is_tried_is_parked_when_lag
 /// Lago names a transaction id and no subscription, and one of two events under it is not kept any more.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_complaint_that_may_be_about_an_event_that_is_gone_parks_no_other_one() {
-    let env = [("USAGE_WEBHOOK_SECRET", SECRET), ("SIDECAR_JOURNAL__RETENTION__MAX_BYTES", "1")];
+    let env = [
+        ("USAGE_WEBHOOK_SECRET", SECRET),
+        ("SIDECAR_JOURNAL__RETENTION__MAX_BYTES", "1"),
+        ("SIDECAR_LAGO__RETRY_SCHEDULE_SECONDS", "2,2,2,2"),
+    ];
     let bench = Bench::with(Profile::V1_39, &env).await;
     bench.report(&[usage("s-1", "both", "1")]).await;
     bench.settled().await;
@@ -368,6 +372,7 @@ async fn a_complaint_that_may_be_about_an_event_that_is_gone_parks_no_other_one(
     let away = Fault::new(Effect::DoneThenAnswer(503), When::Always);
     bench.lago.set_faults(Faults { rules: vec![away], ..Faults::default() });
     bench.report(&[usage("s-2", "both", "1"), usage("s-2", "alone", "1")]).await;
+    bench.until_sinks("trying", |sinks| sinks["lago"]["retrying"] == 2).await;
 
     delivered(&bench, &errors_of("invalid_code", &["both", "alone"]), "a").await;
     bench.lago.set_faults(Faults::default());
