@@ -1,7 +1,7 @@
 //! A real PostgreSQL server on a private port and data directory, and a pooler in front of it: from Debian's packages,
 //! run by an unprivileged user, and gone when the process that started them is, however that ends.
 
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -22,8 +22,10 @@ const PASSWORD: &str = "workbench";
 const STARTS_WITHIN: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Runs a program and ends it with the signal `$0` when our end of its standard input is closed, whoever closes it.
-const KEEPER: &str = r#""$@" </dev/null & pid=$!; read -r _; kill -"$0" "$pid" 2>/dev/null; wait "$pid""#;
+/// Runs a program and ends it with the signal `$0` when our end of its standard input is closed, whoever closes it. Where
+/// no line was written before, nobody is there any more who would remove the folder.
+const KEEPER: &str = r#""$@" </dev/null & pid=$!; read -r _ || left=1; kill -"$0" "$pid" 2>/dev/null; wait "$pid"; code=$?
+[ -z "$left" ] || rm -rf -- "$PWD"; exit "$code""#;
 
 /// How a server is ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,8 +124,7 @@ impl Database {
         while self.pid().is_some() && Instant::now() < deadline {
             std::thread::sleep(LOOK_EVERY);
         }
-        drop(keeper.stdin.take());
-        keeper.wait().map(drop)
+        let_go(&mut keeper)
     }
 
     /// Makes an empty database.
@@ -167,8 +168,7 @@ impl Database {
 impl Drop for Database {
     fn drop(&mut self) {
         if let Some(mut keeper) = self.keeper.take() {
-            drop(keeper.stdin.take());
-            let _ = keeper.wait();
+            let _ = let_go(&mut keeper);
         }
     }
 }
@@ -209,11 +209,10 @@ impl Pooler {
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
             if keeper.try_wait()?.is_some() || Instant::now() > deadline {
                 let mut said = String::new();
-                drop(keeper.stdin.take());
+                let _ = let_go(&mut keeper);
                 if let Some(mut stderr) = keeper.stderr.take() {
                     stderr.read_to_string(&mut said)?;
                 }
-                let _ = keeper.wait();
                 return Err(io::Error::other(format!("{POOLER} does not start: {said}")));
             }
             std::thread::sleep(LOOK_EVERY);
@@ -229,8 +228,7 @@ impl Pooler {
 
 impl Drop for Pooler {
     fn drop(&mut self) {
-        drop(self.keeper.stdin.take());
-        let _ = self.keeper.wait();
+        let _ = let_go(&mut self.keeper);
     }
 }
 
@@ -270,6 +268,15 @@ fn hand_over(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Ends what a keeper keeps, and leaves the folder to its owner here.
+fn let_go(keeper: &mut Child) -> io::Result<()> {
+    if let Some(mut stdin) = keeper.stdin.take() {
+        // It may have ended by itself.
+        let _ = stdin.write_all(b"\n");
+    }
+    keeper.wait().map(drop)
+}
+
 fn unprivileged(program: &Path, scratch: &Scratch) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").current_dir(scratch.path());
@@ -277,4 +284,32 @@ fn unprivileged(program: &Path, scratch: &Scratch) -> Command {
         command.uid(user).gid(group);
     }
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tests keep a server in a static, which nothing drops.
+    #[test]
+    fn what_nobody_is_left_to_remove_is_removed() {
+        let mut database = Database::start(&[]).unwrap();
+        let folder = database.scratch.path().to_owned();
+        assert!(folder.join("data").is_dir());
+        let mut keeper = database.keeper.take().unwrap();
+
+        drop(keeper.stdin.take());
+
+        keeper.wait().unwrap();
+        assert!(!folder.exists());
+    }
+
+    #[test]
+    fn what_is_ended_can_be_run_again() {
+        let mut database = Database::start(&[]).unwrap();
+        database.create("kept").unwrap();
+        database.end(End::Crash).unwrap();
+        database.run().unwrap();
+        assert_eq!(database.sql("kept", "SELECT 1").unwrap(), "1");
+    }
 }
