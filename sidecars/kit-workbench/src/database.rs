@@ -288,6 +288,8 @@ fn unprivileged(program: &Path, scratch: &Scratch) -> Command {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     /// Tests keep a server in a static, which nothing drops.
