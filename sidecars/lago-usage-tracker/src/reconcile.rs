@@ -167,7 +167,10 @@ fn compare(ours: &Ours<'_>, lago: Option<Counted>, at: Timestamp) -> Compared {
     } else if surplus_events > 0 {
         if surplus_events <= ours.unsure { State::Uncertain } else { State::Surplus }
     } else {
-        match units.map(|units| units.cmp(&lago.units)) {
+        // Of charges that are paid in advance Lago tells a sum below zero as zero (getlago/lago-api,
+        // `billable_metrics/aggregations/base_service.rb`, `handle_in_advance_current_usage`).
+        let is_told = |units: &&Quantity| !(units.is_negative() && lago.units.is_zero());
+        match units.filter(is_told).map(|units| units.cmp(&lago.units)) {
             Some(std::cmp::Ordering::Greater) => State::Missing,
             Some(std::cmp::Ordering::Less) => State::Surplus,
             _ => State::Equal,
@@ -508,6 +511,7 @@ mod tests {
     #[test]
     fn only_what_is_old_enough_can_be_missing() {
         let (ten, twelve) = (sum(10, Some("1.5")), sum(12, Some("1.8")));
+        let less = sum(10, Some("-1"));
         for (then, now, lago, expected) in [
             (&ten, &ten, Some((10, "1.50")), (State::Equal, 0, 0)),
             (&ten, &ten, Some((9, "1.4")), (State::Missing, 1, 0)),
@@ -516,6 +520,10 @@ mod tests {
             (&ten, &ten, Some((10, "1.4")), (State::Missing, 0, 0)),
             (&ten, &ten, Some((10, "1.6")), (State::Surplus, 0, 0)),
             (&ten, &ten, None, (State::NotCharged, 0, 0)),
+            (&less, &less, Some((10, "0")), (State::Equal, 0, 0)),
+            (&less, &less, Some((10, "-1")), (State::Equal, 0, 0)),
+            (&less, &less, Some((10, "-2")), (State::Missing, 0, 0)),
+            (&less, &less, Some((10, "0.5")), (State::Surplus, 0, 0)),
             // Lago has not counted the last two, or one of them, or both.
             (&ten, &twelve, Some((10, "1.5")), (State::Settling, 0, 0)),
             (&ten, &twelve, Some((12, "1.8")), (State::Settling, 0, 0)),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use bigdecimal::num_bigint::BigInt;
+use bigdecimal::num_bigint::{BigInt, Sign};
 use bigdecimal::{BigDecimal, Zero};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -45,6 +45,11 @@ impl Quantity {
     /// Zero.
     pub fn is_zero(&self) -> bool {
         self.0.is_zero()
+    }
+
+    /// Below zero.
+    pub fn is_negative(&self) -> bool {
+        self.0.sign() == Sign::Minus
     }
 
     /// One for every event.
