@@ -3,9 +3,13 @@
 //! Every check is a question with a limit of its own, all are asked side by side, and none changes anything. Not here: what
 //! is measured over time, which is for Prometheus.
 
+mod authentik;
 mod finding;
 mod lago;
+mod names;
 mod page;
+mod postgres;
+mod redis;
 mod rsa;
 mod settings;
 mod sidecar;
@@ -104,6 +108,10 @@ async fn examine(asking: &Asking<'_>) -> Vec<Finding> {
     let mut checks: Vec<Check<'_>> = vec![
         ("lago", Box::pin(lago::examine(asking))),
         ("lago-worker", Box::pin(lago::worker(asking))),
+        ("postgres", Box::pin(postgres::examine(asking))),
+        ("redis", Box::pin(redis::examine(asking))),
+        ("authentik", Box::pin(authentik::examine(asking))),
+        ("public-name", Box::pin(names::examine(asking))),
         ("webhook-attempts", Box::pin(async { vec![lago::attempts(asking)] })),
     ];
     checks.extend(sidecar::checks(asking));

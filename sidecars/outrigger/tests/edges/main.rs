@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod doctor;
 mod events;
 mod journal;
 mod lago;
