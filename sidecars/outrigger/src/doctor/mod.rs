@@ -29,6 +29,7 @@ use serde::Serialize;
 use crate::admin::Connection;
 use crate::output::{self, safe, say};
 use finding::{CLOCK, Finding, State};
+pub(crate) use rsa::served_key;
 use settings::Settings;
 
 /// Longest wait for one answer.
