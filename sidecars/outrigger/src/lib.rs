@@ -21,6 +21,7 @@ mod send;
 mod sinks;
 mod usage;
 mod verify;
+mod verify_upgrade;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
@@ -81,6 +82,10 @@ enum Verb {
     Stats,
     /// Say why a webhook's signature does not match.
     Verify(verify::Arguments),
+    /// Before and after a change of Lago's version: does it do what the daemons rely on.
+    #[command(after_help = "Example: outrigger verify-upgrade --record before.json\n\
+                            Example: outrigger verify-upgrade --compare before.json --wait 600")]
+    VerifyUpgrade(verify_upgrade::Arguments),
     /// Send a load of signed webhooks and measure.
     Load(load::Arguments),
     /// Check the sidecars and what they stand beside; one line a finding, with the fix.
@@ -156,6 +161,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Journal(verb) => journal::run(verb, json).await?,
         Verb::Stats => sinks::statistics(&connection, json).await?,
         Verb::Verify(arguments) => return verify::run(&arguments, json),
+        Verb::VerifyUpgrade(arguments) => return verify_upgrade::run(arguments, json).await,
         Verb::Load(arguments) => return load::run(arguments, json).await,
         Verb::Doctor(arguments) => return doctor::run(arguments, &connection, json).await,
         Verb::Completions { shell } => {

@@ -16,3 +16,4 @@ mod tracker;
 mod usage;
 mod usage_import;
 mod usage_reconcile;
+mod verify_upgrade;
