@@ -182,6 +182,17 @@ table! {
     AUTHENTIK_TOKEN = Fail "authentik" "authentik-token": "Authentik refuses AUTHENTIK_TOKEN"
         => "in Authentik: Directory, Tokens and App passwords; copy the key into AUTHENTIK_TOKEN_FILE";
 
+    TEMPORAL_AWAY = Fail "temporal" "temporal-away": "Temporal does not answer at TEMPORAL_ADDRESS"
+        => "docker-compose ps temporal; docker-compose logs --tail 50 temporal: a DYNAMIC_CONFIG_FILE_PATH that names no file keeps it from starting";
+    TEMPORAL_REFUSED = Fail "temporal" "temporal-refused": "Temporal refuses us: no credentials, or wrong ones"
+        => "set TEMPORAL_API_KEY_FILE, or the client certificate in TEMPORAL_TLS_CLIENT_CERT_PATH and _KEY_PATH";
+    TEMPORAL_NOT_SERVING = Fail "temporal" "temporal-not-serving": "Temporal's frontend answers and does not serve: it waits for its database or its other services"
+        => "docker-compose logs --tail 50 temporal; docker-compose ps postgres";
+    TEMPORAL_NAMESPACE = Fail "temporal" "temporal-namespace": "Temporal has no such namespace"
+        => "temporal operator namespace create -n NAME --retention 72h; or mend TEMPORAL_NAMESPACE";
+    TEMPORAL_DYNAMIC = Warn "temporal" "temporal-dynamic-config": "Temporal is told to read the dynamic configuration that its image brings: yours is not read, and from 1.30 on the image has none"
+        => "set DYNAMIC_CONFIG_FILE_PATH to the file that is mounted, as compose/temporal.yml does; a relative path begins at /etc/temporal";
+
     NAME = Fail "public-name" "name-unknown": "a public name leads nowhere"
         => "make a DNS record for it (A or AAAA) that leads to this host";
     NAME_AWAY = Fail "public-name" "name-away": "nobody answers at a public name"

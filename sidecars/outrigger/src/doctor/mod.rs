@@ -13,6 +13,7 @@ mod redis;
 mod rsa;
 mod settings;
 mod sidecar;
+mod temporal;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -112,6 +113,7 @@ async fn examine(asking: &Asking<'_>) -> Vec<Finding> {
         ("postgres", Box::pin(postgres::examine(asking))),
         ("redis", Box::pin(redis::examine(asking))),
         ("authentik", Box::pin(authentik::examine(asking))),
+        ("temporal", Box::pin(temporal::examine(asking))),
         ("public-name", Box::pin(names::examine(asking))),
         ("webhook-attempts", Box::pin(async { vec![lago::attempts(asking)] })),
     ];

@@ -16,13 +16,18 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::bench::{Ran, TOKEN, outrigger};
-use stand_ins::{Authority, Http, Redis, Tls};
+use stand_ins::{Authority, Ends, Grpc, Http, Redis, Tls};
 
 const KEY: &str = "lago-api-key-0123456789";
 const REDIS_PASSWORD: &str = "redis-password-0123456789";
 const AUTHENTIK_TOKEN: &str = "authentik-token-0123456789";
 const MEMORY: &str = "used_memory:1000000\r\nmaxmemory:200000000\r\nmaxmemory_policy:noeviction\r\n";
 const WEBHOOKS: &str = "http://lago-webhook-processor:8081/webhooks/lago";
+/// Calls of Temporal's frontend, and what `grpc.health.v1.HealthCheckResponse` says with status 1 and 2.
+const HEALTH: &str = "/grpc.health.v1.Health/Check";
+const NAMESPACE: &str = "/temporal.api.workflowservice.v1.WorkflowService/DescribeNamespace";
+const SERVING: &[u8] = &[0x08, 1];
+const NOT_SERVING: &[u8] = &[0x08, 2];
 /// Nobody's, and nobody can be asked at it.
 const NOBODY: &str = "http://127.0.0.1:1";
 
@@ -35,6 +40,7 @@ struct Site {
     authentik: Http,
     redis: Redis,
     database: Database,
+    temporal: Grpc,
     authority: Authority,
     public: Tls,
     key: LagoPrivateKey,
@@ -87,9 +93,11 @@ impl Site {
         .await;
         let redis = Redis::start(REDIS_PASSWORD, MEMORY).await;
         let database = Database::start(&[]).unwrap();
+        let temporal = Grpc::start(&[(HEALTH, Ends::With(SERVING)), (NAMESPACE, Ends::With(&[]))]).await;
         let authority = Authority::new(scratch.path());
         let public = Tls::start(authority.identity("localhost", &in_days(-1), &in_days(60))).await;
-        let site = Self { scratch, sidecar, lago, worker, authentik, redis, database, authority, public, key };
+        let site =
+            Self { scratch, sidecar, lago, worker, authentik, redis, database, temporal, authority, public, key };
         site.register(WEBHOOKS, "jwt").await;
         site.file("private.pem", site.key.pem().expose());
         site.file("public.pem", &site.key.public_key().to_pem());
@@ -131,6 +139,9 @@ impl Site {
             ("REDIS_PASSWORD", REDIS_PASSWORD.to_owned()),
             ("AUTHENTIK_URL", self.authentik.url()),
             ("AUTHENTIK_TOKEN", AUTHENTIK_TOKEN.to_owned()),
+            ("TEMPORAL_ADDRESS", self.temporal.address.to_string()),
+            ("TEMPORAL_NAMESPACE", "billing".to_owned()),
+            ("DYNAMIC_CONFIG_FILE_PATH", "config/dynamicconfig/outrigger.yaml".to_owned()),
             ("OUTRIGGER_PUBLIC_URLS", self.public.url()),
         ];
         let changed = |name: &str| changes.iter().find(|(changed, _)| *changed == name).map(|(_, value)| *value);
@@ -213,6 +224,7 @@ async fn what_is_not_configured_is_not_checked_and_says_what_would() {
         "DATABASE_URL_FILE",
         "REDIS_URL",
         "AUTHENTIK_URL",
+        "TEMPORAL_ADDRESS",
         "OUTRIGGER_PUBLIC_URLS",
     ] {
         let said = ran.out.lines().any(|line| line.starts_with("-   ") && line.contains(variable));
@@ -266,6 +278,7 @@ async fn the_worst_comes_first_and_a_party_that_says_nothing_holds_up_nobody() {
         ("REDIS_URL", &redis),
         ("DATABASE_URL", &postgres),
         ("OUTRIGGER_PUBLIC_URLS", &public),
+        ("TEMPORAL_ADDRESS", &address),
         ("LAGO_WEBHOOK_ATTEMPTS", "3"),
     ];
     let ran = site.ask(&changes, &[]).await;
@@ -273,8 +286,8 @@ async fn the_worst_comes_first_and_a_party_that_says_nothing_holds_up_nobody() {
     assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
     let marks: Vec<&str> = ran.out.lines().filter_map(|line| line.get(..4)).collect();
     let first = |mark: &str| marks.iter().position(|known| *known == mark);
-    assert_eq!(marks.iter().filter(|mark| **mark == "FAIL").count(), 7, "{}", ran.out);
-    assert!(first("FAIL") == Some(0) && first("warn") == Some(7) && first("?   ") > first("warn"), "{}", ran.out);
+    assert_eq!(marks.iter().filter(|mark| **mark == "FAIL").count(), 8, "{}", ran.out);
+    assert!(first("FAIL") == Some(0) && first("warn") == Some(8) && first("?   ") > first("warn"), "{}", ran.out);
 }
 
 #[tokio::test]
@@ -456,6 +469,20 @@ async fn stores(provoked: &mut Provoked<'_>) {
     site.authentik.answer("/api/v3/core/users/me/", 403, "{}");
     provoked.check(&[], &["authentik-token"]).await;
     site.authentik.answer("/api/v3/core/users/me/", 200, "{}");
+
+    provoked.check(&[("TEMPORAL_ADDRESS", &nobody.to_string())], &["temporal-away"]).await;
+    provoked.check(&[("TEMPORAL_ADDRESS", "http://temporal")], &["setting"]).await;
+    let temporal = &site.temporal;
+    temporal.answer(HEALTH, Ends::With(NOT_SERVING));
+    provoked.check(&[], &["temporal-not-serving"]).await;
+    temporal.answer(HEALTH, Ends::With(SERVING));
+    temporal.answer(NAMESPACE, Ends::Refused(5, "Namespace billing is not found."));
+    provoked.check(&[], &["temporal-namespace"]).await;
+    temporal.answer(NAMESPACE, Ends::Refused(7, "Request unauthorized."));
+    provoked.check(&[], &["temporal-refused"]).await;
+    temporal.answer(NAMESPACE, Ends::With(&[]));
+    let shipped = "config/dynamicconfig/docker.yaml";
+    provoked.check(&[("DYNAMIC_CONFIG_FILE_PATH", shipped)], &["temporal-dynamic-config"]).await;
 }
 
 async fn names(provoked: &mut Provoked<'_>) {

@@ -1,4 +1,4 @@
-//! Parties that answer what a test wants: HTTP, Redis, and TLS with certificates of every kind.
+//! Parties that answer what a test wants: HTTP, gRPC, Redis, and TLS with certificates of every kind.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,6 +10,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -69,6 +70,77 @@ impl Http {
 impl Drop for Http {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+/// How a call of gRPC ends.
+#[derive(Clone, Debug)]
+pub(crate) enum Ends {
+    /// With a message.
+    With(&'static [u8]),
+    /// With a code and a text.
+    Refused(u32, &'static str),
+}
+
+/// A gRPC server whose answers can be changed, by the call's path. Dropping it closes its port.
+pub(crate) struct Grpc {
+    pub(crate) address: SocketAddr,
+    answers: Arc<Mutex<BTreeMap<String, Ends>>>,
+    task: JoinHandle<()>,
+}
+
+impl Grpc {
+    pub(crate) async fn start(answers: &[(&str, Ends)]) -> Self {
+        let known: Arc<Mutex<BTreeMap<String, Ends>>> = Arc::default();
+        let asked = Arc::clone(&known);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let asked = Arc::clone(&asked);
+                tokio::spawn(async move {
+                    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+                    while let Some(Ok((request, respond))) = connection.accept().await {
+                        let ends = asked.lock().unwrap().get(request.uri().path()).cloned();
+                        grpc_answer(respond, ends.unwrap_or(Ends::Refused(12, "unknown method")));
+                    }
+                });
+            }
+        });
+        let server = Self { address, answers: known, task };
+        answers.iter().for_each(|(path, ends)| server.answer(path, ends.clone()));
+        server
+    }
+
+    pub(crate) fn answer(&self, path: &str, ends: Ends) {
+        self.answers.lock().unwrap().insert(path.to_owned(), ends);
+    }
+}
+
+impl Drop for Grpc {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn grpc_answer(mut respond: h2::server::SendResponse<Bytes>, ends: Ends) {
+    let head = http::Response::builder().status(200).header("content-type", "application/grpc");
+    match ends {
+        Ends::With(message) => {
+            let mut body = respond.send_response(head.body(()).unwrap(), false).unwrap();
+            // Not compressed, and how long it is.
+            let mut frame = vec![0];
+            frame.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+            frame.extend(message);
+            body.send_data(frame.into(), false).unwrap();
+            let trailers = [(http::HeaderName::from_static("grpc-status"), http::HeaderValue::from_static("0"))];
+            body.send_trailers(trailers.into_iter().collect()).unwrap();
+        }
+        Ends::Refused(code, text) => {
+            let head = head.header("grpc-status", code).header("grpc-message", text);
+            respond.send_response(head.body(()).unwrap(), true).unwrap();
+        }
     }
 }
 
