@@ -84,7 +84,8 @@ enum Verb {
     Verify(verify::Arguments),
     /// Before and after a change of Lago's version: does it do what the daemons rely on.
     #[command(after_help = "Example: outrigger verify-upgrade --record before.json\n\
-                            Example: outrigger verify-upgrade --compare before.json --wait 600")]
+                            Example: outrigger verify-upgrade --compare before.json --wait 600\n\
+                            Example: outrigger verify-upgrade --allow-writes --token-file token")]
     VerifyUpgrade(verify_upgrade::Arguments),
     /// Send a load of signed webhooks and measure.
     Load(load::Arguments),
@@ -161,7 +162,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Journal(verb) => journal::run(verb, json).await?,
         Verb::Stats => sinks::statistics(&connection, json).await?,
         Verb::Verify(arguments) => return verify::run(&arguments, json),
-        Verb::VerifyUpgrade(arguments) => return verify_upgrade::run(arguments, json).await,
+        Verb::VerifyUpgrade(arguments) => return verify_upgrade::run(arguments, &connection, json).await,
         Verb::Load(arguments) => return load::run(arguments, json).await,
         Verb::Doctor(arguments) => return doctor::run(arguments, &connection, json).await,
         Verb::Completions { shell } => {

@@ -142,7 +142,7 @@ facts! {
     EVENT_AGAIN = "event-again", "lago-usage-tracker":
         "the same event again is 422 with `value_already_exist` under its index; with ClickHouse 200";
     EVENT_COUNTED = "event-counted", "lago-usage-tracker":
-        "`current_usage` counts the event once, within a minute";
+        "`current_usage` counts the event once, within `--wait`";
     WEBHOOK = "webhook-arrives", "lago-webhook-processor":
         "`customer.created` arrives at the registered endpoint, and its signature is good";
     CLEANED = "objects-removed", "lago-seeder":

@@ -4,8 +4,10 @@
 mod fact;
 mod reads;
 mod record;
+mod writes;
 
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -16,10 +18,11 @@ use kit::error::chain;
 use kit_lago::api::LagoApi;
 use serde::Serialize;
 
+use crate::admin::Connection;
 use crate::lago::LagoConnection;
 use crate::output::{self, safe, say};
 use fact::{FACTS, Holds};
-use record::{Compared, Record};
+use record::{Compared, Record, STANDARD};
 
 /// Between two looks whether Lago is up.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -28,13 +31,19 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 pub(crate) struct Arguments {
     #[command(flatten)]
     lago: LagoConnection,
-    /// Before the upgrade: write what is seen into this file. One that is there is not written over.
+    /// Before the upgrade: write what is seen into this file, or with - to standard output in place of the lines. A file that is
+    /// there is not written over.
     #[arg(long, value_name = "FILE", conflicts_with = "compare")]
     record: Option<PathBuf>,
-    /// After the upgrade: compare with this file.
+    /// After the upgrade: compare with this file, or with - with what comes in.
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
-    /// Seconds that Lago is waited for: after a change of its tag it migrates its database first.
+    /// Also make a metric, a plan over 0, a customer and a subscription in Lago, send an event twice, look for the webhook at the
+    /// webhook processor (--admin, --token-file), and remove all of it. Lago keeps an invoice over 0.
+    #[arg(long)]
+    allow_writes: bool,
+    /// Seconds that Lago is waited for: after a change of its tag it migrates its database first. With --allow-writes also how long
+    /// it may take to count an event and to send a webhook.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     wait: u64,
 }
@@ -56,12 +65,16 @@ struct Line<'a> {
     compared: &'a Compared,
 }
 
-pub(crate) async fn run(arguments: Arguments, json: bool) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(arguments: Arguments, connection: &Connection, json: bool) -> anyhow::Result<ExitCode> {
     // A file that cannot be read should not be found out after all the questions.
     let before = arguments.compare.as_deref().map(Record::read).transpose()?;
     let (api, ..) = arguments.lago.open()?;
-    let version = wait_for_lago(&api, Duration::from_secs(arguments.wait)).await?;
-    let seen = reads::all(&api).await;
+    let wait = Duration::from_secs(arguments.wait);
+    let version = wait_for_lago(&api, wait).await?;
+    let mut seen = reads::all(&api).await;
+    if arguments.allow_writes {
+        seen.extend(writes::all(&api, connection.open(), SystemClock.now(), wait).await);
+    }
     let mut compared = match &before {
         Some(before) => before.compare(seen),
         None => record::alone(seen),
@@ -73,7 +86,11 @@ pub(crate) async fn run(arguments: Arguments, json: bool) -> anyhow::Result<Exit
         Record::new(version.clone(), SystemClock.now(), facts).write(file)?;
     }
     let before = before.as_ref().map(|record| record.version.as_str());
-    if json {
+    if arguments.record.as_deref() == Some(Path::new(STANDARD)) {
+        for compared in compared.iter().filter(|compared| !compared.is_good()) {
+            let _ = writeln!(std::io::stderr(), "{}", shown(&line(compared)));
+        }
+    } else if json {
         let facts = compared.iter().map(line).collect();
         output::json(&Report { holds, version: &version, version_before: before, facts })?;
     } else {

@@ -16,7 +16,7 @@ use super::fact::{
 };
 
 /// Nobody's name: what is refused or not found is asked for with it.
-pub(super) const NOBODY: &str = "outrigger-verify-upgrade-nobody";
+const NOBODY: &str = "outrigger-verify-upgrade-nobody";
 /// As many as the usage tracker sends at once: `LAGO_EVENTS_BATCH_MAX_LENGTH` of Lago.
 const BATCH: usize = 100;
 
@@ -94,7 +94,7 @@ async fn key_taken(api: &LagoApi) -> Seen {
     seen(api, &KEY_TAKEN, asked, |answer| exactly(answer, 200)).await
 }
 
-fn exactly(answer: &Exchange, status: u16) -> Result<String, String> {
+pub(super) fn exactly(answer: &Exchange, status: u16) -> Result<String, String> {
     if answer.status == status {
         Ok(status.to_string())
     } else {

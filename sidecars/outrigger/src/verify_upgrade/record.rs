@@ -13,6 +13,8 @@ use super::fact::{Holds, Seen};
 
 /// The form of the file; another one is not read.
 const FORM: u32 = 1;
+/// Standard output, or input: a container has no folder to write into.
+pub(super) const STANDARD: &str = "-";
 /// Fields that are told of, of each fact.
 const SHOWN_FIELDS: usize = 8;
 
@@ -81,7 +83,12 @@ impl Record {
     /// It cannot be read, or is none of ours.
     pub(crate) fn read(file: &Path) -> anyhow::Result<Self> {
         let shown = file.display();
-        let text = std::fs::read_to_string(file).with_context(|| format!("read {shown} (--compare)"))?;
+        let text = if file == Path::new(STANDARD) {
+            std::io::read_to_string(std::io::stdin().lock())
+        } else {
+            std::fs::read_to_string(file)
+        };
+        let text = text.with_context(|| format!("read {shown} (--compare)"))?;
         let record: Self = serde_json::from_str(&text)
             .with_context(|| format!("{shown} is no record: make one before the upgrade with --record"))?;
         if record.form != FORM {
@@ -97,6 +104,9 @@ impl Record {
     pub(crate) fn write(&self, file: &Path) -> anyhow::Result<()> {
         let shown = file.display();
         let text = serde_json::to_string_pretty(self)?;
+        if file == Path::new(STANDARD) {
+            return Ok(crate::output::line(format_args!("{text}"))?);
+        }
         let opened = OpenOptions::new().write(true).create_new(true).open(file);
         let mut opened = opened.with_context(|| format!("make {shown} (--record writes over nothing)"))?;
         writeln!(opened, "{text}").and_then(|()| opened.sync_all()).with_context(|| format!("write {shown}"))

@@ -3,13 +3,14 @@
 use jiff::{SignedDuration, Timestamp};
 use kit::secret::Secret;
 use kit_lago::LagoServer;
+use kit_lago::sender::Signing;
 use kit_lago::signature::LagoPrivateKey;
-use kit_lago::stand_in::billing::{AggregationType, Invoice, Metric, Profile, Subscription};
+use kit_lago::stand_in::billing::{AggregationType, Effect, Faults, Invoice, Metric, Profile, Subscription, When};
 use kit_workbench::scratch::Scratch;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::bench::{Ran, outrigger};
+use crate::bench::{Bench, HMAC_KEY, Ran, outrigger};
 
 const KEY: &str = "lago-api-key-0123456789";
 const WEBHOOKS: &str = "http://lago-webhook-processor:8081/webhooks/lago";
@@ -234,6 +235,9 @@ async fn what_was_recorded_before_is_compared_after() {
     let recorded = std::fs::read_to_string(&file).unwrap();
     assert!(recorded.contains("plans starter") && !recorded.contains(KEY), "{recorded}");
 
+    let printed = verify(&before, &["--record", "-"]).await.ok();
+    let [one, other]: [Value; 2] = [&recorded, &printed.out].map(|text| serde_json::from_str(text).unwrap());
+    assert_eq!(one["facts"], other["facts"], "the same without a file");
     // Nothing is written over: it may be the only one from before.
     verify(&before, &["--record", &file]).await.failed(1, "writes over nothing");
     let same = verify(&before, &["--compare", &file]).await.ok();
@@ -258,6 +262,75 @@ async fn what_was_recorded_before_is_compared_after() {
     assert_eq!((&fact("current-usage")["holds"], &fact("current-usage")["before"]), (&json!("unknown"), &json!("yes")));
     let text = verify(&after, &["--compare", &file]).await.out;
     assert!(text.contains("it was seen before, and cannot be seen now"), "{text}");
+}
+
+#[tokio::test]
+async fn where_it_may_an_event_and_a_webhook_go_all_the_way_and_nothing_is_left() {
+    let bench = Bench::start().await;
+    let [admin, token] = bench.environment();
+    for profile in Profile::ALL {
+        let lago = LagoServer::start(profile, Secret::from(KEY.to_owned())).await.unwrap();
+        lago.put_public_key(&LagoPrivateKey::generate(2048).unwrap().public_key().to_pem());
+        lago.put_signing(Signing::Hmac(Secret::from(HMAC_KEY.to_owned())));
+        make(
+            &lago,
+            "webhook_endpoints",
+            &json!({ "webhook_endpoint": { "webhook_url": bench.url(), "signature_algo": "hmac" } }),
+        )
+        .await;
+        let url = lago.url();
+        let write = async |environment: &[(&str, &str)]| {
+            let arguments = ["verify-upgrade", "--api-url", &url, "--allow-writes", "--json"];
+            outrigger(&arguments, &[&[("LAGO_API_KEY", KEY)][..], environment].concat()).await
+        };
+
+        let ran = write(&[admin, token]).await.ok();
+
+        let report = ran.json();
+        let fact = |id: &str| report["facts"].as_array().unwrap().iter().find(|fact| fact["id"] == id).unwrap().clone();
+        for id in ["objects-made", "event-taken", "event-again", "event-counted", "webhook-arrives", "objects-removed"]
+        {
+            assert_eq!(fact(id)["holds"], "yes", "{profile:?}: {}", fact(id));
+        }
+        let is_clickhouse = profile == Profile::ClickHouse;
+        assert_eq!(fact("event-again")["text"].as_str().unwrap().starts_with("200"), is_clickhouse, "{profile:?}");
+        assert_eq!(lago.ledger().len(), 1, "{profile:?}");
+        let left = verify(&lago, &["--json"]).await.ok().json();
+        let plans = left["facts"].as_array().unwrap().iter().find(|fact| fact["id"] == "plans").unwrap().clone();
+        assert_eq!(plans["text"], "200, 0 of them", "{profile:?}");
+
+        // Nobody to ask for the webhook is nobody's fault; a Lago that does not remove what it made is told of with its path.
+        let unknown = write(&[("OUTRIGGER_ADMIN", "http://127.0.0.1:1")]).await.ok().json();
+        let webhook =
+            unknown["facts"].as_array().unwrap().iter().find(|fact| fact["id"] == "webhook-arrives").unwrap().clone();
+        assert_eq!(webhook["holds"], "unknown", "{webhook}");
+    }
+}
+
+#[tokio::test]
+async fn what_lago_refuses_to_make_or_to_remove_is_told_and_the_rest_is_removed() {
+    let lago = lago(Profile::V1_39).await;
+    let write = async || {
+        let url = lago.url();
+        let arguments = ["verify-upgrade", "--api-url", &url, "--allow-writes"];
+        outrigger(&arguments, &[("LAGO_API_KEY", KEY), ("OUTRIGGER_ADMIN", "http://127.0.0.1:1")]).await
+    };
+    let invalid =
+        json!({ "status": 422, "code": "validation_errors", "error_details": { "currency": ["value_is_mandatory"] } });
+    lago.answer_instead(Method::POST, "/api/v1/customers", 422, invalid);
+
+    let ran = write().await;
+
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let line = |name: &str| ran.out.lines().find(|line| line.contains(&format!(" {name} "))).unwrap().to_owned();
+    assert!(line("objects-made").starts_with("FAIL") && line("objects-made").contains("currency"), "{ran:?}");
+    assert!(line("objects-removed").starts_with("ok") && line("objects-removed").contains("2 removed"), "{ran:?}");
+    assert!(line("event-taken").starts_with('?'), "{ran:?}");
+    lago.answer_as_usual();
+    lago.set_faults(Faults::just(Effect::Answer(500), When::Always));
+    let ran = write().await;
+    let failed: Vec<&str> = ran.out.lines().filter(|line| line.starts_with("FAIL")).collect();
+    assert!(failed.iter().any(|line| line.contains("event-taken") && line.contains("500")), "{failed:?}");
 }
 
 #[tokio::test]

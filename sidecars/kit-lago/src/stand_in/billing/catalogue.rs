@@ -386,6 +386,10 @@ impl Catalogue {
         }
     }
 
+    pub(super) fn remove_customer(&mut self, external_id: &str) {
+        self.customers.retain(|known| known.external_id != external_id);
+    }
+
     pub(super) fn end_subscription(&mut self, external_id: &str, at: Timestamp) -> bool {
         let active =
             |known: &&mut Subscription| known.external_id == external_id && known.status == SubscriptionStatus::Active;

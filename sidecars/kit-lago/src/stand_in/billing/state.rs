@@ -20,6 +20,7 @@ use super::faults::{Asked, Drawn, Faults, InForce};
 use super::ledger::{Ledger, LedgerEntry, LedgerEvent, Uniqueness};
 use super::management::Managed;
 use super::profile::Profile;
+use crate::sender::Signing;
 
 /// How much a stand-in has seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -81,6 +82,7 @@ pub(super) struct Books {
     pub(super) arrivals: Arrivals,
     pub(super) counts: Counts,
     pub(super) public_pem: Option<String>,
+    pub(super) signing: Option<Signing>,
 }
 
 #[derive(Debug)]
@@ -106,6 +108,7 @@ impl LagoState {
                 arrivals: Arrivals::default(),
                 counts: Counts::default(),
                 public_pem: None,
+                signing: None,
             }),
             behaviour: Mutex::new(Behaviour {
                 in_force: InForce::new(Faults::default()),
@@ -119,6 +122,15 @@ impl LagoState {
     /// Which Lago this is.
     pub fn profile(&self) -> Profile {
         self.profile
+    }
+
+    /// Sends `customer.created` to the organisation's webhook endpoints from now on, signed with this.
+    pub fn put_signing(&self, signing: Signing) {
+        self.books().signing = Some(signing);
+    }
+
+    pub(super) fn signing(&self) -> Option<Signing> {
+        self.books().signing.clone()
     }
 
     /// Adds a metric, or replaces the one with this code.
