@@ -131,6 +131,8 @@ table! {
         => "let the proxy pass /health too, or set LAGO_API_URL to Lago itself; /api/v1/health does not exist in any version";
     LAGO_OTHER = Fail "lago" "lago-other": "what answers at LAGO_API_URL is not Lago's API"
         => "set LAGO_API_URL to Lago's API (http://lago-api:3000), not to its front end";
+    LAGO_FAILS = Fail "lago-key" "lago-fails": "Lago's API answers with an error of its own"
+        => "docker-compose logs --tail 50 lago-api; docker-compose ps lago-migrate: has it ended well?";
     LAGO_KEY_REFUSED = Fail "lago-key" "lago-key-refused": "Lago refuses LAGO_API_KEY (401)"
         => "copy the key from Lago (Developers, API keys) into LAGO_API_KEY_FILE and restart the sidecars; Lago v1.16 to v1.19 seeds it only with LAGO_API_KEY beside LAGO_ORG_API_KEY";
     LAGO_KEY_LACKS = Fail "lago-key" "lago-key-lacks-permission": "LAGO_API_KEY lacks a permission in Lago (403)"

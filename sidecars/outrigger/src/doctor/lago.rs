@@ -1,6 +1,7 @@
 //! Lago: whether it is there, takes the key, ticks, works, and sends its webhooks to where they are taken.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use kit::config::{Source, read};
 use kit::error::chain;
@@ -14,12 +15,15 @@ use serde_json::Value;
 use url::Url;
 
 use super::finding::{
-    ATTEMPTS, ENDPOINT_ALGORITHM, ENDPOINT_MISSING, ENDPOINT_NOTHING, Finding, LAGO_AWAY, LAGO_CLOCK,
+    ATTEMPTS, ENDPOINT_ALGORITHM, ENDPOINT_MISSING, ENDPOINT_NOTHING, Finding, LAGO_AWAY, LAGO_CLOCK, LAGO_FAILS,
     LAGO_HEALTH_HIDDEN, LAGO_KEY_LACKS, LAGO_KEY_REFUSED, LAGO_OTHER, LAGO_UNHEALTHY, LAGO_WORKER_AWAY,
     LAGO_WORKER_UNHEALTHY, SETTING,
 };
-use super::{Asking, rsa, skew};
+use super::{Asking, limited, rsa, skew};
+use crate::output::shown_url;
 
+/// Longest time for one of the parts that come after the first questions.
+const PART_WITHIN: Duration = Duration::from_secs(10);
 /// What the clock did longer ago than that says nothing about today.
 const RECENT_HOURS: u64 = 26;
 /// With fewer attempts Lago gives up within five hours: getlago/lago-api `app/services/webhooks/send_http_service.rb`.
@@ -28,62 +32,89 @@ const ATTEMPTS_FOR_A_NIGHT: u32 = 10;
 const LOOK_AT_THE_CLOCK: &str =
     "docker-compose ps lago-clock; docker-compose logs --tail 20 lago-clock shows one line a job";
 
-/// Everything that is asked of Lago's API, one after the other: without the first there is no second.
+/// Everything that is asked of Lago's API: whether it is there and takes the key first, without which there is no second.
 pub(crate) async fn examine(asking: &Asking<'_>) -> Vec<Finding> {
+    let (mut findings, usable) = reached(asking).await;
+    let (api, place) = match &usable {
+        Ok((api, url, key)) => (Some(api), Some((url.as_str(), key))),
+        Err(said) => {
+            findings.extend(["lago-clock", "webhook-endpoint"].map(|check| said.finding(check)));
+            (None, None)
+        }
+    };
+    let clock = async { if let Some(api) = api { vec![clock(api, asking).await] } else { Vec::new() } };
+    let endpoint = async { if let Some(api) = api { endpoint(api, asking).await } else { Vec::new() } };
+    // A slow answer to one of them should not cost what is known of the others.
+    let (clock, endpoint, rsa) = tokio::join!(
+        limited("lago-clock", PART_WITHIN, clock),
+        limited("webhook-endpoint", PART_WITHIN, endpoint),
+        limited("rsa-key", PART_WITHIN, rsa::examine(asking, place)),
+    );
+    findings.extend(clock.into_iter().chain(endpoint).chain(rsa));
+    findings
+}
+
+/// Why the rest is not asked.
+enum NotAsked {
+    Nobody(&'static str),
+    Because(&'static str, &'static str),
+}
+
+impl NotAsked {
+    fn finding(&self, check: &'static str) -> Finding {
+        match self {
+            Self::Nobody(variables) => Finding::not_checked(check, variables),
+            Self::Because(text, see) => Finding::unknown(check, *text, *see),
+        }
+    }
+}
+
+/// A Lago that can be asked, with its address and key; or why there is none.
+type Reached = Result<(LagoApi, String, Secret), NotAsked>;
+
+async fn reached(asking: &Asking<'_>) -> (Vec<Finding>, Reached) {
     let Some(url) = asking.settings.get("LAGO_API_URL") else {
-        let mut findings = vec![Finding::not_checked("lago", "LAGO_API_URL")];
-        for check in ["lago-key", "lago-clock", "webhook-endpoint"] {
-            findings.push(Finding::not_checked(check, "LAGO_API_URL and LAGO_API_KEY_FILE"));
-        }
-        findings.extend(rsa::examine(asking, None).await);
-        return findings;
+        let nobody = NotAsked::Nobody("LAGO_API_URL and LAGO_API_KEY_FILE");
+        let findings = vec![Finding::not_checked("lago", "LAGO_API_URL"), nobody.finding("lago-key")];
+        return (findings, Err(nobody));
     };
-    let key = match asking.settings.secret("LAGO_API_KEY") {
-        Ok(key) => key,
-        Err(error) => {
-            let mut findings = vec![Finding::of(&SETTING, chain(&error))];
-            findings.extend(rsa::examine(asking, None).await);
-            return findings;
-        }
-    };
+    let mut findings = Vec::new();
+    let key = asking.settings.secret("LAGO_API_KEY").unwrap_or_else(|error| {
+        findings.push(Finding::of(&SETTING, chain(&error)));
+        None
+    });
     // Health needs no key, and none is sent there.
     let given = key.clone().unwrap_or_else(|| Secret::from("none".to_owned()));
     let api = match LagoApi::new(asking.client.clone(), url, &given) {
         Ok(api) => api,
         Err(error) => {
-            let mut findings = vec![Finding::of(&SETTING, error.to_string())];
-            findings.extend(rsa::examine(asking, None).await);
-            return findings;
+            findings.push(Finding::of(&SETTING, error.to_string()));
+            return (
+                findings,
+                Err(NotAsked::Because("not asked: a setting cannot be used", "see what is said of setting")),
+            );
         }
     };
-    let (mut findings, is_there) = health(&api).await;
-    let dependent = ["lago-key", "lago-clock", "webhook-endpoint"];
+    let (health, is_there) = health(&api).await;
+    findings.extend(health);
     if !is_there {
-        let unknown = |check| Finding::unknown(check, "not asked: Lago's API is not there", "see what is said of lago");
-        findings.extend(dependent.map(unknown));
-        findings.extend(rsa::examine(asking, None).await);
-        return findings;
+        let away = NotAsked::Because("not asked: Lago's API is not there", "see what is said of lago");
+        findings.push(away.finding("lago-key"));
+        return (findings, Err(away));
     }
     let Some(key) = key else {
-        findings.extend(dependent.map(|check| Finding::not_checked(check, "LAGO_API_KEY_FILE (or LAGO_API_KEY)")));
-        findings.extend(rsa::examine(asking, None).await);
-        return findings;
+        let nobody = NotAsked::Nobody("LAGO_API_KEY_FILE (or LAGO_API_KEY)");
+        findings.push(nobody.finding("lago-key"));
+        return (findings, Err(nobody));
     };
     let taken = takes_key(&api).await;
     let is_taken = taken.id.is_none();
     findings.push(taken);
     if is_taken {
-        let (clock, endpoint, rsa) =
-            tokio::join!(clock(&api, asking), endpoint(&api, asking), rsa::examine(asking, Some((url, &key))));
-        findings.push(clock);
-        findings.extend(endpoint);
-        findings.extend(rsa);
+        (findings, Ok((api, url.to_owned(), key)))
     } else {
-        let unknown = |check| Finding::unknown(check, "not asked: the key is refused", "see what is said of lago-key");
-        findings.extend(["lago-clock", "webhook-endpoint"].map(unknown));
-        findings.extend(rsa::examine(asking, None).await);
+        (findings, Err(NotAsked::Because("not asked: Lago does not take the key", "see what is said of lago-key")))
     }
-    findings
 }
 
 /// Whether it is Lago that answers, and whether its API can be asked more.
@@ -122,6 +153,9 @@ async fn takes_key(api: &LagoApi) -> Finding {
         Ok(Exchange { status: 403, body, .. }) => {
             let code = body["code"].as_str().unwrap_or("no code");
             Finding::of(&LAGO_KEY_LACKS, format!("LAGO_API_KEY may not read webhook endpoints (403, {code})"))
+        }
+        Ok(Exchange { status: status @ 500.., .. }) => {
+            Finding::of(&LAGO_FAILS, format!("/api/v1/webhook_endpoints answers {status}"))
         }
         Ok(answer) => Finding::of(&LAGO_OTHER, format!("/api/v1/webhook_endpoints answers {}", answer.status)),
         Err(error) => Finding::of(&LAGO_AWAY, chain(&error)),
@@ -241,6 +275,7 @@ async fn endpoint(api: &LagoApi, asking: &Asking<'_>) -> Vec<Finding> {
 fn judge(endpoints: &[Object], intakes: &[(String, Option<Signature>)], wanted: Option<&str>) -> Finding {
     let text = |endpoint: &Object, name: &str| endpoint.get(name).and_then(Value::as_str).map(str::to_owned);
     let url_of = |endpoint: &Object| text(endpoint, "webhook_url").unwrap_or_default();
+    let shown_of = |endpoint: &Object| shown_url(&url_of(endpoint));
     let intake_of = |url: &str| {
         let path = Url::parse(url).ok()?.path().trim_end_matches('/').to_owned();
         intakes.iter().find(|(known, _)| *known == path)
@@ -253,20 +288,19 @@ fn judge(endpoints: &[Object], intakes: &[(String, Option<Signature>)], wanted: 
         )
     };
     let Some(endpoint) = endpoints.iter().find(leads) else {
-        let known: Vec<String> = endpoints.iter().map(url_of).collect();
+        let known: Vec<String> = endpoints.iter().map(shown_of).collect();
         let known =
             if known.is_empty() { "Lago has none".to_owned() } else { format!("Lago has {}", known.join(", ")) };
-        let wanted = wanted.map_or_else(
-            || intakes.iter().map(|(path, _)| path.as_str()).collect::<Vec<_>>().join(" or "),
-            str::to_owned,
-        );
+        let wanted = wanted
+            .map_or_else(|| intakes.iter().map(|(path, _)| path.as_str()).collect::<Vec<_>>().join(" or "), shown_url);
         return Finding::of(&ENDPOINT_MISSING, format!("no webhook endpoint leads to {wanted}: {known}"));
     };
-    let (url, algorithm) = (url_of(endpoint), text(endpoint, "signature_algo").unwrap_or_default());
+    let intake = intake_of(&url_of(endpoint));
+    let (url, algorithm) = (shown_of(endpoint), text(endpoint, "signature_algo").unwrap_or_default());
     if endpoint.get("event_types").and_then(Value::as_array).is_some_and(Vec::is_empty) {
         return Finding::of(&ENDPOINT_NOTHING, format!("{url} is sent no type of event"));
     }
-    match intake_of(&url).and_then(|(_, signature)| *signature) {
+    match intake.and_then(|(_, signature)| *signature) {
         Some(signature) if name_of(signature) != algorithm => Finding::of(
             &ENDPOINT_ALGORITHM,
             format!("{url} is signed with {algorithm}, the webhook processor checks {}", name_of(signature)),

@@ -36,7 +36,7 @@ use settings::Settings;
 /// Longest wait for one answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Longest time for one check, whatever it asks; all run side by side.
-const CHECK_WITHIN: Duration = Duration::from_secs(20);
+const CHECK_WITHIN: Duration = Duration::from_secs(30);
 /// Clocks that differ by less are said to agree.
 const SKEW_SECONDS: i64 = 30;
 
@@ -118,16 +118,18 @@ async fn examine(asking: &Asking<'_>) -> Vec<Finding> {
         ("webhook-attempts", Box::pin(async { vec![lago::attempts(asking)] })),
     ];
     checks.extend(sidecar::checks(asking));
-    let limited = checks.into_iter().map(|(name, check)| async move {
-        let slow = |_| {
-            let text = format!("no result within {} s", CHECK_WITHIN.as_secs());
-            vec![Finding::unknown(name, text, "ask again; what answers, answers slowly")]
-        };
-        tokio::time::timeout(CHECK_WITHIN, check).await.unwrap_or_else(slow)
-    });
+    let limited = checks.into_iter().map(|(name, check)| limited(name, CHECK_WITHIN, check));
     let mut findings: Vec<Finding> = join_all(limited).await.into_iter().flatten().collect();
     findings.sort_by_key(|finding| finding.state);
     findings
+}
+
+/// What a check finds in time; later it is unknown.
+async fn limited(name: &'static str, within: Duration, check: impl Future<Output = Vec<Finding>>) -> Vec<Finding> {
+    tokio::time::timeout(within, check).await.unwrap_or_else(|_| {
+        let text = format!("no result within {} s", within.as_secs());
+        vec![Finding::unknown(name, text, "ask again; what answers, answers slowly")]
+    })
 }
 
 fn line(finding: &Finding) -> String {

@@ -45,11 +45,12 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 pub(crate) async fn examine(asking: &Asking<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut places: Vec<(String, u16)> = Vec::new();
-    for text in list(asking.settings.get("OUTRIGGER_PUBLIC_URLS")) {
+    for (nth, text) in list(asking.settings.get("OUTRIGGER_PUBLIC_URLS")).into_iter().enumerate() {
         let url = if text.contains("://") { text.to_owned() } else { format!("https://{text}") };
         match place_of(&url) {
             Some(place) => places.push(place),
-            None => findings.push(Finding::of(&SETTING, format!("OUTRIGGER_PUBLIC_URLS: {text} is no https address"))),
+            None => findings
+                .push(Finding::of(&SETTING, format!("OUTRIGGER_PUBLIC_URLS: number {} is no https address", nth + 1))),
         }
     }
     places.extend(ADDRESSES.iter().filter_map(|name| place_of(asking.settings.get(name)?)));

@@ -93,7 +93,6 @@ async fn examine(admin: &Admin, has_token: bool) -> Vec<Finding> {
 /// A sink as far as its metrics tell it, for which nobody needs a token.
 fn measured(metrics: &Metrics, name: &str) -> Sink {
     let gauge = |what: &str| metrics.get(what, &[("sink", name)]).unwrap_or(0.0);
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     let count = |what: &str| gauge(what).max(0.0) as u64;
     let circuit = if gauge("delivery_circuit_open") > 0.0 { "open" } else { "closed" };
     Sink {

@@ -3,17 +3,20 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kit::error::chain;
-use kit_lago::api::{ApiError, LagoApi};
+use kit_lago::api::{ApiError, BillableMetric, LagoApi, PlanCharge, Subscription};
 use kit_lago::exchange::{Exchange, Place};
 use kit_lago::public_key::decode_public_key_answer;
 use kit_lago::signature::RsaKey;
 use reqwest::Method;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::fact::{
     ADD_ONS, BATCH_REFUSED, COUPONS, ENDPOINTS, EVENT_REFUSED, FEATURES, Fact, HEALTH, Holds, INVOICE, KEY_REFUSED,
     KEY_TAKEN, METRICS, PAST_USAGE, PLANS, PUBLIC_KEY, SUBSCRIPTIONS, Seen, TAXES, UNKNOWN_PATH, USAGE, USAGE_REFUSED,
 };
+use crate::output::shown_url;
 
 /// Nobody's name: what is refused or not found is asked for with it.
 const NOBODY: &str = "outrigger-verify-upgrade-nobody";
@@ -29,10 +32,12 @@ pub(super) async fn all(api: &LagoApi) -> Vec<Seen> {
     seen.push(metrics(api).await);
     seen.push(plans(api).await);
     for (fact, path) in [(&TAXES, "taxes"), (&COUPONS, "coupons"), (&ADD_ONS, "add_ons")] {
-        seen.push(list(api, fact, path, &["code"]).await);
+        seen.push(list(api, fact, path, &["code"], |_| Ok(())).await);
     }
     seen.push(features(api).await);
-    seen.push(list(api, &ENDPOINTS, "webhook_endpoints", &["lago_id", "webhook_url", "signature_algo"]).await);
+    seen.push(
+        list(api, &ENDPOINTS, "webhook_endpoints", &["lago_id", "webhook_url", "signature_algo"], |_| Ok(())).await,
+    );
     seen.extend(subscriptions(api).await);
     seen.push(
         not_found(api, &USAGE_REFUSED, &format!("customers/{NOBODY}/current_usage?external_subscription_id={NOBODY}"))
@@ -180,7 +185,13 @@ fn shown(value: &Value) -> String {
 }
 
 /// A list whose entries have these fields, and its codes or addresses.
-async fn list(api: &LagoApi, fact: &Fact, path: &str, fields: &[&str]) -> Seen {
+async fn list(
+    api: &LagoApi,
+    fact: &Fact,
+    path: &str,
+    fields: &[&str],
+    understood: impl FnOnce(&Value) -> Result<(), String>,
+) -> Seen {
     let mut keeps = Vec::new();
     let found = seen(api, fact, (Method::GET, Place::Api(&format!("{path}?per_page=100")), None), |answer| {
         exactly(answer, 200)?;
@@ -188,49 +199,57 @@ async fn list(api: &LagoApi, fact: &Fact, path: &str, fields: &[&str]) -> Seen {
         if !answer.body["meta"].as_object().is_some_and(|meta| meta.contains_key("next_page")) {
             return Err("meta.next_page is not in the answer".to_owned());
         }
+        // Of more than a page, others may be on the first one next time.
+        let is_whole = answer.body["meta"]["next_page"].is_null();
         for entry in entries {
             if let Some(missing) = fields.iter().find(|field| !entry[**field].is_string()) {
                 return Err(format!("an entry of {path} has no {missing}"));
             }
             keeps.push(match entry["webhook_url"].as_str() {
                 Some(url) => {
-                    format!("webhook endpoint {url} ({})", entry["signature_algo"].as_str().unwrap_or_default())
+                    format!(
+                        "webhook endpoint {} ({})",
+                        shown_url(url),
+                        entry["signature_algo"].as_str().unwrap_or_default()
+                    )
                 }
                 None => format!("{path} {}", entry["code"].as_str().unwrap_or_default()),
             });
         }
-        Ok(format!("200, {} of them", entries.len()))
+        understood(&answer.body[path])?;
+        if !is_whole {
+            keeps.clear();
+        }
+        Ok(format!("200, {}{} of them", if is_whole { "" } else { "more than " }, entries.len()))
     })
     .await;
     found.keeping(keeps)
 }
 
-/// What daemons read them by must understand them: their own code does.
-async fn understood<T>(mut seen: Seen, read: impl Future<Output = Result<T, ApiError>>) -> Seen {
-    if seen.holds == Holds::Yes
-        && let Err(error) = read.await
-    {
-        seen.holds = Holds::No;
-        seen.text = format!("the usage tracker does not understand it: {}", chain(&error));
-    }
-    seen
+/// What daemons read them by must understand them: their own types do.
+fn understood<T: DeserializeOwned>(entries: &Value) -> Result<(), String> {
+    let not = |error: serde_json::Error| format!("the usage tracker does not understand it: {error}");
+    Vec::<T>::deserialize(entries).map(drop).map_err(not)
 }
 
 async fn metrics(api: &LagoApi) -> Seen {
-    let seen = list(api, &METRICS, "billable_metrics", &["lago_id", "code", "aggregation_type"]).await;
-    understood(seen, api.billable_metrics()).await
+    list(api, &METRICS, "billable_metrics", &["lago_id", "code", "aggregation_type"], understood::<BillableMetric>)
+        .await
 }
 
 async fn plans(api: &LagoApi) -> Seen {
-    let seen = list(api, &PLANS, "plans", &["code"]).await;
-    let Some(code) = seen.keeps.iter().next().and_then(|name| name.strip_prefix("plans ")).map(str::to_owned) else {
-        return seen;
-    };
-    understood(seen, api.plan_charges(&code)).await
+    list(api, &PLANS, "plans", &["code"], understood::<Plan>).await
+}
+
+/// A plan, as far as the usage tracker reads it.
+#[derive(Deserialize)]
+struct Plan {
+    #[serde(rename = "charges")]
+    _charges: Vec<PlanCharge>,
 }
 
 async fn features(api: &LagoApi) -> Seen {
-    let seen = list(api, &FEATURES, "features", &["code"]).await;
+    let seen = list(api, &FEATURES, "features", &["code"], |_| Ok(())).await;
     match api.exchange(Method::GET, Place::Api("features?per_page=1"), None).await {
         // Before v1.32.0, and with a licence of some versions.
         Ok(Exchange { status: status @ (403 | 404), .. }) => {
@@ -255,11 +274,11 @@ async fn subscriptions(api: &LagoApi) -> [Seen; 3] {
         }
         let text = |entry: &Value, field: &str| entry[field].as_str().unwrap_or_default().to_owned();
         let active = entries.iter().find(|entry| entry["status"] == "active");
+        understood::<Subscription>(&answer.body["subscriptions"])?;
         first = active.map(|entry| (text(entry, "external_customer_id"), text(entry, "external_id")));
         Ok(format!("200, {} on the first page", entries.len()))
     })
     .await;
-    let seen = understood(seen, api.subscriptions()).await;
     let Some((customer, subscription)) = first else {
         let none = "no active subscription to see it by";
         return [seen, Seen::of(&USAGE, Holds::Unknown, none), Seen::of(&PAST_USAGE, Holds::Unknown, none)];

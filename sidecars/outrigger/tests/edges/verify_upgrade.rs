@@ -65,6 +65,9 @@ async fn every_version_passes_and_nothing_is_left_in_it() {
     }
 }
 
+/// Which answer is another: method, path, status, body; and what is said of it: fact, words, daemon.
+type Case<'a> = (Method, &'a str, u16, Value, &'a str, &'a str, &'a str);
+
 #[tokio::test]
 async fn a_changed_answer_fails_with_the_line_that_names_it_and_who_relies_on_it() {
     let lago = lago(Profile::V1_39).await;
@@ -73,7 +76,7 @@ async fn a_changed_answer_fails_with_the_line_that_names_it_and_who_relies_on_it
     let list = |name: &str, entry: Value| json!({ name: [entry], "meta": meta });
     let by_index = details(json!({ "0": { "transaction_id": ["value_is_mandatory"] } }));
     let pem = LagoPrivateKey::generate(2048).unwrap().public_key().to_pem();
-    let cases: Vec<(Method, &str, u16, Value, &str, &str, &str)> = vec![
+    let cases: Vec<Case> = vec![
         (Method::GET, "/api/v1/health", 200, json!({}), "unknown-path", "resource", "lago-seeder"),
         (
             Method::GET,
@@ -142,9 +145,9 @@ async fn a_changed_answer_fails_with_the_line_that_names_it_and_who_relies_on_it
         ),
         (
             Method::GET,
-            "/api/v1/plans/starter",
+            "/api/v1/plans",
             200,
-            json!({ "plan": { "charges": [{}] } }),
+            list("plans", json!({ "lago_id": "1", "code": "starter", "charges": [{}] })),
             "plans",
             "does not understand it",
             "lago-usage-tracker",

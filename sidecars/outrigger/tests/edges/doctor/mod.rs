@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use kit::secret::Secret;
 use kit_lago::LagoServer;
 use kit_lago::signature::LagoPrivateKey;
-use kit_lago::stand_in::billing::{Effect, Fault, Faults, Invoice, On, Profile, Subscription, When};
+use kit_lago::stand_in::billing::{Effect, Fault, Faults, Invoice, Latency, On, Profile, Subscription, When};
 use kit_workbench::database::Database;
 use kit_workbench::scratch::{Scratch, free_address};
 use reqwest::Method;
@@ -324,7 +324,8 @@ async fn sidecars(provoked: &mut Provoked<'_>) {
     provoked.check(&[], &not_ready).await;
     sidecar.answer("/readyz", 200, r#"{"ready":true,"parts":{"journal":"ready"}}"#);
 
-    let cases: [(&str, fn(&mut Value)); 5] = [
+    type Change = fn(&mut Value);
+    let cases: [(&str, Change); 5] = [
         ("sink-paused", |sink| sink["paused"] = true.into()),
         ("sink-closed", |sink| sink["status"]["circuit"] = "open".into()),
         ("sink-stalled", |sink| sink["status"]["stalled"] = true.into()),
@@ -378,6 +379,10 @@ async fn lago(provoked: &mut Provoked<'_>) {
     let missing = site.path("no-such-file");
     provoked.check(&[("LAGO_API_KEY", ""), ("LAGO_API_KEY_FILE", &missing)], &["setting"]).await;
 
+    site.lago.answer_instead(Method::GET, "/api/v1/webhook_endpoints", 500, json!({ "status": 500 }));
+    provoked.check(&[], &["lago-fails"]).await;
+    site.lago.answer_as_usual();
+
     let pending = json!({ "subscriptions": [{ "external_id": "acme-2", "subscription_at": ago(5).to_string(), "previous_plan_code": null }] });
     site.lago.answer_instead(Method::GET, "/api/v1/subscriptions?status[]=pending&per_page=100", 200, pending);
     provoked.check(&[], &["lago-clock-silent"]).await;
@@ -394,6 +399,10 @@ async fn endpoints_and_keys(provoked: &mut Provoked<'_>) {
     let site = provoked.site;
     let elsewhere = "http://lago-webhook-processor:9999/webhooks/lago";
     provoked.check(&[("LAGO_WEBHOOK_URL", elsewhere)], &["webhook-endpoint-missing"]).await;
+    // Somebody else's endpoint may have its secret in its address.
+    site.register("http://elsewhere/hook?token=hunter2", "hmac").await;
+    let (_, ran) = site.found(&[("LAGO_WEBHOOK_URL", elsewhere)]).await;
+    assert!(ran.out.contains("http://elsewhere/hook?…") && !ran.out.contains("hunter2"), "{ran:?}");
     provoked.check(&[("LAGO_WEBHOOK_URL", WEBHOOKS)], &[]).await;
     // The processor's own file says what it takes: of one organisation only, with another signature, or something impossible.
     let config = |text: &str| site.file("processor.toml", text);
@@ -516,6 +525,26 @@ async fn the_page_is_the_table() {
         printed,
         "outrigger doctor --reference > docs/reference/doctor.md"
     );
+}
+
+#[tokio::test]
+async fn a_slow_lago_costs_nothing_of_what_is_known_of_it() {
+    let site = Site::start(Profile::V1_39).await;
+    site.lago.set_faults(Faults { latency: Latency::Fixed(std::time::Duration::from_secs(2)), ..Faults::default() });
+
+    let ran = site.ask(&[], &["--json"]).await;
+
+    let report = ran.json();
+    let state = |check: &str| {
+        let mut all = report["findings"].as_array().unwrap().iter();
+        all.find(|finding| finding["check"] == check).unwrap()["state"].clone()
+    };
+    assert_eq!(
+        (state("lago"), state("lago-key"), state("rsa-key")),
+        (json!("ok"), json!("ok"), json!("ok")),
+        "{ran:?}"
+    );
+    assert_eq!((state("webhook-endpoint"), state("lago-clock")), (json!("ok"), json!("unknown")), "{ran:?}");
 }
 
 #[tokio::test]
