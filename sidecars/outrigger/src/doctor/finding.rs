@@ -264,6 +264,11 @@ pub(crate) const CHECKS: &[(&str, &str, &str)] = &[
         "`/-/health/live/` and `/-/health/ready/`; whether the token is taken",
     ),
     (
+        "temporal",
+        "TEMPORAL_ADDRESS, TEMPORAL_NAMESPACE and what else of TEMPORAL_* a client needs; DYNAMIC_CONFIG_FILE_PATH as Temporal has it",
+        "gRPC health of the frontend, whether the namespace is there, and which dynamic configuration is read",
+    ),
+    (
         "public-name",
         "OUTRIGGER_PUBLIC_URLS, and what is https among LAGO_API_URL, LAGO_WEBHOOK_URL, AUTHENTIK_URL and BRAIN_GATEWAY_URL",
         "DNS, and the certificate: names, trust, days left",
