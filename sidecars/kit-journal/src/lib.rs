@@ -34,3 +34,4 @@ pub use event::{BodyDigest, Dedupe, EventHead, EventId, NewEvent, Seq, StoredEve
 pub use filter::{DeliveryState, EventFilter, FilterError};
 pub use journal::{Appended, Health, Journal, JournalTask, OpenReader};
 pub use lease::{Held, LeaseEnd};
+pub use postgres::{DatabaseAnswer, ProbeError, ask_database};

@@ -25,7 +25,9 @@
 //! head of 2026-08-21. `signature` knows no clock and `describe` no I/O.
 
 pub mod api;
+pub mod clock;
 pub mod describe;
+pub mod exchange;
 pub mod management;
 mod payload;
 pub mod public_key;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use kit::lifecycle::exit;
-use kit_lago::signature::{LagoPrivateKey, PrivateKeyError};
+use kit_lago::signature::{LagoPrivateKey, PrivateKeyError, RsaKey};
 use serde::Serialize;
 
 /// The variable that every Lago takes the key from.
@@ -123,6 +123,28 @@ pub fn examine(arguments: &Arguments, variable: Option<&str>) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// The public half of the key of the file or else of the variable, where there is a usable one.
+pub fn public_half(arguments: &Arguments, variable: Option<&str>) -> Option<RsaKey> {
+    let key = match &arguments.file {
+        Some(path) => LagoPrivateKey::from_pem(&read(path).ok()?),
+        None => LagoPrivateKey::from_variable(variable?),
+    };
+    Some(key.ok()?.public_key().clone())
+}
+
+/// Whether the key that Lago hands out is one of these, which `name` holds.
+pub fn served(name: &str, keys: &[RsaKey], served: &RsaKey) -> Finding {
+    let fingerprint = served.fingerprint();
+    if keys.contains(served) {
+        return good("lago", format!("Lago signs with the key of {name}, public half {fingerprint}"));
+    }
+    bad(
+        "lago",
+        format!("Lago signs with another key than that of {name}: its public half is {fingerprint}"),
+        "restart Lago's api, worker, clock and migrate together with the same key; each has it from its start",
+    )
 }
 
 fn public_text(key: &LagoPrivateKey) -> String {

@@ -22,6 +22,9 @@ pub const GATEWAY: &str = "gateway";
 /// Name of the sink of `[amqp]`.
 pub const RABBITMQ: &str = "rabbitmq";
 
+/// Where webhooks are taken; each organisation's name follows.
+pub const INTAKE_PATH: &str = "/webhooks/lago";
+
 /// Organisation of the path without a name.
 pub const UNNAMED: &str = "default";
 
@@ -130,6 +133,19 @@ pub struct OrganizationSection {
     pub organization_id: Option<String>,
     /// Path template at the gateway for events of this organisation; `gateway.path` when unset.
     pub gateway_path: Option<String>,
+}
+
+impl OrganizationSection {
+    /// The signature that is set, or the one that the only key is for.
+    pub(crate) fn stated_signature(&self) -> Option<Signature> {
+        let has_hmac = self.hmac_key.is_some() || self.hmac_key_file.is_some();
+        match (self.signature, has_hmac, self.public_key_file.is_some()) {
+            (Some(signature), ..) => Some(signature),
+            (None, true, false) => Some(Signature::Hmac),
+            (None, false, true) => Some(Signature::Jwt),
+            (None, ..) => None,
+        }
+    }
 }
 
 /// Signature algorithm of a webhook endpoint.
@@ -290,6 +306,15 @@ impl LagoSection {
             || self.hmac_key.is_some()
             || self.hmac_key_file.is_some()
             || self.public_key_file.is_some()
+    }
+
+    /// Where webhooks are taken: each path, with its signature where the settings leave no doubt about it. What a webhook
+    /// endpoint in Lago has to lead to.
+    pub fn intakes(&self) -> Vec<(String, Option<Signature>)> {
+        let unnamed = self.has_unnamed().then(|| (INTAKE_PATH.to_owned(), self.unnamed().stated_signature()));
+        let named =
+            self.organizations.iter().map(|(name, own)| (format!("{INTAKE_PATH}/{name}"), own.stated_signature()));
+        unnamed.into_iter().chain(named).collect()
     }
 
     /// Path templates at the gateway that differ from `gateway.path`, by CloudEvents source.

@@ -18,6 +18,7 @@ use kit_lago::signature::{Algorithm, Rejected, SIGNATURE_HEADER};
 use tokio::sync::Semaphore;
 
 use crate::admit::{self, RecentBodies};
+use crate::config::INTAKE_PATH;
 use crate::metrics::{IntakeMetrics, Taken};
 use crate::organizations::{Organization, Organizations};
 
@@ -56,8 +57,8 @@ impl Intake {
 /// The public listener's routes.
 pub(crate) fn router(intake: Arc<Intake>) -> Router {
     Router::new()
-        .route("/webhooks/lago", post(unnamed))
-        .route("/webhooks/lago/{organization}", post(named))
+        .route(INTAKE_PATH, post(unnamed))
+        .route(&format!("{INTAKE_PATH}/{{organization}}"), post(named))
         .fallback(|| async { StatusCode::NOT_FOUND })
         .with_state(intake)
 }

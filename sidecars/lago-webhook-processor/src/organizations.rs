@@ -124,19 +124,19 @@ impl Loader<'_> {
 
     /// The algorithm that is set, or the only one that what is set can mean.
     fn algorithm(&mut self, path: &str, section: &OrganizationSection) -> Option<Algorithm> {
-        let hmac = section.hmac_key.is_some() || section.hmac_key_file.is_some();
-        let jwt = section.public_key_file.is_some();
-        let problem = match (section.signature, hmac, jwt) {
-            (Some(signature), _, _) => return Some(signature.into()),
-            (None, true, true) => "must be set to hmac or jwt: keys for both are configured".to_owned(),
-            (None, true, false) => return Some(Algorithm::Hmac),
-            (None, false, true) => return Some(Algorithm::Jwt),
-            (None, false, false) if self.section.api_url.is_some() => return Some(Algorithm::Jwt),
-            (None, false, false) => format!(
+        if let Some(signature) = section.stated_signature() {
+            return Some(signature.into());
+        }
+        let problem = if section.public_key_file.is_some() {
+            "must be set to hmac or jwt: keys for both are configured".to_owned()
+        } else if self.section.api_url.is_some() {
+            return Some(Algorithm::Jwt);
+        } else {
+            format!(
                 "must be set to hmac or jwt, and {} or {} (or LAGO_API_URL with LAGO_API_KEY_FILE) with it",
                 name_of(path, "hmac_key_file"),
                 name_of(path, "public_key_file"),
-            ),
+            )
         };
         self.problems.add(&format!("{path}.signature"), &problem);
         None

@@ -40,6 +40,8 @@ pub(crate) struct Admin {
     client: reqwest::Client,
     base: String,
     token: Option<secret::Secret>,
+    /// Longest wait for an answer to a question.
+    patience: Duration,
 }
 
 impl Connection {
@@ -53,6 +55,17 @@ impl Connection {
         self.open_or(USAGE_TRACKER)
     }
 
+    /// Whether the arguments or the environment name a daemon.
+    pub(crate) fn names_one(&self) -> bool {
+        self.admin.is_some()
+    }
+
+    /// The daemon that the arguments name, or else this one, or else the webhook processor, for those who wait no longer than
+    /// that for an answer.
+    pub(crate) fn open_for(&self, otherwise: Option<&str>, patience: Duration) -> anyhow::Result<Admin> {
+        Ok(Admin { patience, ..self.open_or(otherwise.unwrap_or(WEBHOOK_PROCESSOR))? })
+    }
+
     fn open_or(&self, default: &str) -> anyhow::Result<Admin> {
         // The value itself only by environment: an argument is there for everybody to read.
         let value = std::env::var("OUTRIGGER_TOKEN").ok().map(secret::Secret::from);
@@ -60,11 +73,16 @@ impl Connection {
         let options = ClientOptions { read_timeout: ACTION_WITHIN, total_timeout: ACTION_WITHIN, ..Default::default() };
         let client = http_client(&options)?;
         let base = self.admin.as_deref().unwrap_or(default).trim_end_matches('/').to_owned();
-        Ok(Admin { client, base, token })
+        Ok(Admin { client, base, token, patience: ANSWER_WITHIN })
     }
 }
 
 impl Admin {
+    /// A daemon that is asked only what needs no token.
+    pub(crate) fn without_token(client: &reqwest::Client, address: &str, patience: Duration) -> Self {
+        Self { client: client.clone(), base: address.trim_end_matches('/').to_owned(), token: None, patience }
+    }
+
     /// The daemon's admin address.
     pub(crate) fn address(&self) -> &str {
         &self.base
@@ -72,7 +90,7 @@ impl Admin {
 
     /// A request without a token: health and metrics.
     pub(crate) async fn plain(&self, path: &str) -> anyhow::Result<(u16, Vec<u8>)> {
-        let response = self.client.get(format!("{}{path}", self.base)).timeout(ANSWER_WITHIN).send().await;
+        let response = self.client.get(format!("{}{path}", self.base)).timeout(self.patience).send().await;
         let response = response.with_context(|| format!("reach the daemon at {} (--admin)", self.base))?;
         let status = response.status().as_u16();
         Ok((status, read_capped(response, ANSWER_BYTES).await?))
@@ -80,12 +98,12 @@ impl Admin {
 
     /// The `Date` header of an answer.
     pub(crate) async fn date(&self) -> Option<String> {
-        let response = self.client.get(format!("{}/livez", self.base)).timeout(ANSWER_WITHIN).send().await.ok()?;
+        let response = self.client.get(format!("{}/livez", self.base)).timeout(self.patience).send().await.ok()?;
         Some(response.headers().get("date")?.to_str().ok()?.to_owned())
     }
 
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<T> {
-        self.send(self.client.get(self.url(path, query)?).timeout(ANSWER_WITHIN), path).await
+        self.send(self.client.get(self.url(path, query)?).timeout(self.patience), path).await
     }
 
     pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {

@@ -1,4 +1,5 @@
-//! `lago`: what lago-seeder does, by hand – show, apply and check a catalogue, and take care of the RSA key.
+//! `lago`: what lago-seeder does, by hand – show, apply and check a catalogue, and take care of the RSA key, also beside the
+//! one that Lago signs with.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use clap::{Args, Subcommand};
 use kit::client::{ClientOptions, http_client};
 use kit::secret::Secret;
 use kit_lago::api::{LagoApi, api_key};
+use kit_lago::signature::{RsaKey, RsaKeys};
 use lago_seeder::{Catalogue, Mode, Notice, Seeder, Settings, keys};
 
 use crate::output::{self, safe, say};
@@ -26,18 +28,44 @@ pub(crate) enum Verb {
     #[command(after_help = "Example: outrigger lago check --catalogue config/lago/catalogue.toml --json")]
     Check(Arguments),
     /// Make or check Lago's RSA key, in the forms that a version takes.
-    #[command(after_help = "Example: outrigger lago keys --file private.pem --create --env-file lago.env\n\
-                            Example: outrigger lago keys --lago-version v1.16.0")]
-    Keys(keys::Arguments),
+    #[command(
+        after_help = "Example: outrigger lago keys --file private.pem --create --env-file lago.env\n\
+                            Example: outrigger lago keys --lago-version v1.16.0\n\
+                            Example: outrigger lago keys check --file private.pem --api-url http://lago-api:3000",
+        args_conflicts_with_subcommands = true
+    )]
+    Keys {
+        #[command(flatten)]
+        arguments: keys::Arguments,
+        #[command(subcommand)]
+        verb: Option<KeysVerb>,
+    },
 }
 
-/// Which Lago, and what is to be in it. The key itself is taken from LAGO_API_KEY only: an argument is there for everybody to
-/// read.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysVerb {
+    /// Ask Lago whether it signs with this key.
+    #[command(after_help = "Example: outrigger lago keys check --file private.pem --api-url http://lago-api:3000\n\
+                            Example: outrigger lago keys check --public-file lago-rsa.pub --json")]
+    Check(CheckArguments),
+}
+
+/// Which key is meant to be Lago's. Without a file the one in LAGO_RSA_PRIVATE_KEY.
 #[derive(Args, Debug)]
-pub(crate) struct Arguments {
-    /// The catalogue file.
+pub(crate) struct CheckArguments {
+    /// File with the private key in PEM.
     #[arg(long, value_name = "FILE")]
-    catalogue: PathBuf,
+    file: Option<PathBuf>,
+    /// File with the public key in PEM, or several: LAGO_WEBHOOK_PUBLIC_KEY_FILE of the webhook processor.
+    #[arg(long, value_name = "FILE")]
+    public_file: Option<PathBuf>,
+    #[command(flatten)]
+    lago: LagoConnection,
+}
+
+/// Which Lago. The key itself is taken from LAGO_API_KEY only: an argument is there for everybody to read.
+#[derive(Args, Debug)]
+pub(crate) struct LagoConnection {
     /// Lago's API.
     #[arg(long, env = "LAGO_API_URL", value_name = "URL")]
     api_url: String,
@@ -47,6 +75,30 @@ pub(crate) struct Arguments {
     /// PEM file with certificate authorities to trust beside the platform's.
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
+}
+
+impl LagoConnection {
+    /// Lago's API, and what else is asked over the same client.
+    pub(crate) fn open(&self) -> anyhow::Result<(LagoApi, reqwest::Client, Secret)> {
+        let value = std::env::var("LAGO_API_KEY").ok().filter(|key| !key.is_empty()).map(Secret::from);
+        let file = self.api_key_file.as_deref();
+        // A file that is named wins over a variable that is merely there.
+        let key = api_key(value.as_ref().filter(|_| file.is_none()), file)?;
+        let key =
+            key.context("no API key: give --api-key-file, or set LAGO_API_KEY (in Lago: Developers, API keys)")?;
+        let client = http_client(&ClientOptions { ca_file: self.ca_file.clone(), ..ClientOptions::default() })?;
+        Ok((LagoApi::new(client.clone(), &self.api_url, &key)?, client, key))
+    }
+}
+
+/// Which Lago, and what is to be in it.
+#[derive(Args, Debug)]
+pub(crate) struct Arguments {
+    /// The catalogue file.
+    #[arg(long, value_name = "FILE")]
+    catalogue: PathBuf,
+    #[command(flatten)]
+    lago: LagoConnection,
     /// Delete what Lago has and the catalogue does not, of the kinds that the catalogue has any of.
     #[arg(long)]
     prune: bool,
@@ -64,7 +116,11 @@ pub(crate) async fn run(verb: Verb, json: bool) -> anyhow::Result<ExitCode> {
         Verb::Plan(arguments) => catalogue(&arguments, Mode::Look, json).await.map(|_| ExitCode::SUCCESS),
         Verb::Check(arguments) => catalogue(&arguments, Mode::Look, json).await.map(ended),
         Verb::Apply(arguments) => catalogue(&arguments, Mode::Apply, json).await.map(ended),
-        Verb::Keys(arguments) => examine_keys(&arguments, json).map(ended),
+        Verb::Keys { verb: Some(KeysVerb::Check(arguments)), .. } => check_keys(&arguments, json).await.map(ended),
+        Verb::Keys { arguments, verb: None } => {
+            let variable = std::env::var("LAGO_RSA_PRIVATE_KEY").ok();
+            show(&keys::examine(&arguments, variable.as_deref()), json).map(ended)
+        }
     }
 }
 
@@ -79,13 +135,7 @@ async fn catalogue(arguments: &Arguments, mode: Mode, json: bool) -> anyhow::Res
         // All of them at once, each on its line.
         Err(errors) => bail!("the catalogue is not right:\n{errors}"),
     };
-    let value = std::env::var("LAGO_API_KEY").ok().filter(|key| !key.is_empty()).map(Secret::from);
-    let file = arguments.api_key_file.as_deref();
-    // A file that is named wins over a variable that is merely there.
-    let key = api_key(value.as_ref().filter(|_| file.is_none()), file)?;
-    let key = key.context("no API key: give --api-key-file, or set LAGO_API_KEY (in Lago: Developers, API keys)")?;
-    let client = http_client(&ClientOptions { ca_file: arguments.ca_file.clone(), ..ClientOptions::default() })?;
-    let api = LagoApi::new(client.clone(), &arguments.api_url, &key)?;
+    let (api, client, _) = arguments.lago.open()?;
     let settings = Settings {
         prune: arguments.prune,
         wait: Duration::from_secs(arguments.wait),
@@ -117,8 +167,40 @@ fn tell(notice: Notice<'_>) {
     };
 }
 
-fn examine_keys(arguments: &keys::Arguments, json: bool) -> anyhow::Result<bool> {
-    let findings = keys::examine(arguments, std::env::var("LAGO_RSA_PRIVATE_KEY").ok().as_deref());
+/// Judges the keys that are here, and compares them with the one that Lago hands out.
+async fn check_keys(arguments: &CheckArguments, json: bool) -> anyhow::Result<bool> {
+    let (_, client, key) = arguments.lago.open()?;
+    let variable = std::env::var("LAGO_RSA_PRIVATE_KEY").ok().filter(|value| !value.is_empty());
+    let mut findings = Vec::new();
+    let mut own: Vec<(String, Vec<RsaKey>)> = Vec::new();
+    let is_private = arguments.file.is_some() || variable.is_some();
+    if is_private {
+        let private = keys::Arguments { file: arguments.file.clone(), ..keys::Arguments::default() };
+        findings = keys::examine(&private, variable.as_deref());
+        if let Some(key) = keys::public_half(&private, variable.as_deref()) {
+            let name =
+                arguments.file.as_ref().map_or("LAGO_RSA_PRIVATE_KEY".to_owned(), |file| file.display().to_string());
+            own.push((name, vec![key]));
+        }
+    }
+    if let Some(file) = &arguments.public_file {
+        let shown = file.display();
+        let text = std::fs::read_to_string(file).with_context(|| format!("read {shown}"))?;
+        let keys = RsaKeys::from_pem(&text).with_context(|| format!("use {shown}"))?;
+        own.push((shown.to_string(), keys.keys().to_vec()));
+    }
+    if !is_private && own.is_empty() {
+        bail!("no key: give --file or --public-file, or set LAGO_RSA_PRIVATE_KEY");
+    }
+    let served = crate::doctor::served_key(&client, &arguments.lago.api_url, &key).await?;
+    for (name, keys) in own {
+        findings.push(keys::served(&name, &keys, &served));
+    }
+    show(&findings, json)
+}
+
+/// Prints what was found; whether all of it is good.
+fn show(findings: &[keys::Finding], json: bool) -> anyhow::Result<bool> {
     if json {
         output::json(&findings)?;
     } else {

@@ -21,6 +21,7 @@ mod send;
 mod sinks;
 mod usage;
 mod verify;
+mod verify_upgrade;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
@@ -81,11 +82,20 @@ enum Verb {
     Stats,
     /// Say why a webhook's signature does not match.
     Verify(verify::Arguments),
+    /// Before and after a change of Lago's version: does it do what the daemons rely on.
+    #[command(after_help = "Example: outrigger verify-upgrade --record before.json\n\
+                            Example: outrigger verify-upgrade --compare before.json --wait 600\n\
+                            Example: outrigger verify-upgrade --allow-writes --token-file token")]
+    VerifyUpgrade(verify_upgrade::Arguments),
     /// Send a load of signed webhooks and measure.
     Load(load::Arguments),
-    /// Check a running daemon; one line a finding, with the fix.
-    #[command(after_help = "Example: outrigger doctor --admin http://127.0.0.1:9081 --token-file token")]
-    Doctor,
+    /// Check the sidecars and what they stand beside; one line a finding, with the fix.
+    #[command(
+        after_help = "Where things are is taken from the variables of the daemons: see docs/reference/doctor.md.\n\n\
+                            Example: outrigger doctor --admin http://127.0.0.1:9081 --token-file token\n\
+                            Example: outrigger doctor --env-file compose/.env --json"
+    )]
+    Doctor(doctor::Arguments),
     /// Print a completion script for a shell.
     #[command(after_help = "Example: outrigger completions bash > /etc/bash_completion.d/outrigger")]
     Completions {
@@ -152,8 +162,9 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Journal(verb) => journal::run(verb, json).await?,
         Verb::Stats => sinks::statistics(&connection, json).await?,
         Verb::Verify(arguments) => return verify::run(&arguments, json),
+        Verb::VerifyUpgrade(arguments) => return verify_upgrade::run(arguments, &connection, json).await,
         Verb::Load(arguments) => return load::run(arguments, json).await,
-        Verb::Doctor => return doctor::run(&connection, json).await,
+        Verb::Doctor(arguments) => return doctor::run(arguments, &connection, json).await,
         Verb::Completions { shell } => {
             // By way of memory: the generator panics where its output is closed.
             let mut script = Vec::new();

@@ -14,6 +14,7 @@ mod hosts;
 mod lease;
 mod link;
 mod lost;
+mod probe;
 mod purge;
 mod reader;
 mod schema;
@@ -29,6 +30,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 pub(crate) use address::{Address, is_plain_name};
+pub use probe::{DatabaseAnswer, ProbeError, ask_database};
 pub(crate) use reader::PostgresReader;
 
 use crate::engine::{Commit, Committed, Engine, Lease, LeaseKeeper, News};

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use kit::secret::Secret;
 use kit_lago::LagoServer;
+use kit_lago::signature::LagoPrivateKey;
 use kit_lago::stand_in::billing::Profile;
 use kit_workbench::scratch::Scratch;
 use serde_json::json;
@@ -97,4 +98,35 @@ async fn a_key_is_made_kept_and_never_shown() {
     assert_eq!(raw.code, Some(1));
     assert!(raw.out.contains("holds the PEM itself") && !raw.out.contains(secret), "{raw:?}");
     outrigger(&["lago", "keys", "--create"], &[]).await.failed(2, "--file");
+}
+
+#[tokio::test]
+async fn a_key_is_compared_with_the_one_that_lago_signs_with() {
+    let server = LagoServer::start(Profile::V1_39, Secret::from(KEY.to_owned())).await.unwrap();
+    let (own, other) = (LagoPrivateKey::generate(2048).unwrap(), LagoPrivateKey::generate(2048).unwrap());
+    server.put_public_key(&own.public_key().to_pem());
+    let scratch = Scratch::new("outrigger-keys").unwrap();
+    let file = |name: &str, content: &str| scratch.write(name, content).unwrap().display().to_string();
+    let (right, wrong) = (file("right.pem", own.pem().expose()), file("wrong.pem", other.pem().expose()));
+    let public = file("public.pem", &format!("{}{}", other.public_key().to_pem(), own.public_key().to_pem()));
+    let url = server.url();
+    let check = async |more: &[&str], environment: &[(&str, &str)]| {
+        let arguments = [&["lago", "keys", "check", "--api-url", &url][..], more].concat();
+        outrigger(&arguments, &[&[("LAGO_API_KEY", KEY)][..], environment].concat()).await
+    };
+
+    let ran = check(&["--file", &right, "--public-file", &public], &[]).await.ok();
+    assert_eq!(ran.out.matches("Lago signs with the key of").count(), 2, "{ran:?}");
+    let ran = check(&["--file", &wrong, "--json"], &[]).await;
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let last = ran.json().as_array().unwrap().last().unwrap().clone();
+    assert_eq!(last["ok"], false);
+    assert!(last["text"].as_str().unwrap().contains("signs with another key"), "{last}");
+    assert!(last["fix"].as_str().unwrap().contains("restart"), "{last}");
+    check(&[], &[("LAGO_RSA_PRIVATE_KEY", own.variable().expose())]).await.ok();
+    check(&[], &[]).await.failed(1, "--file or --public-file");
+    server.answer_instead(reqwest::Method::GET, "/api/v1/webhooks/json_public_key", 403, json!({}));
+    check(&["--file", &right], &[]).await.failed(1, "webhook_jwt_public_key");
+    // Without the verb, as before.
+    outrigger(&["lago", "keys", "--file", &right], &[]).await.ok();
 }

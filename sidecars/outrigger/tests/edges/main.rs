@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod doctor;
 mod events;
 mod journal;
 mod lago;
@@ -15,3 +16,4 @@ mod tracker;
 mod usage;
 mod usage_import;
 mod usage_reconcile;
+mod verify_upgrade;

@@ -1,6 +1,7 @@
 //! `dead-letters`, `sinks`, `stats` and `doctor`.
 
 use kit_workbench::gateway::Behaviour;
+use serde_json::Value;
 
 use crate::bench::{Bench, DEADLINE, outrigger};
 
@@ -111,10 +112,11 @@ async fn the_doctor_finds_nothing_wrong_with_a_healthy_daemon() {
 
     let findings = bench.ask_json(&["doctor"]).await;
 
-    let findings = findings.as_array().unwrap();
-    assert!(findings.iter().all(|finding| finding["ok"] == true), "{findings:?}");
-    for what in ["daemon", "ready", "journal", "sink"] {
-        assert!(findings.iter().any(|finding| finding["what"] == what), "{what} is not in {findings:?}");
+    assert_eq!(findings["healthy"], true);
+    let findings = findings["findings"].as_array().unwrap();
+    for check in ["daemon", "ready", "journal", "sink", "clock"] {
+        let is_well = |finding: &Value| finding["check"] == check && finding["state"] == "ok";
+        assert!(findings.iter().any(is_well), "{check} is not in {findings:?}");
     }
 }
 
@@ -130,7 +132,7 @@ async fn the_doctor_names_dead_letters_and_an_absent_gateway() {
     bench.ask(&["doctor"]).await.failed_on_stdout("gateway does not take events");
     let findings = bench.ask(&["doctor", "--json"]).await;
     assert_eq!(findings.code, Some(1));
-    assert!(findings.json().as_array().unwrap().iter().any(|finding| finding["fix"].is_string()));
+    assert!(findings.json()["findings"].as_array().unwrap().iter().any(|finding| finding["fix"].is_string()));
 }
 
 #[tokio::test]

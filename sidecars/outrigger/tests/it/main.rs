@@ -167,7 +167,7 @@ async fn sinks_are_paused_and_resumed_and_the_doctor_notices() {
     let output = bench.command(&["doctor", "--json"]).env("OUTRIGGER_ADMIN", nobody).output().unwrap();
     let findings: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(!output.status.success());
-    assert!(findings[0]["fix"].as_str().unwrap().contains("SIDECAR_LISTEN__ADMIN"), "{findings}");
+    assert!(findings["findings"][0]["fix"].as_str().unwrap().contains("SIDECAR_LISTEN__ADMIN"), "{findings}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! What exists besides events: metrics, customers and subscriptions, put there by the test.
 
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -303,7 +304,12 @@ impl Invoice {
     /// stands.
     pub(super) fn to_json(&self) -> Value {
         let status = if self.finalized_at.is_some() { "finalized" } else { "draft" };
-        json!({ "lago_id": self.lago_id, "invoice_type": "subscription", "status": status })
+        json!({
+            "lago_id": self.lago_id,
+            "invoice_type": "subscription",
+            "issuing_date": self.charges_to.to_zoned(TimeZone::UTC).date().to_string(),
+            "status": status,
+        })
     }
 }
 
@@ -378,6 +384,10 @@ impl Catalogue {
             let (lago_id, created_at) = (Uuid::new_v4(), Timestamp::now());
             self.customers.push(Customer { lago_id, external_id: external_id.to_owned(), created_at });
         }
+    }
+
+    pub(super) fn remove_customer(&mut self, external_id: &str) {
+        self.customers.retain(|known| known.external_id != external_id);
     }
 
     pub(super) fn end_subscription(&mut self, external_id: &str, at: Timestamp) -> bool {

@@ -4,8 +4,8 @@
 //! from the contract; what an answer looks like depends on the [`Profile`].
 //!
 //! Left out: everything that costs money (what plans charge is kept and not billed; wallets; of invoices all but the
-//! usage on them), fee estimates, filters and groups of usage, projected usage, sending webhooks, and customers and
-//! subscriptions over HTTP: tests put them there.
+//! usage on them), fee estimates, filters and groups of usage, projected usage, sending webhooks other than
+//! `customer.created`, and most of customers and subscriptions over HTTP: tests put them there.
 
 mod answer;
 mod arrivals;
@@ -16,6 +16,7 @@ mod faults;
 mod ingest;
 mod ledger;
 mod management;
+mod people;
 mod period;
 mod profile;
 mod reads;

@@ -30,6 +30,8 @@ pub(super) enum Read {
     CurrentUsage { external_customer_id: String },
     PastUsage { external_customer_id: String },
     Invoice(String),
+    Invoices,
+    PublicKey,
 }
 
 /// What it is read from.
@@ -86,6 +88,21 @@ pub(super) fn answer(view: View<'_>, read: &Read, query: &Query) -> Answer {
         }
         Read::CurrentUsage { external_customer_id } => current_usage(&view, external_customer_id, query),
         Read::PastUsage { external_customer_id } => past_usage(&view, external_customer_id, query),
+        Read::PublicKey => match &view.books.public_pem {
+            Some(pem) => {
+                let key = crate::stand_in::encode_public_key_answer(pem);
+                Answer::json(200, &json!({ "webhook": { "public_key": key } }))
+            }
+            // The real one does not start without a key.
+            None => Answer::bare(500),
+        },
+        // Of the filters only one: nothing here is paid for.
+        Read::Invoices => {
+            let all = view.books.catalogue.invoices.iter().map(Invoice::to_json);
+            let status = query.get("status");
+            let wanted = all.filter(|invoice| status.is_none_or(|status| invoice["status"] == status));
+            list("invoices", wanted.collect(), query.page())
+        }
         Read::Invoice(lago_id) => {
             let mut invoices = view.books.catalogue.invoices.iter();
             found("invoice", invoices.find(|known| known.lago_id.to_string() == *lago_id).map(Invoice::to_json))

@@ -12,6 +12,7 @@ use super::event::{Malformed, Root, Sent};
 use super::faults::{Asked, Drawn, Effect};
 use super::ingest::{self, Rules};
 use super::management::{self, Call, Desk};
+use super::people::{self, Wish};
 use super::profile::Profile;
 use super::reads::{self, Query};
 use super::state::LagoState;
@@ -48,12 +49,16 @@ enum Route {
     CreateBatch,
     Read(reads::Read),
     Manage(Call),
+    People(Wish),
     Unknown,
 }
 
 /// Decides about a request, and does what it asks for.
 pub(super) async fn handle(state: &LagoState, request: Request) -> Ending {
     let (number, _in_progress) = state.begin_request();
+    if let Some((status, body)) = state.instead_of(&request.method, &request.path, &request.query) {
+        return Ending::Answer(Answer::json(status, &body));
+    }
     let route = Route::of(&request.method, &request.path, state.profile());
     if route == Route::Health {
         return Ending::Answer(health(state));
@@ -63,6 +68,7 @@ pub(super) async fn handle(state: &LagoState, request: Request) -> Ending {
     let asked = match &route {
         Route::CreateEvent | Route::CreateBatch => Asked::Ingestion,
         Route::Manage(call) if call.is_writing() => Asked::Managing,
+        Route::People(_) => Asked::Managing,
         Route::Health | Route::Read(_) | Route::Manage(_) | Route::Unknown => Asked::Reading,
     };
     let (Drawn { pause, effect }, threads) = state.draw(asked);
@@ -145,7 +151,7 @@ fn read_events<'a>(route: &Route, request: &'a Request) -> Result<Sent<'a>, Malf
     match route {
         Route::CreateEvent => Ok(Root::read(body)?.single()),
         Route::CreateBatch => Ok(Root::read(body)?.batch()),
-        Route::Health | Route::Read(_) | Route::Manage(_) | Route::Unknown => Ok(Sent::Nothing),
+        Route::Health | Route::Read(_) | Route::Manage(_) | Route::People(_) | Route::Unknown => Ok(Sent::Nothing),
     }
 }
 
@@ -165,7 +171,7 @@ fn note_arrivals(state: &LagoState, number: u64, route: &Route, sent: &Result<Se
                 books.counts.batches += 1;
                 books.counts.largest_batch = books.counts.largest_batch.max(events.len() as u64);
             }
-            Route::Health | Route::Read(_) | Route::Manage(_) | Route::Unknown => {}
+            Route::Health | Route::Read(_) | Route::Manage(_) | Route::People(_) | Route::Unknown => {}
         }
     });
 }
@@ -193,6 +199,13 @@ fn answer(state: &LagoState, route: &Route, request: &Request, sent: &Result<Sen
         return Answer::bare(400);
     };
     let profile = state.profile();
+    if let Route::People(wish) = route {
+        let (answer, told) = state.change(|books| people::answer(books, profile, wish, &request.body));
+        if let Some(customer) = told {
+            people::tell(state, customer);
+        }
+        return answer;
+    }
     let (torn_batch_status, usage_lag, no_active_subscription) =
         state.with_faults(|faults| (faults.torn_batch_status, faults.usage_lag, faults.no_active_subscription));
     state.change(|books| {
@@ -214,7 +227,7 @@ fn answer(state: &LagoState, route: &Route, request: &Request, sent: &Result<Sen
                 books.counts.managed_writes += u64::from(call.is_writing() && answer.status == 200);
                 return answer;
             }
-            Route::Health | Route::Unknown => Answer::not_found("resource_not_found"),
+            Route::Health | Route::People(_) | Route::Unknown => Answer::not_found("resource_not_found"),
         };
         books.counts.refused_posts += u64::from(answer.status == 422);
         answer
@@ -236,6 +249,9 @@ impl Route {
         let decoded_segments: Vec<&str> = decoded_segments.iter().map(String::as_str).collect();
         if let Some(call) = Call::of(method, &decoded_segments, profile) {
             return Self::Manage(call);
+        }
+        if let Some(wish) = Wish::of(method, &decoded_segments) {
+            return Self::People(wish);
         }
         if *method == Method::POST {
             return match segments.as_slice() {
@@ -261,6 +277,8 @@ impl Route {
             ["customers", id, "past_usage"] if !id.contains('.') => {
                 Some(reads::Read::PastUsage { external_customer_id: decoded(id) })
             }
+            ["invoices"] => Some(reads::Read::Invoices),
+            ["webhooks", "json_public_key"] => Some(reads::Read::PublicKey),
             ["invoices", id] => before_format(id).map(|id| reads::Read::Invoice(decoded(id))),
             _ => None,
         };

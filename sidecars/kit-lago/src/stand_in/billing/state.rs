@@ -1,13 +1,16 @@
 //! What a stand-in for Lago knows and how it behaves, apart from its port: it outlives the port, so
 //! that Lago can go away for a while and come back with its books.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use http::Method;
 use jiff::Timestamp;
 use kit::secret::Secret;
 use serde::Serialize;
+use serde_json::Value;
 use subtle::ConstantTimeEq;
 use tokio::sync::{Semaphore, watch};
 
@@ -17,6 +20,7 @@ use super::faults::{Asked, Drawn, Faults, InForce};
 use super::ledger::{Ledger, LedgerEntry, LedgerEvent, Uniqueness};
 use super::management::Managed;
 use super::profile::Profile;
+use crate::sender::Signing;
 
 /// How much a stand-in has seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -77,11 +81,15 @@ pub(super) struct Books {
     pub(super) ledger: Ledger,
     pub(super) arrivals: Arrivals,
     pub(super) counts: Counts,
+    pub(super) public_pem: Option<String>,
+    pub(super) signing: Option<Signing>,
 }
 
 #[derive(Debug)]
 struct Behaviour {
     in_force: InForce,
+    /// Answers by method and path, with or without the query.
+    instead: BTreeMap<(Method, String), (u16, Value)>,
     /// One permit a thread.
     threads: Arc<Semaphore>,
 }
@@ -99,9 +107,12 @@ impl LagoState {
                 ledger: Ledger::new(uniqueness),
                 arrivals: Arrivals::default(),
                 counts: Counts::default(),
+                public_pem: None,
+                signing: None,
             }),
             behaviour: Mutex::new(Behaviour {
                 in_force: InForce::new(Faults::default()),
+                instead: BTreeMap::new(),
                 threads: Arc::new(Semaphore::new(profile.threads())),
             }),
             counts: watch::Sender::new(Counts::default()),
@@ -111,6 +122,15 @@ impl LagoState {
     /// Which Lago this is.
     pub fn profile(&self) -> Profile {
         self.profile
+    }
+
+    /// Sends `customer.created` to the organisation's webhook endpoints from now on, signed with this.
+    pub fn put_signing(&self, signing: Signing) {
+        self.books().signing = Some(signing);
+    }
+
+    pub(super) fn signing(&self) -> Option<Signing> {
+        self.books().signing.clone()
     }
 
     /// Adds a metric, or replaces the one with this code.
@@ -153,7 +173,25 @@ impl LagoState {
     pub fn set_faults(&self, faults: Faults) {
         let threads = faults.threads.unwrap_or(self.profile.threads());
         let threads = Arc::new(Semaphore::new(threads.min(Semaphore::MAX_PERMITS)));
-        *self.behaviour() = Behaviour { in_force: InForce::new(faults), threads };
+        let mut behaviour = self.behaviour();
+        behaviour.in_force = InForce::new(faults);
+        behaviour.threads = threads;
+    }
+
+    /// Answers so from now on where this path is asked for, with its query or with any, and with whatever key: what a version
+    /// may look like that nobody has read. Nothing is done.
+    pub fn answer_instead(&self, method: Method, path: &str, status: u16, body: Value) {
+        self.behaviour().instead.insert((method, path.to_owned()), (status, body));
+    }
+
+    /// Takes back every [`LagoState::answer_instead`].
+    pub fn answer_as_usual(&self) {
+        self.behaviour().instead.clear();
+    }
+
+    /// The public half of the key that webhooks are signed with, as a PEM. Without it there is none to be had.
+    pub fn put_public_key(&self, pem: &str) {
+        self.books().public_pem = Some(pem.to_owned());
     }
 
     /// What would be billed: every stored event, in order of storing.
@@ -207,6 +245,13 @@ impl LagoState {
         let mut words = header.unwrap_or_default().split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
         let key = words.nth(1).unwrap_or_default();
         bool::from(key.ct_eq(self.api_key.expose().as_bytes()))
+    }
+
+    /// What is answered in the place of the usual.
+    pub(super) fn instead_of(&self, method: &Method, path: &str, query: &str) -> Option<(u16, Value)> {
+        let behaviour = self.behaviour();
+        let of = |path: String| behaviour.instead.get(&(method.clone(), path)).cloned();
+        of(format!("{path}?{query}")).or_else(|| of(path.to_owned()))
     }
 
     /// Draws what happens to a request, and tells which threads it has to wait for.

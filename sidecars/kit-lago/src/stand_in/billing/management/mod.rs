@@ -103,6 +103,17 @@ impl Managed {
         self.applied_coupons.push(code.to_owned());
     }
 
+    /// The codes of a kind.
+    pub(super) fn codes(&mut self, kind: Kind) -> Vec<String> {
+        let codes = self.list(kind).iter().filter_map(|object| text(object, "code"));
+        codes.map(str::to_owned).collect()
+    }
+
+    /// Where webhooks are sent.
+    pub(super) fn endpoint_urls(&self) -> Vec<String> {
+        self.endpoints.iter().filter_map(|endpoint| text(endpoint, "webhook_url")).map(str::to_owned).collect()
+    }
+
     fn list(&mut self, kind: Kind) -> &mut Vec<Object> {
         match kind {
             Kind::Tax => &mut self.taxes,
