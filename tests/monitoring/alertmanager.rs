@@ -81,12 +81,17 @@ async fn an_alert_arrives_at_the_gateway_with_its_token() {
         .replace("group_interval: 5m", "group_interval: 1s");
     let config = scratch.write("alertmanager.yml", config).unwrap();
     let own = free_address().unwrap();
-    let alertmanager = Server::start("prometheus-alertmanager", &scratch, own, &[
-        format!("--config.file={}", config.display()),
-        format!("--storage.path={}", scratch.file("alerts").display()),
-        "--cluster.listen-address=".to_owned(),
-        format!("--web.listen-address={own}"),
-    ]);
+    let alertmanager = Server::start(
+        "prometheus-alertmanager",
+        &scratch,
+        own,
+        &[
+            format!("--config.file={}", config.display()),
+            format!("--storage.path={}", scratch.file("alerts").display()),
+            "--cluster.listen-address=".to_owned(),
+            format!("--web.listen-address={own}"),
+        ],
+    );
     let client = Arc::new(reqwest::Client::builder().no_proxy().build().unwrap());
     let labels = json!({"alertname": "JournalFails", "severity": "critical", "daemon": "lago-usage-tracker"});
     let alerts = json!([{"labels": labels, "annotations": {"summary": "it fails", "runbook": "docs/runbooks/x.md"}}]);

@@ -34,7 +34,12 @@ fn panels(dashboard: &Value) -> impl Iterator<Item = &Value> {
 
 /// The labels of `{{sink}}` and the like.
 fn legend_labels(legend: &str) -> BTreeSet<String> {
-    legend.split("{{").skip(1).filter_map(|rest| rest.split_once("}}")).map(|(label, _)| label.trim().to_owned()).collect()
+    legend
+        .split("{{")
+        .skip(1)
+        .filter_map(|rest| rest.split_once("}}"))
+        .map(|(label, _)| label.trim().to_owned())
+        .collect()
 }
 
 /// Everything that dashboards ask Prometheus, with Grafana's variables filled in.
@@ -44,7 +49,8 @@ pub(crate) fn queries() -> Vec<Query> {
         for panel in panels(&dashboard) {
             for target in panel["targets"].as_array().into_iter().flatten() {
                 let expr = target["expr"].as_str().unwrap_or_default();
-                let expr = expr.replace("$__rate_interval", "10s").replace("$__range", "1m").replace("$__interval", "10s");
+                let expr =
+                    expr.replace("$__rate_interval", "10s").replace("$__range", "1m").replace("$__interval", "10s");
                 assert!(!expr.contains('$'), "{name}: {expr}: a variable that no test knows");
                 let labels = legend_labels(target["legendFormat"].as_str().unwrap_or_default());
                 let from = format!("{name}, panel '{}'", panel["title"].as_str().unwrap_or_default());
@@ -58,8 +64,12 @@ pub(crate) fn queries() -> Vec<Query> {
 #[test]
 fn dashboards_are_what_grafana_provisions_and_people_read() {
     let sources = files::yaml("config/grafana/provisioning/datasources/outrigger.yml");
-    let known: BTreeSet<&str> =
-        sources["datasources"].as_array().unwrap().iter().map(|source| source["uid"].as_str().expect("a uid")).collect();
+    let known: BTreeSet<&str> = sources["datasources"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|source| source["uid"].as_str().expect("a uid"))
+        .collect();
     let providers = files::yaml(&format!("{FOLDER}/outrigger.yml"));
     assert_eq!(providers["providers"][0]["options"]["path"], "/etc/grafana/provisioning/dashboards");
     assert_eq!(providers["providers"][0]["type"], "file");
@@ -112,7 +122,8 @@ fn dashboards_are_what_grafana_provisions_and_people_read() {
             if panel["type"] == "stat" && steps < 2 {
                 find("a figure without a threshold does not say whether anything is wrong");
             }
-            let pages: Vec<&str> = description.split_whitespace().filter(|word| word.starts_with("docs/runbooks/")).collect();
+            let pages: Vec<&str> =
+                description.split_whitespace().filter(|word| word.starts_with("docs/runbooks/")).collect();
             if steps > 1 && pages.is_empty() {
                 find("it has a threshold and does not name the page that says what to do");
             }

@@ -68,11 +68,15 @@ pub(crate) fn missing_page(page: &str) -> Option<String> {
     }
     // As forges make anchors of headings.
     let anchor = |heading: &str| -> String {
-        let kept = heading.to_lowercase().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).collect::<String>();
+        let kept =
+            heading.to_lowercase().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).collect::<String>();
         kept.trim().replace(' ', "-")
     };
     let text = read(path);
     let found = section.is_empty()
-        || text.lines().filter(|line| line.starts_with('#')).any(|line| anchor(line.trim_start_matches('#')) == section);
+        || text
+            .lines()
+            .filter(|line| line.starts_with('#'))
+            .any(|line| anchor(line.trim_start_matches('#')) == section);
     (!found).then(|| format!("{path} has no section {section}"))
 }

@@ -57,7 +57,8 @@ fn configuration(proxy: SocketAddr) -> (Value, Vec<String>) {
     let mut targets = Vec::new();
     for job in config["scrape_configs"].as_array_mut().unwrap() {
         job["proxy_url"] = json!(proxy);
-        let of_job = job["static_configs"].as_array().unwrap().iter().flat_map(|one| one["targets"].as_array().unwrap());
+        let of_job =
+            job["static_configs"].as_array().unwrap().iter().flat_map(|one| one["targets"].as_array().unwrap());
         targets.extend(of_job.map(|target| target.as_str().unwrap().to_owned()));
     }
     (config, targets)
@@ -107,23 +108,38 @@ impl Site {
         ])));
         let (config, wanted) = configuration(proxy(Arc::clone(&targets)).await);
         for target in &wanted {
-            assert!(targets.lock().unwrap().contains_key(target), "nobody answers for the target {target}: name it here");
+            assert!(
+                targets.lock().unwrap().contains_key(target),
+                "nobody answers for the target {target}: name it here"
+            );
         }
         let config = scratch.write("prometheus.json", config.to_string()).unwrap();
-        let quiet = scratch.write("alertmanager.yml", "route: {receiver: nobody}\nreceivers: [{name: nobody}]\n").unwrap();
-        let alertmanager = Server::start("prometheus-alertmanager", &scratch, alertmanager, &[
-            format!("--config.file={}", quiet.display()),
-            format!("--storage.path={}", scratch.file("alerts").display()),
-            "--cluster.listen-address=".to_owned(),
-            format!("--web.listen-address={alertmanager}"),
-        ]);
-        let prometheus = Server::start("prometheus", &scratch, prometheus, &[
-            format!("--config.file={}", config.display()),
-            format!("--storage.tsdb.path={}", scratch.file("series").display()),
-            format!("--web.listen-address={prometheus}"),
-        ]);
+        let quiet =
+            scratch.write("alertmanager.yml", "route: {receiver: nobody}\nreceivers: [{name: nobody}]\n").unwrap();
+        let alertmanager = Server::start(
+            "prometheus-alertmanager",
+            &scratch,
+            alertmanager,
+            &[
+                format!("--config.file={}", quiet.display()),
+                format!("--storage.path={}", scratch.file("alerts").display()),
+                "--cluster.listen-address=".to_owned(),
+                format!("--web.listen-address={alertmanager}"),
+            ],
+        );
+        let prometheus = Server::start(
+            "prometheus",
+            &scratch,
+            prometheus,
+            &[
+                format!("--config.file={}", config.display()),
+                format!("--storage.tsdb.path={}", scratch.file("series").display()),
+                format!("--web.listen-address={prometheus}"),
+            ],
+        );
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let site = Self { prometheus, client, _alertmanager: alertmanager, _daemons: vec![processor, tracker], scratch };
+        let site =
+            Self { prometheus, client, _alertmanager: alertmanager, _daemons: vec![processor, tracker], scratch };
         site.scraped(wanted.len()).await;
         site
     }
@@ -170,7 +186,9 @@ impl Site {
         let mut labels: BTreeSet<String> = BTreeSet::new();
         for selector in &asked.selectors {
             if selector.starts_with(OF_ALERTS) {
-                labels.extend(["alertname", "alertstate", "severity", "daemon", "sink", "instance", "job"].map(str::to_owned));
+                labels.extend(
+                    ["alertname", "alertstate", "severity", "daemon", "sink", "instance", "job"].map(str::to_owned),
+                );
                 continue;
             }
             let series = self.get("/api/v1/series", &[("match[]", selector)]).await;
@@ -191,7 +209,8 @@ impl Site {
 
 /// As a part of a URL.
 fn encoded(text: &str) -> String {
-    let of = |byte: u8| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    let of =
+        |byte: u8| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") };
     text.bytes().map(of).collect()
 }
 

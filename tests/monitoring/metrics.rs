@@ -80,7 +80,8 @@ fn the_lists_are_of_the_versions_that_compose_starts() {
     assert!(lists.len() > 3);
     for path in lists {
         let (name, text) = (files::name(&path), std::fs::read_to_string(&path).unwrap());
-        let line = |key: &str| text.lines().find_map(|line| line.strip_prefix(&format!("# {key}: "))).map(str::to_owned);
+        let line =
+            |key: &str| text.lines().find_map(|line| line.strip_prefix(&format!("# {key}: "))).map(str::to_owned);
         assert!(line("source").is_some_and(|source| source.len() > 10), "{name} does not say where it is from");
         let version = line("version").unwrap_or_else(|| panic!("{name} has no version"));
         assert!(

@@ -28,7 +28,9 @@ pub(crate) fn asked(query: &str) -> Asked {
             if GROUPING.contains(&word) {
                 let list = next.strip_prefix('(').unwrap_or_default();
                 let (labels, after) = list.split_once(')').unwrap_or((list, ""));
-                asked.labels.extend(labels.split(',').map(str::trim).filter(|label| !label.is_empty()).map(str::to_owned));
+                asked
+                    .labels
+                    .extend(labels.split(',').map(str::trim).filter(|label| !label.is_empty()).map(str::to_owned));
                 rest = if next.starts_with('(') { after } else { next };
             } else if OPERATORS.contains(&word.to_lowercase().as_str()) || next.starts_with('(') || groups(next) {
                 rest = after;
@@ -105,9 +107,11 @@ fn a_query_is_read_for_what_it_asks_for() {
     check("up", &["up"], &[]);
     check("1e3 + 2", &[], &[]);
     check("time() - a_b:c{x=\"}\",y!~'[{]'} > bool 5", &["a_b:c{x=\"}\",y!~'[{]'}"], &[]);
-    check("sum by (daemon, sink) (rate(a{b=\"c\"}[5m] offset 1h)) / on (daemon) group_left (x) max(d)", &["a{b=\"c\"}", "d"], &[
-        "daemon", "sink", "x",
-    ]);
+    check(
+        "sum by (daemon, sink) (rate(a{b=\"c\"}[5m] offset 1h)) / on (daemon) group_left (x) max(d)",
+        &["a{b=\"c\"}", "d"],
+        &["daemon", "sink", "x"],
+    );
     check("histogram_quantile(0.99, sum(rate(a_bucket[1m])) by (le)) or vector(0)", &["a_bucket"], &["le"]);
     check("a and on() b unless ignoring (x) c", &["a", "b", "c"], &["x"]);
     check("label_replace(a, \"b\", \"$1\", \"c\", \"(.*)\") @ start() == Inf", &["a"], &[]);

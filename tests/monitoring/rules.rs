@@ -77,7 +77,11 @@ fn every_alert_fires_when_it_must_and_is_silent_when_not() {
         for test in tests.flat_map(|test| test["alert_rule_test"].as_array().unwrap()) {
             let alert = test["alertname"].as_str().unwrap().to_owned();
             let expected = test["exp_alerts"].as_array().is_some_and(|alerts| !alerts.is_empty());
-            if expected { fires.insert(alert) } else { silent.insert(alert) };
+            if expected {
+                fires.insert(alert)
+            } else {
+                silent.insert(alert)
+            };
         }
     }
     let all: BTreeSet<String> = rules().into_iter().map(|rule| rule.name).collect();

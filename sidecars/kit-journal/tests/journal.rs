@@ -126,7 +126,8 @@ async fn the_journal_tells_how_much_its_disk_has_left_and_where_it_stops() {
     tokio::task::block_in_place(|| task.close());
 
     let value = |name: &str| -> u64 {
-        let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} "))).unwrap_or_else(|| panic!("{text}"));
+        let line =
+            text.lines().find_map(|line| line.strip_prefix(&format!("{name} "))).unwrap_or_else(|| panic!("{text}"));
         line.parse().unwrap()
     };
     assert_eq!(value("journal_max_bytes"), 5 << 20);

@@ -2,7 +2,7 @@
 //! overlay `sidecars.yml`, and stand-ins for the neighbours. The engine is started for the run in namespaces of its own, so that
 //! nothing else on the machine – its network, its firewall, an engine that is there already – is touched.
 //!
-//! `./test compose` builds what it needs. By hand: `cargo static -p lago-webhook-processor -p lago-usage-tracker -p lago-seeder -p outrigger`, then
+//! `./test compose` builds what it needs. By hand: `cargo static -p …` of every sidecar and of `outrigger`, then
 //! `cargo test -p outrigger-tests --test engine -- T21` for one experiment.
 
 mod containers;

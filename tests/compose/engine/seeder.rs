@@ -7,6 +7,7 @@ use kit::client::{ClientOptions, http_client};
 use kit::secret::Secret;
 use kit_lago::api::LagoApi;
 use kit_lago::management::{Kind, Object};
+use kit_lago::stand_in::billing::LagoServer;
 use outrigger_tests::binaries::SEEDER;
 use outrigger_tests::experiment::{Outcome, Trial};
 use serde_json::{Value, json};
@@ -16,6 +17,8 @@ use crate::site::{PROCESSOR, Site, TRACKER};
 
 /// Of `config/lago/catalogue.toml`.
 const PLANS: [&str; 5] = ["free", "starter", "growth", "scale", "enterprise"];
+/// Longer than `compose/up` takes to look after it has started everything, shorter than it waits for what runs once.
+const LATER: Duration = Duration::from_secs(3);
 /// How long it may take once Lago is there.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -112,17 +115,30 @@ async fn once(engine: &'static Engine) -> Result<Duration> {
     ensure!(said.lines().any(|line| line.contains(SEEDER)), "compose/up does not say what became of it:\n{said}");
     ensure!(everything(&site).await? == before, "the second time it changes something");
 
-    // A mistake that does not go away is told by the one command.
+    // A mistake that does not go away is told by the one command, also where it takes some seconds to show.
+    site.stop_lago().await;
     let mut rewrite = engine.command("sh");
     rewrite.args(["-c", "printf wrong >\"$1\"", "sh"]).arg(site.file("secrets/lago-api-key"));
     run(rewrite).await?;
-    let said = site.try_up().await?;
+    let (said, lago) = tokio::join!(site.try_up(), lago_after_the_start(&site));
+    let said = said?;
+    site.put_lago(lago?);
     ensure!(said.code == Some(1) && said.err.contains(SEEDER), "compose/up is content with a wrong key: {said:?}");
     ensure!(ended(&site).await? == 78, "with a wrong key it ends with {}", ended(&site).await?);
     let log = log(&site).await?;
     ensure!(!log.contains("wrong\""), "its log holds the key: {log}");
     site.remove().await?;
     Ok(took)
+}
+
+/// Lago, some seconds after the seeder has been started again.
+async fn lago_after_the_start(site: &Site) -> Result<LagoServer> {
+    let begin = Instant::now();
+    while container(site).await?["State"]["Status"] != "running" {
+        ensure!(begin.elapsed() < PATIENCE, "compose/up does not start the seeder again");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    site.lago_later(LATER).await
 }
 
 /// As the other sidecars, and it is not started again by the engine.
