@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use kit_lago::stand_in::billing::Profile;
+use kit_lago::stand_in::billing::{AggregationType, Metric, Profile, Subscription};
 use kit_workbench::scratch::{Scratch, free_address};
 use outrigger_tests::binaries::repository;
 use outrigger_tests::rig::{Mode, Rig};
@@ -23,6 +23,9 @@ use crate::query::asked;
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Series that Prometheus makes itself, when there is one. Their labels are those of the alert.
 const OF_ALERTS: &str = "ALERTS";
+
+/// What holds in this installation: it has a broker configured, and there is none.
+const OF_A_MISSING_BROKER: [&str; 2] = ["BrokerUnreachable", "SinkUnreachable"];
 
 /// A server that ends with its test.
 pub(crate) struct Server {
@@ -81,6 +84,9 @@ impl Site {
         let mut processor = Rig::new(Mode::Hmac, &broker[..1]).await.unwrap();
         processor.start().await.unwrap();
         let mut tracker = Rig::tracker(Profile::V1_39, &broker).await.unwrap();
+        let lago = tracker.lago.as_ref().unwrap();
+        lago.put_metric(Metric::new("c", AggregationType::Count, None));
+        lago.put_subscription(Subscription::active("s", "customer", "plan", "2026-01-01T00:00:00Z".parse().unwrap()));
         tracker.start().await.unwrap();
         for n in 0..5 {
             let taken = processor.post(&format!("k-{n}"), r#"{"webhook_type":"invoice.created"}"#).await.unwrap();
@@ -227,6 +233,16 @@ async fn every_query_finds_what_it_asks_for_in_what_is_really_exposed() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 
+    // Nobody is called for an installation that is well, but for the broker that is not there.
+    let mut begun = BTreeSet::new();
+    // How full this machine's disk is, is its own affair.
+    for rule in files::rules().into_iter().filter(|rule| !rule.name.starts_with("JournalDisk")) {
+        if site.query(&rule.expr).await.unwrap().as_array().is_none_or(|found| !found.is_empty()) {
+            begun.insert(rule.name);
+        }
+    }
+    assert_eq!(begun.iter().map(String::as_str).collect::<Vec<_>>(), OF_A_MISSING_BROKER);
+
     // Prometheus has evaluated the rules itself.
     let groups = site.get("/api/v1/rules", &[]).await.unwrap();
     let rules: Vec<&Value> =
@@ -235,6 +251,10 @@ async fn every_query_finds_what_it_asks_for_in_what_is_really_exposed() {
     for rule in rules {
         assert_eq!(rule["health"], "ok", "{rule}");
     }
+
+    // It would tell the Alertmanager that compose starts.
+    let told = site.get("/api/v1/alertmanagers", &[]).await.unwrap();
+    assert_eq!(told["activeAlertmanagers"], json!([{"url": "http://alertmanager:9093/api/v2/alerts"}]));
 
     // And what is wrong is found.
     let labels = || BTreeSet::from(["daemon".to_owned()]);
