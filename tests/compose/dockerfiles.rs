@@ -1,7 +1,7 @@
 //! The two Dockerfiles: what is tested (`Dockerfile.prebuilt`) ends as what is published (`Dockerfile`), and both name the
 //! version that the workspace has.
 
-use outrigger_tests::binaries::{DAEMONS, repository};
+use outrigger_tests::binaries::{DAEMONS, SEEDER, repository};
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(repository().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
@@ -30,7 +30,8 @@ fn images_of_prebuilt_binaries_end_as_those_from_source() {
     let (published, tested) = (images("compose/Dockerfile"), images("compose/Dockerfile.prebuilt"));
 
     let names: Vec<&str> = published.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, [&DAEMONS[..], &["outrigger"]].concat(), "a target for every daemon and the command line");
+    let expected = [&DAEMONS[..], &[SEEDER, "outrigger"]].concat();
+    assert_eq!(names, expected, "a target for every daemon, the seeder and the command line");
     assert_eq!(published, tested);
 }
 
@@ -41,12 +42,12 @@ fn the_version_is_the_workspace_s_everywhere() {
     for path in ["compose/Dockerfile", "compose/Dockerfile.prebuilt"] {
         let wanted = format!("ARG VERSION={version}");
         let of_images = images(path).into_iter().filter(|(_, lines)| lines.contains(&wanted)).count();
-        assert_eq!(of_images, DAEMONS.len() + 1, "{path}: {wanted}");
+        assert_eq!(of_images, DAEMONS.len() + 2, "{path}: {wanted}");
     }
     let example = read("compose/.env.example");
     assert!(example.lines().any(|line| line == format!("SIDECAR_TAG={version}")), "SIDECAR_TAG in .env.example");
     let overlay = read("compose/sidecars.yml");
-    assert_eq!(overlay.matches(&format!("${{SIDECAR_TAG:-{version}}}")).count(), DAEMONS.len() + 1, "sidecars.yml");
+    assert_eq!(overlay.matches(&format!("${{SIDECAR_TAG:-{version}}}")).count(), DAEMONS.len() + 2, "sidecars.yml");
 }
 
 /// What `cargo static` means is written once; the image's toolchain is the oldest that the workspace allows.

@@ -13,7 +13,7 @@ pub const DIRECTORY_VARIABLE: &str = "OUTRIGGER_BIN_DIR";
 pub const DAEMONS: [&str; 2] = ["lago-webhook-processor", "lago-usage-tracker"];
 
 /// What runs once and ends: binary and package.
-const SEEDER: &str = "lago-seeder";
+pub const SEEDER: &str = "lago-seeder";
 
 /// The command line's binary and package.
 const COMMAND_LINE: &str = "outrigger";

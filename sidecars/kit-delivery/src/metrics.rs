@@ -30,7 +30,7 @@ pub struct DeliveryMetrics {
 }
 
 /// The gauges, in the order of [`SinkGauges`].
-const GAUGES: [(&str, &str); 10] = [
+const GAUGES: [(&str, &str); 11] = [
     ("delivery_accepted", "Events this sink is responsible for"),
     ("delivery_delivered", "Events delivered"),
     ("delivery_pending", "Events still to be delivered, tried or not"),
@@ -41,6 +41,7 @@ const GAUGES: [(&str, &str); 10] = [
     ("delivery_circuit_open", "1 while the circuit of the sink is open"),
     ("delivery_paused", "1 while deliveries are paused by an operator"),
     ("delivery_stalled", "1 while so many deliveries wait for another attempt that nothing new is fetched"),
+    ("delivery_leading", "1 while this process delivers to the sink; of several on one journal one does"),
 ];
 
 /// Values of one sink's gauges; they close: accepted = delivered + pending + parked + dropped + filtered.
@@ -56,6 +57,7 @@ pub(crate) struct SinkGauges {
     pub(crate) circuit_open: bool,
     pub(crate) paused: bool,
     pub(crate) stalled: bool,
+    pub(crate) leading: bool,
 }
 
 fn latency_buckets() -> Histogram {
@@ -108,6 +110,7 @@ impl DeliveryMetrics {
             u64::from(gauges.circuit_open),
             u64::from(gauges.paused),
             u64::from(gauges.stalled),
+            u64::from(gauges.leading),
         ];
         for ((_, family), value) in self.gauges.iter().zip(values) {
             family.get_or_create(&SinkLabels { sink: sink.to_owned() }).set(i64::try_from(value).unwrap_or(i64::MAX));

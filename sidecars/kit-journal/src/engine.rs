@@ -146,6 +146,15 @@ pub struct Page {
     pub examined: u64,
 }
 
+/// The file system that a store lies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// Bytes that the store may still take.
+    pub free_bytes: u64,
+    /// Bytes in all.
+    pub size_bytes: u64,
+}
+
 /// The writing side of a store. Owned by one thread.
 pub trait Engine: Send {
     /// Makes everything in `commit` durable, or nothing of it.
@@ -196,6 +205,11 @@ pub trait Engine: Send {
     /// # Errors
     /// The store cannot say.
     fn used_bytes(&self) -> Result<u64, JournalError>;
+
+    /// The file system that the store grows on; `None` where that is somebody else's, or cannot be asked.
+    fn disk(&self) -> Option<Disk> {
+        None
+    }
 
     /// Asks for the right to deliver to a sink that is registered, or to keep it. `None`: another replica has it. A store
     /// that only one process can open gives it for good.

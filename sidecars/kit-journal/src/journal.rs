@@ -137,6 +137,8 @@ impl Journal {
         let (stored, newest_key) = engine.remembered(Age::NAME).map_err(store)?;
         let age = Age::restore(stored.as_deref(), newest_key, clock.now());
         let metrics = JournalMetrics::register(registry);
+        metrics.max_bytes.set(i64::try_from(section.max_bytes).unwrap_or(i64::MAX));
+        engine.disk().into_iter().for_each(|disk| metrics.disk(disk));
         // Opened now and not when they are first needed: reading must go on when the process runs out
         // of file descriptors. One that cannot be opened is tried again when it is needed.
         let readers = (0..READERS).filter_map(|_| open_reader().ok()).collect();

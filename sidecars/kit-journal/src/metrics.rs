@@ -7,6 +7,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::engine::Disk;
+
 pub(crate) struct JournalMetrics {
     commit_seconds: Histogram,
     group_events: Histogram,
@@ -17,6 +19,9 @@ pub(crate) struct JournalMetrics {
     pub(crate) read_failures: Counter,
     pub(crate) purged: Counter,
     pub(crate) used_bytes: Gauge,
+    pub(crate) max_bytes: Gauge,
+    pub(crate) disk_free_bytes: Gauge,
+    pub(crate) disk_size_bytes: Gauge,
     pub(crate) dedupe_bytes: Gauge,
     pub(crate) dedupe_keys: Gauge,
 }
@@ -35,6 +40,9 @@ impl JournalMetrics {
             read_failures: Counter::default(),
             purged: Counter::default(),
             used_bytes: Gauge::default(),
+            max_bytes: Gauge::default(),
+            disk_free_bytes: Gauge::default(),
+            disk_size_bytes: Gauge::default(),
             dedupe_bytes: Gauge::default(),
             dedupe_keys: Gauge::default(),
         };
@@ -74,6 +82,24 @@ impl JournalMetrics {
             metrics.used_bytes.clone(),
         );
         registry.register_with_unit(
+            "journal_max",
+            "Bytes in use from which on events are refused; 0 without such a limit",
+            Unit::Bytes,
+            metrics.max_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "journal_disk_free",
+            "Bytes that the journal's file system has left; 0 where a server keeps the journal",
+            Unit::Bytes,
+            metrics.disk_free_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "journal_disk_size",
+            "Bytes that the journal's file system has in all; 0 where a server keeps the journal",
+            Unit::Bytes,
+            metrics.disk_size_bytes.clone(),
+        );
+        registry.register_with_unit(
             "journal_dedupe_memory",
             "Memory that the deduplication keys take",
             Unit::Bytes,
@@ -81,6 +107,11 @@ impl JournalMetrics {
         );
         registry.register("journal_dedupe_keys", "Deduplication keys remembered", metrics.dedupe_keys.clone());
         metrics
+    }
+
+    pub(crate) fn disk(&self, disk: Disk) {
+        self.disk_free_bytes.set(i64::try_from(disk.free_bytes).unwrap_or(i64::MAX));
+        self.disk_size_bytes.set(i64::try_from(disk.size_bytes).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn committed(&self, took: Duration, events: usize) {

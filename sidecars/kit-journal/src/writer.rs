@@ -429,6 +429,9 @@ impl Writer {
             self.shared.used_bytes.store(bytes, Ordering::Relaxed);
             self.shared.metrics.used_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
+        if let Some(disk) = self.engine.disk() {
+            self.shared.metrics.disk(disk);
+        }
         let (bytes, keys) = self.engine.dedupe_memory();
         self.shared.metrics.dedupe_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         self.shared.metrics.dedupe_keys.set(i64::try_from(keys).unwrap_or(i64::MAX));

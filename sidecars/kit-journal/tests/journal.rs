@@ -113,6 +113,31 @@ async fn what_takes_the_place_of_others_comes_with_their_settlement() {
     assert!(matches!(refused, Err(AppendError::Unavailable(_))), "{refused:?}");
 }
 
+/// What an alarm about the disk needs is there from the start, and not after the first event.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_journal_tells_how_much_its_disk_has_left_and_where_it_stops() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("j.db");
+    let section = JournalSection { path, max_bytes: 5 << 20, ..JournalSection::default() };
+    let mut registry = Registry::default();
+    let (_journal, task) = Journal::open(&section, Arc::new(SystemClock), &mut registry).unwrap();
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    tokio::task::block_in_place(|| task.close());
+
+    let value = |name: &str| -> u64 {
+        let line =
+            text.lines().find_map(|line| line.strip_prefix(&format!("{name} "))).unwrap_or_else(|| panic!("{text}"));
+        line.parse().unwrap()
+    };
+    assert_eq!(value("journal_max_bytes"), 5 << 20);
+    let system = rustix::fs::statvfs(directory.path()).unwrap();
+    assert_eq!(value("journal_disk_size_bytes"), system.f_blocks * system.f_frsize);
+    // Others write on it as well.
+    let (free, size) = (value("journal_disk_free_bytes"), value("journal_disk_size_bytes"));
+    assert!(0 < free && free <= size, "{free} of {size}");
+}
+
 /// A journal that is full takes nothing new, but what makes room.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_journal_still_takes_what_makes_room() {

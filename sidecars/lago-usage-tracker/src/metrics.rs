@@ -10,6 +10,12 @@ use prometheus_client::registry::Registry;
 
 use crate::check::{Kind, Policy};
 use crate::reconcile::State;
+use crate::refusal::REASONS;
+
+/// What becomes of an event whose metric is rolled up.
+const ROLLED: [&str; 3] = ["summed", "sums", "alone"];
+/// What is done with an event that fails a check.
+const POLICIES: [&str; 3] = ["reject", "park", "pass"];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Result {
@@ -134,6 +140,7 @@ pub(crate) struct UsageMetrics {
     findings: Family<Check, Counter>,
     pairs: Family<Stands, Gauge>,
     missing: Gauge,
+    uninvoiced: Gauge<f64, AtomicU64>,
     canary_events: Counter,
     canary_waits: Gauge<f64, AtomicU64>,
     rollup: Family<Result, Counter>,
@@ -178,6 +185,11 @@ impl UsageMetrics {
             "Events that Lago has confirmed and not counted at the last comparison",
             metrics.missing.clone(),
         );
+        registry.register(
+            "usage_uninvoiced_seconds",
+            "How long ago the first of the billing periods ended that Lago has put on no invoice, at the last comparison",
+            metrics.uninvoiced.clone(),
+        );
         registry.register("usage_canary_events", "Canary events stored", metrics.canary_events.clone());
         registry.register(
             "usage_canary_unbilled_seconds",
@@ -195,6 +207,19 @@ impl UsageMetrics {
             "Events that Lago complains about after it has taken them, by what became of them",
             metrics.complaints.clone(),
         );
+        // Of a series that begins with its first failure no rate tells that failure.
+        for reason in REASONS {
+            drop(metrics.refused.get_or_create(&Reason { reason }));
+        }
+        for (kind, policy) in Kind::ALL.into_iter().flat_map(|kind| POLICIES.map(|policy| (kind, policy))) {
+            drop(metrics.findings.get_or_create(&Check { check: kind.word(), policy }));
+        }
+        for state in State::ALL {
+            drop(metrics.pairs.get_or_create(&Stands { state: state.word() }));
+        }
+        for result in ROLLED {
+            drop(metrics.rollup.get_or_create(&Result { result }));
+        }
         for followed in Followed::ALL {
             drop(metrics.webhooks.get_or_create(&Result { result: followed.word() }));
         }
@@ -215,6 +240,7 @@ impl UsageMetrics {
     }
 
     pub(crate) fn refused(&self, reason: &'static str) {
+        debug_assert!(REASONS.contains(&reason), "{reason} is not among the reasons");
         self.refused.get_or_create(&Reason { reason }).inc();
     }
 
@@ -232,15 +258,15 @@ impl UsageMetrics {
 
     pub(crate) fn found(&self, kind: Kind, policy: Policy) {
         let policy = match policy {
-            Policy::Reject => "reject",
-            Policy::Park => "park",
-            Policy::Pass => "pass",
+            Policy::Reject => POLICIES[0],
+            Policy::Park => POLICIES[1],
+            Policy::Pass => POLICIES[2],
         };
         self.findings.get_or_create(&Check { check: kind.word(), policy }).inc();
     }
 
     pub(crate) fn rolled_up(&self, summed: u64, sums: u64, alone: u64) {
-        for (result, count) in [("summed", summed), ("sums", sums), ("alone", alone)] {
+        for (result, count) in ROLLED.into_iter().zip([summed, sums, alone]) {
             self.rollup.get_or_create(&Result { result }).inc_by(count);
         }
     }
@@ -251,6 +277,10 @@ impl UsageMetrics {
 
     pub(crate) fn missing(&self, events: u64) {
         self.missing.set(i64::try_from(events).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn uninvoiced(&self, seconds: f64) {
+        self.uninvoiced.set(seconds);
     }
 
     pub(crate) fn canary_sent(&self) {

@@ -427,6 +427,7 @@ impl Reconciler {
         }
         let missing = all.iter().map(|compared| compared.missing_events).sum();
         self.metrics.missing(missing);
+        self.metrics.uninvoiced(past::uninvoiced(results.ended.values()).as_secs_f64());
         let before = std::mem::replace(&mut results.missing, missing);
         if missing > before {
             tracing::warn!(

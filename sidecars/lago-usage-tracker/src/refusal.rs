@@ -36,6 +36,25 @@ pub(crate) enum Refusal {
     Journal,
 }
 
+/// Every word of [`Refusal::reason`].
+pub(crate) const REASONS: [&str; 15] = [
+    "content_encoding",
+    "unauthorized",
+    "signature",
+    "forbidden",
+    "undecided",
+    "too_large",
+    "too_slow",
+    "stopping",
+    "broken_off",
+    "too_many_events",
+    "bad_request",
+    "invalid",
+    "not_found",
+    "busy",
+    "journal",
+];
+
 impl Refusal {
     pub(crate) fn reason(&self) -> &'static str {
         match self {

@@ -99,6 +99,18 @@ enum Refusal {
     Journal,
 }
 
+/// Words of [`Refusal::reason`] beside those of [`Rejected::REASONS`].
+pub(crate) const REASONS: [&str; 8] = [
+    "content_encoding",
+    "unknown_organization",
+    "other_organization",
+    "too_large",
+    "too_slow",
+    "stopping",
+    "broken_off",
+    "journal",
+];
+
 impl Refusal {
     fn reason(&self) -> &'static str {
         match self {

@@ -5,7 +5,10 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
+use kit_lago::signature::Rejected;
 use kit_lago::webhook_type::{self, BusinessEvent};
+
+use crate::http::REASONS;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Webhook {
@@ -66,6 +69,10 @@ pub(crate) struct IntakeMetrics {
     types: Family<Type, Counter>,
 }
 
+fn reasons() -> impl Iterator<Item = &'static str> {
+    Rejected::REASONS.into_iter().chain(REASONS)
+}
+
 impl IntakeMetrics {
     pub(crate) fn register<'a>(registry: &mut Registry, organizations: impl Iterator<Item = &'a str>) -> Self {
         let metrics = Self::default();
@@ -93,6 +100,9 @@ impl IntakeMetrics {
                 );
             }
         }
+        for reason in reasons() {
+            drop(metrics.refused.get_or_create(&Refusal { reason }));
+        }
         let statuses = [None, Some("succeeded"), Some("failed"), Some("pending"), Some("other")];
         for webhook_type in webhook_type::all() {
             for status in statuses {
@@ -111,6 +121,7 @@ impl IntakeMetrics {
     }
 
     pub(crate) fn refused(&self, reason: &'static str) {
+        debug_assert!(reasons().any(|known| known == reason), "{reason} is not among the reasons");
         self.refused.get_or_create(&Refusal { reason }).inc();
     }
 

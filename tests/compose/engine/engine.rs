@@ -132,7 +132,7 @@ impl Engine {
         let mut command = self.command(compose.join("context"));
         command.arg(&context).arg(static_binaries());
         run(command).await.context("build the binaries with cargo static, or ./test compose")?;
-        for name in binaries::DAEMONS.into_iter().chain([COMMAND_LINE]) {
+        for name in binaries::DAEMONS.into_iter().chain([binaries::SEEDER, COMMAND_LINE]) {
             let file = compose.join("Dockerfile.prebuilt");
             let arguments: [&OsStr; 9] = [
                 "build".as_ref(),

@@ -2,7 +2,7 @@
 //! overlay `sidecars.yml`, and stand-ins for the neighbours. The engine is started for the run in namespaces of its own, so that
 //! nothing else on the machine – its network, its firewall, an engine that is there already – is touched.
 //!
-//! `./test compose` builds what it needs. By hand: `cargo static -p lago-webhook-processor -p lago-usage-tracker`, then
+//! `./test compose` builds what it needs. By hand: `cargo static -p …` of every sidecar and of `outrigger`, then
 //! `cargo test -p outrigger-tests --test engine -- T21` for one experiment.
 
 mod containers;
@@ -14,6 +14,7 @@ mod memory;
 mod namespaces;
 mod order;
 mod privileges;
+mod seeder;
 mod site;
 
 use std::process::ExitCode;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         experiment!("C8", memory::idle_containers_stay_small, 1, 1),
         experiment!("C8", memory::the_limit_holds_under_load_and_with_large_tokens, 20, 300),
         experiment!("C9", order::any_order_of_starting_ends_ready, 5, 20),
+        experiment!("C10", seeder::the_seeder_runs_once_and_what_it_registers_works, 1, 5),
     ];
     if let Some(code) = namespaces::enter(experiments.len()) {
         return code;

@@ -63,6 +63,10 @@ impl Site {
         let overlay = binaries::repository().join("tests/compose/standins.yml");
         std::fs::copy(overlay, to.join("standins.yml"))?;
         std::fs::copy(to.join(".env.example"), to.join(".env"))?;
+        // The catalogue is where `.env.example` has it: beside the folder.
+        let (catalogues, ours) = (binaries::repository().join("config/lago"), scratch.file("config/lago"));
+        std::fs::create_dir_all(&ours)?;
+        std::fs::copy(catalogues.join("catalogue.toml"), ours.join("catalogue.toml")).context("copy the catalogue")?;
         let project = format!("site{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let site = Self { engine, scratch, project, gateway: None, lago: None, lago_server: None };
         site.set("COMPOSE_PROJECT_NAME", &site.project)?;

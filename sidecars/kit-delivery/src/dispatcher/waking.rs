@@ -45,6 +45,7 @@ impl Work {
             circuit_open: !self.circuit.is_closed(),
             paused: self.paused,
             stalled: self.stall.has_begun(),
+            leading: self.lease.is_held(),
         };
         self.shell.metrics.set(&self.name, &gauges);
         self.quiet = gauges.pending == 0;

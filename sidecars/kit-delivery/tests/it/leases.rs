@@ -103,6 +103,7 @@ async fn a_replica_that_stands_by_says_nothing_of_how_the_sink_is() {
     bench.until("a stall", |bench| bench.status().stalled && bench.status().circuit != "closed").await;
     let shown = |bench: &Bench, name: &str| bench.metrics().contains(&format!("{name}{{sink=\"gateway\"}} 1"));
     bench.until("its metrics", |bench| shown(bench, "delivery_stalled") && shown(bench, "delivery_circuit_open")).await;
+    assert!(shown(&bench, "delivery_leading"));
 
     server().sql(&database, TAKEN).unwrap();
 
@@ -110,6 +111,7 @@ async fn a_replica_that_stands_by_says_nothing_of_how_the_sink_is() {
     let status = bench.status();
     assert_eq!((status.circuit, status.stalled, status.in_flight), ("closed", false, 0));
     assert!(!shown(&bench, "delivery_stalled") && !shown(&bench, "delivery_circuit_open"));
+    assert!(!shown(&bench, "delivery_leading"));
     bench.stop().await;
 }
 

@@ -23,7 +23,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
 
 pub(crate) use reader::SqliteReader;
 
-use crate::engine::{Append, Commit, Committed, Engine, Purge, Purged, Reader, Verdict};
+use crate::engine::{Append, Commit, Committed, Disk, Engine, Purge, Purged, Reader, Verdict};
 use crate::error::{JournalError, OpenError};
 use crate::event::{EventId, KeyHash, Seq};
 use crate::judging;
@@ -312,6 +312,13 @@ impl Engine for SqliteEngine {
 
     fn used_bytes(&self) -> Result<u64, JournalError> {
         used_bytes(&self.conn)
+    }
+
+    fn disk(&self) -> Option<Disk> {
+        let system = rustix::fs::statvfs(&self.path).ok()?;
+        let bytes = |blocks: u64| blocks.saturating_mul(system.f_frsize);
+        // What is kept for root is nothing that the journal could have.
+        Some(Disk { free_bytes: bytes(system.f_bavail), size_bytes: bytes(system.f_blocks) })
     }
 
     fn close(mut self: Box<Self>) {

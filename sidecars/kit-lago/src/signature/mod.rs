@@ -136,6 +136,24 @@ pub enum Rejected {
 }
 
 impl Rejected {
+    /// Every word of [`Rejected::reason`].
+    pub const REASONS: [&str; 14] = [
+        "missing_header",
+        "not_base64",
+        "wrong_length",
+        "mismatch",
+        "is_token",
+        "is_hmac",
+        "malformed_token",
+        "algorithm_not_allowed",
+        "critical",
+        "bad_signature",
+        "claims_malformed",
+        "issuer_mismatch",
+        "data_differs",
+        "no_key",
+    ];
+
     /// A short constant name, fit for a metric label.
     pub fn reason(&self) -> &'static str {
         match self {

@@ -26,6 +26,9 @@ struct TimedOut {
     phase: &'static str,
 }
 
+/// Classes of statuses.
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
 /// Metrics of all listeners of a daemon.
 #[derive(Clone, Debug, Default)]
 pub struct ServeMetrics {
@@ -54,6 +57,20 @@ impl ServeMetrics {
         metrics
     }
 
+    /// Makes every series of a listener exist: of one that begins with its first failure no rate tells that failure.
+    pub(super) fn prepare(&self, listener: &'static str) {
+        for family in [&self.accepted, &self.refused, &self.panicked] {
+            drop(family.get_or_create(&Listener { listener }));
+        }
+        drop(self.open.get_or_create(&Listener { listener }));
+        for status in CLASSES {
+            drop(self.answered.get_or_create(&Answered { listener, status }));
+        }
+        for phase in ["idle", "head", "write"] {
+            drop(self.timed_out.get_or_create(&TimedOut { listener, phase }));
+        }
+    }
+
     pub(super) fn accepted(&self, listener: &'static str) {
         self.accepted.get_or_create(&Listener { listener }).inc();
     }
@@ -68,11 +85,11 @@ impl ServeMetrics {
 
     pub(super) fn answered(&self, listener: &'static str, status: StatusCode) {
         let status = match status.as_u16() {
-            100..=199 => "1xx",
-            200..=299 => "2xx",
-            300..=399 => "3xx",
-            400..=499 => "4xx",
-            _ => "5xx",
+            100..=199 => CLASSES[0],
+            200..=299 => CLASSES[1],
+            300..=399 => CLASSES[2],
+            400..=499 => CLASSES[3],
+            _ => CLASSES[4],
         };
         self.answered.get_or_create(&Answered { listener, status }).inc();
     }

@@ -136,6 +136,7 @@ impl Server {
         stop: StopToken,
     ) -> std::io::Result<Self> {
         let address: SocketAddr = address.parse().map_err(|_| std::io::Error::from(ErrorKind::InvalidInput))?;
+        metrics.prepare(name);
         let mut limits = limits;
         let room = room_for_connections(rustix::process::getrlimit(Resource::Nofile).current);
         if room < limits.connections {

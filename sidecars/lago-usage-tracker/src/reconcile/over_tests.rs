@@ -180,6 +180,36 @@ async fn a_period_that_has_ended_is_compared_once_its_invoice_is_final() {
     }
 }
 
+/// Lago's clock makes invoices once an hour; one that has stopped is seen by nothing else.
+#[tokio::test]
+async fn a_period_without_an_invoice_is_told_until_lago_makes_one() {
+    for profile in Profile::ALL {
+        let bench = Bench::new(profile, &[("s", None)]).await;
+        let uninvoiced = || past::uninvoiced(bench.reconciler.books.results().ended.values());
+        bench.report("s", "t", "2026-10-02T12:00:00Z").await;
+        bench.book("s", "2026-10-02T12:00:00Z");
+        bench.set_period("s", period(OCTOBER.0, OCTOBER.1));
+        bench.compare(true).await;
+        assert_eq!(uninvoiced(), Duration::ZERO, "it is the current one");
+
+        bench.set_period("s", period(NOVEMBER.0, NOVEMBER.1));
+        bench.compare(true).await;
+        let first = uninvoiced();
+        let since = bench.reconciler.clock.now().since(time(OCTOBER.1));
+        assert!(first > Duration::ZERO && since.saturating_sub(first) < Duration::from_secs(60), "{first:?}");
+
+        // A Lago that does not answer has not said that there is one, nor that there still is none.
+        bench.lago.set_faults(rule(billing::Effect::Answer(500), billing::When::Always));
+        bench.compare(true).await;
+        assert_eq!(uninvoiced(), first);
+        bench.lago.set_faults(billing::Faults::default());
+
+        bench.lago.put_invoice(invoice("s", OCTOBER));
+        bench.compare(true).await;
+        assert_eq!(uninvoiced(), Duration::ZERO, "a draft is one");
+    }
+}
+
 #[tokio::test]
 async fn the_last_period_of_a_subscription_that_has_ended_is_compared_too() {
     let bench = Bench::new(Profile::V1_39, &[("ended", Some("2026-11-10T00:00:00Z")), ("upgraded", None)]).await;
@@ -272,7 +302,7 @@ async fn what_is_on_no_invoice_is_unknown_as_long_as_lago_does_not_tell_its_plan
         assert!(bench.compare(true).await.is_empty());
         assert_eq!(bench.stands("s"), Some((State::Unknown, 0, 0)), "{status}");
     }
-    assert!(!bench.reconciler.books.results().ended[&name("s")].is_final);
+    assert_ne!(bench.reconciler.books.results().ended[&name("s")].invoice, past::Invoice::Final);
     assert_eq!(bench.compare(true).await.len(), 1);
 }
 

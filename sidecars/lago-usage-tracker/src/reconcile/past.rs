@@ -23,10 +23,20 @@ pub(crate) struct Ended {
     /// As the ledger has it.
     pub(crate) booked: Booked,
     pub(crate) compared: Compared,
-    /// Lago has said its last word.
-    pub(super) is_final: bool,
+    pub(super) invoice: Invoice,
     /// When Lago was asked; later than the comparison where it has not answered.
     asked_at: Timestamp,
+}
+
+/// What Lago has made of a period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Invoice {
+    /// Nothing yet: its clock makes invoices once an hour.
+    None,
+    /// A draft, or it does not say.
+    Open,
+    /// Its last word.
+    Final,
 }
 
 /// How the plan of a period charges a metric.
@@ -74,20 +84,22 @@ impl Reconciler {
         }
     }
 
-    /// Notes a comparison, and whether it is the last one. What was missing stays so until Lago says otherwise.
-    fn note_ended(&self, name: Name, booked: Booked, compared: Option<(Compared, bool)>) {
+    /// Notes a comparison, and what Lago has made of the period. What was missing stays so until Lago says otherwise, and
+    /// what had no invoice until it says anything.
+    fn note_ended(&self, name: Name, booked: Booked, compared: Option<(Compared, Invoice)>) {
         let now = self.clock.now();
         let mut results = self.books.results();
-        if let Some(known) = results.ended.get_mut(&name)
-            && compared.as_ref().is_none_or(|(compared, _)| compared.state == State::Unknown)
-            && known.booked.period == booked.period
-            && known.compared.state == State::Missing
-        {
-            known.asked_at = now;
-            return;
+        if let Some(known) = results.ended.get_mut(&name).filter(|known| known.booked.period == booked.period) {
+            let is_missing = known.compared.state == State::Missing;
+            let says_nothing = compared.as_ref().is_none_or(|(compared, _)| compared.state == State::Unknown);
+            let is_unanswered = compared.is_none() && known.invoice == Invoice::None;
+            if (is_missing && says_nothing) || is_unanswered {
+                known.asked_at = now;
+                return;
+            }
         }
-        let (compared, is_final) = compared.unwrap_or((Compared::of_state(State::Unknown, now), false));
-        results.ended.insert(name, Ended { booked, compared, is_final, asked_at: now });
+        let (compared, invoice) = compared.unwrap_or((Compared::of_state(State::Unknown, now), Invoice::Open));
+        results.ended.insert(name, Ended { booked, compared, invoice, asked_at: now });
     }
 
     /// The periods that are to be compared, by subscription.
@@ -100,7 +112,7 @@ impl Reconciler {
             let known = results.ended.get(name).filter(|known| !all && known.booked == *booked);
             known.is_none_or(|known| {
                 // What is missing is told again: a gateway may not have taken it, and an invoice may be made anew.
-                let is_open = !known.is_final || known.compared.state == State::Missing;
+                let is_open = known.invoice != Invoice::Final || known.compared.state == State::Missing;
                 is_open && known.asked_at.plus_millis(AGAIN_MILLIS) <= now
             })
         };
@@ -122,37 +134,40 @@ impl Reconciler {
         says(self.api.past_usage(customer, subscription).await)
     }
 
-    /// The comparison, and whether it is the last one.
+    /// The comparison, and what Lago has made of the period.
     async fn compare_invoiced(
         &self,
         name: &Name,
         booked: &Booked,
         usage: Option<&[PastUsage]>,
         catalogue: &Catalogue,
-    ) -> Result<(Compared, bool), ApiError> {
+    ) -> Result<(Compared, Invoice), ApiError> {
         let at = self.clock.now();
-        let Some(usage) = usage else { return Ok((Compared::of_state(State::Unknown, at), false)) };
+        let Some(usage) = usage else { return Ok((Compared::of_state(State::Unknown, at), Invoice::Open)) };
         // The end is another one where the subscription was terminated.
         let own: Vec<&PastUsage> = usage.iter().filter(|past| past.from_datetime == booked.period.from).collect();
-        if own.is_empty() || !self.are_final(&own).await? {
-            return Ok((Compared::of_state(State::Settling, at), false));
+        if own.is_empty() || own.iter().any(|past| past.lago_invoice_id.is_none()) {
+            return Ok((Compared::of_state(State::Settling, at), Invoice::None));
+        }
+        if !self.are_final(&own).await? {
+            return Ok((Compared::of_state(State::Settling, at), Invoice::Open));
         }
         let charges = own.iter().flat_map(|past| &past.charges_usage);
         let sum = &booked.sum;
         let ours = Ours::new((sum, sum), booked.unsure, Some(catalogue), &name.1);
         let compared = compare(&ours, counted(charges, &name.1), at);
         if !matches!(compared.state, State::Missing | State::NotCharged) {
-            return Ok((compared, true));
+            return Ok((compared, Invoice::Final));
         }
         // A charge that has counted nothing is not on an invoice, nor is one that is paid in advance on this one.
         match self.how_charged(name, booked, catalogue).await? {
-            None => Ok((Compared::of_state(State::Unknown, at), false)),
-            Some(Charged::InAdvance) => Ok((Compared::of_state(State::Unknown, at), true)),
+            None => Ok((Compared::of_state(State::Unknown, at), Invoice::Open)),
+            Some(Charged::InAdvance) => Ok((Compared::of_state(State::Unknown, at), Invoice::Final)),
             Some(Charged::Afterwards) if compared.state == State::NotCharged => {
                 let nothing = Counted { events: 0, units: Quantity::default() };
-                Ok((compare(&ours, Some(nothing), at), true))
+                Ok((compare(&ours, Some(nothing), at), Invoice::Final))
             }
-            Some(Charged::Afterwards | Charged::Never) => Ok((compared, true)),
+            Some(Charged::Afterwards | Charged::Never) => Ok((compared, Invoice::Final)),
         }
     }
 
@@ -182,6 +197,7 @@ impl Reconciler {
 
     async fn are_final(&self, own: &[&PastUsage]) -> Result<bool, ApiError> {
         for past in own {
+            // Nothing without one comes here.
             let Some(id) = &past.lago_invoice_id else { return Ok(false) };
             tokio::time::sleep(PAUSE).await;
             if says(self.api.invoice_status(id).await)? != Some(InvoiceStatus::Final) {
@@ -190,6 +206,12 @@ impl Reconciler {
         }
         Ok(true)
     }
+}
+
+/// How long ago the first of the periods had ended that Lago has put on no invoice, when it was last asked.
+pub(super) fn uninvoiced<'a>(ended: impl IntoIterator<Item = &'a Ended>) -> Duration {
+    let without = ended.into_iter().filter(|ended| ended.invoice == Invoice::None);
+    without.map(|ended| ended.compared.at.since(ended.booked.period.to)).max().unwrap_or_default()
 }
 
 /// The last period that has ended and is known well enough to be compared.

@@ -50,6 +50,20 @@ async fn read_answer(stream: &mut TcpStream) -> String {
     }
 }
 
+/// An alert on a rate sees nothing of a failure that is the beginning of its series.
+#[tokio::test]
+async fn every_class_of_answers_is_counted_from_zero_on() {
+    let (running, metrics) = start_counted(limits()).await;
+
+    let text = metrics.render();
+
+    for class in ["1xx", "2xx", "3xx", "4xx", "5xx"] {
+        let line = format!("http_requests_total{{listener=\"public\",status=\"{class}\"}} 0\n");
+        assert!(text.contains(&line), "{line}{text}");
+    }
+    running.stop.stop();
+}
+
 #[tokio::test]
 async fn more_large_heads_at_once_than_the_budget_holds_are_all_served() {
     let mut large = limits();
