@@ -1,0 +1,8 @@
+
+
+def headers():
+    key = secret()
+    return {"Authorization": "Bearer " + key} if key else {}
+
+
+return guarded(headers, {})
