@@ -1,0 +1,1 @@
+//! Authentik's side of the wire, for the command line and the tests.
