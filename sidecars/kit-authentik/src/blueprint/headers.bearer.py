@@ -2,7 +2,7 @@
 
 def headers():
     key = secret()
-    return {"Authorization": "Bearer " + key} if key else {}
+    return {"Authorization": "@BEARER_PREFIX@" + key} if key else {}
 
 
 return guarded(headers, {})

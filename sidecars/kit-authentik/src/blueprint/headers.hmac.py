@@ -5,7 +5,7 @@ def headers():
     if not key or body is None:
         return {}
     sent = json.dumps(body, allow_nan=False).encode()
-    return {"@SIGNATURE_HEADER@": "sha256=" + hmac.new(key.encode(), sent, hashlib.sha256).hexdigest()}
+    return {"@SIGNATURE_HEADER@": "@SIGNATURE_PREFIX@" + hmac.new(key.encode(), sent, hashlib.sha256).hexdigest()}
 
 
 return guarded(headers, {})

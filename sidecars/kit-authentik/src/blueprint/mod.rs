@@ -10,7 +10,7 @@
 
 use crate::envelope;
 
-/// What everything that the blueprint makes is called, the service account among it.
+/// What everything that the blueprint makes is called, but the service account ([`envelope::SERVICE_ACCOUNT`]).
 pub const NAME: &str = "outrigger-event-forwarder";
 /// Name of the mapping that makes the body.
 pub const BODY_MAPPING: &str = "outrigger-event-forwarder-body";
@@ -118,12 +118,9 @@ pub fn render(authentication: Authentication, token: TokenFrom) -> String {
         TokenFrom::File => format!("!File {TOKEN_FILE}"),
     };
     let permissions: String = PERMISSIONS.iter().map(|name| format!("        - {name}\n")).collect();
-    let headers_entry = match headers(authentication) {
-        Some(headers) => {
-            include_str!("headers_entry.template.yaml").replace("@HEADERS@\n", &indented(&headers))
-        }
-        None => String::new(),
-    };
+    let headers_entry = headers(authentication)
+        .map(|headers| include_str!("headers_entry.template.yaml").replace("@HEADERS@\n", &indented(&headers)))
+        .unwrap_or_default();
     let headers_attribute = if has_headers { "      webhook_mapping_headers: !KeyOf headers\n" } else { "" };
     let text = include_str!("outrigger.template.yaml")
         .replace("@ARGUMENTS@", arguments)
@@ -138,7 +135,8 @@ pub fn render(authentication: Authentication, token: TokenFrom) -> String {
 
 /// The blueprint with the scope that puts [`TENANT_ATTRIBUTE`] into tokens.
 pub fn render_tenant_claim() -> String {
-    let expression = include_str!("tenant.py").replace("@ATTRIBUTE@", TENANT_ATTRIBUTE).replace("@REGEX@", TENANT_GROUP);
+    let expression =
+        include_str!("tenant.py").replace("@ATTRIBUTE@", TENANT_ATTRIBUTE).replace("@REGEX@", TENANT_GROUP);
     include_str!("tenant.template.yaml").replace("@TENANT@\n", &indented(&expression))
 }
 
@@ -176,13 +174,23 @@ fn common(authentication: Authentication) -> String {
 /// The names that are everywhere.
 fn filled(text: &str) -> String {
     text.replace("@NAME@", NAME)
+        .replace("@SERVICE_ACCOUNT@", envelope::SERVICE_ACCOUNT)
         .replace("@SCHEMA@", envelope::SCHEMA)
-        .replace("@SIGNATURE_HEADER@", "X-Outrigger-Signature")
+        .replace("@CANONICAL_VERSION@", envelope::CANONICAL_VERSION)
+        .replace("@SIGNATURE_HEADER@", &title_case(envelope::SIGNATURE_HEADER))
+        .replace("@SIGNATURE_PREFIX@", envelope::SIGNATURE_PREFIX)
+        .replace("@BEARER_PREFIX@", envelope::BEARER_PREFIX)
         .replace("@SECRET_FILE_VARIABLE@", SECRET_FILE_VARIABLE)
         .replace("@SECRET_FILE@", SECRET_FILE)
         .replace("@SECRET_VARIABLE@", SECRET_VARIABLE)
         .replace("@URL_VARIABLE@", URL_VARIABLE)
         .replace("@URL@", URL)
+}
+
+/// A header's name as people write it.
+fn title_case(name: &str) -> String {
+    let word = |word: &str| word[..1].to_ascii_uppercase() + &word[1..];
+    name.split('-').map(word).collect::<Vec<_>>().join("-")
 }
 
 /// Eight spaces, as far as the expressions of an entry are from the margin; empty lines stay empty.

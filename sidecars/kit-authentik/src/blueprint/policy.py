@@ -8,6 +8,6 @@ if event is None:
     return False
 action = str(event.action)
 # What the sidecar itself changed through the API comes back as these.
-if action.startswith("model_") and (event.user or {}).get("username") == "@NAME@":
+if action.startswith("model_") and (event.user or {}).get("username") == "@SERVICE_ACCOUNT@":
     return False
 return action in actions or action.startswith("custom_")
