@@ -4,14 +4,18 @@
     authentik_side.py names BLUEPRINT           the entries, as JSON
     authentik_side.py run BLUEPRINT             requests on standard input, a line of JSON each; answers on standard output
 
-A request is {"event": …, "url": …, "env": …, "tamper": …, "version": …, "send": true}. Sources: goauthentik/authentik
+A request is {"event": …, "url": … or "capture": true, "env": …, "version": …, "mapping": …, "tamper": …}, {"policy": event} or
+{"claim": user}. Sources: goauthentik/authentik
 `authentik/blueprints/v1/common.py`, `authentik/lib/expression/evaluator.py`, `authentik/events/{models,utils}.py` at
 2024.10.1 and 2026.2.2.
 """
 
 import json
 import os
+import re
+import socket
 import sys
+import threading
 from datetime import datetime, timezone
 from textwrap import indent
 from types import SimpleNamespace
@@ -240,9 +244,18 @@ def sanitize_item(value):
 # --- sending ----------------------------------------------------------------------------------------
 
 
+def stored(value):
+    """JSON as PostgreSQL's jsonb gives it back: shorter names first."""
+    if isinstance(value, dict):
+        return {key: stored(value[key]) for key in sorted(value, key=lambda key: (len(key), key))}
+    if isinstance(value, list):
+        return [stored(entry) for entry in value]
+    return value
+
+
 def revive(event):
     """The live row: pk a UUID, created a datetime."""
-    row = dict(event)
+    row = {name: stored(value) for name, value in event.items()}
     row["pk"] = UUID(row["pk"])
     row["created"] = datetime.fromisoformat(row["created"].replace("Z", "+00:00")).astimezone(timezone.utc)
     return SimpleNamespace(**row)
@@ -252,21 +265,27 @@ def send(found, request):
     os.environ.clear()
     os.environ.update(request.get("env", {}))
     event = revive(request["event"])
-    user = SimpleNamespace(username="outrigger-event-forwarder", email="", pk=7)
+    user = SimpleNamespace(username="outrigger", email="", pk=7)
     notification = SimpleNamespace(
         pk=UUID(request["nonce"]) if "nonce" in request else uuid4(),
         severity="notice",
-        body=f"{event.action}: {event.context}",
+        body=(event.context or {}).get("message") or f"{event.action}: {event.context}",
         event=event,
         user=user,
     )
     context = {"notification": notification, "user": user, "request": None}
-    body = sanitize_item(evaluate(found["outrigger-event-forwarder-body"], **context))
     headers = {}
-    mapping = found.get("outrigger-event-forwarder-headers")
-    # Up to 2025.2 there is no mapping of headers.
-    if mapping and tuple(request.get("version", [2026, 2])) >= (2025, 4):
-        headers = sanitize_item(evaluate(mapping, **context))
+    version = request.get("version", "2026.2.2")
+    if request.get("mapping") == "unmapped":
+        body = own_body(notification)
+    elif request.get("mapping") == "none":
+        body = sanitize_item(evaluate("return None", **context))
+    else:
+        body = sanitize_item(evaluate(found["outrigger-event-forwarder-body"], **context))
+        mapping = found.get("outrigger-event-forwarder-headers")
+        # Up to 2025.2 there is no mapping of headers.
+        if mapping and tuple(int(part) for part in version.split(".")) >= (2025, 4):
+            headers = sanitize_item(evaluate(mapping, **context))
     for path, value in request.get("tamper", {}).items():
         target, names = body, path.split(".")
         if names[0] == "headers":
@@ -280,17 +299,55 @@ def send(found, request):
     told = {"body": body, "headers": headers}
     session = requests.Session()
     session.trust_env = False
-    session.headers["User-Agent"] = "authentik@{}.{}".format(*request.get("version", [2026, 2]))
-    prepared = session.prepare_request(requests.Request("POST", request.get("url", "http://localhost/"), json=body, headers=headers))
-    told["wire"] = {
-        "headers": dict(prepared.headers),
-        "body": None if prepared.body is None else prepared.body.decode(),
-    }
-    if request.get("send", True):
-        response = session.send(prepared, timeout=30, allow_redirects=True)
-        told["status"], told["text"] = response.status_code, response.text
-        told["redirects"] = len(response.history)
+    session.headers["User-Agent"] = f"authentik@{version}"
+    capture = Capture() if request.get("capture") else None
+    url = capture.url if capture else request["url"]
+    response = session.post(url, json=body, headers=headers, timeout=30)
+    told["status"], told["text"], told["redirects"] = response.status_code, response.text, len(response.history)
+    if capture:
+        told["bytes"] = capture.take()
     return told
+
+
+def own_body(notification):
+    """What is sent where no mapping is set."""
+    body = {
+        "body": notification.body,
+        "severity": notification.severity,
+        "user_email": notification.user.email,
+        "user_username": notification.user.username,
+    }
+    if notification.event and notification.event.user:
+        body["event_user_email"] = notification.event.user.get("email", None)
+        body["event_user_username"] = notification.event.user.get("username", None)
+    return body
+
+
+class Capture:
+    """Takes one request down byte for byte."""
+
+    def __init__(self):
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = "127.0.0.1:{}".format(self.listener.getsockname()[1])
+        self.url = f"http://{self.address}/webhooks/authentik"
+        self.taken = b""
+        self.thread = threading.Thread(target=self.serve)
+        self.thread.start()
+
+    def serve(self):
+        with self.listener, self.listener.accept()[0] as connection:
+            while not self.is_whole():
+                self.taken += connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    def is_whole(self):
+        head, separator, body = self.taken.partition(b"\r\n\r\n")
+        length = re.search(rb"Content-Length: ([0-9]+)", head)
+        return separator and len(body) == (int(length.group(1)) if length else 0)
+
+    def take(self):
+        self.thread.join()
+        return self.taken.decode().replace(self.address, "receiver")
 
 
 def passes(found, event):

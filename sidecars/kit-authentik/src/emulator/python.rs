@@ -140,6 +140,9 @@ pub(super) fn repr(value: &Value) -> String {
                         text.push('\\');
                         text.push(character);
                     }
+                    '\0'..='\u{1f}' | '\u{7f}'..='\u{a0}' => {
+                        let _ = write!(text, "\\x{:02x}", u32::from(character));
+                    }
                     _ => text.push(character),
                 }
             }
