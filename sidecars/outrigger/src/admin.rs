@@ -23,10 +23,13 @@ const WEBHOOK_PROCESSOR: &str = "http://127.0.0.1:9081";
 /// The same of the usage tracker.
 const USAGE_TRACKER: &str = "http://127.0.0.1:9082";
 
+/// The same of the event forwarder.
+const EVENT_FORWARDER: &str = "http://127.0.0.1:9083";
+
 /// How a daemon is reached.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Connection {
-    /// Admin address of the daemon [default: http://127.0.0.1:9081, for `usage` http://127.0.0.1:9082].
+    /// Admin address of the daemon [default: http://127.0.0.1:9081, for `usage` http://127.0.0.1:9082, for `authentik` http://127.0.0.1:9083].
     #[arg(long, global = true, env = "OUTRIGGER_ADMIN", help_heading = "Daemon", value_name = "URL")]
     admin: Option<String>,
     /// File with the bearer token of the admin API.
@@ -51,6 +54,11 @@ impl Connection {
     /// The daemon that is named, or else the usage tracker.
     pub(crate) fn open_tracker(&self) -> anyhow::Result<Admin> {
         self.open_or(USAGE_TRACKER)
+    }
+
+    /// The daemon that is named, or else the event forwarder.
+    pub(crate) fn open_forwarder(&self) -> anyhow::Result<Admin> {
+        self.open_or(EVENT_FORWARDER)
     }
 
     fn open_or(&self, default: &str) -> anyhow::Result<Admin> {

@@ -5,6 +5,7 @@
 //! `demo` needs nothing but this binary.
 
 mod admin;
+mod authentik;
 mod dead_letters;
 mod demo;
 mod doctor;
@@ -70,6 +71,9 @@ enum Verb {
     /// What an organisation in Lago has, beside a catalogue: show, apply, check; and Lago's RSA key.
     #[command(subcommand)]
     Lago(lago::Verb),
+    /// What Authentik needs so that events come: print the blueprint, check that all of it is there.
+    #[command(subcommand)]
+    Authentik(authentik::Verb),
     /// Try routes on an event without sending it.
     #[command(subcommand)]
     Route(route::Verb),
@@ -148,6 +152,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Sinks(verb) => sinks::run(verb, &connection, json).await?,
         Verb::Usage(verb) => return usage::run(verb, &connection, json).await,
         Verb::Lago(verb) => return lago::run(verb, json).await,
+        Verb::Authentik(verb) => return authentik::run(verb, &connection, json).await,
         Verb::Route(verb) => return route::run(verb, json).await,
         Verb::Journal(verb) => journal::run(verb, json).await?,
         Verb::Stats => sinks::statistics(&connection, json).await?,
