@@ -11,7 +11,7 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::event::{Event, NotAnEvent};
+use crate::event::{Event, NotAnEvent, is_object};
 
 /// Value of `schema`.
 pub const SCHEMA: &str = "outrigger.authentik/1";
@@ -84,6 +84,9 @@ impl<'a> Envelope<'a> {
     /// [`NotAnEnvelope`].
     pub fn read(body: &'a [u8]) -> Result<Self, NotAnEnvelope> {
         let malformed = || if is_unmapped(body) { NotAnEnvelope::Unmapped } else { NotAnEnvelope::Malformed };
+        if !is_object(body) {
+            return Err(NotAnEnvelope::Malformed);
+        }
         let wire: Wire<'a> = serde_json::from_slice(body).map_err(|_| malformed())?;
         let (Some(schema), Some(event)) = (wire.schema, wire.event) else { return Err(malformed()) };
         if schema != SCHEMA {
@@ -130,6 +133,47 @@ pub fn is_unmapped(body: &[u8]) -> bool {
         #[serde(default)]
         event_user_username: Option<String>,
     }
-    serde_json::from_slice::<Default>(body)
-        .is_ok_and(|default| matches!(default.severity.as_str(), "notice" | "warning" | "alert"))
+    is_object(body)
+        && serde_json::from_slice::<Default>(body)
+            .is_ok_and(|default| matches!(default.severity.as_str(), "notice" | "warning" | "alert"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_event_in_it_is_kept_byte_for_byte() {
+        let event = r#"{ "pk":"0f0e0d0c0b0a49088706050403020100", "action":"login", "created":"t","context":{"a":1.50,"a":2} }"#;
+        let body = format!(r#"{{"schema": "outrigger.authentik/1", "event": {event}, "nonce": "n"}}"#);
+        let envelope = Envelope::read(body.as_bytes()).unwrap();
+        assert_eq!(envelope.event.raw, event);
+        assert_eq!(envelope.canonical().unwrap(), "v1\n0f0e0d0c0b0a49088706050403020100\nlogin\nt\nn");
+    }
+
+    #[test]
+    fn what_is_not_it_is_told_apart() {
+        let check = |body: &str, expected: NotAnEnvelope| {
+            assert_eq!(Envelope::read(body.as_bytes()).unwrap_err(), expected, "{body}");
+        };
+        check("", NotAnEnvelope::Malformed);
+        check("[]", NotAnEnvelope::Malformed);
+        let event = r#"{"pk":"0f0e0d0c0b0a49088706050403020100","action":"login"}"#;
+        check(&format!(r#"["outrigger.authentik/1",{event},null,null,null,null]"#), NotAnEnvelope::Malformed);
+        check(r#"{"schema":"outrigger.authentik/1"}"#, NotAnEnvelope::Malformed);
+        check(r#"{"schema":"outrigger.authentik/1","schema":"x","event":{}}"#, NotAnEnvelope::Malformed);
+        check(r#"{"schema":"outrigger.authentik/2","event":{}}"#, NotAnEnvelope::OtherSchema);
+        check(r#"{"schema":"outrigger.authentik/1","event":{}}"#, NotAnEnvelope::Event(NotAnEvent::NoPk));
+        let unmapped =
+            r#"{"body": "login: {'a': 1}", "severity": "notice", "user_email": "", "user_username": "akadmin"}"#;
+        check(unmapped, NotAnEnvelope::Unmapped);
+        let with_user = unmapped.replace('}', r#", "event_user_email": "e", "event_user_username": "u"}"#);
+        check(
+            &with_user.replacen(r#", "event_user_email": "e", "event_user_username": "u"}"#, "}", 1),
+            NotAnEnvelope::Unmapped,
+        );
+        assert!(!is_unmapped(unmapped.replace("notice", "panic").as_bytes()));
+        assert!(!is_unmapped(unmapped.replace("user_email", "pk").as_bytes()));
+    }
 }

@@ -201,7 +201,14 @@ fn lenient<T: DeserializeOwned>(raw: Option<&RawValue>) -> Option<T> {
 
 /// The object's members, none where it is not an object.
 fn members<'a, T: Deserialize<'a> + Default>(raw: Option<&'a RawValue>) -> T {
-    raw.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default()
+    raw.filter(|raw| is_object(raw.get().as_bytes()))
+        .and_then(|raw| serde_json::from_str(raw.get()).ok())
+        .unwrap_or_default()
+}
+
+/// Whether the JSON is an object: serde would fill a struct from an array as well.
+pub(crate) fn is_object(json: &[u8]) -> bool {
+    json.trim_ascii_start().first() == Some(&b'{')
 }
 
 impl<'a> Event<'a> {
@@ -210,6 +217,9 @@ impl<'a> Event<'a> {
     /// # Errors
     /// [`NotAnEvent`]: nothing can be done with it without its key and its action.
     pub fn read(raw: &'a str) -> Result<Self, NotAnEvent> {
+        if !is_object(raw.as_bytes()) {
+            return Err(NotAnEvent::Malformed);
+        }
         let wire: Wire<'a> = serde_json::from_str(raw).map_err(|_| NotAnEvent::Malformed)?;
         let pk: String = lenient(wire.pk).ok_or(NotAnEvent::NoPk)?;
         let pk = pk.parse().map_err(|_| NotAnEvent::NoPk)?;
@@ -256,4 +266,63 @@ fn model(raw: Option<&RawValue>) -> Option<ModelRef> {
     // UUIDs come with dashes or without.
     let pk = pk.parse::<EventPk>().map_or(pk, |uuid| uuid.to_string());
     Some(ModelRef { app: lenient(wire.app)?, model_name: lenient(wire.model_name)?, pk, name: lenient(wire.name) })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_key_has_one_text_whatever_it_came_as() {
+        for text in ["0f0e0d0c0b0a49088706050403020100", "0F0E0D0C-0B0A-4908-8706-050403020100"] {
+            let pk: EventPk = text.parse().unwrap();
+            assert_eq!(pk.to_string(), "0f0e0d0c0b0a49088706050403020100");
+            assert_eq!(pk.dashed(), "0f0e0d0c-0b0a-4908-8706-050403020100");
+        }
+        for wrong in ["", "5", "{0f0e0d0c-0b0a-4908-8706-050403020100}", "0f0e0d0c0b0a4908870605040302010g"] {
+            assert!(wrong.parse::<EventPk>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn whatever_else_an_event_holds_it_is_read() {
+        let pk = "0f0e0d0c0b0a49088706050403020100";
+        for (user, context) in [
+            ("{}", "{}"),
+            ("null", "null"),
+            (r#"[1]"#, r#""text""#),
+            (r#"{"pk":"5","username":7,"is_anonymous":"yes"}"#, r#"{"model":"x","created":"yes"}"#),
+            (r#"{"pk":1e400}"#, r#"{"model":{"pk":[]}}"#),
+        ] {
+            let raw = format!(r#"{{"pk":"{pk}","action":"custom_x","user":{user},"context":{context},"more":1}}"#);
+            let event = Event::read(&raw).unwrap();
+            assert_eq!((event.user, event.context), Default::default(), "{raw}");
+        }
+    }
+
+    #[test]
+    fn what_it_needs_is_read() {
+        let raw = r#"{"pk":"0f0e0d0c-0b0a-4908-8706-050403020100","action":"model_created","app":"authentik.events.middleware",
+            "created":"2026-11-22T13:27:00.123456Z","client_ip":"203.0.113.7","user":{"pk":5,"username":"jane","email":"j@x"},
+            "context":{"created":true,"username":"u","model":{"app":"authentik_core","model_name":"user","pk":9,"name":"n"}}}"#;
+        let event = Event::read(raw).unwrap();
+        assert_eq!((event.user.pk, event.user.username.as_deref()), (Some(5), Some("jane")));
+        let model = event.context.model.clone().unwrap();
+        assert_eq!((model.app.as_str(), model.model_name.as_str(), model.pk.as_str()), ("authentik_core", "user", "9"));
+        assert_eq!(event.context.created, Some(true));
+        assert_eq!(event.created_at().unwrap().as_millis() % 1000, 123);
+    }
+
+    #[test]
+    fn without_key_or_action_it_is_none() {
+        let check = |raw: &str, expected: NotAnEvent| assert_eq!(Event::read(raw).unwrap_err(), expected, "{raw}");
+        check("[]", NotAnEvent::Malformed);
+        check(r#"["0f0e0d0c0b0a49088706050403020100","login",null,null,null,null,null]"#, NotAnEvent::Malformed);
+        check(r#"{"pk":"a","pk":"b"}"#, NotAnEvent::Malformed);
+        check("{}", NotAnEvent::NoPk);
+        check(r#"{"pk":5,"action":"login"}"#, NotAnEvent::NoPk);
+        check(r#"{"pk":"0f0e0d0c0b0a49088706050403020100"}"#, NotAnEvent::NoAction);
+        check(r#"{"pk":"0f0e0d0c0b0a49088706050403020100","action":""}"#, NotAnEvent::NoAction);
+    }
 }

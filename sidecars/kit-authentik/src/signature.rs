@@ -212,3 +212,51 @@ fn decode(hex: &[u8]) -> Option<[u8; DIGEST_BYTES]> {
     }
     Some(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn secret() -> Secret {
+        Secret::from("0123456789abcdef0123456789abcdef".to_owned())
+    }
+
+    #[test]
+    fn a_digest_has_one_spelling() {
+        let secrets = Secrets::new(&[secret()]).unwrap();
+        let genuine = format!("sha256={}", sign(&secret(), b"body"));
+        assert_eq!(secrets.verify_header(Some(genuine.as_bytes()), b"body"), Ok(()));
+        let upper = genuine.to_uppercase().replace("SHA256", "sha256");
+        let check = |header: &str, expected: Rejected| {
+            assert_eq!(secrets.verify_header(Some(header.as_bytes()), b"body"), Err(expected), "{header}");
+        };
+        check(&upper, Rejected::Malformed);
+        check(&genuine[7..], Rejected::Malformed);
+        check(&format!("{genuine} "), Rejected::Malformed);
+        check(&genuine[..genuine.len() - 1], Rejected::Malformed);
+        check(&format!("sha256={}", sign(&secret(), b"Body")), Rejected::Mismatch);
+        assert_eq!(secrets.verify_header(None, b"body"), Err(Rejected::Missing));
+    }
+
+    /// RFC 4231, test case 2.
+    #[test]
+    fn it_is_hmac_sha256() {
+        let key = Secret::from("Jefe".to_owned());
+        let expected = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
+        assert_eq!(sign(&key, b"what do ya want for nothing?"), expected);
+    }
+
+    #[test]
+    fn secrets_that_could_be_guessed_are_refused() {
+        let secrets = |texts: &[&str]| {
+            let texts: Vec<_> = texts.iter().map(|text| Secret::from((*text).to_owned())).collect();
+            Secrets::new(&texts).map(|_| ())
+        };
+        assert_eq!(secrets(&[]), Err(SecretsError::None));
+        assert_eq!(secrets(&["short"]), Err(SecretsError::TooShort(5)));
+        assert_eq!(secrets(&["0123456789abcdef0123456789abcdef", "short"]), Err(SecretsError::TooShort(5)));
+        assert_eq!(secrets(&["0123456789abcdef0123456789abcdef"; 9]), Err(SecretsError::TooMany(9)));
+        assert_eq!(format!("{:?}", Secrets::new(&[secret()]).unwrap()), "Secrets(1 redacted)");
+    }
+}
