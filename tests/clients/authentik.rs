@@ -269,7 +269,7 @@ async fn a_tenant_is_claimed_where_there_is_exactly_one() {
             user(none.clone(), &[("tenant_6f1e-2_admins", none.clone()), ("staff", none.clone())]),
             json!({ "tenant_id": "6f1e-2" }),
         ),
-        (user(none.clone(), &[("tenant_acme", none.clone())]), json!({ "tenant_id": "acme" })),
+        (user(none.clone(), &[("tenant_acme_", none.clone())]), json!({ "tenant_id": "acme" })),
         (
             user(none.clone(), &[("staff", json!({ "tenant_id": "acme" })), ("tenant_acme_x", none.clone())]),
             json!({ "tenant_id": "acme" }),
