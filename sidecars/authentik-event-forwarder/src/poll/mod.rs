@@ -29,8 +29,10 @@ use crate::seen::Seen;
 use position::Position;
 use window::Window;
 
-/// Rows that two pages have in common, so that events that came in between make no gap.
+/// Rows that two pages have in common at most, so that events that came in between make no gap.
 const MARGIN: usize = 5;
+/// Rows of a page at least: fewer overlap hardly and bring little.
+const PAGE_AT_LEAST: usize = 10;
 /// Pages in a row that bring nothing new before the look begins anew: rows move faster than they are read.
 const FRUITLESS: u32 = 8;
 /// Seconds after a look that failed, unless Authentik says when.
@@ -287,7 +289,7 @@ impl Poller {
     ) -> Result<Page, LookError> {
         // From the older end the row keeps its place while events come.
         let older = count.saturating_sub(offset);
-        let (mut count, mut margin) = (count, MARGIN);
+        let (mut count, mut margin) = (count, (session.most / 16).clamp(1, MARGIN));
         for _ in 0..FRUITLESS {
             let window = Window::around(count.saturating_sub(older), margin, session.most);
             let page = self.page(session, window).await?;
@@ -312,8 +314,8 @@ impl Poller {
             Err(ApiError::NotFound) if window.page > 1 => {
                 return Ok(Page { window, rows: Vec::new(), len: 0, count: 0, has_next: false, server_time: None });
             }
-            Err(ApiError::TooLarge(bytes)) if session.most > MARGIN * 2 => {
-                session.most = (session.most / 2).max(MARGIN * 2);
+            Err(ApiError::TooLarge(bytes)) if session.most > PAGE_AT_LEAST => {
+                session.most = (session.most / 2).max(PAGE_AT_LEAST);
                 return Err(ApiError::TooLarge(bytes).into());
             }
             // It does not know an action that is asked for: all are read, and judged here.
