@@ -69,7 +69,7 @@ async fn run(blueprint: &Path, requests: &[Value]) -> (Vec<Value>, String) {
 
 /// A file with the secret, as a container has it.
 fn environment(scratch: &Scratch) -> Value {
-    let file = scratch.write("webhook-secret", &format!("{SECRET}\n")).unwrap();
+    let file = scratch.write("webhook-secret", format!("{SECRET}\n")).unwrap();
     json!({ "OUTRIGGER_WEBHOOK_SECRET_FILE": file })
 }
 

@@ -11,17 +11,20 @@ use axum::routing::{get, post};
 use kit::secret::Secret;
 use kit_authentik::blueprint::{self, Authentication, TokenFrom};
 use kit_authentik::emulator::{AuthentikServer, Configuration, Fault, Generation, Kind};
+use kit_workbench::process::{DaemonCommand, DaemonProcess};
+use kit_workbench::scratch::Scratch;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use crate::bench::{Ran, outrigger};
+use crate::bench::{BINARY, DEADLINE, Ran, outrigger};
 
 const SECRET: &str = "webhook-secret-0123456789abcdef0123456789";
 
 /// What stands at the transport's URL, with an admin listener beside it, in the manner of the event forwarder.
 struct Receiver {
     address: String,
+    webhook: String,
     manner: Arc<Mutex<Manner>>,
     task: JoinHandle<()>,
 }
@@ -44,11 +47,16 @@ impl Receiver {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { address, manner, task }
+        Self { webhook: format!("{address}/webhooks/authentik"), address, manner, task }
     }
 
     fn url(&self) -> String {
-        format!("{}/webhooks/authentik", self.address)
+        self.webhook.clone()
+    }
+
+    /// Another one takes its place.
+    fn url_is(&mut self, webhook: String, admin: String) {
+        (self.webhook, self.address) = (webhook, admin);
     }
 
     fn set(&self, status: u16, counts: bool) {
@@ -298,6 +306,54 @@ async fn notifications() -> Vec<String> {
     site.receiver.set(200, false);
     assert_eq!(ids(&site.doctor(&[]).await), only("test-lost"));
     vec!["test-refused".to_owned(), "test-failed".to_owned(), "test-lost".to_owned()]
+}
+
+/// The event forwarder itself, which takes what this secret signs.
+async fn forwarder(scratch: &Scratch, authentik: &AuthentikServer, secret: &str) -> (DaemonProcess, String, String) {
+    let environment = [
+        ("AUTHENTIK_WEBHOOK_SECRET", secret.to_owned()),
+        ("SIDECAR_AUTHENTIK__AUTHENTICATION", "hmac-header".to_owned()),
+        ("AUTHENTIK_URL", authentik.url()),
+        ("AUTHENTIK_TOKEN", authentik.token()),
+        ("BRAIN_GATEWAY_URL", "http://127.0.0.1:1".to_owned()),
+        ("SIDECAR_JOURNAL__PATH", scratch.file("journal.db").display().to_string()),
+        ("SIDECAR_LISTEN__PUBLIC", "127.0.0.1:0".to_owned()),
+        ("SIDECAR_LISTEN__ADMIN", "127.0.0.1:0".to_owned()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value));
+    let mut daemon =
+        DaemonCommand::new(BINARY).args(["run-authentik-event-forwarder"]).envs(environment).spawn().unwrap();
+    let public = daemon.address("public", DEADLINE).await.unwrap();
+    let admin = daemon.address("admin", DEADLINE).await.unwrap();
+    (daemon, format!("http://{public}/webhooks/authentik"), format!("http://{admin}"))
+}
+
+#[tokio::test]
+async fn a_test_notification_arrives_at_the_real_daemon() {
+    let other = "another-secret-0123456789abcdef0123456789";
+    for (secret, mapped, expected) in [
+        (SECRET, true, &[][..]),
+        (other, true, &["test-refused"]),
+        // Authentik's own body is answered with a 200 and cannot be used: only the daemon's count says so.
+        (SECRET, false, &["test-lost", "transport-body"]),
+    ] {
+        let scratch = Scratch::new("outrigger-authentik").unwrap();
+        let mut site = Site::start(Generation::V2026_2).await;
+        let (_daemon, webhook, admin) = forwarder(&scratch, &site.authentik, secret).await;
+        site.receiver.url_is(webhook, admin);
+        site.authentik.configure(|c| {
+            let transport = first(c, Kind::Transport);
+            transport["webhook_url"] = json!(site.receiver.url());
+            if !mapped {
+                transport["webhook_mapping_body"] = json!(null);
+            }
+        });
+
+        let ran = site.doctor(&[]).await;
+
+        assert_eq!(ids(&ran), expected.iter().map(|id| (*id).to_owned()).collect(), "{ran:?}");
+        assert_eq!(ran.code, Some(i32::from(!expected.is_empty())));
+    }
 }
 
 #[tokio::test]
