@@ -1,6 +1,7 @@
 //! The blueprint, as Authentik meets it: CPython runs its expressions with what Authentik gives them, `requests` sends what
 //! they make, and the daemon takes it. Authentik's part is `authentik_side.py`, written from the contract.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -8,8 +9,10 @@ use kit::secret::Secret;
 use kit_authentik::blueprint::{self, Authentication, TokenFrom};
 use kit_authentik::envelope::Envelope;
 use kit_authentik::signature::Secrets;
+use kit_workbench::gateway::{Gateway, GatewayOptions};
+use kit_workbench::process::{DaemonCommand, DaemonProcess};
 use kit_workbench::scratch::Scratch;
-use outrigger_tests::binaries::repository;
+use outrigger_tests::binaries::{daemon, repository};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
@@ -266,7 +269,7 @@ async fn a_tenant_is_claimed_where_there_is_exactly_one() {
             user(none.clone(), &[("tenant_6f1e-2_admins", none.clone()), ("staff", none.clone())]),
             json!({ "tenant_id": "6f1e-2" }),
         ),
-        (user(none.clone(), &[("tenant_acme", none.clone())]), json!({ "tenant_id": "acme" })),
+        (user(none.clone(), &[("tenant_acme_", none.clone())]), json!({ "tenant_id": "acme" })),
         (
             user(none.clone(), &[("staff", json!({ "tenant_id": "acme" })), ("tenant_acme_x", none.clone())]),
             json!({ "tenant_id": "acme" }),
@@ -282,5 +285,171 @@ async fn a_tenant_is_claimed_where_there_is_exactly_one() {
 
     for ((request, claim), told) in cases.iter().zip(told) {
         assert_eq!(&told["claim"], claim, "{request}");
+    }
+}
+
+/// A daemon that takes these proofs, and its gateway.
+struct Forwarder {
+    daemon: DaemonProcess,
+    gateway: Gateway,
+    url: String,
+    _scratch: Scratch,
+}
+
+impl Forwarder {
+    async fn start(proofs: &str) -> Self {
+        let scratch = Scratch::new("authentik-forwarder").unwrap();
+        let gateway = Gateway::start(GatewayOptions { keep_bodies: true, ..GatewayOptions::default() }).await.unwrap();
+        let environment = [
+            ("AUTHENTIK_WEBHOOK_SECRET", SECRET.to_owned()),
+            ("SIDECAR_AUTHENTIK__AUTHENTICATION", proofs.to_owned()),
+            ("BRAIN_GATEWAY_URL", gateway.url()),
+            ("SIDECAR_JOURNAL__PATH", scratch.file("journal.db").display().to_string()),
+            ("SIDECAR_LISTEN__PUBLIC", "127.0.0.1:0".to_owned()),
+            ("SIDECAR_LISTEN__ADMIN", "127.0.0.1:0".to_owned()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value));
+        let binary = daemon("authentik-event-forwarder").unwrap();
+        let mut daemon = DaemonCommand::new(binary).envs(environment).spawn().unwrap();
+        let public = daemon.address("public", DEADLINE).await.unwrap();
+        let url = format!("http://{public}/webhooks/authentik");
+        Self { daemon, gateway, url, _scratch: scratch }
+    }
+
+    /// What the gateway was sent once nothing more was to come, by its type.
+    async fn delivered(&self, wanted: usize) -> BTreeMap<String, Value> {
+        let received = self.gateway.wait_for(wanted, DEADLINE).await.unwrap();
+        assert_eq!(received.len(), wanted);
+        let event = |body: &[u8]| {
+            let event: Value = serde_json::from_slice(body).unwrap();
+            (event["type"].as_str().unwrap().to_owned(), event)
+        };
+        received.iter().map(|received| event(received.body.as_deref().unwrap())).collect()
+    }
+
+    async fn stop(mut self) {
+        self.daemon.term().unwrap();
+        assert_eq!(self.daemon.wait(DEADLINE).await.unwrap().code, Some(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_blueprints_send_is_taken_by_the_daemon_and_delivered() {
+    let scratch = Scratch::new("authentik-accepted").unwrap();
+    let env = environment(&scratch);
+    for (proofs, authentication, version) in [
+        ("hmac-header", Authentication::Hmac, "2026.2.2"),
+        ("hmac-body", Authentication::Hmac, "2024.10.1"),
+        // A daemon that is told of both goes through the upgrade.
+        ("hmac-header,hmac-body", Authentication::Hmac, "2024.10.1"),
+        ("bearer", Authentication::Bearer, "2025.4.0"),
+        ("body-secret", Authentication::BodySecret, "2024.10.1"),
+    ] {
+        let forwarder = Forwarder::start(proofs).await;
+        let blueprint = variant(&scratch, authentication);
+        let request =
+            |name: &str| json!({ "event": event(name), "env": env, "version": version, "url": forwarder.url });
+        // The first one twice: as two users of the group get it, or a second attempt.
+        let mut requests: Vec<Value> = EVENTS.iter().map(|name| request(name)).collect();
+        requests.push(request("login"));
+
+        let (told, stderr) = run(&blueprint, &requests).await;
+
+        assert_eq!(stderr, "");
+        for told in &told {
+            assert_eq!((&told["status"], &told["redirects"]), (&json!(200), &json!(0)), "{proofs}: {told}");
+        }
+        let answer = |n: usize| serde_json::from_str::<Value>(told[n]["text"].as_str().unwrap()).unwrap();
+        assert_eq!((&answer(0)["duplicate"], &answer(5)["duplicate"]), (&json!(false), &json!(true)));
+        assert_eq!(answer(0)["id"], answer(5)["id"]);
+        let delivered = forwarder.delivered(EVENTS.len()).await;
+        for name in EVENTS {
+            let sent = event(name);
+            let got = &delivered[&format!("authentik.{}", sent["action"].as_str().unwrap())];
+            let data = &got["data"];
+            for field in ["pk", "action", "app", "client_ip", "user", "brand"] {
+                assert_eq!(data[field], sent[field], "{proofs} {name} {field}");
+            }
+            let context: Value = if name == "model_created" {
+                // What Authentik's sanitiser drops on the way; the API would have it.
+                let mut context = sent["context"].clone();
+                context["diff"]["users"]["add"] = json!([7, { "a": 0 }]);
+                context
+            } else {
+                sent["context"].clone()
+            };
+            assert_eq!(data["context"], context, "{proofs} {name}");
+            assert!(!got.to_string().contains(SECRET), "the secret is passed on: {got}");
+        }
+        forwarder.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_changed_on_the_way_is_refused() {
+    let scratch = Scratch::new("authentik-tampered").unwrap();
+    let env = environment(&scratch);
+    let other = json!({ "OUTRIGGER_WEBHOOK_SECRET": "another-secret-0123456789abcdef0123456789" });
+    let flipped = "0".repeat(64);
+    let other_bearer = "Bearer another-secret-0123456789abcdef0123456789";
+    for (proofs, authentication, tampers) in [
+        (
+            "hmac-header",
+            Authentication::Hmac,
+            vec![
+                json!({ "event.context.auth_method": "token" }),
+                json!({ "event.user.pk": 1 }),
+                json!({ "recipient": "x" }),
+                json!({ "signature": null }),
+                json!({ "headers.X-Outrigger-Signature": null }),
+                json!({ "headers.X-Outrigger-Signature": flipped }),
+                json!({ "headers.X-Outrigger-Signature": format!("sha256={flipped}") }),
+            ],
+        ),
+        (
+            "hmac-body",
+            Authentication::Hmac,
+            vec![
+                json!({ "event.pk": "0194c2a0-9999-4222-8333-444455556666" }),
+                json!({ "event.action": "logout" }),
+                json!({ "event.created": "2026-11-22T13:00:00.123457Z" }),
+                json!({ "nonce": flipped[..32] }),
+                json!({ "signature": flipped }),
+                json!({ "signature": null }),
+                json!({ "nonce": null }),
+            ],
+        ),
+        (
+            "bearer",
+            Authentication::Bearer,
+            vec![json!({ "headers.Authorization": null }), json!({ "headers.Authorization": other_bearer })],
+        ),
+        (
+            "body-secret",
+            Authentication::BodySecret,
+            vec![json!({ "secret": null }), json!({ "secret": "another-secret-0123456789abcdef0123456789" })],
+        ),
+    ] {
+        let forwarder = Forwarder::start(proofs).await;
+        let request = |env: &Value, tamper: &Value| json!({ "event": event("login"), "env": env, "tamper": tamper, "url": forwarder.url });
+        let mut requests: Vec<Value> = tampers.iter().map(|tamper| request(&env, tamper)).collect();
+        // Another secret, and none at all.
+        requests.extend([request(&other, &json!({})), request(&json!({}), &json!({}))]);
+        // Last of all one that is genuine: it is the only one that is delivered.
+        let mut genuine = request(&env, &json!({}));
+        genuine["event"] = event("custom");
+        requests.push(genuine);
+
+        let (told, _) = run(&variant(&scratch, authentication), &requests).await;
+
+        let (last, refused) = told.split_last().unwrap();
+        for (told, request) in refused.iter().zip(&requests) {
+            assert_eq!(told["status"], 401, "{proofs}: {}", request["tamper"]);
+            assert_eq!(told["text"], r#"{"error":"unauthorized"}"#);
+        }
+        assert_eq!(last["status"], 200, "{proofs}");
+        let delivered = forwarder.delivered(1).await;
+        assert!(delivered.contains_key("authentik.custom_invoice_viewed"), "{proofs}: {delivered:?}");
+        forwarder.stop().await;
     }
 }

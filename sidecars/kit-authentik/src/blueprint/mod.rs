@@ -32,8 +32,9 @@ pub const SECRET_FILE: &str = "/run/secrets/authentik-webhook-secret";
 pub const SECRET_VARIABLE: &str = "OUTRIGGER_WEBHOOK_SECRET";
 /// Attribute of a user or a group that names the tenant.
 pub const TENANT_ATTRIBUTE: &str = "tenant_id";
-/// Names of groups that name the tenant: `tenant_<id>`, `tenant_<id>_<anything>`.
-pub const TENANT_GROUP: &str = "tenant_([^_]+)(?:_.*)?";
+/// Names of groups that name the tenant: `tenant_<id>_<anything>`, which the event forwarder's
+/// `enrichment.tenant_group_pattern` reads as `tenant_{id}_*`.
+pub const TENANT_GROUP: &str = "tenant_([^_]+)_.*";
 
 /// What the service account may do: read events, and what they are enriched with.
 pub const PERMISSIONS: [&str; 4] = [
