@@ -114,8 +114,8 @@ async fn a_row_that_can_be_seen_late_is_found_in_the_overlap() {
     let authentik = authentik(Generation::V2024_10).await;
     let bench = Bench::beside(&authentik, &[]).await;
     bench.wait_metric("authentik_api_requests_total", &[], 3).await;
-    let late = authentik.begin(NewEvent::login(&ada()));
-    let early: Vec<_> = (0..150).map(|_| authentik.happen(NewEvent::login(&ada()))).collect();
+    let late = authentik.begin(NewEvent::login(&ada()).at_micros(ago(3)));
+    let early: Vec<_> = (0..150).map(|_| authentik.happen(NewEvent::login(&ada()).at_micros(ago(2)))).collect();
     bench.wait_delivered(&early).await;
 
     authentik.commit(late);
