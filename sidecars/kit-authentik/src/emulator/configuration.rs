@@ -144,6 +144,49 @@ impl Configuration {
         made
     }
 
+    /// What the migrations between two versions do. A field is removed and another one added where a reader would expect
+    /// it to be renamed.
+    ///
+    /// Source: goauthentik/authentik `authentik/events/migrations/`
+    /// `0009_remove_notificationtransport_webhook_mapping_and_more.py` (2025.4) and
+    /// `0010_rename_group_notificationrule_destination_group_and_more.py` (2025.8).
+    pub(super) fn migrate(&mut self, before: Generation, after: Generation) {
+        let crosses = |at: Generation| before < at && at <= after;
+        if crosses(Generation::V2025_4) {
+            for transport in self.objects_mut(Kind::Transport).iter_mut().filter_map(Value::as_object_mut) {
+                transport.remove("webhook_mapping");
+                transport.insert("webhook_mapping_body".to_owned(), Value::Null);
+                transport.insert("webhook_mapping_headers".to_owned(), Value::Null);
+            }
+        }
+        if crosses(Generation::V2025_8) {
+            for rule in self.objects_mut(Kind::Rule).iter_mut().filter_map(Value::as_object_mut) {
+                let group = rule.remove("group").unwrap_or_default();
+                rule.insert("destination_group".to_owned(), group);
+            }
+        }
+    }
+
+    /// Everything of the blueprint as it says, and everything else as it is.
+    pub(super) fn apply_blueprint(&mut self, generation: Generation) {
+        let mut made = Self::of_blueprint(generation);
+        // Where it sends to is a variable of the worker.
+        let url = self.objects(Kind::Transport).first().map(|transport| transport["webhook_url"].clone());
+        if let (Some(url), Some(transport)) = (url, made.objects_mut(Kind::Transport).first_mut()) {
+            transport["webhook_url"] = url;
+        }
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::User) {
+            for object in std::mem::take(made.objects_mut(kind)) {
+                let objects = self.objects_mut(kind);
+                let key = if kind == Kind::Brand { "brand_uuid" } else { "pk" };
+                match objects.iter_mut().find(|known| known[key] == object[key]) {
+                    Some(known) => *known = object,
+                    None => objects.push(object),
+                }
+            }
+        }
+    }
+
     pub(super) fn service_token(&self) -> &str {
         &self.service_token
     }

@@ -104,9 +104,16 @@ impl AuthentikState {
         *self.generation.borrow()
     }
 
-    /// An upgrade, or the other way: events stay; objects are left as they are.
+    /// An upgrade, with what its migrations do to objects; events stay. Going back changes no object.
     pub fn set_generation(&self, generation: Generation) {
-        self.generation.send_replace(generation);
+        let before = self.generation.send_replace(generation);
+        self.configure(|configuration| configuration.migrate(before, generation));
+    }
+
+    /// The blueprint is applied by hand: an upgrade is no occasion for Authentik to do it, since the file has not changed.
+    pub fn apply_blueprint(&self) {
+        let generation = self.generation();
+        self.configure(|configuration| configuration.apply_blueprint(generation));
     }
 
     /// The token of the service account that the blueprint makes.
