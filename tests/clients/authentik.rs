@@ -121,6 +121,27 @@ async fn cpython_and_requests_send_the_golden_bytes() {
     }
 }
 
+#[tokio::test]
+async fn a_missing_secret_is_said_once_a_webhook_and_a_logger_that_fails_loses_nothing() {
+    let scratch = Scratch::new("authentik-secretless").unwrap();
+    for (authentication, version) in [
+        (Authentication::Hmac, "2024.10.1"),
+        (Authentication::Bearer, "2026.2.2"),
+        (Authentication::BodySecret, "2024.10.1"),
+    ] {
+        let request = json!({ "event": event("login"), "version": version, "capture": true });
+        let broken = json!({ "event": event("login"), "version": version, "capture": true, "broken_logger": true });
+
+        let (told, stderr) = run(&variant(&scratch, authentication), &[request, broken]).await;
+
+        assert_eq!(stderr.lines().count(), 1, "{authentication:?}: {stderr}");
+        assert!(stderr.contains("outrigger: there is no secret"), "{stderr}");
+        for told in &told {
+            assert_eq!(told["body"]["event"]["action"], "login", "{authentication:?}");
+        }
+    }
+}
+
 /// What CPython signs is what we check.
 fn prove(request: &str, version: &str) {
     let secrets = Secrets::new(&[Secret::from(SECRET.to_owned())]).unwrap();
@@ -162,7 +183,9 @@ async fn a_secret_that_is_changed_counts_at_once_and_one_that_is_missing_signs_n
     )
     .await;
 
-    assert_eq!(stderr, "");
+    // Once for a webhook, so that somebody who looks at Authentik's log finds it.
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.contains("outrigger: there is no secret to sign with"), "{stderr}");
     let envelope = |told: &Value| told["body"].to_string();
     for (told, secret) in told.iter().zip(["the-new-one-0123456789abcdef0123456789", SECRET]) {
         let secrets = Secrets::new(&[Secret::from(secret.to_owned())]).unwrap();

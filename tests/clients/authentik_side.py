@@ -204,15 +204,20 @@ class Logger:
     info = debug = error = warning
 
 
+class BrokenLogger:
+    def warning(self, event, **fields):
+        raise OSError("no space left on device")
+
+
 def wrapped(expression, names):
     signature = ",".join(names)
     return f"def handler({signature}):\n" + indent(expression, "    ") + f"\nresult = handler({signature})"
 
 
-def evaluate(expression, **context):
+def evaluate(expression, logger=Logger, **context):
     source = wrapped(expression, list(context))
     local = dict(context)
-    exec(compile(source, "mapping", "exec"), {"ak_logger": Logger(), "requests": requests.Session()}, local)
+    exec(compile(source, "mapping", "exec"), {"ak_logger": logger(), "requests": requests.Session()}, local)
     return local["result"]
 
 
@@ -274,6 +279,7 @@ def send(found, request):
         user=user,
     )
     context = {"notification": notification, "user": user, "request": None}
+    logger = BrokenLogger if request.get("broken_logger") else Logger
     headers = {}
     version = request.get("version", "2026.2.2")
     if request.get("mapping") == "unmapped":
@@ -281,11 +287,11 @@ def send(found, request):
     elif request.get("mapping") == "none":
         body = sanitize_item(evaluate("return None", **context))
     else:
-        body = sanitize_item(evaluate(found["outrigger-event-forwarder-body"], **context))
+        body = sanitize_item(evaluate(found["outrigger-event-forwarder-body"], logger, **context))
         mapping = found.get("outrigger-event-forwarder-headers")
         # Up to 2025.2 there is no mapping of headers.
         if mapping and tuple(int(part) for part in version.split(".")) >= (2025, 4):
-            headers = sanitize_item(evaluate(mapping, **context))
+            headers = sanitize_item(evaluate(mapping, logger, **context))
     for path, value in request.get("tamper", {}).items():
         target, names = body, path.split(".")
         if names[0] == "headers":

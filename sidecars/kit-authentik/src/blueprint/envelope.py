@@ -64,10 +64,18 @@ def envelope():
     return result
 
 
+def say(text, **fields):
+    try:
+        ak_logger.warning("outrigger: " + text, **fields)
+    except Exception:
+        # A log that cannot be written is no reason to lose a webhook.
+        pass
+
+
 def guarded(make, otherwise):
     try:
         return make()
     except Exception as error:
         # What cannot be sent is fetched by the poller.
-        ak_logger.warning("outrigger: the envelope cannot be made", error=type(error).__name__)
+        say("the envelope cannot be made", error=type(error).__name__)
         return otherwise

@@ -140,7 +140,14 @@ pub fn render_tenant_claim() -> String {
 
 /// The expression of the body mapping.
 pub fn body(authentication: Authentication) -> String {
-    let text = common(authentication) + "\n\nreturn guarded(envelope, None)\n";
+    // Once for a webhook: of the two mappings only this one, and with a bearer the one that has it.
+    let said = match authentication {
+        Authentication::Bearer => "",
+        Authentication::Hmac | Authentication::BodySecret => {
+            "if not secret():\n    say(\"there is no secret to sign with; set it for server and worker\", file=\"@SECRET_FILE@\")\n"
+        }
+    };
+    let text = common(authentication) + "\n\n" + said + "return guarded(envelope, None)\n";
     filled(&text)
 }
 
