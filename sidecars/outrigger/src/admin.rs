@@ -56,9 +56,10 @@ impl Connection {
         self.open_or(USAGE_TRACKER)
     }
 
-    /// The daemon that is named, or else the event forwarder.
-    pub(crate) fn open_forwarder(&self) -> anyhow::Result<Admin> {
-        self.open_or(EVENT_FORWARDER)
+    /// The event forwarder, where that is named by itself; or else the daemon that is named, or where it listens.
+    pub(crate) fn open_forwarder(&self, named: Option<&str>) -> anyhow::Result<Admin> {
+        let admin = named.map(str::to_owned).or_else(|| self.admin.clone());
+        Self { admin, ..self.clone() }.open_or(EVENT_FORWARDER)
     }
 
     fn open_or(&self, default: &str) -> anyhow::Result<Admin> {

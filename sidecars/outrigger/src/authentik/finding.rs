@@ -156,7 +156,15 @@ table! {
         => "in Authentik, Customization, Notification Rules, outrigger-event-forwarder: remove the other bindings, and make a rule of your own for them";
 
     TEST_REFUSED = Fail "notification" "test-refused": "the event forwarder does not believe the test notification: the secrets differ"
-        => "the first line of secrets/authentik-webhook-secret must be one of AUTHENTIK_WEBHOOK_SECRET_FILE; server and worker both need it: docker-compose up -d authentik-server authentik-worker authentik-event-forwarder";
+        => "the first line of secrets/authentik-webhook-secret must be one of AUTHENTIK_WEBHOOK_SECRET_FILE; docker-compose up -d authentik-server authentik-worker authentik-event-forwarder";
+    TEST_UNPROVEN = Fail "notification" "test-unproven": "the test notification carries no proof of the kind that the event forwarder asks for"
+        => "is the secret in the server, which sends the test, and in the worker (/run/secrets/authentik-webhook-secret)? Does SIDECAR_AUTHENTIK__AUTHENTICATION fit the version: hmac-header from 2025.4 on, hmac-body before?";
+    TEST_UNAVAILABLE = Fail "notification" "test-unavailable": "the event forwarder cannot take anything now: its journal does not, or it is stopping"
+        => "outrigger doctor with --admin of the event forwarder; docs/runbooks/readyz-journal.md";
+    TEST_UNMAPPED = Fail "notification" "test-unmapped": "the test notification arrives with Authentik's own body, which names no event"
+        => APPLY;
+    TEST_UNREADABLE = Fail "notification" "test-unreadable": "the test notification arrives and is proven, and its body is of another version of the mapping"
+        => "compare with outrigger authentik blueprint, mount that, and apply it";
     TEST_FAILED = Fail "notification" "test-failed": "Authentik cannot deliver a test notification"
         => "docker-compose ps authentik-event-forwarder; is it in a network with authentik-server and authentik-worker?";
     TEST_LOST = Fail "notification" "test-lost": "Authentik takes the test notification for delivered, and the event forwarder has not seen it"

@@ -35,11 +35,21 @@ struct Manner {
     counts: bool,
     taken: u64,
     refused: u64,
+    unusable: u64,
+    /// Why it refuses; or `unmapped`, `unreadable` for what it answers with 200 and cannot use.
+    reason: &'static str,
 }
 
 impl Receiver {
     async fn start() -> Self {
-        let manner = Arc::new(Mutex::new(Manner { status: 200, counts: true, taken: 0, refused: 0 }));
+        let manner = Arc::new(Mutex::new(Manner {
+            status: 200,
+            counts: true,
+            taken: 0,
+            refused: 0,
+            unusable: 0,
+            reason: "mismatch",
+        }));
         let router = Router::new()
             .route("/webhooks/authentik", post(take))
             .route("/metrics", get(metrics))
@@ -63,6 +73,10 @@ impl Receiver {
         let mut manner = self.manner.lock().unwrap();
         (manner.status, manner.counts) = (status, counts);
     }
+
+    fn refuses_with(&self, reason: &'static str) {
+        self.manner.lock().unwrap().reason = reason;
+    }
 }
 
 impl Drop for Receiver {
@@ -74,16 +88,22 @@ impl Drop for Receiver {
 async fn take(State(manner): State<Arc<Mutex<Manner>>>) -> StatusCode {
     let mut manner = manner.lock().unwrap();
     let is_good = manner.status < 300;
-    manner.taken += u64::from(manner.counts && is_good);
+    let usable = !matches!(manner.reason, "unmapped" | "unreadable");
+    manner.taken += u64::from(manner.counts && is_good && usable);
+    manner.unusable += u64::from(manner.counts && is_good && !usable);
     manner.refused += u64::from(manner.counts && !is_good);
     StatusCode::from_u16(manner.status).unwrap()
 }
 
 async fn metrics(State(manner): State<Arc<Mutex<Manner>>>) -> String {
-    let Manner { taken, refused, .. } = *manner.lock().unwrap();
+    let Manner { taken, refused, unusable, reason, .. } = *manner.lock().unwrap();
+    let unmapped = if reason == "unmapped" { unusable } else { 0 };
+    let unreadable = if reason == "unreadable" { unusable } else { 0 };
     format!(
         "# TYPE authentik_events counter\nauthentik_events_total{{by=\"webhook\",result=\"accepted\"}} {taken}\n\
-         # TYPE authentik_webhooks_refused counter\nauthentik_webhooks_refused_total{{reason=\"mismatch\"}} {refused}\n# EOF\n"
+         authentik_events_total{{by=\"webhook\",result=\"unreadable\"}} {unreadable}\n\
+         # TYPE authentik_webhooks_unmapped counter\nauthentik_webhooks_unmapped_total {unmapped}\n\
+         # TYPE authentik_webhooks_refused counter\nauthentik_webhooks_refused_total{{reason=\"{reason}\"}} {refused}\n# EOF\n"
     )
 }
 
@@ -113,7 +133,9 @@ impl Site {
         let environment = [
             ("AUTHENTIK_URL", url.as_str()),
             ("OUTRIGGER_WEBHOOK_URL", &webhook),
-            ("OUTRIGGER_ADMIN", &admin),
+            ("OUTRIGGER_FORWARDER", &admin),
+            // As compose has it: another daemon's.
+            ("OUTRIGGER_ADMIN", "http://127.0.0.1:1"),
             ("AUTHENTIK_TOKEN", service),
             ("AUTHENTIK_ADMIN_TOKEN", reader),
         ];
@@ -298,14 +320,41 @@ async fn addresses() -> Vec<String> {
 
 async fn notifications() -> Vec<String> {
     let site = Site::start(Generation::V2026_2).await;
-    site.receiver.set(401, true);
-    assert_eq!(ids(&site.doctor(&[]).await), only("test-refused"));
+    let by_reason = [
+        ("mismatch", "test-refused"),
+        ("malformed_proof", "test-refused"),
+        ("missing_proof", "test-unproven"),
+        ("not_an_envelope", "test-unproven"),
+        ("journal", "test-unavailable"),
+        ("stopping", "test-unavailable"),
+        ("too_large", "test-failed"),
+    ];
+    for (reason, id) in by_reason {
+        site.receiver.set(401, true);
+        site.receiver.refuses_with(reason);
+        assert_eq!(ids(&site.doctor(&[]).await), only(id), "{reason}");
+    }
+    for (counts, id) in [("unmapped", "test-unmapped"), ("unreadable", "test-unreadable")] {
+        site.receiver.set(200, true);
+        site.receiver.refuses_with(counts);
+        assert_eq!(ids(&site.doctor(&[]).await), only(id), "{counts}");
+    }
+    site.receiver.refuses_with("mismatch");
     site.receiver.set(404, false);
     assert_eq!(ids(&site.doctor(&[]).await), only("test-failed"));
     // Something answers, and it is not the event forwarder.
     site.receiver.set(200, false);
     assert_eq!(ids(&site.doctor(&[]).await), only("test-lost"));
-    vec!["test-refused".to_owned(), "test-failed".to_owned(), "test-lost".to_owned()]
+    let provoked = [
+        "test-refused",
+        "test-unproven",
+        "test-unavailable",
+        "test-unmapped",
+        "test-unreadable",
+        "test-failed",
+        "test-lost",
+    ];
+    provoked.map(str::to_owned).to_vec()
 }
 
 /// The event forwarder itself, which takes what this secret signs.
@@ -334,8 +383,8 @@ async fn a_test_notification_arrives_at_the_real_daemon() {
     for (secret, mapped, expected) in [
         (SECRET, true, &[][..]),
         (other, true, &["test-refused"]),
-        // Authentik's own body is answered with a 200 and cannot be used: only the daemon's count says so.
-        (SECRET, false, &["test-lost", "transport-body"]),
+        // Authentik's own body is answered with a 200 and cannot be used: only the daemon says so.
+        (SECRET, false, &["test-unmapped", "transport-body"]),
     ] {
         let scratch = Scratch::new("outrigger-authentik").unwrap();
         let mut site = Site::start(Generation::V2026_2).await;
@@ -357,27 +406,46 @@ async fn a_test_notification_arrives_at_the_real_daemon() {
 }
 
 #[tokio::test]
-async fn without_the_daemon_or_a_second_token_it_says_what_it_could_not_see() {
+async fn what_could_not_be_seen_is_said_and_is_not_called_healthy() {
     let site = Site::start(Generation::V2026_2).await;
     let (url, webhook) = (site.authentik.url(), site.receiver.url());
     let (service, reader) = (site.authentik.token(), site.authentik.admin_token());
+    let forwarder = site.receiver.address.clone();
     let base = [
         ("AUTHENTIK_URL", url.as_str()),
         ("OUTRIGGER_WEBHOOK_URL", &webhook),
-        ("OUTRIGGER_ADMIN", "http://127.0.0.1:1"),
+        ("OUTRIGGER_FORWARDER", "http://127.0.0.1:1"),
     ];
+    let both = [("AUTHENTIK_TOKEN", service.as_str()), ("AUTHENTIK_ADMIN_TOKEN", reader.as_str())];
+    let incomplete = |ran: Ran, says: &[&str]| {
+        assert_eq!(ran.code, Some(3), "{ran:?}");
+        for text in says {
+            assert!(ran.out.contains(text), "{text:?} is not in {ran:?}");
+        }
+    };
 
-    let with_reader = [&base[..], &[("AUTHENTIK_ADMIN_TOKEN", reader.as_str())]].concat();
-    let ran = outrigger(&["authentik", "doctor"], &with_reader).await.ok();
-    assert!(
-        ran.out.contains("?    notification") && ran.out.contains("does not answer at http://127.0.0.1:1"),
-        "{ran:?}"
-    );
-    assert!(ran.out.contains("-    token         not checked → give --service-token-file"), "{ran:?}");
-
-    let with_service = [&base[..], &[("AUTHENTIK_TOKEN", service.as_str())]].concat();
-    let ran = outrigger(&["authentik", "doctor"], &with_service).await.ok();
-    assert!(ran.out.contains("-    configuration not checked → give --reader-token-file"), "{ran:?}");
+    // Nobody at the event forwarder's address.
+    let ran = outrigger(&["authentik", "doctor"], &[&base[..], &both].concat()).await;
+    incomplete(ran, &["?    notification", "does not answer at http://127.0.0.1:1"]);
+    // Somebody, and not the event forwarder.
+    let other = axum_that_says(json!({})).await;
+    let named = [("OUTRIGGER_FORWARDER", other.as_str())];
+    let ran = outrigger(&["authentik", "doctor"], &[&base[..2], &both, &named].concat()).await;
+    incomplete(ran, &["?    notification", "is not the event forwarder"]);
+    // One token only.
+    let ran = outrigger(&["authentik", "doctor"], &[&base[..], &both[1..]].concat()).await;
+    incomplete(ran, &["-    token         not checked → give --service-token-file"]);
+    let only_service = [&base[..], &both[..1]].concat();
+    let ran = outrigger(&["authentik", "doctor"], &only_service).await;
+    incomplete(ran, &["-    configuration not checked → give --reader-token-file"]);
+    let ran = outrigger(&["authentik", "doctor", "--json"], &only_service).await;
+    assert_eq!((ran.code, &ran.json()["healthy"]), (Some(3), &json!(null)));
+    // Who asks for no test gets none, and that is all right.
+    let ran = site.doctor(&["--no-test"]).await;
+    assert_eq!((ran.code, &ran.json()["healthy"]), (Some(0), &json!(true)));
+    // --admin is enough where nothing else names the event forwarder.
+    let named = [("OUTRIGGER_ADMIN", forwarder.as_str())];
+    outrigger(&["authentik", "doctor"], &[&base[..2], &both, &named].concat()).await.ok();
 
     outrigger(&["authentik", "doctor"], &base).await.failed(1, "no token: give --service-token-file");
     outrigger(&["authentik", "doctor"], &[]).await.failed(1, "which Authentik?");
