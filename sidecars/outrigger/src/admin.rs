@@ -23,10 +23,13 @@ const WEBHOOK_PROCESSOR: &str = "http://127.0.0.1:9081";
 /// The same of the usage tracker.
 const USAGE_TRACKER: &str = "http://127.0.0.1:9082";
 
+/// The same of the event forwarder.
+const EVENT_FORWARDER: &str = "http://127.0.0.1:9083";
+
 /// How a daemon is reached.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Connection {
-    /// Admin address of the daemon [default: http://127.0.0.1:9081, for `usage` http://127.0.0.1:9082].
+    /// Admin address of the daemon [default: http://127.0.0.1:9081, for `usage` http://127.0.0.1:9082, for `authentik` http://127.0.0.1:9083].
     #[arg(long, global = true, env = "OUTRIGGER_ADMIN", help_heading = "Daemon", value_name = "URL")]
     admin: Option<String>,
     /// File with the bearer token of the admin API.
@@ -53,6 +56,12 @@ impl Connection {
     /// The daemon that is named, or else the usage tracker.
     pub(crate) fn open_tracker(&self) -> anyhow::Result<Admin> {
         self.open_or(USAGE_TRACKER)
+    }
+
+    /// The event forwarder, where that is named by itself; or else the daemon that is named, or where it listens.
+    pub(crate) fn open_forwarder(&self, named: Option<&str>) -> anyhow::Result<Admin> {
+        let admin = named.map(str::to_owned).or_else(|| self.admin.clone());
+        Self { admin, ..self.clone() }.open_or(EVENT_FORWARDER)
     }
 
     /// Whether the arguments or the environment name a daemon.

@@ -5,6 +5,7 @@
 //! `demo` needs nothing but this binary.
 
 mod admin;
+mod authentik;
 mod dead_letters;
 mod demo;
 mod doctor;
@@ -35,6 +36,8 @@ use admin::Connection;
 const RUN_PROCESSOR: &str = "run-lago-webhook-processor";
 /// Name of the hidden command that runs the usage tracker.
 const RUN_TRACKER: &str = "run-lago-usage-tracker";
+/// Name of the hidden command that runs the event forwarder.
+const RUN_FORWARDER: &str = "run-authentik-event-forwarder";
 
 #[derive(Debug, Parser)]
 #[command(name = "outrigger", version, about = "Try, watch and mend the Outrigger daemons", propagate_version = true)]
@@ -71,6 +74,9 @@ enum Verb {
     /// What an organisation in Lago has, beside a catalogue: show, apply, check; and Lago's RSA key.
     #[command(subcommand)]
     Lago(lago::Verb),
+    /// What Authentik needs so that events come: print the blueprint, check that all of it is there.
+    #[command(subcommand)]
+    Authentik(authentik::Verb),
     /// Try routes on an event without sending it.
     #[command(subcommand)]
     Route(route::Verb),
@@ -143,6 +149,7 @@ fn daemon(argument: &OsStr) -> Option<(&'static str, RunDaemon)> {
     match argument.to_str()? {
         RUN_PROCESSOR => Some(("lago-webhook-processor", lago_webhook_processor::main_with_args)),
         RUN_TRACKER => Some(("lago-usage-tracker", lago_usage_tracker::main_with_args)),
+        RUN_FORWARDER => Some(("authentik-event-forwarder", authentik_event_forwarder::main_with_args)),
         _ => None,
     }
 }
@@ -158,6 +165,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Sinks(verb) => sinks::run(verb, &connection, json).await?,
         Verb::Usage(verb) => return usage::run(verb, &connection, json).await,
         Verb::Lago(verb) => return lago::run(verb, json).await,
+        Verb::Authentik(verb) => return authentik::run(verb, &connection, json).await,
         Verb::Route(verb) => return route::run(verb, json).await,
         Verb::Journal(verb) => journal::run(verb, json).await?,
         Verb::Stats => sinks::statistics(&connection, json).await?,

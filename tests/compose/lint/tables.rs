@@ -59,7 +59,7 @@ pub(crate) const IMAGES: &[Image] = &[
     image("getlago/lago-gotenberg", &[], &[], false),
     image(
         "ghcr.io/goauthentik/server",
-        &["/data", "/blueprints/custom"],
+        &["/data", "/blueprints/custom", "/blueprints/outrigger/"],
         &[(&["server"], "goauthentik compose.yml"), (&["worker"], "goauthentik compose.yml")],
         false,
     ),

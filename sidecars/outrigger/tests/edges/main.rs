@@ -2,6 +2,7 @@
 //! binary runs through its hidden command.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod authentik;
 mod bench;
 mod demo;
 mod doctor;

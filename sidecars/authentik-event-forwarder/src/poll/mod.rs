@@ -1,0 +1,440 @@
+//! Reading events from Authentik's API: what a webhook did not bring comes from here (ADR 0021).
+//!
+//! A look reads the newest page. Where that reaches back to what was read before, all is known. Where it does not, the page
+//! that does is searched for, and from there the pages are read towards the newest: events are stored oldest first, and the
+//! watermark moves on with each page in the commit that stores it, so that a kill loses no page. Rows move while pages are
+//! read; a page counts only when it overlaps with the one before.
+
+mod position;
+mod window;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kit::admin::Part;
+use kit::clock::{SharedClock, Timestamp};
+use kit::lifecycle::StopToken;
+use kit_authentik::api::{ApiError, AuthentikApi, EventPage, Filter, Version};
+use kit_authentik::event::{Event, EventPk};
+use kit_journal::{AppendError, Journal};
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+
+use crate::admit::Admission;
+use crate::metrics::{By, IntakeMetrics, Taken};
+use crate::names;
+use crate::people::People;
+use crate::seen::Seen;
+use position::Position;
+use window::Window;
+
+/// Rows that two pages have in common at most, so that events that came in between make no gap.
+const MARGIN: usize = 5;
+/// Rows of a page at least: fewer overlap hardly and bring little.
+const PAGE_AT_LEAST: usize = 10;
+/// Pages in a row that bring nothing new before the look begins anew: rows move faster than they are read.
+const FRUITLESS: u32 = 8;
+/// Seconds after a look that failed, unless Authentik says when.
+const AGAIN: [u64; 6] = [1, 1, 2, 5, 15, 30];
+/// What is known of users may keep a page waiting so long.
+const FOR_PEOPLE: Duration = Duration::from_secs(5);
+
+/// How the poller behaves.
+#[derive(Clone, Debug)]
+pub(crate) struct PollSettings {
+    pub(crate) name: String,
+    pub(crate) interval: Duration,
+    pub(crate) overlap: Duration,
+    pub(crate) since: Option<Timestamp>,
+    pub(crate) page_size: usize,
+    /// Actions that are wanted, where they are named one by one; none for all.
+    pub(crate) actions: Vec<String>,
+}
+
+/// Reads events, look after look.
+#[derive(Debug)]
+pub(crate) struct Poller {
+    pub(crate) api: AuthentikApi,
+    pub(crate) settings: PollSettings,
+    pub(crate) journal: Journal,
+    pub(crate) clock: SharedClock,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) people: People,
+    pub(crate) seen: Arc<Seen>,
+    pub(crate) metrics: IntakeMetrics,
+    pub(crate) ready: Part,
+}
+
+/// Why a look ended early.
+#[derive(Debug, thiserror::Error)]
+enum LookError {
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error("events read from Authentik cannot be stored")]
+    Journal(#[from] AppendError),
+    #[error("the journal cannot be read")]
+    Unreadable(#[source] kit_journal::JournalError),
+    #[error("rows move faster than they are read")]
+    Unsteady,
+}
+
+impl LookError {
+    /// Whether it may be another Authentik that answers next, such as one that was upgraded.
+    fn is_of_another_session(&self) -> bool {
+        // These have just changed how it is asked.
+        !matches!(self, Self::Api(ApiError::TooLarge(_) | ApiError::Status(400)))
+    }
+
+    /// What Authentik says about when to come again.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Api(ApiError::Starting { retry_after, .. }) => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+/// What is known of this Authentik while it answers.
+#[derive(Debug)]
+struct Session {
+    filter: Filter,
+    /// Rows of a page at most: this version's limit, or fewer where rows are large.
+    most: usize,
+    note: Option<String>,
+}
+
+/// One event of a page.
+#[derive(Debug)]
+struct Row {
+    pk: EventPk,
+    created: Timestamp,
+    raw: Box<RawValue>,
+}
+
+/// A page that was read.
+#[derive(Debug)]
+struct Page {
+    window: Window,
+    /// The newest first.
+    rows: Vec<Row>,
+    /// Rows that it has, also those that cannot be read.
+    len: usize,
+    /// Rows that there are on all pages.
+    count: usize,
+    has_next: bool,
+    server_time: Option<Timestamp>,
+}
+
+impl Page {
+    fn newest(&self) -> Option<Timestamp> {
+        self.rows.first().map(|row| row.created)
+    }
+
+    /// Whether everything newer than `floor` is on this page or on newer ones.
+    fn reaches(&self, floor: Timestamp) -> bool {
+        !self.has_next || self.rows.last().is_none_or(|oldest| oldest.created < floor)
+    }
+}
+
+impl Poller {
+    pub(crate) async fn run(mut self, stop: StopToken) -> Result<(), std::convert::Infallible> {
+        tokio::select! {
+            () = stop.stopped() => {}
+            () = self.keep_looking() => {}
+        }
+        Ok(())
+    }
+
+    async fn keep_looking(&mut self) {
+        let mut session = None;
+        let mut failures = 0;
+        let mut said = String::new();
+        loop {
+            let begun = Instant::now();
+            let wait = match self.look(&mut session).await {
+                Ok(()) => {
+                    if !said.is_empty() {
+                        said.clear();
+                        tracing::info!("Authentik's events can be read again");
+                    }
+                    failures = 0;
+                    match session.as_ref().and_then(|session| session.note.as_deref()) {
+                        Some(note) => self.ready.set_ready_but(note),
+                        None => self.ready.set_ready(),
+                    }
+                    self.metrics.polls.succeeded.set(self.clock.now().as_millis() / 1000);
+                    self.settings.interval.saturating_sub(begun.elapsed())
+                }
+                Err(error) => {
+                    let usual = Duration::from_secs(AGAIN[failures.min(AGAIN.len() - 1)]);
+                    failures += 1;
+                    let wait = error.retry_after().unwrap_or(usual).mul_f64(0.8 + 0.4 * fastrand::f64());
+                    let text = kit::error::chain(&error);
+                    // Webhooks are taken all the same: ready, and something about it is to be known.
+                    self.ready.set_ready_but(&format!("events are only taken from webhooks: {text}"));
+                    if text != said {
+                        tracing::warn!(error = %text, "Authentik's events cannot be read, trying again: {text}");
+                        said = text;
+                    }
+                    if error.is_of_another_session() {
+                        session = None;
+                    }
+                    wait
+                }
+            };
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Learns which Authentik this is.
+    async fn meet(&self) -> Result<Session, LookError> {
+        let version = self.count(self.api.version().await)?;
+        // Only what it has written itself must not come back; a failure is no reason to read nothing.
+        if let Ok(own) = self.count(self.api.own_pk().await) {
+            self.people.set_own_pk(own);
+        }
+        let note = (version < Version::OLDEST)
+            .then(|| format!("Authentik {version} is older than {}, with which this was tried", Version::OLDEST));
+        if let Some(note) = &note {
+            tracing::warn!(authentik.version = %version, "{note}");
+        }
+        tracing::info!(authentik.version = %version, "reading events from Authentik {version}");
+        let filter = Filter::at_least(&self.settings.actions, version);
+        Ok(Session { filter, most: self.settings.page_size, note })
+    }
+
+    /// Reads everything that is new.
+    async fn look(&mut self, session: &mut Option<Session>) -> Result<(), LookError> {
+        let session = match session {
+            Some(session) => session,
+            None => session.insert(self.meet().await?),
+        };
+        let name = Position::name(&self.settings.name);
+        let stored = self.journal.read(move |reader| reader.value(&name)).await.map_err(LookError::Unreadable)?;
+        let stored = stored.as_deref().and_then(Position::read);
+        let first = self.first_page(session).await?;
+        let mut position = match stored {
+            Some(position) => position,
+            None => self.begin(&first).await?,
+        };
+        let floor = position.watermark.plus_millis(-millis(self.settings.overlap));
+        if first.reaches(floor) {
+            return self.take(first, floor, &mut position).await;
+        }
+        let mut page = self.oldest_page(session, floor, first.count).await?;
+        loop {
+            let (newest, offset, count) = (page.newest(), page.window.start(), page.count);
+            self.take(page, floor, &mut position).await?;
+            // Nothing on it: rows were deleted meanwhile. The next look finds where to go on.
+            let Some(newest) = newest.filter(|_| offset > 0) else { return Ok(()) };
+            page = self.newer_page(session, newest, offset, count).await?;
+        }
+    }
+
+    /// The first look ever.
+    async fn begin(&self, first: &Page) -> Result<Position, LookError> {
+        let now = first.server_time.map(|now| now.plus_millis(999));
+        let newest = first.newest().map(|newest| now.map_or(newest, |now| newest.min(now)));
+        let position = self.settings.since.map_or_else(|| Position::after(newest), Position::since);
+        tracing::info!(origin = %position.origin, "events of Authentik are taken from {} on", position.origin);
+        self.record(Vec::new(), position).await?;
+        Ok(position)
+    }
+
+    /// The newest page, with as many rows as this Authentik gives.
+    async fn first_page(&self, session: &mut Session) -> Result<Page, LookError> {
+        let page = self.page(session, Window::first(session.most)).await?;
+        if page.has_next && page.len < page.window.size && page.len > 0 {
+            session.most = page.len;
+            return Ok(Page { window: Window::first(session.most), ..page });
+        }
+        Ok(page)
+    }
+
+    /// The newest page of those that reach back to `floor`: further and further back until one does, and then between.
+    async fn oldest_page(&self, session: &mut Session, floor: Timestamp, count: usize) -> Result<Page, LookError> {
+        let mut too_new = 1;
+        let mut number = 2;
+        let mut found;
+        loop {
+            let last = count.div_ceil(session.most).max(too_new + 1);
+            found = self.page(session, Window { page: number.min(last), size: session.most }).await?;
+            if found.reaches(floor) {
+                break;
+            }
+            too_new = found.window.page;
+            number = too_new * 2;
+        }
+        while found.window.page > too_new + 1 {
+            let between = too_new + (found.window.page - too_new) / 2;
+            let page = self.page(session, Window { page: between, size: session.most }).await?;
+            if page.reaches(floor) {
+                found = page;
+            } else {
+                too_new = page.window.page;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The next page towards the newest: one that goes on from the row of `newest`, which was at `offset` of `count` rows,
+    /// and leaves none out between.
+    async fn newer_page(
+        &self,
+        session: &mut Session,
+        newest: Timestamp,
+        offset: usize,
+        count: usize,
+    ) -> Result<Page, LookError> {
+        // From the older end the row keeps its place while events come.
+        let older = count.saturating_sub(offset);
+        let (mut count, mut margin) = (count, (session.most / 16).clamp(1, MARGIN));
+        for _ in 0..FRUITLESS {
+            let window = Window::around(count.saturating_sub(older), margin, session.most);
+            let page = self.page(session, window).await?;
+            let overlaps = page.rows.last().is_none_or(|oldest| oldest.created <= newest) || !page.has_next;
+            let goes_on = page.newest() > Some(newest) || window.start() + older < page.count;
+            if overlaps && (goes_on || window.page == 1) {
+                return Ok(page);
+            }
+            if page.count == count && !overlaps {
+                margin *= 2;
+            }
+            count = page.count;
+        }
+        Err(LookError::Unsteady)
+    }
+
+    async fn page(&self, session: &mut Session, window: Window) -> Result<Page, LookError> {
+        let answer = self.api.events(window.page, window.size, &session.filter).await;
+        let answer = match self.count(answer) {
+            Ok(answer) => answer,
+            // Past the end, which has come nearer meanwhile.
+            Err(ApiError::NotFound) if window.page > 1 => {
+                return Ok(Page { window, rows: Vec::new(), len: 0, count: 0, has_next: false, server_time: None });
+            }
+            Err(ApiError::TooLarge(bytes)) if session.most > PAGE_AT_LEAST => {
+                session.most = (session.most / 2).max(PAGE_AT_LEAST);
+                return Err(ApiError::TooLarge(bytes).into());
+            }
+            // It does not know an action that is asked for: all are read, and judged here.
+            Err(ApiError::Status(400)) if session.filter != Filter::None => {
+                session.filter = Filter::None;
+                return Err(ApiError::Status(400).into());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let EventPage { events, count, has_next, server_time } = answer;
+        Ok(Page { window, len: events.len(), rows: self.rows(events), count, has_next, server_time })
+    }
+
+    fn rows(&self, events: Vec<Box<RawValue>>) -> Vec<Row> {
+        let mut rows: Vec<Row> = Vec::with_capacity(events.len());
+        for raw in events {
+            let read = Event::read(raw.get()).map(|event| (event.pk, event.created_at()));
+            match read {
+                Ok((pk, created)) => {
+                    // Without a time it has that of its neighbour.
+                    let created = created.or_else(|| rows.last().map(|row| row.created)).unwrap_or_default();
+                    rows.push(Row { pk, created, raw });
+                }
+                Err(error) => {
+                    self.metrics.polls.unreadable.inc();
+                    tracing::error!(error = %error, "an event of Authentik's API cannot be read, going on without it: {error}");
+                }
+            }
+        }
+        rows
+    }
+
+    /// Stores what is new on a page, oldest first, with how far has been read.
+    async fn take(&self, page: Page, floor: Timestamp, position: &mut Position) -> Result<(), LookError> {
+        let advanced = page.newest().map_or(*position, |newest| position.advanced(newest, page.server_time));
+        let rows = page.rows.into_iter().rev();
+        let new: Vec<Row> = rows
+            .filter(|row| row.created >= floor && row.created >= position.origin && !self.seen.contains(row.pk))
+            .collect();
+        self.ask_for_people(&new).await;
+        let (mut events, mut about) = (Vec::with_capacity(new.len()), Vec::with_capacity(new.len()));
+        for row in &new {
+            let Ok(event) = Event::read(row.raw.get()) else { continue };
+            let known = self.people.known(&event);
+            match self.admission.event(&event, self.people.own_pk(), known.as_deref()) {
+                Ok(new) => {
+                    let unenriched = known.is_none() && self.people.wants(&event);
+                    events.push(new);
+                    about.push((event.pk, event.action, unenriched));
+                }
+                Err(excluded) => {
+                    // Once: it comes again with every look of the overlap.
+                    self.seen.add(event.pk);
+                    self.metrics.excluded(By::Poll, excluded);
+                }
+            }
+        }
+        if events.is_empty() && advanced == *position {
+            return Ok(());
+        }
+        let appended = self.record(events, advanced).await?;
+        *position = advanced;
+        for ((pk, action, unenriched), appended) in about.into_iter().zip(appended) {
+            self.seen.add(pk);
+            if appended.duplicate {
+                self.metrics.taken(By::Poll, Taken::Duplicate);
+                continue;
+            }
+            self.metrics.accepted(By::Poll, &action);
+            if unenriched {
+                self.metrics.unenriched.inc();
+            }
+        }
+        Ok(())
+    }
+
+    async fn record(
+        &self,
+        events: Vec<kit_journal::NewEvent>,
+        position: Position,
+    ) -> Result<Vec<kit_journal::Appended>, AppendError> {
+        let count = events.len();
+        let value = (Position::name(&self.settings.name), position.to_stored());
+        let appended = self.journal.append_recording(events, vec![value]).await.inspect_err(|_| {
+            (0..count).for_each(|_| self.metrics.taken(By::Poll, Taken::Unavailable));
+        })?;
+        self.metrics.polls.watermark.set(position.watermark.as_millis() / 1000);
+        Ok(appended)
+    }
+
+    /// Asks for the users of a page of whom nothing is known; events wait for that, but not long.
+    async fn ask_for_people(&self, rows: &[Row]) {
+        if !self.people.is_on() {
+            return;
+        }
+        let events = rows.iter().filter_map(|row| Event::read(row.raw.get()).ok());
+        let pks: BTreeSet<i64> = events.filter_map(|event| names::person(&event)).collect();
+        let asked = self.people.ask(&self.api, &self.metrics.polls, pks.into_iter());
+        match tokio::time::timeout(FOR_PEOPLE, asked).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                let error = kit::error::chain(&error);
+                tracing::warn!(error = %error, "users cannot be read, their events go without: {error}");
+            }
+            Err(_) => tracing::warn!("users take too long to read, their events go without"),
+        }
+    }
+
+    fn count<T>(&self, answer: Result<T, ApiError>) -> Result<T, ApiError> {
+        self.metrics.polls.requests.inc();
+        if let Err(error) = &answer
+            && !matches!(error, ApiError::NotFound)
+        {
+            self.metrics.polls.failures.inc();
+        }
+        answer
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,261 @@
+//! Events that no webhook brought.
+
+use std::time::{Duration, Instant};
+
+use kit_authentik::blueprint::Authentication;
+use kit_authentik::emulator::{Fault, Generation, Mapping, NewEvent, Notifier, NotifierOptions, Trouble, User};
+
+use crate::bench::*;
+
+/// Microseconds since the epoch, so many seconds ago.
+fn ago(seconds: i64) -> i64 {
+    jiff::Timestamp::now().as_microsecond() - seconds * 1_000_000
+}
+
+const SINCE: (&str, &str) = ("SIDECAR_POLL__SINCE", "2020-01-01T00:00:00Z");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_without_a_webhook_is_there_within_an_interval_and_both_give_one() {
+    let authentik = authentik(Generation::V2026_2).await;
+    let before = authentik.happen(NewEvent::login(&ada()).at_micros(ago(1)));
+    let bench = Bench::beside(&authentik, &[]).await;
+    bench.wait_metric("authentik_api_requests_total", &[], 4).await;
+
+    let lost = authentik.happen(NewEvent::login(&ada()));
+    bench.wait_delivered(&[lost]).await;
+    let mapping = Mapping::Blueprint(Authentication::Hmac, secret());
+    let notifier = Notifier::start(authentik.state(), NotifierOptions::new(bench.webhook_url(), mapping));
+    let both = authentik.happen(NewEvent::login(&ada()));
+    assert!(notifier.quiet(DEADLINE).await);
+    bench.wait_delivered(&[lost, both]).await;
+    let polls = bench.metric("authentik_api_requests_total", &[]).await;
+    bench.wait_metric("authentik_api_requests_total", &[], polls + 3).await;
+
+    assert_eq!(bench.accepted().await, 2, "{before}: from now on");
+    assert_eq!(bench.types(), [("authentik.login".to_owned(), 2)].into());
+    let by = |by: &'static str| [("by", by), ("result", "accepted")];
+    let (polled, sent) = (
+        bench.metric("authentik_events_total", &by("poll")).await,
+        bench.metric("authentik_events_total", &by("webhook")).await,
+    );
+    assert_eq!(polled + sent, 2);
+    assert!(polled >= 1);
+    let (status, ready) = bench.readyz().await;
+    assert_eq!((status, ready["parts"]["authentik"].as_str()), (200, Some("ready")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn years_of_events_are_read_oldest_first_and_a_kill_in_between_loses_none() {
+    for generation in [Generation::V2024_10, Generation::V2026_8] {
+        let authentik = authentik(generation).await;
+        let count = 2_345;
+        let pks: Vec<_> =
+            (0..count).map(|n| authentik.happen(NewEvent::login(&ada()).at_micros(ago(100_000 - n * 7)))).collect();
+        let mut bench = Bench::beside(&authentik, &[SINCE]).await;
+        for _ in 0..3 {
+            bench.wait_metric("authentik_events_total", &[("by", "poll")], 300).await;
+            bench.restart(&[]).await;
+            bench.wait_metric("authentik_api_requests_total", &[], 1).await;
+        }
+        bench.wait_delivered(&pks).await;
+
+        let stored = bench.wait_api("/api/v1/statistics", |s| s["accepted"] == count).await;
+        assert_eq!(stored["accepted"], count, "{generation:?}");
+        let mut order = bench.gateway.received();
+        // One subject: the first deliveries are in the order of what happened.
+        order.sort_by_key(|received| received.number);
+        let mut seen = std::collections::BTreeSet::new();
+        let first: Vec<_> = order.into_iter().filter_map(|r| r.event_id).filter(|id| seen.insert(id.clone())).collect();
+        assert!(first == pks.iter().map(|pk| id(*pk)).collect::<Vec<_>>(), "in order");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_come_and_go_while_pages_are_read_leave_no_gap() {
+    let authentik = authentik(Generation::V2026_2).await;
+    let mortal = User::new(66, "mortal");
+    let (mut kept, count) = (Vec::new(), 4_000);
+    for n in 0..count {
+        let user = if n % 10 == 3 { &mortal } else { &ada() };
+        let pk = authentik.happen(NewEvent::login(user).at_micros(ago(100_000 - n * 7)));
+        if n % 10 != 3 {
+            kept.push(pk);
+        }
+    }
+    let bench = Bench::beside(&authentik, &[SINCE]).await;
+    bench.wait_metric("authentik_events_total", &[("by", "poll")], 200).await;
+    // A user is deleted with all its events, old ones expire, and many new ones come, all while pages are read.
+    authentik.delete_user(66);
+    let state = std::sync::Arc::clone(authentik.state());
+    let coming = tokio::spawn(async move {
+        let mut new = Vec::new();
+        for _ in 0..600 {
+            new.push(state.happen(NewEvent::login(&User::new(5, "ada"))));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        new
+    });
+    kept.extend(coming.await.unwrap());
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let got: std::collections::BTreeSet<_> =
+            bench.gateway.received().into_iter().filter_map(|received| received.event_id).collect();
+        let missing = kept.iter().filter(|pk| !got.contains(&id(**pk))).count();
+        if missing == 0 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{missing} missing");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_can_be_seen_late_is_found_in_the_overlap() {
+    let authentik = authentik(Generation::V2024_10).await;
+    let bench = Bench::beside(&authentik, &[]).await;
+    bench.wait_metric("authentik_api_requests_total", &[], 3).await;
+    let late = authentik.begin(NewEvent::login(&ada()).at_micros(ago(3)));
+    let early: Vec<_> = (0..150).map(|_| authentik.happen(NewEvent::login(&ada()).at_micros(ago(2)))).collect();
+    bench.wait_delivered(&early).await;
+
+    authentik.commit(late);
+
+    bench.wait_delivered(&[&early[..], &[late]].concat()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_authentik_answers_webhooks_are_taken_and_events_are_read_when_it_is_well() {
+    let authentik = authentik(Generation::V2024_10).await;
+    authentik.set_starting(true);
+    let bench = Bench::beside(&authentik, &[SINCE]).await;
+    let said = |ready: &serde_json::Value| ready["parts"]["authentik"].as_str().unwrap_or_default().to_owned();
+    let wait_said = async |text: &str| {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let (status, ready) = bench.readyz().await;
+            assert_eq!(status, 200);
+            if said(&ready).contains(text) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{text}: {ready}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let expect_webhook = async |n: u32| {
+        let body = envelope(&event(&format!("{n:032x}"), "login"), "");
+        assert_eq!(bench.send(&body).await.status, 200);
+    };
+    wait_said("Authentik is starting").await;
+    expect_webhook(1).await;
+    authentik.set_starting(false);
+    wait_said("ready").await;
+    authentik.forbid(&["events/events/"]);
+    wait_said("authentik_events.view_event").await;
+    expect_webhook(2).await;
+    authentik.forbid(&[]);
+    wait_said("ready").await;
+    authentik.configure(|configuration| configuration.rotate_service_token("another-token"));
+    wait_said("AUTHENTIK_TOKEN is refused").await;
+    let token = bench_token();
+    authentik.configure(|configuration| configuration.rotate_service_token(&token));
+    wait_said("ready").await;
+    let missed = authentik.happen(NewEvent::login(&ada()));
+    for fault in [
+        Fault::Close,
+        Fault::Cut,
+        Fault::Answer(500),
+        Fault::TooMany(1),
+        Fault::Answer(200),
+        Fault::Answer(301),
+        Fault::Wait(Duration::from_millis(300)),
+    ] {
+        let failures = bench.metric("authentik_api_failures_total", &[]).await;
+        authentik.fail_next([fault]);
+        if !matches!(fault, Fault::Wait(_)) {
+            bench.wait_metric("authentik_api_failures_total", &[], failures + 1).await;
+        }
+        wait_said("ready").await;
+    }
+    let expected = [1_u128, 2].map(kit_authentik::event::EventPk::from_u128);
+    bench.wait_delivered(&[&expected[..], &[missed]].concat()).await;
+}
+
+/// The token that the stand-in begins with.
+fn bench_token() -> String {
+    kit_authentik::emulator::AuthentikState::new(Generation::V2024_10).token()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_is_wanted_is_asked_for_and_taken_in_either_dialect() {
+    for generation in [Generation::V2024_10, Generation::V2026_2] {
+        for (include, expected) in [("login", 1), ("login,logout", 2), ("log*", 3), ("custom_mine", 1)] {
+            let authentik = authentik(generation).await;
+            for action in ["login", "login_failed", "logout", "custom_mine", "policy_exception"] {
+                authentik.happen(NewEvent::of(&ada(), action, serde_json::json!({})));
+            }
+            let bench = Bench::beside(&authentik, &[SINCE, ("SIDECAR_EVENTS__INCLUDE", include)]).await;
+            bench.gateway.wait_for(expected, DEADLINE).await.unwrap();
+            bench.wait_metric("authentik_api_requests_total", &[], 5).await;
+            assert_eq!(bench.accepted().await, expected as u64, "{generation:?} {include}: {:?}", bench.types());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_it_asks_once_an_interval() {
+    let authentik = authentik(Generation::V2026_8).await;
+    for n in 0..500 {
+        authentik.happen(NewEvent::login(&ada()).at_micros(ago(1_000 - n)));
+    }
+    let bench = Bench::beside(&authentik, &[("SIDECAR_POLL__INTERVAL_SECONDS", "0.5")]).await;
+    bench.wait_metric("authentik_api_requests_total", &[], 4).await;
+    let (begun, before) = (Instant::now(), authentik.counts().requests);
+    bench.wait_metric("authentik_api_requests_total", &[], 10).await;
+    #[expect(clippy::cast_precision_loss, reason = "a few")]
+    let (asked, intervals) = ((authentik.counts().requests - before) as f64, begun.elapsed().as_secs_f64() / 0.5);
+    assert!(asked <= intervals + 1.5, "{asked} requests in {intervals} intervals");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_missed_events_are_read_soon() {
+    let authentik = authentik(Generation::V2026_8).await;
+    let count = 10_000;
+    for n in 0..count {
+        authentik.happen(NewEvent::login(&User::new(n, "u")).at_micros(ago(100_000 - n * 7)));
+    }
+    let begun = Instant::now();
+    let bench = Bench::beside(&authentik, &[SINCE]).await;
+    bench.wait_metric("authentik_events_total", &[("by", "poll"), ("result", "accepted")], count.unsigned_abs()).await;
+    let (took, asked) = (begun.elapsed(), authentik.counts().requests);
+    eprintln!("10000 missed events: {took:?}, {asked} requests");
+    assert!(asked < 150, "{asked} requests");
+    // Both sides unoptimised, beside other tests: the figure itself is taken of release builds.
+    assert!(took < Duration::from_secs(25), "{took:?}");
+}
+
+/// Webhooks that are lost, doubled and out of order beside the poller, and restarts: everything arrives, once in the journal.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_webhooks_lost_and_doubled_every_event_is_stored_once() {
+    let authentik = authentik(Generation::V2026_2).await;
+    let mut bench = Bench::beside(&authentik, &[]).await;
+    bench.wait_metric("authentik_api_requests_total", &[], 3).await;
+    let mapping = Mapping::Blueprint(Authentication::Hmac, secret());
+    let trouble = Trouble { lost: 0.2, twice: 0.05, delay: Duration::from_millis(20) };
+    let mut pks = Vec::new();
+    for _ in 0..3 {
+        let options = NotifierOptions {
+            trouble,
+            slots: 8,
+            time_scale: 0.001,
+            ..NotifierOptions::new(bench.webhook_url(), mapping.clone())
+        };
+        let notifier = Notifier::start(authentik.state(), options);
+        for n in 0..300 {
+            pks.push(authentik.happen(NewEvent::login(&User::new(n % 7, "u"))));
+        }
+        bench.restart(&[]).await;
+        notifier.stop().await;
+    }
+    bench.wait_delivered(&pks).await;
+    assert_eq!(bench.accepted().await, pks.len() as u64);
+}

@@ -1,0 +1,3 @@
+    key = secret()
+    if key:
+        result["secret"] = key
