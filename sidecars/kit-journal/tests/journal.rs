@@ -136,3 +136,41 @@ async fn a_full_journal_still_takes_what_makes_room() {
     assert!(beside.is_err());
     assert_eq!(bench.sink().await.cursor, last);
 }
+
+/// A poller's: the key alone identifies it.
+fn found(key: &str) -> NewEvent {
+    let head = EventHead::new(EventId::derive("poll", key, None), "poll", "t", "", key);
+    NewEvent { head, body: b"{}".to_vec(), dedupe: Dedupe::Key }
+}
+
+async fn remembered(bench: &Bench) -> Option<Vec<u8>> {
+    bench.journal.read(|reader| reader.value("poll/position")).await.unwrap()
+}
+
+fn position(value: &[u8]) -> Vec<(String, Vec<u8>)> {
+    vec![("poll/position".to_owned(), value.to_vec())]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_far_a_poller_has_come_is_remembered_with_what_it_found() {
+    let bench = Bench::new(0).await;
+
+    let first = bench.journal.append_with(vec![found("a"), found("b")], position(b"1")).await.unwrap();
+    // What was found before does not keep what is new, or the position, from being stored.
+    let second = bench.journal.append_with(vec![found("b"), found("c")], position(b"2")).await.unwrap();
+    bench.journal.append_with(Vec::new(), position(b"3")).await.unwrap();
+
+    assert!(first.iter().all(|appended| !appended.duplicate));
+    assert_eq!(second.iter().map(|appended| appended.duplicate).collect::<Vec<_>>(), [true, false]);
+    assert_eq!((bench.stored().await, remembered(&bench).await), (3, Some(b"3".to_vec())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_is_not_remembered_without_what_was_found() {
+    let bench = Bench::new(1).await;
+
+    let refused = bench.journal.append_with(vec![found("a")], position(b"1")).await;
+
+    assert!(matches!(refused, Err(AppendError::Unavailable(_))), "{refused:?}");
+    assert_eq!((bench.stored().await, remembered(&bench).await), (0, None));
+}
