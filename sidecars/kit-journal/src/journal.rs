@@ -241,7 +241,7 @@ impl Journal {
     ///
     /// # Errors
     /// As [`Journal::append`]; the values are not remembered then.
-    pub async fn append_with(
+    pub async fn append_recording(
         &self,
         events: Vec<NewEvent>,
         values: Vec<(String, Vec<u8>)>,

@@ -155,10 +155,10 @@ fn position(value: &[u8]) -> Vec<(String, Vec<u8>)> {
 async fn how_far_a_poller_has_come_is_remembered_with_what_it_found() {
     let bench = Bench::new(0).await;
 
-    let first = bench.journal.append_with(vec![found("a"), found("b")], position(b"1")).await.unwrap();
+    let first = bench.journal.append_recording(vec![found("a"), found("b")], position(b"1")).await.unwrap();
     // What was found before does not keep what is new, or the position, from being stored.
-    let second = bench.journal.append_with(vec![found("b"), found("c")], position(b"2")).await.unwrap();
-    bench.journal.append_with(Vec::new(), position(b"3")).await.unwrap();
+    let second = bench.journal.append_recording(vec![found("b"), found("c")], position(b"2")).await.unwrap();
+    bench.journal.append_recording(Vec::new(), position(b"3")).await.unwrap();
 
     assert!(first.iter().all(|appended| !appended.duplicate));
     assert_eq!(second.iter().map(|appended| appended.duplicate).collect::<Vec<_>>(), [true, false]);
@@ -169,7 +169,7 @@ async fn how_far_a_poller_has_come_is_remembered_with_what_it_found() {
 async fn a_position_is_not_remembered_without_what_was_found() {
     let bench = Bench::new(1).await;
 
-    let refused = bench.journal.append_with(vec![found("a")], position(b"1")).await;
+    let refused = bench.journal.append_recording(vec![found("a")], position(b"1")).await;
 
     assert!(matches!(refused, Err(AppendError::Unavailable(_))), "{refused:?}");
     assert_eq!((bench.stored().await, remembered(&bench).await), (0, None));
