@@ -16,7 +16,7 @@ pub mod format;
 mod http_sink;
 mod judge;
 mod metrics;
-mod oauth;
+pub mod oauth;
 mod outcome;
 pub mod signature;
 pub mod start;

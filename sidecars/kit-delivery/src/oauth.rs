@@ -22,8 +22,9 @@ const ANSWER_BYTES: usize = 64 * 1024;
 /// waiting one after the other.
 const FAILED_FOR: Duration = Duration::from_secs(1);
 
+/// Access tokens of one client.
 #[derive(Debug)]
-pub(crate) struct TokenSource {
+pub struct TokenSource {
     client: reqwest::Client,
     section: OauthSection,
     secret: Secret,
@@ -50,8 +51,11 @@ struct Answer {
 }
 
 impl TokenSource {
-    /// `place` is where the sink's section is in the configuration.
-    pub(crate) fn new(place: &str, section: &OauthSection, client: reqwest::Client) -> Result<Self, String> {
+    /// `place` is where the section that holds this one is in the configuration.
+    ///
+    /// # Errors
+    /// The client's secret cannot be had, in a sentence that does not show it.
+    pub fn new(place: &str, section: &OauthSection, client: reqwest::Client) -> Result<Self, String> {
         let variable = |name: &str| kit::config::variable(&format!("{place}.oauth.{name}"), &[]);
         let secret = secret::resolve(
             &variable("client_secret"),
@@ -65,7 +69,10 @@ impl TokenSource {
     }
 
     /// The `Authorization` header.
-    pub(crate) async fn token(&self) -> Result<HeaderValue, String> {
+    ///
+    /// # Errors
+    /// Why there is no token, in a sentence.
+    pub async fn token(&self) -> Result<HeaderValue, String> {
         let mut state = self.state.lock().await;
         if let Some(held) = state.held.as_ref().filter(|held| held.renew_at > Instant::now()) {
             return Ok(held.header.clone());
@@ -88,7 +95,7 @@ impl TokenSource {
     }
 
     /// This token was refused. Another one that somebody has fetched since stays.
-    pub(crate) async fn forget(&self, refused: &HeaderValue) {
+    pub async fn forget(&self, refused: &HeaderValue) {
         let mut state = self.state.lock().await;
         if state.held.as_ref().is_some_and(|held| held.header == *refused) {
             state.held = None;

@@ -1,0 +1,472 @@
+//! The connection and the calls.
+//!
+//! Nothing is connected before it is asked for, and a connection that is lost is made again with the next call, for
+//! ever: whether to ask is for the caller. Every call has a limit in time, and none is repeated here.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use kit::client::{ClientOptions, http_client};
+use kit::secret::{self, Secret};
+use kit_delivery::oauth::TokenSource;
+use temporalio_protos::grpc::health::v1::HealthCheckRequest;
+use temporalio_protos::grpc::health::v1::health_check_response::ServingStatus;
+use temporalio_protos::grpc::health::v1::health_client::HealthClient;
+use temporalio_protos::temporal::api::common::v1::WorkflowExecution;
+use temporalio_protos::temporal::api::enums::v1::HistoryEventFilterType;
+use temporalio_protos::temporal::api::history::v1::HistoryEvent;
+use temporalio_protos::temporal::api::workflowservice::v1 as ws;
+use temporalio_protos::temporal::api::workflowservice::v1::workflow_service_client::WorkflowServiceClient;
+use tonic::metadata::{Ascii, MetadataKey, MetadataValue};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+
+use crate::config::{TemporalSection, metadata_name};
+use crate::error::TemporalError;
+
+/// Service whose health says that workflows can be started; the empty name says less.
+const FRONTEND: &str = "temporal.api.workflowservice.v1.WorkflowService";
+/// Largest answer that is read: a page of history is at most about 4 MiB.
+const ANSWER_BYTES: usize = 16 << 20;
+/// How long a ping may stay without an answer.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Tells the server that we follow `new_execution_run_id` ourselves. Without it the close event of a run that goes on is
+/// rewritten, and the failure is not in it.
+///
+/// Source: temporalio/temporal `common/headers/version_checker.go`, v1.32.
+const FOLLOWS_NEXT_RUN: (&str, &str) = ("supported-features", "follows-next-run-id");
+
+/// A setting that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {message}")]
+pub struct SetupError {
+    /// Path of the setting within its section.
+    pub path: &'static str,
+    /// What is wrong, without showing any secret.
+    pub message: String,
+}
+
+/// What the client shows that it may ask.
+#[derive(Debug)]
+enum Authorization {
+    Nobody,
+    Key(HeaderValue),
+    Tokens(Box<TokenSource>),
+}
+
+/// A client of one Temporal. Cheap to clone; all clones share one connection.
+#[derive(Clone, Debug)]
+pub struct Temporal {
+    workflows: WorkflowServiceClient<Channel>,
+    health: HealthClient<Channel>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    namespace: String,
+    authorization: Authorization,
+    metadata: Metadata,
+    timeout: Duration,
+}
+
+/// What goes with every call.
+type Metadata = Vec<(MetadataKey<Ascii>, MetadataValue<Ascii>)>;
+
+/// Calls a method within the limit, with the client's metadata.
+macro_rules! call {
+    ($self:ident, $client:expr, $method:ident, $request:expr, $name:literal, $namespace:expr, $more:expr) => {{
+        let timeout = $self.shared.timeout;
+        let request = $self.request($request, timeout, [Some((NAMESPACE, $namespace)), $more]).await?;
+        let sent = request.metadata().get(AUTHORIZATION).cloned();
+        let mut client = $client.clone();
+        match tokio::time::timeout(timeout + GRACE, client.$method(request)).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => {
+                let error = TemporalError::of($name, &status);
+                $self.heed(&error, sent).await;
+                Err(error)
+            }
+            Err(_) => Err(TemporalError::timed_out($name, timeout)),
+        }
+    }};
+    ($self:ident, $method:ident, $request:expr, $name:literal) => {{
+        let request = $request;
+        let namespace = request.namespace.clone();
+        call!($self, $self.workflows, $method, request, $name, &namespace, None)
+    }};
+}
+
+const AUTHORIZATION: &str = "authorization";
+/// Temporal Cloud finds the namespace by it.
+const NAMESPACE: &str = "temporal-namespace";
+/// The server is told the limit and says so itself when it is over; this is how much later nobody waits any more.
+const GRACE: Duration = Duration::from_millis(500);
+
+impl Temporal {
+    /// A client as the section says; `place` is where that is in the configuration. Nothing is connected yet.
+    ///
+    /// Needs the runtime, which its connection will live in.
+    ///
+    /// # Errors
+    /// All settings that cannot be used.
+    pub fn new(place: &str, section: &TemporalSection, version: &str) -> Result<Self, Vec<SetupError>> {
+        let mut errors = Vec::new();
+        let mut keep = |path: &'static str, message: String| errors.push(SetupError { path, message });
+        let authorization = authorization(place, section).unwrap_or_else(|error| {
+            keep(error.path, error.message);
+            Authorization::Nobody
+        });
+        let tls = if section.uses_tls() { tls(section).map(Some) } else { Ok(None) };
+        let tls = tls.unwrap_or_else(|more| {
+            more.into_iter().for_each(|error| keep(error.path, error.message));
+            None
+        });
+        let metadata = metadata(section, version).unwrap_or_else(|error| {
+            keep(error.path, error.message);
+            Vec::new()
+        });
+        let endpoint = endpoint(section, tls).map_err(|error| keep(error.path, error.message));
+        let Ok(endpoint) = endpoint else { return Err(errors) };
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let channel = endpoint.connect_lazy();
+        let workflows = WorkflowServiceClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES);
+        let shared = Shared {
+            namespace: section.namespace.clone(),
+            authorization,
+            metadata,
+            timeout: section.request_timeout(),
+        };
+        Ok(Self { workflows, health: HealthClient::new(channel), shared: Arc::new(shared) })
+    }
+
+    /// The namespace of the configuration.
+    pub fn namespace(&self) -> &str {
+        &self.shared.namespace
+    }
+
+    /// Starts a workflow. Asked twice with the same `request_id` it is started once, as long as the run is retained and no
+    /// other one has followed it under the same id.
+    ///
+    /// # Errors
+    /// [`TemporalError`], as of every call.
+    pub async fn start(
+        &self,
+        request: ws::StartWorkflowExecutionRequest,
+    ) -> Result<ws::StartWorkflowExecutionResponse, TemporalError> {
+        call!(self, start_workflow_execution, request, "StartWorkflowExecution")
+    }
+
+    /// Signals a workflow that is running. A second signal with the same `request_id` is swallowed by the same run.
+    ///
+    /// # Errors
+    /// [`TemporalError`].
+    pub async fn signal(&self, request: ws::SignalWorkflowExecutionRequest) -> Result<(), TemporalError> {
+        call!(self, signal_workflow_execution, request, "SignalWorkflowExecution").map(drop)
+    }
+
+    /// Signals a workflow, which is started where it is not running. Up to 1.32.0 the same request starts it a second
+    /// time when the first run has ended in between.
+    ///
+    /// # Errors
+    /// [`TemporalError`].
+    pub async fn signal_with_start(
+        &self,
+        request: ws::SignalWithStartWorkflowExecutionRequest,
+    ) -> Result<ws::SignalWithStartWorkflowExecutionResponse, TemporalError> {
+        call!(self, signal_with_start_workflow_execution, request, "SignalWithStartWorkflowExecution")
+    }
+
+    /// Asks a workflow to end itself.
+    ///
+    /// # Errors
+    /// [`TemporalError`].
+    pub async fn cancel(&self, request: ws::RequestCancelWorkflowExecutionRequest) -> Result<(), TemporalError> {
+        call!(self, request_cancel_workflow_execution, request, "RequestCancelWorkflowExecution").map(drop)
+    }
+
+    /// Ends a workflow.
+    ///
+    /// # Errors
+    /// [`TemporalError`].
+    pub async fn terminate(&self, request: ws::TerminateWorkflowExecutionRequest) -> Result<(), TemporalError> {
+        call!(self, terminate_workflow_execution, request, "TerminateWorkflowExecution").map(drop)
+    }
+
+    /// What a run is doing; without `run_id` the newest one of the workflow. Strongly consistent.
+    ///
+    /// # Errors
+    /// [`TemporalError`].
+    pub async fn describe(
+        &self,
+        namespace: &str,
+        workflow_id: &str,
+        run_id: Option<&str>,
+    ) -> Result<ws::DescribeWorkflowExecutionResponse, TemporalError> {
+        let request = ws::DescribeWorkflowExecutionRequest {
+            namespace: namespace.to_owned(),
+            execution: Some(execution(workflow_id, run_id)),
+        };
+        call!(self, describe_workflow_execution, request, "DescribeWorkflowExecution")
+    }
+
+    /// A page of runs by a query. Eventually consistent.
+    ///
+    /// # Errors
+    /// [`TemporalError`].
+    pub async fn list(
+        &self,
+        request: ws::ListWorkflowExecutionsRequest,
+    ) -> Result<ws::ListWorkflowExecutionsResponse, TemporalError> {
+        call!(self, list_workflow_executions, request, "ListWorkflowExecutions")
+    }
+
+    /// A page of closed runs; its time filter is one of close times, and works on every visibility store.
+    ///
+    /// # Errors
+    /// [`TemporalError`].
+    pub async fn list_closed(
+        &self,
+        request: ws::ListClosedWorkflowExecutionsRequest,
+    ) -> Result<ws::ListClosedWorkflowExecutionsResponse, TemporalError> {
+        call!(self, list_closed_workflow_executions, request, "ListClosedWorkflowExecutions")
+    }
+
+    /// The event that closed a run, as it was written: with `new_execution_run_id` where the chain goes on. `None` while
+    /// the run is open.
+    ///
+    /// # Errors
+    /// [`TemporalError`].
+    pub async fn close_event(
+        &self,
+        namespace: &str,
+        workflow_id: &str,
+        run_id: &str,
+    ) -> Result<Option<HistoryEvent>, TemporalError> {
+        let request = ws::GetWorkflowExecutionHistoryRequest {
+            namespace: namespace.to_owned(),
+            execution: Some(execution(workflow_id, Some(run_id))),
+            history_event_filter_type: HistoryEventFilterType::CloseEvent as i32,
+            skip_archival: true,
+            ..Default::default()
+        };
+        let more = Some(FOLLOWS_NEXT_RUN);
+        let answer = call!(
+            self,
+            self.workflows,
+            get_workflow_execution_history,
+            request,
+            "GetWorkflowExecutionHistory",
+            namespace,
+            more
+        )?;
+        let last = answer.history.and_then(|history| history.events.into_iter().next_back());
+        Ok(last.filter(is_close))
+    }
+
+    /// A page of a run's history, the newest event first.
+    ///
+    /// # Errors
+    /// [`TemporalError`].
+    pub async fn history_backwards(
+        &self,
+        request: ws::GetWorkflowExecutionHistoryReverseRequest,
+    ) -> Result<ws::GetWorkflowExecutionHistoryReverseResponse, TemporalError> {
+        call!(self, get_workflow_execution_history_reverse, request, "GetWorkflowExecutionHistoryReverse")
+    }
+
+    /// Who polls a task queue, and how much waits there.
+    ///
+    /// # Errors
+    /// [`TemporalError`].
+    pub async fn describe_task_queue(
+        &self,
+        request: ws::DescribeTaskQueueRequest,
+    ) -> Result<ws::DescribeTaskQueueResponse, TemporalError> {
+        call!(self, describe_task_queue, request, "DescribeTaskQueue")
+    }
+
+    /// Whether workflows can be started at all; says nothing about any namespace.
+    ///
+    /// # Errors
+    /// [`TemporalError`].
+    pub async fn is_serving(&self) -> Result<bool, TemporalError> {
+        let request = HealthCheckRequest { service: FRONTEND.to_owned() };
+        let answer = call!(self, self.health, check, request, "Health/Check", self.namespace(), None)?;
+        Ok(answer.status() == ServingStatus::Serving)
+    }
+
+    /// What a namespace is like, its retention among it.
+    ///
+    /// # Errors
+    /// [`TemporalError`]; [`crate::ErrorClass::NoNamespace`] where there is none.
+    pub async fn describe_namespace(&self, name: &str) -> Result<ws::DescribeNamespaceResponse, TemporalError> {
+        let request = ws::DescribeNamespaceRequest { namespace: name.to_owned(), ..Default::default() };
+        call!(self, describe_namespace, request, "DescribeNamespace")
+    }
+
+    async fn request<T>(
+        &self,
+        message: T,
+        timeout: Duration,
+        more: [Option<(&'static str, &str)>; 2],
+    ) -> Result<tonic::Request<T>, TemporalError> {
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(timeout);
+        let metadata = request.metadata_mut();
+        for (name, value) in &self.shared.metadata {
+            metadata.insert(name.clone(), value.clone());
+        }
+        let header = match &self.shared.authorization {
+            Authorization::Nobody => None,
+            Authorization::Key(header) => Some(header.clone()),
+            Authorization::Tokens(tokens) => {
+                Some(tokens.token().await.map_err(|why| TemporalError::no_credentials(&why))?)
+            }
+        };
+        if let Some(header) = header.and_then(|header| MetadataValue::try_from(header.as_bytes()).ok()) {
+            metadata.insert(AUTHORIZATION, header);
+        }
+        for (name, value) in more.into_iter().flatten() {
+            if let Ok(value) = MetadataValue::try_from(value) {
+                metadata.insert(name, value);
+            }
+        }
+        Ok(request)
+    }
+
+    /// A token that was refused is fetched anew the next time.
+    async fn heed(&self, error: &TemporalError, sent: Option<MetadataValue<Ascii>>) {
+        let Authorization::Tokens(tokens) = &self.shared.authorization else { return };
+        let header = sent.and_then(|sent| HeaderValue::from_bytes(sent.as_bytes()).ok());
+        if let Some(header) = header.filter(|_| error.class == crate::ErrorClass::Denied) {
+            tokens.forget(&header).await;
+        }
+    }
+}
+
+/// A run of a workflow, or the newest one.
+pub fn execution(workflow_id: &str, run_id: Option<&str>) -> WorkflowExecution {
+    WorkflowExecution { workflow_id: workflow_id.to_owned(), run_id: run_id.unwrap_or_default().to_owned() }
+}
+
+fn is_close(event: &HistoryEvent) -> bool {
+    use temporalio_protos::temporal::api::history::v1::history_event::Attributes;
+    matches!(
+        event.attributes,
+        Some(
+            Attributes::WorkflowExecutionCompletedEventAttributes(_)
+                | Attributes::WorkflowExecutionFailedEventAttributes(_)
+                | Attributes::WorkflowExecutionTimedOutEventAttributes(_)
+                | Attributes::WorkflowExecutionCanceledEventAttributes(_)
+                | Attributes::WorkflowExecutionTerminatedEventAttributes(_)
+                | Attributes::WorkflowExecutionContinuedAsNewEventAttributes(_)
+        )
+    )
+}
+
+fn endpoint(section: &TemporalSection, tls: Option<ClientTlsConfig>) -> Result<Endpoint, SetupError> {
+    let address = section.address.as_deref().unwrap_or_default();
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let wrong = |message: String| SetupError { path: "address", message };
+    let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))
+        .map_err(|_| wrong("must be a host and a port, for example temporal:7233".to_owned()))?;
+    let seconds = |value: f64, otherwise: u64| {
+        Duration::try_from_secs_f64(value).unwrap_or_else(|_| Duration::from_secs(otherwise))
+    };
+    let endpoint = endpoint
+        .connect_timeout(seconds(section.connect_timeout_seconds, 5))
+        .tcp_nodelay(true)
+        .tcp_keepalive(Some(Duration::from_secs(30)))
+        .http2_keep_alive_interval(seconds(section.keep_alive_seconds, 30))
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true);
+    match tls {
+        Some(tls) => endpoint.tls_config(tls).map_err(|error| SetupError {
+            path: "tls",
+            message: format!("cannot be used: {}", kit::error::chain(&error)),
+        }),
+        None => Ok(endpoint),
+    }
+}
+
+fn tls(section: &TemporalSection) -> Result<ClientTlsConfig, Vec<SetupError>> {
+    let tls = &section.tls;
+    let mut errors = Vec::new();
+    let mut pem = |path: &'static str, file: Option<&Path>, data: Option<&Secret>, word: &str| {
+        let text = secret::resolve(path, data, path, file).unwrap_or_else(|error| {
+            errors.push(SetupError { path, message: error.to_string() });
+            None
+        })?;
+        if !text.expose().contains(&format!("-----BEGIN {word}")) && !text.expose().contains(&format!(" {word}-----")) {
+            errors.push(SetupError { path, message: format!("holds no {} in PEM", word.to_lowercase()) });
+            return None;
+        }
+        Some(text)
+    };
+    let authority =
+        pem("tls.server_ca_file", tls.server_ca_file.as_deref(), tls.server_ca_data.as_ref(), "CERTIFICATE");
+    let certificate =
+        pem("tls.client_cert_file", tls.client_cert_file.as_deref(), tls.client_cert_data.as_ref(), "CERTIFICATE");
+    let key = pem("tls.client_key_file", tls.client_key_file.as_deref(), tls.client_key_data.as_ref(), "PRIVATE KEY");
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let mut config = ClientTlsConfig::new();
+    config = match authority {
+        Some(authority) => config.ca_certificate(Certificate::from_pem(authority.expose())),
+        None => config.with_native_roots(),
+    };
+    if let (Some(certificate), Some(key)) = (certificate, key) {
+        config = config.identity(Identity::from_pem(certificate.expose(), key.expose()));
+    }
+    if let Some(name) = &tls.server_name {
+        config = config.domain_name(name);
+    }
+    Ok(config)
+}
+
+fn authorization(place: &str, section: &TemporalSection) -> Result<Authorization, SetupError> {
+    let wrong = |path: &'static str, message: String| SetupError { path, message };
+    let key = secret::resolve(
+        "TEMPORAL_API_KEY",
+        section.api_key.as_ref(),
+        "TEMPORAL_API_KEY_FILE",
+        section.api_key_file.as_deref(),
+    );
+    if let Some(key) = key.map_err(|error| wrong("api_key_file", error.to_string()))? {
+        let mut header = HeaderValue::try_from(format!("Bearer {}", key.expose()))
+            .map_err(|_| wrong("api_key_file", "holds what cannot be in a header".to_owned()))?;
+        header.set_sensitive(true);
+        return Ok(Authorization::Key(header));
+    }
+    if section.oauth.token_url.is_none() {
+        return Ok(Authorization::Nobody);
+    }
+    let client = http_client(&ClientOptions::default());
+    let client = client.map_err(|error| wrong("oauth.token_url", kit::error::chain(&error)))?;
+    let tokens = TokenSource::new(place, &section.oauth, client);
+    tokens
+        .map(|tokens| Authorization::Tokens(Box::new(tokens)))
+        .map_err(|message| wrong("oauth.client_secret_file", message))
+}
+
+fn metadata(section: &TemporalSection, version: &str) -> Result<Metadata, SetupError> {
+    let wrong = |name: &str| SetupError {
+        path: "metadata",
+        message: format!("{name:?} cannot be sent as gRPC metadata: its name or value is not allowed in a header"),
+    };
+    let own = [("client-name", "outrigger"), ("client-version", version)];
+    let own = own.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let given = section.metadata.iter().map(|(name, value)| (metadata_name(name), value.expose().to_owned()));
+    own.chain(given)
+        .map(|(name, value)| {
+            let key = MetadataKey::from_bytes(name.as_bytes()).map_err(|_| wrong(&name))?;
+            let value = MetadataValue::try_from(value).map_err(|_| wrong(&name))?;
+            Ok((key, value))
+        })
+        .collect()
+}
