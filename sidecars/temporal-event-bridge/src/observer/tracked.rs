@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use kit_journal::Seq;
 
+use super::metrics::ObserverMetrics;
+
 /// Names of values in the journal: this, the namespace, `/` and the run.
 const PREFIX: &str = "observer/tracked/";
 /// However long a run takes, it is looked at this often.
@@ -103,17 +105,19 @@ pub struct Tracker {
     /// Started, not recorded yet: a delivery that is repeated says so again.
     started: Mutex<HashMap<Seq, (String, String, String)>>,
     began: Instant,
+    metrics: ObserverMetrics,
 }
 
 impl Tracker {
-    pub(crate) fn new(namespaces: &[String], limit: usize, first_wait: Duration) -> Self {
+    pub(crate) fn new(namespaces: &[String], limit: usize, first_wait: Duration, metrics: ObserverMetrics) -> Self {
         let tracked = |namespace: &String| (namespace.clone(), Mutex::new(Tracked::new(limit, first_wait)));
-        Self { namespaces: namespaces.iter().map(tracked).collect(), started: Mutex::default(), began: Instant::now() }
+        let namespaces = namespaces.iter().map(tracked).collect();
+        Self { namespaces, started: Mutex::default(), began: Instant::now(), metrics }
     }
 
     /// Nobody observes.
     pub fn nobody() -> Self {
-        Self::new(&[], 0, Duration::ZERO)
+        Self::new(&[], 0, Duration::ZERO, ObserverMetrics::default())
     }
 
     /// Time since the daemon started, by a clock that never jumps.
@@ -135,7 +139,11 @@ impl Tracker {
         let runs = delivered.iter().filter_map(|seq| started.remove(seq));
         let kept = runs.filter(|(namespace, workflow_id, run_id)| {
             let add = |mut tracked: MutexGuard<'_, Tracked>| tracked.add(workflow_id, run_id, self.now());
-            self.of(namespace).is_some_and(add)
+            let is_tracked = self.of(namespace).is_some_and(add);
+            if !is_tracked {
+                self.metrics.untracked(namespace);
+            }
+            is_tracked
         });
         kept.map(|(namespace, workflow_id, run_id)| remember(&namespace, &workflow_id, &run_id)).collect()
     }
@@ -194,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_started_run_is_remembered_with_its_delivery() {
-        let tracker = Tracker::new(&["a".to_owned()], 10, secs(60));
+        let tracker = Tracker::new(&["a".to_owned()], 10, secs(60), ObserverMetrics::default());
         tracker.started(1, "a", "w1", "r1");
         tracker.started(2, "elsewhere", "w2", "r2");
         tracker.started(3, "a", "w3", "r3");
