@@ -236,21 +236,6 @@ impl Journal {
         self.offer(Request::Instead(appends, settlement, answer), answered).await
     }
 
-    /// Appends events, each as [`Journal::append`] would, and remembers small values in the same commit: how far a poller
-    /// has come is never ahead of what it has found. An empty value is forgotten.
-    ///
-    /// # Errors
-    /// As [`Journal::append`]; the values are not remembered then.
-    pub async fn append_recording(
-        &self,
-        events: Vec<NewEvent>,
-        values: Vec<(String, Vec<u8>)>,
-    ) -> Result<Vec<Appended>, AppendError> {
-        let appends = events.into_iter().map(Append::hashed).collect();
-        let (answer, answered) = oneshot::channel();
-        self.offer(Request::With(appends, values, answer), answered).await
-    }
-
     /// The events that are remembered under a key, in any scope, in order of position. Look at the event itself: now and
     /// then another key's is among them.
     ///

@@ -20,7 +20,6 @@ pub(crate) enum Request {
     Append(Box<Append>, Reply<Appended, AppendError>),
     Together(Vec<Append>, Reply<Vec<Appended>, AppendError>),
     Instead(Vec<Append>, Settlement, Reply<Vec<Appended>, AppendError>),
-    With(Vec<Append>, Vec<(String, Vec<u8>)>, Reply<Vec<Appended>, AppendError>),
     Known(String, String, Reply<Vec<(EventId, Seq)>>),
     Settle(Vec<Settlement>, Reply<()>),
     Act(Vec<Action>, Reply<Vec<ActionOutcome>>),
@@ -35,40 +34,10 @@ impl Request {
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Append(append, _) => append.body.len(),
-            Self::Together(appends, _) | Self::Instead(appends, ..) | Self::With(appends, ..) => {
+            Self::Together(appends, _) | Self::Instead(appends, ..) => {
                 appends.iter().map(|append| append.body.len()).sum()
             }
             _ => 0,
-        }
-    }
-}
-
-/// Who waits for appends.
-pub(crate) enum WaitingAppends {
-    One(Reply<Appended, AppendError>),
-    /// So many that are stored together.
-    Together(usize, Reply<Vec<Appended>, AppendError>),
-    /// So many that take the place of what the settlement at this place settles.
-    Instead(usize, usize, Reply<Vec<Appended>, AppendError>),
-    /// So many, with the small values that are true once they are stored.
-    With(usize, Vec<(String, Vec<u8>)>, Reply<Vec<Appended>, AppendError>),
-}
-
-impl WaitingAppends {
-    pub(crate) fn count(&self) -> usize {
-        match self {
-            Self::One(_) => 1,
-            Self::Together(count, _) | Self::Instead(count, _, _) | Self::With(count, _, _) => *count,
-        }
-    }
-
-    pub(crate) fn refuse(self, reason: &str) {
-        let error = AppendError::Unavailable(reason.to_owned());
-        match self {
-            Self::One(answer) => drop(answer.send(Err(error))),
-            Self::Together(_, answer) | Self::Instead(_, _, answer) | Self::With(_, _, answer) => {
-                drop(answer.send(Err(error)));
-            }
         }
     }
 }

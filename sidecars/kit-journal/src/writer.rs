@@ -19,7 +19,7 @@ use crate::error::{AppendError, JournalError};
 use crate::event::{Seq, StoredEvent};
 use crate::journal::{Appended, Health, READERS, Shared};
 use crate::pace::Pace;
-use crate::request::{Reply, Request, WaitingAppends};
+use crate::request::{Reply, Request};
 
 /// At most this many requests in one commit …
 const GROUP_REQUESTS: usize = 512;
@@ -64,6 +64,32 @@ struct Waiting {
     settlements: Vec<(Range<usize>, Reply<()>)>,
     actions: Vec<(usize, Reply<Vec<ActionOutcome>>)>,
     values: Vec<Reply<()>>,
+}
+
+/// Who waits for appends.
+enum WaitingAppends {
+    One(Reply<Appended, AppendError>),
+    /// So many that are stored together.
+    Together(usize, Reply<Vec<Appended>, AppendError>),
+    /// So many that take the place of what the settlement at this place settles.
+    Instead(usize, usize, Reply<Vec<Appended>, AppendError>),
+}
+
+impl WaitingAppends {
+    fn count(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Together(count, _) | Self::Instead(count, _, _) => *count,
+        }
+    }
+
+    fn refuse(self, reason: &str) {
+        let error = AppendError::Unavailable(reason.to_owned());
+        match self {
+            Self::One(answer) => drop(answer.send(Err(error))),
+            Self::Together(_, answer) | Self::Instead(_, _, answer) => drop(answer.send(Err(error))),
+        }
+    }
 }
 
 impl Writer {
@@ -135,11 +161,6 @@ impl Writer {
                     commit.instead.push((first..commit.appends.len(), place));
                     commit.settlements.push(settlement);
                 }
-                Request::With(appends, values, answer) => {
-                    requests += appends.len().saturating_sub(1);
-                    waiting.appends.push(WaitingAppends::With(appends.len(), values, answer));
-                    commit.appends.extend(appends);
-                }
                 Request::Known(source, key, answer) => {
                     let _ = answer.send(self.engine.known(&source, &key));
                 }
@@ -199,12 +220,6 @@ impl Writer {
             return;
         }
         self.refuse_when_too_large(&mut commit, &mut waiting);
-        // Only now: the values of appends that are refused are not true.
-        for waits in &mut waiting.appends {
-            if let WaitingAppends::With(_, values, _) = waits {
-                commit.values.append(values);
-            }
-        }
         self.add_purge(&mut commit);
         if commit.purge.is_some() && *self.health.borrow() != Health::Writable {
             // Nothing but a commit that succeeds shows that there is room again.
@@ -430,7 +445,7 @@ impl Waiting {
                     let Some(appended) = verdicts.next() else { return };
                     let _ = answer.send(Ok(appended));
                 }
-                WaitingAppends::Together(count, answer) | WaitingAppends::With(count, _, answer) => {
+                WaitingAppends::Together(count, answer) => {
                     let _ = answer.send(Ok(verdicts.by_ref().take(count).collect()));
                 }
                 WaitingAppends::Instead(count, place, answer) => {
