@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use kit::client::{ClientOptions, http_client};
+use kit::config::Problems;
 use kit::secret::{self, Secret};
 use kit_delivery::oauth::TokenSource;
 use temporalio_protos::grpc::health::v1::HealthCheckRequest;
@@ -112,26 +113,7 @@ impl Temporal {
     /// # Errors
     /// All settings that cannot be used.
     pub fn new(place: &str, section: &TemporalSection, version: &str) -> Result<Self, Vec<SetupError>> {
-        let mut errors = Vec::new();
-        let mut keep = |path: &'static str, message: String| errors.push(SetupError { path, message });
-        let authorization = authorization(place, section).unwrap_or_else(|error| {
-            keep(error.path, error.message);
-            Authorization::Nobody
-        });
-        let tls = if section.uses_tls() { tls(section).map(Some) } else { Ok(None) };
-        let tls = tls.unwrap_or_else(|more| {
-            more.into_iter().for_each(|error| keep(error.path, error.message));
-            None
-        });
-        let metadata = metadata(section, version).unwrap_or_else(|error| {
-            keep(error.path, error.message);
-            Vec::new()
-        });
-        let endpoint = endpoint(section, tls).map_err(|error| keep(error.path, error.message));
-        let Ok(endpoint) = endpoint else { return Err(errors) };
-        if !errors.is_empty() {
-            return Err(errors);
-        }
+        let (endpoint, authorization, metadata) = parts(place, section, version)?;
         let channel = endpoint.connect_lazy();
         let workflows = WorkflowServiceClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES);
         let shared = Shared {
@@ -344,6 +326,44 @@ impl Temporal {
         let header = sent.and_then(|sent| HeaderValue::from_bytes(sent.as_bytes()).ok());
         if let Some(header) = header.filter(|_| error.class == crate::ErrorClass::Denied) {
             tokens.forget(&header).await;
+        }
+    }
+}
+
+/// Reports what only reading files tells: keys, certificates, secrets.
+pub fn check(place: &str, section: &TemporalSection, problems: &mut Problems) {
+    for error in parts(place, section, "").err().into_iter().flatten() {
+        problems.add(&format!("{place}.{}", error.path), &error.message);
+    }
+}
+
+/// What a client is made of; everything that can be wrong with the section is found here.
+fn parts(
+    place: &str,
+    section: &TemporalSection,
+    version: &str,
+) -> Result<(Endpoint, Authorization, Metadata), Vec<SetupError>> {
+    let mut errors = Vec::new();
+    let mut keep = |path: &'static str, message: String| errors.push(SetupError { path, message });
+    let authorization = authorization(place, section).unwrap_or_else(|error| {
+        keep(error.path, error.message);
+        Authorization::Nobody
+    });
+    let tls = if section.uses_tls() { tls(section).map(Some) } else { Ok(None) };
+    let tls = tls.unwrap_or_else(|more| {
+        more.into_iter().for_each(|error| keep(error.path, error.message));
+        None
+    });
+    let metadata = metadata(section, version).unwrap_or_else(|error| {
+        keep(error.path, error.message);
+        Vec::new()
+    });
+    match endpoint(section, tls) {
+        Ok(endpoint) if errors.is_empty() => Ok((endpoint, authorization, metadata)),
+        Ok(_) => Err(errors),
+        Err(error) => {
+            errors.push(error);
+            Err(errors)
         }
     }
 }

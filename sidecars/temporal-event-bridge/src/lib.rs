@@ -1,1 +1,24 @@
-//! Skeleton.
+//! Brings events to Temporal, where they start and signal workflows, each once; and makes every workflow's outcome an
+//! event.
+//!
+//! `config` what can be set · `app` how the parts are put together · `http` an event of another daemon and its answer ·
+//! `direction` which events of the journal go which way.
+
+mod app;
+pub mod config;
+pub mod direction;
+mod http;
+mod metrics;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+pub use app::TemporalEventBridge;
+
+/// Runs the daemon with these arguments, the first being the program's name.
+pub fn main_with_args(arguments: Vec<OsString>) -> ExitCode {
+    if let Some(code) = kit_routes::jq::worker::main_if_asked(&arguments) {
+        return code;
+    }
+    kit::run::main_with_args::<TemporalEventBridge>(arguments)
+}

@@ -1,0 +1,131 @@
+//! What can be set.
+
+use std::path::PathBuf;
+
+use kit::config::{
+    AdminSection, COMMON_WELL_KNOWN, ListenSection, LogSection, Problems, Section, StopSection, WellKnown,
+};
+use kit::run::Common;
+use kit::secret::Secret;
+use kit_amqp::AmqpSourceSection;
+use kit_journal::JournalSection;
+use kit_temporal::TemporalSection;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Variables known under names of their own.
+pub fn well_known() -> Vec<WellKnown> {
+    const OURS: [WellKnown; 4] = [
+        WellKnown { env: "BRIDGE_WEBHOOK_SECRET", path: "webhooks.secret" },
+        WellKnown { env: "BRIDGE_WEBHOOK_SECRET_FILE", path: "webhooks.secret_file" },
+        WellKnown { env: "AMQP_URL", path: "amqp_source.url" },
+        WellKnown { env: "AMQP_URL_FILE", path: "amqp_source.url_file" },
+    ];
+    let temporal = kit_temporal::config::WELL_KNOWN;
+    OURS.into_iter().chain(temporal).chain(COMMON_WELL_KNOWN).chain(kit_journal::config::WELL_KNOWN).collect()
+}
+
+/// Configuration of the daemon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Addresses and limits of the two listeners.
+    pub listen: ListenSection,
+    /// Where Temporal is and how it is asked.
+    pub temporal: TemporalSection,
+    /// Events of other daemons.
+    pub webhooks: WebhooksSection,
+    /// A RabbitMQ queue that events are taken from as well. None where `queue` is empty.
+    pub amqp_source: AmqpSourceSection,
+    /// Where and how events are kept.
+    pub journal: JournalSection,
+    /// Access to the admin API.
+    pub admin: AdminSection,
+    /// What is logged and how.
+    pub log: LogSection,
+    /// How the daemon stops.
+    pub stop: StopSection,
+}
+
+/// Events of other daemons: `POST /webhooks/events` takes CloudEvents that are signed as Standard Webhooks says. Without a
+/// secret there is no such path.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct WebhooksSection {
+    /// Standard Webhooks secret (`whsec_…`): the `gateway.signing_secret` of the daemon that sends.
+    pub secret: Option<Secret>,
+    /// File with secrets, one a line; what is signed with any of them is taken, so that one can replace another.
+    pub secret_file: Option<PathBuf>,
+    /// Seconds that the sender's clock may differ from ours. A request is signed anew for each attempt.
+    pub tolerance_seconds: f64,
+    /// Largest body in bytes.
+    pub body_limit_bytes: usize,
+}
+
+impl Default for WebhooksSection {
+    fn default() -> Self {
+        Self { secret: None, secret_file: None, tolerance_seconds: 300.0, body_limit_bytes: 4 << 20 }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: ListenSection {
+                public: "0.0.0.0:8084".to_owned(),
+                admin: "127.0.0.1:9084".to_owned(),
+                ..ListenSection::default()
+            },
+            temporal: TemporalSection::default(),
+            webhooks: WebhooksSection::default(),
+            amqp_source: AmqpSourceSection::default(),
+            journal: JournalSection {
+                path: PathBuf::from("/var/lib/outrigger/temporal-event-bridge.db"),
+                ..JournalSection::default()
+            },
+            admin: AdminSection::default(),
+            log: LogSection::default(),
+            stop: StopSection::default(),
+        }
+    }
+}
+
+impl Common for Config {
+    fn listen(&self) -> &ListenSection {
+        &self.listen
+    }
+
+    fn log(&self) -> &LogSection {
+        &self.log
+    }
+
+    fn stop(&self) -> &StopSection {
+        &self.stop
+    }
+}
+
+impl Section for Config {
+    fn validate(&self, problems: &mut Problems) {
+        self.listen.validate("listen", problems);
+        self.log.validate("log", problems);
+        self.stop.validate("stop", problems);
+        self.journal.validate("journal", problems);
+        self.temporal.validate("temporal", problems);
+        self.webhooks.validate(problems);
+        if self.amqp_source.is_set() {
+            self.amqp_source.validate("amqp_source", problems);
+        }
+        self.amqp_source.validate_unset("amqp_source", problems);
+    }
+}
+
+impl WebhooksSection {
+    fn validate(&self, problems: &mut Problems) {
+        if !(1.0..=86_400.0).contains(&self.tolerance_seconds) {
+            problems.add("webhooks.tolerance_seconds", "must be a number of seconds from 1 to a day");
+        }
+        if !(1024..=64 << 20).contains(&self.body_limit_bytes) {
+            problems.add("webhooks.body_limit_bytes", "must be between 1024 and 67108864");
+        }
+    }
+}
