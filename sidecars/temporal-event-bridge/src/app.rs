@@ -9,15 +9,16 @@ use kit::lifecycle::Shell;
 use kit::run::{Daemon, StartError};
 use kit::serve::Limits;
 use kit::telemetry::Metrics;
-use kit_delivery::api::{ApiState, Choosy};
+use kit_delivery::api::ApiState;
 use kit_delivery::start::{self, Served, configuration};
+use kit_routes::Base;
 use kit_temporal::Temporal;
 use utoipa::OpenApi as _;
-use utoipa_axum::router::OpenApiRouter;
 
 use crate::config::{Config, well_known};
 use crate::http::{self, Intake};
 use crate::metrics::IntakeMetrics;
+use crate::outgoing::{self, Outcomes};
 
 /// Largest request head: signatures, and attributes of an event as headers.
 const PUBLIC_HEAD: usize = 64 << 10;
@@ -38,6 +39,7 @@ impl Daemon for TemporalEventBridge {
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const ABOUT: &'static str =
         "Events start and signal Temporal workflows, each once; every workflow's outcome becomes an event.";
+    const OUTLIVES_HANGUP: bool = true;
     type Config = Config;
 
     fn well_known() -> Vec<WellKnown> {
@@ -50,6 +52,7 @@ impl Daemon for TemporalEventBridge {
             problems.add(&format!("admin.{field}"), &message);
         }
         kit_temporal::client::check("temporal", &config.temporal, problems);
+        outgoing::check(config, Self::NAME, problems);
     }
 
     async fn start(config: Config, metrics: Arc<Metrics>, shell: &mut Shell) -> Result<(), StartError> {
@@ -60,19 +63,26 @@ impl Daemon for TemporalEventBridge {
         shell.at_end(move || task.close());
         start::watch_journal(shell, &journal, &readiness);
 
-        let _temporal = Temporal::new("temporal", &config.temporal, Self::VERSION).map_err(|errors| {
+        let temporal = Temporal::new("temporal", &config.temporal, Self::VERSION).map_err(|errors| {
             configuration(errors.iter().map(|error| format!("temporal.{error}")).collect::<Vec<_>>().join("; "))
         })?;
         let intake = Intake { journal: journal.clone(), metrics: metrics.with_registry(IntakeMetrics::register) };
+        let base = Base { journal: &journal, clock: &clock, metrics: &metrics, readiness: &readiness };
+        let outcomes = Outcomes::start(shell, &config, Self::NAME, &temporal, base).await?;
         let limits = Limits::new(&config.listen, &config.stop, PUBLIC_HEAD);
-        let api =
-            ApiState { journal, clock, sinks: Arc::default(), at_work: Arc::default(), choosy: Choosy::default() };
+        let api = ApiState {
+            journal,
+            clock,
+            sinks: Arc::new(outcomes.sinks),
+            at_work: Arc::default(),
+            choosy: Arc::new(outcomes.choosy),
+        };
         let served = Served {
-            business: http::router(Arc::new(intake)),
+            business: outcomes.observed.router.merge(http::router(Arc::new(intake))),
             limits,
             description: ApiDescription::openapi(),
             api,
-            more: OpenApiRouter::new(),
+            more: outcomes.api,
             metrics,
             readiness,
         };

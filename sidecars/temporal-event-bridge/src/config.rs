@@ -1,5 +1,6 @@
 //! What can be set.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use kit::config::{
@@ -7,17 +8,22 @@ use kit::config::{
 };
 use kit::run::Common;
 use kit::secret::Secret;
-use kit_amqp::AmqpSourceSection;
+use kit_amqp::{AmqpSection, AmqpSourceSection};
+use kit_delivery::GatewaySection;
 use kit_journal::JournalSection;
+use kit_routes::{RouteSection, RoutesSection, SinkSection};
 use kit_temporal::TemporalSection;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::observer::ObserverSection;
+
 /// Variables known under names of their own.
 pub fn well_known() -> Vec<WellKnown> {
-    const OURS: [WellKnown; 4] = [
+    const OURS: [WellKnown; 5] = [
         WellKnown { env: "BRIDGE_WEBHOOK_SECRET", path: "webhooks.secret" },
         WellKnown { env: "BRIDGE_WEBHOOK_SECRET_FILE", path: "webhooks.secret_file" },
+        WellKnown { env: "BRAIN_GATEWAY_URL", path: "gateway.url" },
         WellKnown { env: "AMQP_URL", path: "amqp_source.url" },
         WellKnown { env: "AMQP_URL_FILE", path: "amqp_source.url_file" },
     ];
@@ -37,6 +43,19 @@ pub struct Config {
     pub webhooks: WebhooksSection,
     /// A RabbitMQ queue that events are taken from as well. None where `queue` is empty.
     pub amqp_source: AmqpSourceSection,
+    /// How the ends of workflows become events.
+    pub observer: ObserverSection,
+    /// Where those events go; nowhere without a URL.
+    pub gateway: GatewaySection,
+    /// The RabbitMQ exchange that they are published to; none without a URL.
+    pub amqp: AmqpSection,
+    /// Further sinks by name (`a` to `z`, digits, `-` and `_`), each with a `type`; `type = "http"` has everything that
+    /// `[gateway]` has, `type = "amqp"` everything that `[amqp]` has. In the environment `SIDECAR_SINKS__AUDIT__TYPE=http`, `SIDECAR_SINKS__AUDIT__URL` and so on.
+    pub sinks: BTreeMap<String, SinkSection>,
+    /// Which of them go to which sinks: a list of `[[route]]`, see [Routes](routes.md).
+    pub route: Vec<RouteSection>,
+    /// Where routes come from, what gets no route, and what jq may use.
+    pub routes: RoutesSection,
     /// Where and how events are kept.
     pub journal: JournalSection,
     /// Access to the admin API.
@@ -79,6 +98,12 @@ impl Default for Config {
             temporal: TemporalSection::default(),
             webhooks: WebhooksSection::default(),
             amqp_source: AmqpSourceSection::default(),
+            observer: ObserverSection::default(),
+            gateway: GatewaySection::default(),
+            amqp: AmqpSection::default(),
+            sinks: BTreeMap::new(),
+            route: Vec::new(),
+            routes: RoutesSection::default(),
             journal: JournalSection {
                 path: PathBuf::from("/var/lib/outrigger/temporal-event-bridge.db"),
                 ..JournalSection::default()
@@ -116,6 +141,7 @@ impl Section for Config {
             self.amqp_source.validate("amqp_source", problems);
         }
         self.amqp_source.validate_unset("amqp_source", problems);
+        self.validate_outgoing(problems);
     }
 }
 

@@ -2,13 +2,15 @@
 //! event.
 //!
 //! `config` what can be set · `app` how the parts are put together · `http` an event of another daemon and its answer ·
-//! `direction` which events of the journal go which way.
+//! `direction` which events of the journal go which way · `observer` ends of workflows · `outgoing` where they go.
 
 mod app;
 pub mod config;
 pub mod direction;
 mod http;
 mod metrics;
+pub mod observer;
+pub mod outgoing;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -14,6 +14,7 @@ use wildmatch::WildMatch;
 use super::config::ObserverSection;
 use super::outcome::{Ended, Kind};
 use super::sweep::ServerTime;
+use crate::direction::OBSERVED;
 
 /// Causes of a failure that are told: chains are short, and what a worker sends has no bound.
 const CAUSES: usize = 8;
@@ -41,11 +42,6 @@ pub(crate) struct Run {
 /// CloudEvents `source` of a namespace's events.
 pub(crate) fn source(namespace: &str) -> String {
     format!("temporal/{namespace}")
-}
-
-/// Whether an event is one of ours and not one that came in.
-pub(crate) fn is_own(head: &EventHead) -> bool {
-    head.source.starts_with("temporal/") && head.event_type.starts_with("temporal.")
 }
 
 /// The deduplication key of the end of a run.
@@ -92,6 +88,7 @@ impl Teller {
         let kind = format!("temporal.workflow.{}", ended.kind.word());
         let head = EventHead {
             json: true,
+            scope: Some(OBSERVED.to_owned()),
             time: run.closed.and_then(rfc3339),
             ..EventHead::new(id, source, kind, format!("workflow/{}", run.workflow_id), key)
         };

@@ -1,6 +1,5 @@
 //! Asking the server: pages of closed runs, and how one of them ended.
 
-use kit_temporal::api::enums::v1::WorkflowExecutionStatus;
 use kit_temporal::api::filter::v1::StartTimeFilter;
 use kit_temporal::api::workflow::v1::WorkflowExecutionInfo;
 use kit_temporal::api::workflowservice::v1 as ws;

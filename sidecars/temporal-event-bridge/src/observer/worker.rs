@@ -312,7 +312,12 @@ impl Observer {
         let looks = runs.into_iter().map(|run| look(&temporal, &namespace, run));
         let mut looks = stream::iter(looks).buffered(self.section.concurrency);
         while let Some(looked) = looks.next().await {
-            match looked? {
+            let looked = match looked {
+                Ok(looked) => looked,
+                // What was read by then need not be read again.
+                Err(error) => return self.commit(batch).await.and(Err(error.into())),
+            };
+            match looked {
                 Looked::Ended(ended) => self.add(&mut batch, &ended.0, &ended.1),
                 // Closed to the visibility store and open to the one that decides: it is looked at again.
                 Looked::Open => {}
@@ -493,7 +498,7 @@ impl Observer {
             _ => None,
         };
         if matches!(class, Some(ErrorClass::NoNamespace | ErrorClass::Denied | ErrorClass::Invalid)) {
-            self.ready.set_not_ready(&error);
+            self.ready.set_ready_but(&error);
         }
         // Once when it begins, and once in a while: a server that is away for hours must not fill the log.
         if times.is_power_of_two() {
