@@ -210,8 +210,13 @@ impl Bench {
             ensure!(received.signature_ok == Some(true), "an event is not signed");
             let body: Value = serde_json::from_slice(received.body.as_deref().unwrap_or_default())?;
             let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
-            let event =
-                Told { id: text("id"), kind: text("type"), subject: text("subject"), data: body["data"].clone(), at: received.at };
+            let event = Told {
+                id: text("id"),
+                kind: text("type"),
+                subject: text("subject"),
+                data: body["data"].clone(),
+                at: received.at,
+            };
             match told.iter().find(|known| known.id == event.id) {
                 None => told.push(event),
                 Some(known) => ensure!(known.data == event.data, "{} came with two contents", event.id),
@@ -247,7 +252,8 @@ impl Bench {
     /// # Errors
     /// Something more is told.
     pub async fn nothing_more(&self, told: usize, looks: f64) -> Result<()> {
-        let done = |metrics: &kit_workbench::metrics::Metrics| metrics.sum("observer_sweeps_total", &[("result", "done")]);
+        let done =
+            |metrics: &kit_workbench::metrics::Metrics| metrics.sum("observer_sweeps_total", &[("result", "done")]);
         let from = done(&self.rig.metrics().await?);
         let begin = Instant::now();
         while done(&self.rig.metrics().await?) < from + looks {

@@ -24,9 +24,9 @@ fn of<'a>(told: &'a [Told], workflow: &str) -> &'a Told {
 }
 
 pub(crate) async fn every_end_is_told_once_with_what_it_says(release: Release) {
-    let options =
-        TemporalOptions { search_attributes: vec!["Tier=Keyword".to_owned()], ..TemporalOptions::default() };
-    let settings = with(&[("SIDECAR_OBSERVER__SEARCH_ATTRIBUTES", "Tier"), ("SIDECAR_OBSERVER__REDACT", "card*,secret")]);
+    let options = TemporalOptions { search_attributes: vec!["Tier=Keyword".to_owned()], ..TemporalOptions::default() };
+    let settings =
+        with(&[("SIDECAR_OBSERVER__SEARCH_ATTRIBUTES", "Tier"), ("SIDECAR_OBSERVER__REDACT", "card*,secret")]);
     let mut bench = Bench::observing(release, options, &settings).await.unwrap();
     bench.work("default").await.unwrap();
     let input = json!({ "invoice": 7, "card_number": "4242", "deep": [{ "Secret": 1, "open": 2 }] });
@@ -55,7 +55,10 @@ pub(crate) async fn every_end_is_told_once_with_what_it_says(release: Release) {
     assert_eq!(end.subject, "workflow/a:completed");
     let data = &end.data;
     let identity = (&data["namespace"], &data["run_id"], &data["workflow_type"], &data["task_queue"], &data["status"]);
-    assert_eq!(identity, (&json!("default"), &json!(completed), &json!("Complete"), &json!("work"), &json!("completed")));
+    assert_eq!(
+        identity,
+        (&json!("default"), &json!(completed), &json!("Complete"), &json!("work"), &json!("completed"))
+    );
     assert_eq!(data["first_run_id"], json!(completed));
     let given = json!({ "invoice": 7, "card_number": "[redacted]", "deep": [{ "Secret": "[redacted]", "open": 2 }] });
     assert_eq!(data["result"], json!({ "given": given }));
@@ -111,9 +114,11 @@ pub(crate) async fn every_run_of_a_chain_is_told_where_that_is_wanted(release: R
     let told = bench.wait_told(8, SOON).await.unwrap();
     bench.nothing_more(8, 3.0).await.unwrap();
     let chain = |workflow: &str| -> Vec<&Told> { told.iter().filter(|told| told.workflow() == workflow).collect() };
-    for (workflow, status, by) in
-        [("retried", json!("failed"), "retry"), ("in-vain", json!("failed"), "retry"), ("continued", Value::Null, "workflow")]
-    {
+    for (workflow, status, by) in [
+        ("retried", json!("failed"), "retry"),
+        ("in-vain", json!("failed"), "retry"),
+        ("continued", Value::Null, "workflow"),
+    ] {
         let chain = chain(workflow);
         let (last, before) = chain.split_last().unwrap();
         assert_ne!(last.kind, "temporal.workflow.continued", "the end comes last");
@@ -182,7 +187,9 @@ pub(crate) async fn ends_are_told_soon(release: Release) {
     late.sort();
     let p99 = late[late.len() * 99 / 100];
 
-    println!("{release:?}: an end is told within {idle:?} when idle, and after a burst of 1,000 within {p99:?} (99 of 100)");
+    println!(
+        "{release:?}: an end is told within {idle:?} when idle, and after a burst of 1,000 within {p99:?} (99 of 100)"
+    );
     assert!(idle <= Duration::from_secs(3), "{idle:?}");
     assert!(p99 <= Duration::from_secs(10), "{p99:?}");
 }
@@ -321,8 +328,7 @@ pub(crate) async fn a_namespace_may_be_created_late(release: Release) {
 }
 
 pub(crate) async fn only_what_is_wanted_is_told(release: Release) {
-    let options =
-        TemporalOptions { search_attributes: vec!["Tier=Keyword".to_owned()], ..TemporalOptions::default() };
+    let options = TemporalOptions { search_attributes: vec!["Tier=Keyword".to_owned()], ..TemporalOptions::default() };
     let settings = with(&[
         ("SIDECAR_OBSERVER__TYPES", "Com*,Wait"),
         ("SIDECAR_OBSERVER__TASK_QUEUES", "work"),
@@ -388,7 +394,10 @@ pub(crate) async fn a_callback_tells_at_once_and_survives_a_wrong_token(release:
     bench.rig.start().await.unwrap();
 
     let told = bench.wait_told(1, 2 * SOON).await.unwrap();
-    assert_eq!((told[0].kind.as_str(), &told[0].data["result"]), ("temporal.workflow.completed", &json!({ "attempt": 2 })));
+    assert_eq!(
+        (told[0].kind.as_str(), &told[0].data["result"]),
+        ("temporal.workflow.completed", &json!({ "attempt": 2 }))
+    );
     let id = "called-again";
     let url = format!("http://{}/webhooks/temporal?namespace=default&workflow_id={id}", bench.rig.public);
     bench.start(id, "Complete", json!(1), calling(&url, "the-token")).await.unwrap();
@@ -410,10 +419,8 @@ pub(crate) async fn a_lost_callback_is_found_by_looking(release: Release) {
 }
 
 pub(crate) async fn a_task_queue_without_a_worker_is_told(release: Release) {
-    let settings = with(&[
-        ("SIDECAR_OBSERVER__BACKLOG__TASK_QUEUES", "work,idle"),
-        ("SIDECAR_OBSERVER__BACKLOG__SECONDS", "1"),
-    ]);
+    let settings =
+        with(&[("SIDECAR_OBSERVER__BACKLOG__TASK_QUEUES", "work,idle"), ("SIDECAR_OBSERVER__BACKLOG__SECONDS", "1")]);
     let mut bench = Bench::observing(release, TemporalOptions::default(), &settings).await.unwrap();
     bench.start("w", "Complete", json!(1), json!({})).await.unwrap();
 

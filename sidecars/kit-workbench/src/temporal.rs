@@ -203,7 +203,9 @@ impl TemporalServer {
         let text = answer.map_err(|error| TemporalError::Silent(error.to_string()))?.text();
         let wanted = format!("operation=\"{operation}\"");
         let lines = text.lines().filter(|line| {
-            line.starts_with("service_requests{") && line.contains(&wanted) && line.contains("service_name=\"frontend\"")
+            line.starts_with("service_requests{")
+                && line.contains(&wanted)
+                && line.contains("service_name=\"frontend\"")
         });
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
         Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64)

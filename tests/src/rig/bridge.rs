@@ -19,7 +19,8 @@ impl Rig {
         rig.environment.retain(|(name, _)| !name.contains("LAGO"));
         let url = rig.gateway.url();
         // What the daemons' sinks sign with is also what the bridge takes.
-        let own = [("BRAIN_GATEWAY_URL", url.as_str()), ("TEMPORAL_ADDRESS", address), ("BRIDGE_WEBHOOK_SECRET", &signing)];
+        let own =
+            [("BRAIN_GATEWAY_URL", url.as_str()), ("TEMPORAL_ADDRESS", address), ("BRIDGE_WEBHOOK_SECRET", &signing)];
         own.into_iter().chain(settings.iter().copied()).for_each(|(name, value)| rig.set(name, value));
         rig.daemon = "temporal-event-bridge";
         Ok(rig)

@@ -144,7 +144,8 @@ impl Teller {
         let told: Map<String, Value> = sorted
             .into_iter()
             .map(|(name, payload)| {
-                let value = if self.is_redacted(name) { Value::from(REDACTED) } else { self.payload(payload, &mut left) };
+                let value =
+                    if self.is_redacted(name) { Value::from(REDACTED) } else { self.payload(payload, &mut left) };
                 (name.clone(), value)
             })
             .collect();
@@ -279,4 +280,143 @@ fn cut(text: &str) -> String {
         end -= 1;
     }
     format!("{}…", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use kit_temporal::api::failure::v1::ApplicationFailureInfo;
+    use kit_temporal::payload;
+
+    use super::*;
+
+    fn teller(change: impl FnOnce(&mut ObserverSection)) -> Teller {
+        let mut section = ObserverSection::default();
+        change(&mut section);
+        Teller::new(&section)
+    }
+
+    fn encoded(encoding: &str, data: &[u8]) -> Payload {
+        let metadata = [("encoding".to_owned(), encoding.as_bytes().to_vec())].into();
+        Payload { metadata, data: data.to_vec(), ..Payload::default() }
+    }
+
+    fn completed(result: Vec<Payload>) -> Ended {
+        let mut ended = Ended::unknown();
+        (ended.kind, ended.result) = (Kind::Completed, Some(Payloads { payloads: result }));
+        ended
+    }
+
+    fn run() -> Run {
+        Run { workflow_id: "w/1".to_owned(), run_id: "r".to_owned(), ..Run::default() }
+    }
+
+    fn data(teller: &Teller, run: &Run, ended: &Ended) -> Value {
+        serde_json::from_slice(&teller.event("n", run, ended).body).unwrap()
+    }
+
+    #[test]
+    fn an_event_is_known_by_its_run_alone() {
+        let teller = teller(|_| {});
+        let first = teller.event("n", &run(), &completed(vec![]));
+        let other = teller.event("n", &Run { closed: Some(ServerTime(7)), ..run() }, &Ended::unknown());
+
+        assert_eq!((first.head.id, first.dedupe), (id("n", "r"), Dedupe::Key));
+        assert_eq!((other.head.id, &other.head.key), (first.head.id, &first.head.key));
+        assert_eq!((first.head.source.as_str(), first.head.subject.as_str()), ("temporal/n", "workflow/w/1"));
+        assert!(crate::direction::is_outcome(&first.head));
+        assert_eq!(other.head.time.as_deref(), Some("1970-01-01T00:00:00.000007Z"));
+        assert_ne!(id("n", "s"), first.head.id);
+    }
+
+    /// Receivers deduplicate by it, also after an upgrade.
+    #[test]
+    fn the_derivation_is_pinned() {
+        assert_eq!(
+            id("default", "01a2038e-871c-76cc-b5f0-788cc629850c").to_string(),
+            "f0829507-400f-8d6f-bd65-cd47be4246df"
+        );
+    }
+
+    #[test]
+    fn results_are_told_as_what_they_are() {
+        let teller = teller(|_| {});
+        let result = |result: Vec<Payload>| data(&teller, &run(), &completed(result))["result"].clone();
+
+        assert_eq!(result(vec![payload::json(r#"{"a":[1.50]}"#)]), json!({ "a": [1.50] }));
+        assert_eq!(result(vec![encoded("binary/null", b"")]), Value::Null);
+        assert_eq!(result(vec![]), Value::Null);
+        assert_eq!(result(vec![payload::json("1"), payload::json("2")]), json!([1, 2]));
+        let bytes = json!({ "encoding": "binary/encrypted", "base64": "AAE=" });
+        assert_eq!(result(vec![encoded("binary/encrypted", &[0, 1])]), bytes);
+        assert_eq!(result(vec![payload::json("{broken")])["base64"], json!("e2Jyb2tlbg=="));
+    }
+
+    #[test]
+    fn what_is_too_large_is_told_as_its_size() {
+        let teller = teller(|section| section.payload_limit_bytes = 10);
+        let several = vec![payload::json("123456"), payload::json("12345"), payload::json("1234")];
+
+        let result = &data(&teller, &run(), &completed(several))["result"];
+
+        assert_eq!(result, &json!([123_456, { "omitted": "too large", "bytes": 5, "encoding": "json/plain" }, 1234]));
+    }
+
+    #[test]
+    fn members_are_redacted_wherever_they_are() {
+        let teller = teller(|section| {
+            section.redact = vec!["card*".to_owned(), "TOKEN".to_owned()];
+            section.search_attributes = vec!["*".to_owned()];
+        });
+        let secret = r#"{"Card_Number":"s3cret","deep":[{"token":{"x":"s3cret"},"open":1}]}"#;
+        let fields =
+            |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), payload::json("\"s3cret\""))).collect();
+        let known = Run { memo: fields(&["token"]), search_attributes: fields(&["CardTier"]), ..run() };
+        let mut ended = completed(vec![payload::json(secret), encoded("binary/plain", b"s3cret")]);
+        let info = ApplicationFailureInfo { details: Some(payload::one(payload::json(secret))), ..Default::default() };
+        let failure = Failure { failure_info: Some(FailureInfo::ApplicationFailureInfo(info)), ..Default::default() };
+        ended.failure = Some(failure);
+
+        let told = data(&teller, &known, &ended);
+
+        assert!(!told.to_string().contains("s3cret") && !told.to_string().contains("czNjcmV0"), "{told}");
+        assert_eq!(told["result"][0]["deep"][0]["open"], json!(1));
+        assert_eq!(told["memo"]["token"], json!(REDACTED));
+    }
+
+    #[test]
+    fn what_is_not_wanted_is_left_out() {
+        let teller = teller(|section| (section.result, section.failure, section.memo) = (false, false, false));
+        let field = [("a".to_owned(), payload::json("1"))];
+        let known = Run { memo: field.clone().into(), search_attributes: field.into(), ..run() };
+        let mut ended = completed(vec![payload::json("1")]);
+        (ended.failure, ended.reason) = (Some(Failure::default()), Some("r".to_owned()));
+
+        let told = data(&teller, &known, &ended);
+
+        let members: Vec<&String> = told.as_object().unwrap().keys().collect();
+        assert_eq!(members, ["namespace", "run_id", "status", "workflow_id"]);
+    }
+
+    #[test]
+    fn a_failure_tells_its_causes_up_to_a_bound_and_no_stack_traces() {
+        let mut failure = Failure { message: "the first".to_owned(), ..Default::default() };
+        for number in 0..100 {
+            let (message, stack_trace) = (format!("number {number}"), "at s3cret".to_owned());
+            failure = Failure { message, stack_trace, cause: Some(Box::new(failure)), ..Default::default() };
+        }
+        let mut ended = Ended::unknown();
+        (ended.kind, ended.failure) = (Kind::Failed, Some(Failure { message: "é".repeat(TEXT_BYTES), ..failure }));
+
+        let told = data(&teller(|_| {}), &run(), &ended);
+
+        let mut causes = 0;
+        let mut next = &told["failure"];
+        while next.is_object() {
+            (causes, next) = (causes + 1, &next["cause"]);
+        }
+        assert_eq!(causes, CAUSES);
+        assert!(!told.to_string().contains("s3cret"), "{told}");
+        assert!(told["failure"]["message"].as_str().unwrap().len() <= TEXT_BYTES + "…".len());
+    }
 }

@@ -35,7 +35,8 @@ impl Listing<'_> {
         let page_size = i32::try_from(self.page).unwrap_or(i32::MAX);
         let namespace = self.namespace.to_owned();
         let (rows, token) = if self.query.is_empty() {
-            let filter = StartTimeFilter { earliest_time: Some(timestamp(earliest)), latest_time: latest.map(timestamp) };
+            let filter =
+                StartTimeFilter { earliest_time: Some(timestamp(earliest)), latest_time: latest.map(timestamp) };
             let request = ws::ListClosedWorkflowExecutionsRequest {
                 namespace,
                 maximum_page_size: page_size,

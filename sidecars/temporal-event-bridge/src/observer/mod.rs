@@ -1,7 +1,8 @@
 //! Ends of workflows become events `temporal.workflow.*`, without anything being changed in the server.
 //!
 //! `sweep` what is asked for next and how far that has come · `listing` the questions · `outcome` what the end of a run says ·
-//! `event` what is told about it · `tracked` runs that are looked after one by one · `worker` all of it for one namespace ·
+//! `event` what is told about it · `tracked` runs that are looked after one by one · `worker` all of it for one
+//! namespace · `checks` one run at a time · `wanted` which are told about ·
 //! `callbacks` Temporal saying when to look · `backlog` task queues without workers · `config` what can be set.
 //!
 //! Sweeps are what is relied on; everything else only makes an end known sooner, or finds what never becomes visible
@@ -9,6 +10,7 @@
 
 mod backlog;
 mod callbacks;
+mod checks;
 mod config;
 mod event;
 mod listing;
@@ -16,6 +18,7 @@ mod metrics;
 mod outcome;
 mod sweep;
 mod tracked;
+mod wanted;
 mod worker;
 
 use std::collections::HashMap;
@@ -41,7 +44,8 @@ use self::backlog::Backlog;
 use self::callbacks::{Callbacks, WAITING};
 use self::event::Teller;
 use self::metrics::ObserverMetrics;
-use self::worker::{Observer, Wanted};
+use self::wanted::{Seen, Wanted};
+use self::worker::Observer;
 
 /// What observing stands on.
 #[derive(Debug)]
@@ -124,7 +128,7 @@ pub fn start(shell: &mut Shell, base: Base<'_>, section: &ObserverSection) -> Re
             metrics: metrics.clone(),
             ready: base.readiness.part(&format!("observer of {namespace}")),
             wanted: Wanted::new(section),
-            seen: worker::Seen::default(),
+            seen: Seen::default(),
             troubled: HashMap::new(),
         };
         shell.spawn(&format!("observer of {namespace}"), observer.run(shell.stop_token()));

@@ -133,12 +133,14 @@ impl Ended {
             },
             Attributes::WorkflowExecutionContinuedAsNewEventAttributes(close) => Self {
                 next_run_id: some(close.new_execution_run_id),
-                initiator: ContinueAsNewInitiator::try_from(close.initiator).ok().and_then(|initiator| match initiator {
-                    ContinueAsNewInitiator::Workflow => Some("workflow"),
-                    ContinueAsNewInitiator::Retry => Some("retry"),
-                    ContinueAsNewInitiator::CronSchedule => Some("cron_schedule"),
-                    ContinueAsNewInitiator::Unspecified => None,
-                }),
+                initiator: ContinueAsNewInitiator::try_from(close.initiator).ok().and_then(
+                    |initiator| match initiator {
+                        // What workers leave out.
+                        ContinueAsNewInitiator::Workflow | ContinueAsNewInitiator::Unspecified => Some("workflow"),
+                        ContinueAsNewInitiator::Retry => Some("retry"),
+                        ContinueAsNewInitiator::CronSchedule => Some("cron_schedule"),
+                    },
+                ),
                 ..Self::new(Kind::Continued)
             },
             _ => return None,
@@ -170,4 +172,64 @@ fn retry_state(value: i32) -> Option<&'static str> {
         RetryState::InternalServerError => "internal_server_error",
         RetryState::CancelRequested => "cancel_requested",
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use kit_temporal::api::history::v1 as history;
+
+    use super::*;
+
+    fn read(attributes: Attributes) -> Option<Ended> {
+        Ended::read(HistoryEvent { attributes: Some(attributes), ..HistoryEvent::default() })
+    }
+
+    fn failed(next: &str) -> Attributes {
+        Attributes::WorkflowExecutionFailedEventAttributes(history::WorkflowExecutionFailedEventAttributes {
+            failure: Some(Failure { message: "m".to_owned(), ..Failure::default() }),
+            retry_state: RetryState::InProgress as i32,
+            new_execution_run_id: next.to_owned(),
+            ..Default::default()
+        })
+    }
+
+    #[test]
+    fn a_run_that_another_one_follows_is_not_the_end() {
+        let end = read(failed("")).unwrap();
+        assert_eq!((end.kind, end.next_run_id.as_deref(), end.initiator), (Kind::Failed, None, None));
+
+        let retried = read(failed("next")).unwrap();
+        assert_eq!((retried.kind, retried.run_status), (Kind::Continued, Kind::Failed));
+        assert_eq!((retried.next_run_id.as_deref(), retried.initiator), (Some("next"), Some("retry")));
+        assert_eq!((retried.retry_state, retried.failure.unwrap().message), (Some("in_progress"), "m".to_owned()));
+
+        let cron = history::WorkflowExecutionCompletedEventAttributes {
+            new_execution_run_id: "next".to_owned(),
+            ..Default::default()
+        };
+        let cron = read(Attributes::WorkflowExecutionCompletedEventAttributes(cron)).unwrap();
+        assert_eq!((cron.kind, cron.initiator), (Kind::Continued, Some("cron_schedule")));
+    }
+
+    #[test]
+    fn what_does_not_close_a_run_is_no_end() {
+        let signaled = Attributes::WorkflowExecutionSignaledEventAttributes(Default::default());
+        assert_eq!(read(signaled), None);
+        assert_eq!(Ended::read(HistoryEvent::default()), None);
+    }
+
+    #[test]
+    fn a_termination_tells_who_and_why() {
+        let closed = history::WorkflowExecutionTerminatedEventAttributes {
+            reason: "r".to_owned(),
+            identity: "i".to_owned(),
+            ..Default::default()
+        };
+        let end = read(Attributes::WorkflowExecutionTerminatedEventAttributes(closed)).unwrap();
+        assert_eq!(
+            (end.kind, end.reason.as_deref(), end.identity.as_deref()),
+            (Kind::Terminated, Some("r"), Some("i"))
+        );
+    }
 }

@@ -41,15 +41,23 @@ pub(crate) struct Pace {
     pub(crate) wide_overlap: Duration,
     /// Between two wide sweeps.
     pub(crate) wide: Duration,
-    /// A longer time that is behind is swept in slices of this length, so that the position moves on.
+    /// A longer time that is behind is swept in slices of this length, so that the position moves on. Each slice in which
+    /// nothing has closed doubles the next.
     pub(crate) slice: Duration,
+}
+
+/// How long to wait after so many failures in a row, before jitter.
+pub(crate) fn backoff(failures: u32) -> Duration {
+    (FIRST_BACKOFF * 2_u32.saturating_pow(failures.saturating_sub(1).min(10))).min(LONGEST_BACKOFF)
 }
 
 /// After how much quiet the pace is the idle one again.
 const STAYS_BUSY: Duration = Duration::from_secs(30);
 /// Wait after a failed sweep: the first, and the longest.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+/// Between two slices of a time that is behind: visibility is limited to 10 questions a second and namespace.
+const BETWEEN_SLICES: Duration = Duration::from_millis(200);
 
 /// What is remembered across restarts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +96,8 @@ pub(crate) struct Sweep {
     next_wide: Duration,
     last_activity: Option<Duration>,
     failures: u32,
+    /// Slices in a row in which nothing has closed.
+    empty_slices: u32,
 }
 
 impl Sweep {
@@ -95,12 +105,17 @@ impl Sweep {
     /// a wide one. `now` is time since some fixed moment, by a clock that never jumps.
     pub(crate) fn new(pace: Pace, position: Position, newest: Option<ServerTime>, now: Duration) -> Self {
         let known = newest.map_or(position.covered, |newest| newest.max(position.covered));
-        Self { pace, position, known: (known, now), next_wide: now, last_activity: None, failures: 0 }
+        Self { pace, position, known: (known, now), next_wide: now, last_activity: None, failures: 0, empty_slices: 0 }
     }
 
     /// How far it has come.
-    pub(crate) fn position(&self) -> Position {
+    #[cfg(test)]
+    fn position(&self) -> Position {
         self.position
+    }
+
+    fn slice(&self) -> Duration {
+        self.pace.slice.saturating_mul(2_u32.saturating_pow(self.empty_slices))
     }
 
     /// What the server's clock shows, at least.
@@ -126,9 +141,9 @@ impl Sweep {
         let begins = self.server_now(now);
         let Position { floor, covered } = self.position;
         let overlap = if is_wide { self.pace.wide_overlap.max(self.pace.overlap) } else { self.pace.overlap };
-        let slice_end = covered.plus(self.pace.slice);
+        let slice = self.slice();
         // Only up to what the server's clock has passed for certain: later runs would be left out.
-        let latest = (begins.since(covered) > self.pace.slice).then_some(slice_end);
+        let latest = (begins.since(covered) > slice).then(|| covered.plus(slice));
         Window { earliest: floor.max(covered.minus(overlap)), latest, is_wide, begins }
     }
 
@@ -137,6 +152,10 @@ impl Sweep {
     pub(crate) fn done(&mut self, window: Window, newest: Option<ServerTime>, now: Duration) -> Position {
         self.failures = 0;
         self.position = self.after(window, newest);
+        self.empty_slices = match (window.latest, newest) {
+            (Some(_), None) => self.empty_slices.saturating_add(1),
+            _ => 0,
+        };
         if window.is_wide {
             // What is behind is swept whole, slice by slice; the overlap was part of the first.
             self.next_wide = now + self.pace.wide;
@@ -158,10 +177,10 @@ impl Sweep {
     /// How long to wait until the next sweep, before jitter.
     pub(crate) fn wait(&self, now: Duration) -> Duration {
         if self.failures > 0 {
-            return (FIRST_BACKOFF * 2_u32.saturating_pow((self.failures - 1).min(10))).min(LONGEST_BACKOFF);
+            return backoff(self.failures);
         }
         if self.server_now(now).since(self.position.covered) > self.pace.slice {
-            return Duration::ZERO;
+            return BETWEEN_SLICES;
         }
         let busy = self.last_activity.is_some_and(|at| now.saturating_sub(at) < STAYS_BUSY);
         if busy { self.pace.busy } else { self.pace.idle }
@@ -258,27 +277,36 @@ mod tests {
 
     #[test]
     fn a_long_time_away_is_swept_in_slices_that_each_move_the_position() {
-        let mut sweep =
-            Sweep::new(pace(), Position { floor: at(0), covered: at(100_000) }, Some(at(110_000)), secs(0));
+        let mut sweep = Sweep::new(pace(), Position { floor: at(0), covered: at(100_000) }, Some(at(110_000)), secs(0));
         let mut windows = Vec::new();
         loop {
             let window = sweep.plan(secs(0));
             windows.push((window.earliest, window.latest));
-            let newest = window.latest.is_none().then(|| at(110_000));
-            sweep.done(window, newest, secs(0));
+            sweep.done(window, Some(window.latest.unwrap_or(at(110_000))), secs(0));
             if window.latest.is_none() {
                 break;
             }
             assert!(windows.len() < 3, "{windows:?}");
         }
 
-        let slices = [
-            (at(96_400), Some(at(103_600))),
-            (at(103_540), Some(at(107_200))),
-            (at(107_140), None),
-        ];
+        let slices = [(at(96_400), Some(at(103_600))), (at(103_540), Some(at(107_200))), (at(107_140), None)];
         assert_eq!(windows, slices);
         assert_eq!(sweep.position().covered, at(110_000));
+    }
+
+    /// Six years without an end are two dozen questions.
+    #[test]
+    fn a_long_time_without_any_end_is_swept_in_ever_longer_slices() {
+        let years = 6 * 366 * 86_400;
+        let mut sweep = Sweep::new(pace(), Position::beginning(at(0)), Some(at(years)), secs(0));
+        let mut covered = Vec::new();
+        while covered.last() != Some(&at(years)) {
+            let window = sweep.plan(secs(0));
+            assert!(window.latest.is_none_or(|latest| latest < at(years)), "{window:?}");
+            sweep.done(window, window.latest.is_none().then(|| at(years)), secs(0));
+            covered.push(sweep.position().covered);
+            assert!(covered.is_sorted() && covered.len() < 24, "{covered:?}");
+        }
     }
 
     /// A clock of ours that is wrong by days changes nothing: only the server's times are compared.

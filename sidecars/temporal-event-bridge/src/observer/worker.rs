@@ -1,9 +1,8 @@
 //! Observing one namespace: looks at what has closed, at tracked runs and at runs that somebody says have closed, and has
 //! every end in the journal.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use kit::admin::Part;
@@ -12,33 +11,24 @@ use kit_journal::{Journal, NewEvent};
 use kit_temporal::{ErrorClass, Temporal, TemporalError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use wildmatch::WildMatch;
 
 use super::config::ObserverSection;
 use super::event::{Run, Teller, id, key, source};
-use super::listing::{Listing, Looked, look, look_closely};
+use super::listing::{Listing, Looked, look};
 use super::metrics::ObserverMetrics;
 use super::outcome::{Ended, Kind};
-use super::sweep::{Position, ServerTime, Sweep, Window};
+use super::sweep::{Position, ServerTime, Sweep, Window, backoff};
 use super::tracked::{Tracker, forget, prefix, remember};
+use super::wanted::{Seen, Wanted};
 
 /// Ends in one commit: enough that a burst is few commits, little enough that nobody waits behind it.
 const EVENTS: usize = 100;
 /// Bytes of bodies in one commit.
 const BYTES: usize = 1 << 20;
-/// Runs whose end is known to be in the journal, remembered so that the overlap is not asked for again: twice as many at
-/// most. Further ones are looked up in the journal.
-const SEEN: usize = 20_000;
 /// Runs that could not be read, remembered until they can.
 const TROUBLED: usize = 1_000;
 /// After so many attempts to read how a run ended, its end is told as unknown.
 const ATTEMPTS: u32 = 10;
-/// Between two questions about tracked runs.
-const TRACKED_EVERY: Duration = Duration::from_millis(500);
-/// How often it is looked whether there is a tracked run at all.
-const IDLE_LOOK: Duration = Duration::from_secs(5);
-/// How long the next question waits after a server that gave no answer.
-const AGAIN: Duration = Duration::from_secs(5);
 
 /// Somebody says that a run has closed.
 #[derive(Debug)]
@@ -52,7 +42,7 @@ pub(crate) struct Asked {
 
 /// Why a look was broken off.
 #[derive(Debug, thiserror::Error)]
-enum Broken {
+pub(crate) enum Broken {
     #[error(transparent)]
     Temporal(#[from] TemporalError),
     #[error("the journal does not take what was found")]
@@ -77,45 +67,6 @@ pub(crate) struct Observer {
     pub(crate) troubled: HashMap<String, u32>,
 }
 
-/// Which workflows are told about.
-#[derive(Debug)]
-pub(crate) struct Wanted {
-    types: Vec<WildMatch>,
-    task_queues: Vec<WildMatch>,
-}
-
-impl Wanted {
-    pub(crate) fn new(section: &ObserverSection) -> Self {
-        let globs = |globs: &[String]| globs.iter().map(|glob| WildMatch::new(glob)).collect();
-        Self { types: globs(&section.types), task_queues: globs(&section.task_queues) }
-    }
-
-    fn fits(&self, run: &Run) -> bool {
-        let fits = |globs: &[WildMatch], name: &str| globs.is_empty() || globs.iter().any(|glob| glob.matches(name));
-        fits(&self.types, &run.workflow_type) && fits(&self.task_queues, &run.task_queue)
-    }
-}
-
-/// Runs that nothing more is to be done about: two generations, so that what is forgotten is old.
-#[derive(Debug, Default)]
-pub(crate) struct Seen {
-    young: HashSet<Box<str>>,
-    old: HashSet<Box<str>>,
-}
-
-impl Seen {
-    fn contains(&self, run_id: &str) -> bool {
-        self.young.contains(run_id) || self.old.contains(run_id)
-    }
-
-    fn add(&mut self, run_id: &str) {
-        if self.young.len() >= SEEN {
-            self.old = std::mem::take(&mut self.young);
-        }
-        self.young.insert(run_id.into());
-    }
-}
-
 impl std::fmt::Debug for Observer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Observer").field("namespace", &self.namespace).finish_non_exhaustive()
@@ -134,6 +85,8 @@ impl Observer {
 
     /// Cut off anywhere: what is not committed is found again.
     async fn observe(&mut self) {
+        // Whatever Temporal does, events are taken.
+        self.ready.set_ready();
         let mut sweep = self.begin().await;
         self.recall().await;
         let mut next_sweep = Instant::now();
@@ -161,17 +114,19 @@ impl Observer {
 
     /// The position that is remembered, or a new one; asked for until the server answers.
     async fn begin(&mut self) -> Sweep {
-        let mut wait = Duration::from_secs(1);
+        let mut attempts = 0;
         loop {
             match self.try_to_begin().await {
                 Ok(sweep) => {
                     self.ready.set_ready();
                     return sweep;
                 }
-                Err(broken) => self.say_broken(&broken, 1),
+                Err(broken) => {
+                    attempts += 1;
+                    self.say_broken(&broken, attempts);
+                }
             }
-            tokio::time::sleep(wait.mul_f64(0.8 + 0.4 * fastrand::f64())).await;
-            wait = (wait * 2).min(Duration::from_secs(30));
+            tokio::time::sleep(backoff(attempts).mul_f64(0.8 + 0.4 * fastrand::f64())).await;
         }
     }
 
@@ -289,13 +244,13 @@ impl Observer {
     }
 
     /// Whether the end of a run is in the journal.
-    async fn is_told(&self, run_id: &str) -> Result<bool, Broken> {
+    pub(super) async fn is_told(&self, run_id: &str) -> Result<bool, Broken> {
         let known = self.journal.known(&source(&self.namespace), &key(&self.namespace, run_id)).await?;
         let own = id(&self.namespace, run_id);
         Ok(known.iter().any(|(known, _)| *known == own))
     }
 
-    async fn stop_tracking(&self, run_id: &str) -> Result<(), Broken> {
+    pub(super) async fn stop_tracking(&self, run_id: &str) -> Result<(), Broken> {
         let is_tracked = self.tracker.of(&self.namespace).is_some_and(|tracked| tracked.contains(run_id));
         if is_tracked {
             self.store(Vec::new(), vec![forget(&self.namespace, run_id)]).await?;
@@ -354,7 +309,7 @@ impl Observer {
     }
 
     /// What follows from the end of a run.
-    fn add(&mut self, batch: &mut Batch, run: &Run, ended: &Ended) {
+    pub(super) fn add(&mut self, batch: &mut Batch, run: &Run, ended: &Ended) {
         self.troubled.remove(&run.run_id);
         let is_tracked = self.tracker.of(&self.namespace).is_some_and(|tracked| tracked.contains(&run.run_id));
         if is_tracked {
@@ -375,7 +330,7 @@ impl Observer {
     }
 
     /// Has a batch in the journal; only then nothing more is done about its runs.
-    async fn commit(&mut self, batch: Batch) -> Result<(), Broken> {
+    pub(super) async fn commit(&mut self, batch: Batch) -> Result<(), Broken> {
         let Batch { events, values, kinds, over, next, .. } = batch;
         if events.is_empty() && values.is_empty() {
             over.iter().for_each(|run_id| self.seen.add(run_id));
@@ -409,82 +364,6 @@ impl Observer {
         Ok(appended.into_iter().map(|appended| !appended.duplicate).collect())
     }
 
-    /// When a tracked run is to be looked at, not before `earliest`.
-    fn tracked_due(&self, earliest: Instant) -> Instant {
-        let due = self.tracker.of(&self.namespace).and_then(|tracked| tracked.next_due());
-        // Nothing yet: what is started meanwhile is due later than that.
-        let wait = due.map_or(IDLE_LOOK, |due| due.saturating_sub(self.tracker.now()));
-        (Instant::now() + wait.min(IDLE_LOOK)).max(earliest)
-    }
-
-    /// Looks at the tracked run that is due; how long to wait until the next one.
-    async fn look_after_one(&mut self) -> Duration {
-        let now = self.tracker.now();
-        let due = self.tracker.of(&self.namespace).and_then(|mut tracked| {
-            self.metrics.tracked(&self.namespace, tracked.len());
-            tracked.take_due(now)
-        });
-        let Some((workflow_id, run_id)) = due else { return Duration::ZERO };
-        match self.check(&workflow_id, &run_id, true).await {
-            Ok(_) => TRACKED_EVERY,
-            Err(broken) => {
-                let error = kit::error::chain(&broken);
-                tracing::debug!(workflow.id = %workflow_id, error = %error, "workflow {workflow_id} cannot be looked after now: {error}");
-                AGAIN
-            }
-        }
-    }
-
-    /// Somebody says that a run has closed.
-    async fn answer(&mut self, asked: Asked) {
-        let Asked { workflow_id, run_id, answer } = asked;
-        let told = self.check(&workflow_id, &run_id, false).await.unwrap_or_else(|broken| {
-            let error = kit::error::chain(&broken);
-            tracing::warn!(workflow.id = %workflow_id, error = %error, "the end of workflow {workflow_id} cannot be read now: {error}");
-            false
-        });
-        // Whoever asked may have gone.
-        let _ = answer.send(told);
-    }
-
-    /// Has the end of a run in the journal, if it has ended; true when there is nothing more to do about it.
-    async fn check(&mut self, workflow_id: &str, run_id: &str, was_started_here: bool) -> Result<bool, Broken> {
-        if !run_id.is_empty() && (self.seen.contains(run_id) || self.is_told(run_id).await?) {
-            self.stop_tracking(run_id).await?;
-            return Ok(true);
-        }
-        let looked = match look_closely(&self.temporal, &self.namespace, workflow_id, run_id).await {
-            Ok(looked) => looked,
-            // It was there when we started it: the server has forgotten it, and how it ended.
-            Err(error) if error.class == ErrorClass::NoWorkflow && was_started_here => {
-                let run = Run { workflow_id: workflow_id.to_owned(), run_id: run_id.to_owned(), ..Run::default() };
-                Looked::Ended(Box::new((run, Ended::unknown())))
-            }
-            Err(error) if error.class == ErrorClass::NoWorkflow => return Ok(true),
-            Err(error) => return Err(error.into()),
-        };
-        match looked {
-            Looked::Ended(ended) => {
-                let (run, ended) = *ended;
-                // A query is only answered by the visibility store, and what is forgotten has no type.
-                let fits = ended.kind == Kind::Unknown || self.wanted.fits(&run);
-                if !fits {
-                    self.stop_tracking(&run.run_id).await?;
-                    return Ok(true);
-                }
-                if !self.section.query.is_empty() {
-                    return Ok(true);
-                }
-                let mut batch = Batch::default();
-                self.add(&mut batch, &run, &ended);
-                self.commit(batch).await?;
-                Ok(true)
-            }
-            Looked::Open => Ok(false),
-            Looked::Troubled(_, error) => Err(error.into()),
-        }
-    }
-
     fn listing(&self) -> Listing<'_> {
         Listing { namespace: &self.namespace, query: &self.section.query, page: self.section.page_size }
     }
@@ -500,8 +379,10 @@ impl Observer {
         if matches!(class, Some(ErrorClass::NoNamespace | ErrorClass::Denied | ErrorClass::Invalid)) {
             self.ready.set_ready_but(&error);
         }
-        // Once when it begins, and once in a while: a server that is away for hours must not fill the log.
-        if times.is_power_of_two() {
+        // Once when it begins, and once in a while: a server that is away for hours must not fill the log. To be throttled
+        // now and then is nothing to be told.
+        let is_worth_it = class != Some(&ErrorClass::Exhausted) || times >= 4;
+        if times.is_power_of_two() && is_worth_it {
             tracing::warn!(namespace = %namespace, attempts = times, error = %error, "ends of workflows in namespace {namespace} cannot be looked for now: {error}");
         }
     }
@@ -509,7 +390,7 @@ impl Observer {
 
 /// What one commit has about ends of runs.
 #[derive(Debug, Default)]
-struct Batch {
+pub(crate) struct Batch {
     events: Vec<NewEvent>,
     bytes: usize,
     /// How those end that the events are about.
