@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use kit::admin::Part;
@@ -115,13 +116,18 @@ impl Observer {
     /// The position that is remembered, or a new one; asked for until the server answers.
     async fn begin(&mut self) -> Sweep {
         let mut attempts = 0;
+        let mut was_missing = false;
+        let begin = self.tracker.now();
         loop {
-            match self.try_to_begin().await {
+            // Ends from while nobody could be asked are not missed.
+            let unheard = if attempts > 0 { self.tracker.now().saturating_sub(begin) } else { Duration::ZERO };
+            match self.try_to_begin(unheard, was_missing).await {
                 Ok(sweep) => {
                     self.ready.set_ready();
                     return sweep;
                 }
                 Err(broken) => {
+                    was_missing |= matches!(&broken, Broken::Temporal(error) if error.class == ErrorClass::NoNamespace);
                     attempts += 1;
                     self.say_broken(&broken, attempts);
                 }
@@ -130,7 +136,9 @@ impl Observer {
         }
     }
 
-    async fn try_to_begin(&self) -> Result<Sweep, Broken> {
+    /// A new position is now, less the time `unheard` that was spent asking; all of the namespace is new where it was
+    /// missing before.
+    async fn try_to_begin(&self, unheard: Duration, was_missing: bool) -> Result<Sweep, Broken> {
         let name = position_name(&self.namespace);
         let stored = self.journal.read(move |reader| reader.value(&name)).await?;
         let stored = stored.and_then(|bytes| serde_json::from_slice::<Position>(&bytes).ok());
@@ -139,7 +147,10 @@ impl Observer {
             Some(position) => position,
             None => {
                 // By the server's clock, which may differ from ours: what closed up to the newest end there is was before us.
-                let now = newest.map_or(ServerTime(0), |newest| ServerTime(newest.0 + 1));
+                let now = match newest {
+                    Some(newest) if !was_missing => newest.after().minus(unheard),
+                    _ => ServerTime(0),
+                };
                 let since = self.section.since_time().ok().flatten();
                 let position = Position::beginning(since.unwrap_or(now));
                 self.store(Vec::new(), vec![position_value(&self.namespace, position)]).await?;
