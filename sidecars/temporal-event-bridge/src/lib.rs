@@ -2,13 +2,22 @@
 //! event.
 //!
 //! `config` what can be set · `app` how the parts are put together · `http` an event of another daemon and its answer ·
-//! `direction` which events of the journal go which way.
+//! `queue` events from RabbitMQ · `admit` from a CloudEvent to an event for the journal, without I/O · `direction` which
+//! events of the journal go which way · `rules` what an event does to which workflow, without I/O · `template` texts with
+//! what an event says in them · `sink` Temporal as a sink of the delivery engine · `trace` whether an event has reached its
+//! workflow already.
 
+mod admit;
 mod app;
 pub mod config;
 pub mod direction;
 mod http;
 mod metrics;
+mod queue;
+mod rules;
+mod sink;
+mod template;
+mod trace;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
