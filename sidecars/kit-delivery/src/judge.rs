@@ -4,7 +4,7 @@
 //! answers, or a proxy answers 502, 503 or 504 in its place while the circuit is open – costs an
 //! event nothing, so that it may be away for weeks. But an event that gets no answer while others do
 //! is charged: otherwise one that crashes the receiver would be sent for ever. An event that its sink withholds, so that
-//! nobody was asked, costs nothing however often.
+//! nobody was asked, costs nothing however often; neither does one for which its sink had no room, as for any other.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ pub(crate) fn decide(outcome: &Outcome, schedule: &Schedule, c: &Circumstances) 
 fn is_charged(failure: Failure, c: &Circumstances) -> bool {
     let others_got_through = c.successes > c.history.successes_seen && c.history.uncharged > 0;
     match failure {
-        Failure::Denied | Failure::Withheld => false,
+        Failure::Denied | Failure::Throttled | Failure::Withheld => false,
         Failure::Unreachable => others_got_through,
         Failure::Unavailable => c.circuit_closed || others_got_through,
         _ => c.circuit_closed || c.history.was_due,
@@ -78,6 +78,16 @@ mod tests {
     fn charging(uncharged: u32) -> Circumstances {
         let history = History { attempts: 0, uncharged, was_due: true, successes_seen: 0 };
         Circumstances { history, circuit_closed: true, successes: 7, now: NOW, random: 0.5 }
+    }
+
+    #[test]
+    fn a_sink_that_takes_no_more_at_the_moment_costs_the_event_nothing() {
+        let schedule = Schedule::new(vec![Duration::from_secs(1)]);
+        for uncharged in [0, 3, 9] {
+            let outcome = Outcome::failed(Failure::Throttled, "too many requests");
+            let decision = decide(&outcome, &schedule, &charging(uncharged));
+            assert!(matches!(decision, Decision::Retry { charged: false, .. }), "{uncharged}: {decision:?}");
+        }
     }
 
     #[test]

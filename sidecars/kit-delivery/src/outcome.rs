@@ -83,6 +83,10 @@ pub trait Sink: Send + Sync + 'static {
         Batching::NONE
     }
 
+    /// This replica delivers from here on, after a start or after another one has stopped. Whatever lies up to `accepted` may
+    /// have been brought here by whoever delivered before, with nothing recorded; what lies behind it was not.
+    fn begins(&self, _accepted: Seq) {}
+
     /// Whether an operator may have events delivered again that were delivered.
     fn repeats(&self) -> bool {
         true
@@ -191,6 +195,9 @@ pub enum Failure {
     Denied,
     /// The sink answered about this event and may take it later: 408, 425, 429, 500 and other 5xx.
     Busy,
+    /// The sink takes no more at the moment, of anybody: nothing was done, and nothing is wrong with the event. Costs it
+    /// nothing however often.
+    Throttled,
     /// Status fine, but the body does not say what success says; to be tried again.
     Condition,
     /// Status fine, but the body does not say what success says; to be parked by configuration.
@@ -216,6 +223,7 @@ impl Failure {
             Self::Unavailable => "unavailable",
             Self::Denied => "denied",
             Self::Busy => "busy",
+            Self::Throttled => "throttled",
             Self::Condition => "condition",
             Self::ConditionRefused => "condition_refused",
             Self::Refused => "refused",
@@ -227,11 +235,12 @@ impl Failure {
     }
 
     /// Every word there is, for metrics that exist from the start.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Unreachable,
         Self::Unavailable,
         Self::Denied,
         Self::Busy,
+        Self::Throttled,
         Self::Condition,
         Self::ConditionRefused,
         Self::Refused,
@@ -249,6 +258,7 @@ impl Failure {
                 | Self::Unavailable
                 | Self::Denied
                 | Self::Busy
+                | Self::Throttled
                 | Self::Condition
                 | Self::Unroutable
                 | Self::Withheld
@@ -257,6 +267,6 @@ impl Failure {
 
     /// The sink itself spoke about this event.
     pub fn is_answer_about_event(self) -> bool {
-        !matches!(self, Self::Unreachable | Self::Unavailable | Self::Denied | Self::Withheld)
+        !matches!(self, Self::Unreachable | Self::Unavailable | Self::Denied | Self::Throttled | Self::Withheld)
     }
 }

@@ -255,6 +255,10 @@ impl<S: Sink> Sink for RoutedSink<S> {
         self.inner.batching()
     }
 
+    fn begins(&self, accepted: Seq) {
+        self.inner.begins(accepted);
+    }
+
     fn repeats(&self) -> bool {
         self.inner.repeats()
     }

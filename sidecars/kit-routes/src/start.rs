@@ -146,11 +146,12 @@ pub async fn start(
     routing: Routing<'_>,
     own: Vec<(BuiltSink, DispatcherSettings)>,
 ) -> Result<Routed, StartError> {
-    start_for(shell, base, builder, routing, own, |_| true).await
+    let delivery = base.metrics.with_registry(DeliveryMetrics::register);
+    start_for(shell, base, builder, routing, own, (|_| true, &delivery)).await
 }
 
-/// As [`start`], where only some of the journal's events are for these sinks: the others are passed by and only counted,
-/// whatever the routes say. Tell the admin API so ([`kit_delivery::api::Choosy`]).
+/// As [`start`], where the daemon has other sinks too: only some of the journal's events are for these, and the others are
+/// passed by and only counted, whatever the routes say. Tell the admin API so ([`kit_delivery::api::Choosy`]).
 ///
 /// # Errors
 /// As [`start`].
@@ -160,7 +161,7 @@ pub async fn start_for(
     builder: Builder<'_>,
     routing: Routing<'_>,
     own: Vec<(BuiltSink, DispatcherSettings)>,
-    wants: Wants,
+    (wants, delivery_metrics): (Wants, &DeliveryMetrics),
 ) -> Result<Routed, StartError> {
     let Base { journal, clock, metrics, readiness } = base;
     let all = |texts: Vec<String>| configuration(texts.join("; "));
@@ -176,8 +177,7 @@ pub async fn start_for(
     let table = Table::compile(&sections.route, &sections.default_route, &names).map_err(all)?;
     let jq = Arc::new(Jq::new(limits));
     let current = Current::new(Loaded { table, jq, sections }, clock.now());
-    let (route_metrics, delivery_metrics) =
-        metrics.with_registry(|registry| (RouteMetrics::register(registry), DeliveryMetrics::register(registry)));
+    let route_metrics = metrics.with_registry(RouteMetrics::register);
     route_metrics.prepare(&current.get().table);
 
     register(journal, &names.iter().map(String::as_str).collect::<Vec<_>>()).await?;
@@ -186,7 +186,7 @@ pub async fn start_for(
         sink.keep(shell);
         let sink = Arc::new(RoutedSink::new(sink, number, current.clone(), route_metrics.clone()).only(wants));
         let name = names.get(number).cloned().unwrap_or_default();
-        sinks.insert(name, deliver(shell, sink, journal, clock, settings, &delivery_metrics));
+        sinks.insert(name, deliver(shell, sink, journal, clock, settings, delivery_metrics));
     }
     let ready = readiness.part("routes");
     ready.set_ready();

@@ -9,16 +9,24 @@ use kit::lifecycle::Shell;
 use kit::run::{Daemon, StartError};
 use kit::serve::Limits;
 use kit::telemetry::Metrics;
-use kit_delivery::api::ApiState;
+use kit_amqp::AmqpMetrics;
+use kit_delivery::DeliveryMetrics;
+use kit_delivery::api::{ApiState, Wants};
+use kit_delivery::receive::{Receiver, ReceiverSettings};
 use kit_delivery::start::{self, Served, configuration};
 use kit_routes::Base;
+use kit_routes::jq::{Jq, JqLimits};
 use kit_temporal::Temporal;
 use utoipa::OpenApi as _;
 
 use crate::config::{Config, well_known};
 use crate::http::{self, Intake};
-use crate::metrics::IntakeMetrics;
+use crate::metrics::{CallMetrics, IntakeMetrics};
+use crate::observer::Observed;
 use crate::outgoing::{self, Outcomes};
+use crate::queue;
+use crate::rules::{Rule, Rules};
+use crate::sink::{self, SINK, TemporalSink};
 
 /// Largest request head: signatures, and attributes of an event as headers.
 const PUBLIC_HEAD: usize = 64 << 10;
@@ -52,6 +60,11 @@ impl Daemon for TemporalEventBridge {
             problems.add(&format!("admin.{field}"), &message);
         }
         kit_temporal::client::check("temporal", &config.temporal, problems);
+        receiver(config, problems);
+        queue::check(&config.amqp_source, problems);
+        for mistake in Rules::program_mistakes(&config.rule, JqLimits::from(&config.jq)) {
+            problems.add("rule", &mistake);
+        }
         outgoing::check(config, Self::NAME, problems);
     }
 
@@ -63,13 +76,36 @@ impl Daemon for TemporalEventBridge {
         shell.at_end(move || task.close());
         start::watch_journal(shell, &journal, &readiness);
 
+        let mut problems = Problems::default();
+        let receiver = receiver(&config, &mut problems);
+        if !problems.is_empty() {
+            return Err(configuration(problems.lines(&well_known()).join("; ")));
+        }
         let temporal = Temporal::new("temporal", &config.temporal, Self::VERSION).map_err(|errors| {
             configuration(errors.iter().map(|error| format!("temporal.{error}")).collect::<Vec<_>>().join("; "))
         })?;
-        let intake = Intake { journal: journal.clone(), metrics: metrics.with_registry(IntakeMetrics::register) };
+        let delivery = metrics.with_registry(DeliveryMetrics::register);
+        // Before anything is taken: a sink that is new to a journal begins with the next event.
+        start::register(&journal, &[SINK]).await?;
         let base = Base { journal: &journal, clock: &clock, metrics: &metrics, readiness: &readiness };
-        let outcomes = Outcomes::start(shell, &config, Self::NAME, &temporal, base).await?;
+        let uses_amqp = config.amqp_source.is_set() || config.has_sinks();
+        let amqp = if uses_amqp { metrics.with_registry(AmqpMetrics::register) } else { AmqpMetrics::default() };
+        let outcomes = Outcomes::start(shell, &config, Self::NAME, &temporal, base, (&delivery, &amqp)).await;
+        let mut outcomes = outcomes?;
+        let sink = inbound(&config, temporal, &metrics, &outcomes.observed)?;
+        let status = start::deliver(shell, Arc::new(sink), &journal, &clock, config.calls.settings(), &delivery);
+
+        let intake = Arc::new(Intake {
+            receiver,
+            journal: journal.clone(),
+            clock: Arc::clone(&clock),
+            metrics: metrics.with_registry(IntakeMetrics::register),
+            body_limit: config.webhooks.body_limit_bytes,
+        });
+        queue::start(shell, &config.amqp_source, &amqp, &intake, &clock)?;
         let limits = Limits::new(&config.listen, &config.stop, PUBLIC_HEAD);
+        outcomes.sinks.insert(SINK.to_owned(), status);
+        outcomes.choosy.insert(SINK.to_owned(), sink::wants as Wants);
         let api = ApiState {
             journal,
             clock,
@@ -78,7 +114,7 @@ impl Daemon for TemporalEventBridge {
             choosy: Arc::new(outcomes.choosy),
         };
         let served = Served {
-            business: outcomes.observed.router.merge(http::router(Arc::new(intake))),
+            business: outcomes.observed.router.merge(http::router(intake)),
             limits,
             description: ApiDescription::openapi(),
             api,
@@ -88,4 +124,30 @@ impl Daemon for TemporalEventBridge {
         };
         start::serve(shell, &config, &config.admin, served).await
     }
+}
+
+fn receiver(config: &Config, problems: &mut Problems) -> Option<Receiver> {
+    let section = &config.webhooks;
+    let settings = ReceiverSettings {
+        variable: "BRIDGE_WEBHOOK_SECRET",
+        path: "webhooks.secret_file",
+        secret: section.secret.as_ref(),
+        secret_file: section.secret_file.as_deref(),
+        tolerance_seconds: section.tolerance_seconds,
+    };
+    Receiver::load(settings, problems)
+}
+
+/// What brings events to Temporal.
+fn inbound(
+    config: &Config,
+    temporal: Temporal,
+    metrics: &Metrics,
+    observed: &Observed,
+) -> Result<TemporalSink, StartError> {
+    let rules = Rules::compile(&config.rule).map_err(|mistakes| configuration(mistakes.join("; ")))?;
+    let names = rules.all().iter().map(Rule::name);
+    let calls = metrics.with_registry(|registry| CallMetrics::register(registry, names));
+    let sink = TemporalSink::new(temporal, rules, Jq::new(JqLimits::from(&config.jq)), calls);
+    Ok(sink.observed_by(Arc::clone(&observed.tracker), observed.attached.clone()))
 }

@@ -9,14 +9,17 @@ use kit::config::{
 use kit::run::Common;
 use kit::secret::Secret;
 use kit_amqp::{AmqpSection, AmqpSourceSection};
-use kit_delivery::GatewaySection;
+use kit_delivery::config::{CircuitSection, Order, RetrySection};
+use kit_delivery::{DispatcherSettings, GatewaySection};
 use kit_journal::JournalSection;
-use kit_routes::{RouteSection, RoutesSection, SinkSection};
+use kit_routes::{JqSection, RouteSection, RoutesSection, SinkSection};
 use kit_temporal::TemporalSection;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::observer::ObserverSection;
+use crate::rules::Rules;
+pub use crate::rules::{Action, Conflict, Input, OnConflict, OnMissing, Reuse, RuleSection, WorkflowRetrySection};
 
 /// Variables known under names of their own.
 pub fn well_known() -> Vec<WellKnown> {
@@ -43,6 +46,14 @@ pub struct Config {
     pub webhooks: WebhooksSection,
     /// A RabbitMQ queue that events are taken from as well. None where `queue` is empty.
     pub amqp_source: AmqpSourceSection,
+    /// What events do to workflows: a list of `[[rule]]`, of which the first that matches is applied. In the environment a
+    /// TOML array on one line:
+    /// `[{name="dunning", types=["lago.invoice.payment_failure"], workflow_type="Dunning", task_queue="billing"}]`.
+    pub rule: Vec<RuleSection>,
+    /// How Temporal is called for events.
+    pub calls: CallsSection,
+    /// What a jq program may use. Processes for it are started only where a rule has one.
+    pub jq: JqSection,
     /// How the ends of workflows become events.
     pub observer: ObserverSection,
     /// Where those events go; nowhere without a URL.
@@ -81,6 +92,61 @@ pub struct WebhooksSection {
     pub body_limit_bytes: usize,
 }
 
+/// How Temporal is called for events.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CallsSection {
+    /// `subject`: events of one subject go one after the other; `none`: in parallel.
+    pub order: Order,
+    /// Calls in flight at most.
+    pub concurrency: usize,
+    /// Calls started per second at most; 0 means no limit.
+    pub rate_per_second: u32,
+    /// Seconds before each further attempt with an event that Temporal has answered about; after the last one it is
+    /// parked. Each is varied by ±20 %. The default ends after three days.
+    pub retry_schedule_seconds: Vec<f64>,
+    /// When to stop trying for a while.
+    pub circuit: CircuitSection,
+}
+
+impl Default for CallsSection {
+    fn default() -> Self {
+        Self {
+            order: Order::default(),
+            concurrency: 16,
+            rate_per_second: 0,
+            retry_schedule_seconds: RetrySection::default().schedule_seconds,
+            circuit: CircuitSection::default(),
+        }
+    }
+}
+
+impl CallsSection {
+    /// As the delivery engine takes it.
+    pub(crate) fn settings(&self) -> DispatcherSettings {
+        let retry = self.retry();
+        DispatcherSettings {
+            ordered: self.order == Order::Subject,
+            ..DispatcherSettings::unordered((self.concurrency, self.rate_per_second), &retry, &self.circuit)
+        }
+    }
+
+    fn retry(&self) -> RetrySection {
+        RetrySection { schedule_seconds: self.retry_schedule_seconds.clone(), ..RetrySection::default() }
+    }
+
+    fn validate(&self, problems: &mut Problems) {
+        if !(1..=1024).contains(&self.concurrency) {
+            problems.add("calls.concurrency", "must be between 1 and 1024");
+        }
+        let schedule = &self.retry_schedule_seconds;
+        if schedule.len() > 1000 || schedule.iter().any(|seconds| !(0.0..=2_592_000.0).contains(seconds)) {
+            problems.add("calls.retry_schedule_seconds", "must be at most 1000 numbers of seconds from 0 to 30 days");
+        }
+        self.circuit.validate("calls.circuit", problems);
+    }
+}
+
 impl Default for WebhooksSection {
     fn default() -> Self {
         Self { secret: None, secret_file: None, tolerance_seconds: 300.0, body_limit_bytes: 4 << 20 }
@@ -104,6 +170,9 @@ impl Default for Config {
             sinks: BTreeMap::new(),
             route: Vec::new(),
             routes: RoutesSection::default(),
+            rule: Vec::new(),
+            calls: CallsSection::default(),
+            jq: JqSection::default(),
             journal: JournalSection {
                 path: PathBuf::from("/var/lib/outrigger/temporal-event-bridge.db"),
                 ..JournalSection::default()
@@ -142,6 +211,11 @@ impl Section for Config {
         }
         self.amqp_source.validate_unset("amqp_source", problems);
         self.validate_outgoing(problems);
+        self.calls.validate(problems);
+        self.jq.validate("jq", problems);
+        if let Err(mistakes) = Rules::compile(&self.rule) {
+            mistakes.iter().for_each(|mistake| problems.add("rule", mistake));
+        }
     }
 }
 

@@ -2,8 +2,12 @@
 //! event.
 //!
 //! `config` what can be set · `app` how the parts are put together · `http` an event of another daemon and its answer ·
-//! `direction` which events of the journal go which way · `observer` ends of workflows · `outgoing` where they go.
+//! `queue` events from RabbitMQ · `admit` from a CloudEvent to an event for the journal, without I/O · `direction` which
+//! events of the journal go which way · `rules` what an event does to which workflow, without I/O · `template` texts with
+//! what an event says in them · `sink` Temporal as a sink of the delivery engine · `trace` whether an event has reached its
+//! workflow already · `observer` ends of workflows · `outgoing` where they go.
 
+mod admit;
 mod app;
 pub mod config;
 pub mod direction;
@@ -11,6 +15,11 @@ mod http;
 mod metrics;
 pub mod observer;
 pub mod outgoing;
+mod queue;
+mod rules;
+mod sink;
+mod template;
+mod trace;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

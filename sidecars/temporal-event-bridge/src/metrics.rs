@@ -63,3 +63,75 @@ impl IntakeMetrics {
         self.refused.get_or_create(&Refusal { reason }).inc();
     }
 }
+
+/// What a call to Temporal has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Done {
+    Started,
+    Signalled,
+    Cancelled,
+    Terminated,
+    /// It was done before, by an attempt whose answer nobody has recorded.
+    Known,
+    /// The workflow was running, which is what the rule wants.
+    Existing,
+    /// The workflow's id is another event's.
+    Conflict,
+    /// The workflow is not running.
+    Missing,
+}
+
+impl Done {
+    const ALL: [Self; 8] = [
+        Self::Started,
+        Self::Signalled,
+        Self::Cancelled,
+        Self::Terminated,
+        Self::Known,
+        Self::Existing,
+        Self::Conflict,
+        Self::Missing,
+    ];
+
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Signalled => "signalled",
+            Self::Cancelled => "cancelled",
+            Self::Terminated => "terminated",
+            Self::Known => "known",
+            Self::Existing => "existing",
+            Self::Conflict => "conflict",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Call {
+    rule: String,
+    result: &'static str,
+}
+
+/// Metrics of what is asked of Temporal.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct CallMetrics {
+    calls: Family<Call, Counter>,
+}
+
+impl CallMetrics {
+    pub(crate) fn register<'a>(registry: &mut Registry, rules: impl Iterator<Item = &'a str>) -> Self {
+        let metrics = Self::default();
+        registry.register("bridge_calls", "Calls that Temporal has answered, by what they did", metrics.calls.clone());
+        for rule in rules {
+            for done in Done::ALL {
+                drop(metrics.calls.get_or_create(&Call { rule: rule.to_owned(), result: done.word() }));
+            }
+        }
+        metrics
+    }
+
+    pub(crate) fn done(&self, rule: &str, done: Done) {
+        self.calls.get_or_create(&Call { rule: rule.to_owned(), result: done.word() }).inc();
+    }
+}

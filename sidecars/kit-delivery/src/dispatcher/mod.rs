@@ -16,7 +16,7 @@ use kit::clock::SharedClock;
 use kit::lifecycle::StopToken;
 use kit::retry::Schedule;
 use kit_journal::engine::Action;
-use kit_journal::{Held, Journal, JournalError};
+use kit_journal::{Held, Journal, JournalError, Seq};
 use serde::Serialize;
 
 use crate::config::{CircuitSection, GatewaySection, Order, RetrySection};
@@ -164,10 +164,14 @@ impl Dispatcher {
             let Some(lease) = shell.lead(&name, &stop).await else { return Ok(()) };
             let row = shell.journal.read({
                 let name = name.clone();
-                move |reader| reader.sink(&name)
+                move |reader| Ok((reader.sink(&name)?, reader.statistics()?.accepted))
             });
             let row = match row.await {
-                Ok(row) => row,
+                Ok((row, accepted)) => {
+                    // Nothing behind it was there when anybody else delivered: the lease is ours by now.
+                    shell.sink.begins(Seq::try_from(accepted).unwrap_or(Seq::MAX));
+                    row
+                }
                 Err(JournalError::UnknownSink(_)) => {
                     tracing::warn!(sink = %name, "sink {name} was forgotten since this replica began, and begins again with the next event");
                     // Where that fails it is found out again.

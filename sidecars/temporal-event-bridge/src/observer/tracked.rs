@@ -125,9 +125,10 @@ impl Tracker {
         self.began.elapsed()
     }
 
-    /// A delivery has started this run, or found it running. It is looked after from when the delivery is recorded on.
+    /// A delivery has started this run, or found it running. It is looked after from when the delivery is recorded on. What
+    /// is no run's id is passed by: some answers tell none.
     pub fn started(&self, seq: Seq, namespace: &str, workflow_id: &str, run_id: &str) {
-        if self.namespaces.contains_key(namespace) && !run_id.is_empty() {
+        if self.namespaces.contains_key(namespace) && is_run_id(run_id) {
             let run = (namespace.to_owned(), workflow_id.to_owned(), run_id.to_owned());
             lock(&self.started).insert(seq, run);
         }
@@ -148,15 +149,15 @@ impl Tracker {
         kept.map(|(namespace, workflow_id, run_id)| remember(&namespace, &workflow_id, &run_id)).collect()
     }
 
-    /// The delivery came to nothing.
-    pub fn given_up(&self, seq: Seq) {
-        lock(&self.started).remove(&seq);
-    }
-
     /// The tracked runs of a namespace.
     pub(crate) fn of(&self, namespace: &str) -> Option<MutexGuard<'_, Tracked>> {
         self.namespaces.get(namespace).map(lock)
     }
+}
+
+/// Runs are named by UUIDs.
+fn is_run_id(text: &str) -> bool {
+    text.len() == 36 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -203,13 +204,13 @@ mod tests {
     #[test]
     fn a_started_run_is_remembered_with_its_delivery() {
         let tracker = Tracker::new(&["a".to_owned()], 10, secs(60), ObserverMetrics::default());
-        tracker.started(1, "a", "w1", "r1");
-        tracker.started(2, "elsewhere", "w2", "r2");
-        tracker.started(3, "a", "w3", "r3");
-        tracker.given_up(3);
+        let run = "01a2038e-871c-76cc-b5f0-788cc629850c";
+        tracker.started(1, "a", "w1", run);
+        tracker.started(2, "elsewhere", "w2", run);
+        tracker.started(3, "a", "w3", "in progress");
 
-        assert_eq!(tracker.recording(&[1, 2, 3]), [("observer/tracked/a/r1".to_owned(), b"w1".to_vec())]);
+        assert_eq!(tracker.recording(&[1, 2, 3]), [(format!("observer/tracked/a/{run}"), b"w1".to_vec())]);
         assert_eq!(tracker.recording(&[1]), []);
-        assert!(tracker.of("a").is_some_and(|tracked| tracked.contains("r1") && tracked.len() == 1));
+        assert!(tracker.of("a").is_some_and(|tracked| tracked.contains(run) && tracked.len() == 1));
     }
 }

@@ -1,0 +1,423 @@
+//! Temporal as a sink of the delivery engine: what an event's rule asks for, asked once, and what an answer means for the
+//! event.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use kit_delivery::{Failure, Interest, Outcome, PassedBy, Sink};
+use kit_journal::{EventHead, Seq, StoredEvent};
+use kit_routes::jq::{Jq, JqError, Question};
+use kit_temporal::api::common::v1::Payload;
+use kit_temporal::api::workflowservice::v1 as ws;
+use kit_temporal::client::execution;
+use kit_temporal::{ErrorClass, Temporal, TemporalError, payload};
+
+use crate::direction::is_for_temporal;
+use crate::metrics::{CallMetrics, Done};
+use crate::observer::{Attached, Attaching, Tracker};
+use crate::rules::{Argument, Call, Found, OnConflict, OnMissing, Plan, Rule, Rules, as_event, part};
+use crate::trace::{self, Doubts, Trace};
+
+/// Name of the sink in the journal, metrics and the API.
+pub(crate) const SINK: &str = "temporal";
+/// How long an event waits when no process for jq can be started.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// How often an event that is in doubt finds its workflow running and ended by the time it is signalled.
+const CHASES: usize = 3;
+
+/// Brings events to Temporal.
+#[derive(Debug)]
+pub(crate) struct TemporalSink {
+    temporal: Temporal,
+    rules: Rules,
+    jq: Jq,
+    doubts: Doubts,
+    /// Namespaces that have been there since the start.
+    seen: Mutex<HashSet<String>>,
+    metrics: CallMetrics,
+    /// Who looks after what is started here.
+    tracker: Arc<Tracker>,
+    /// Callbacks about its end.
+    callbacks: Option<Attaching>,
+}
+
+/// How a request has ended that Temporal has answered.
+enum Answered {
+    /// It has done it, now or before; what, and to which run.
+    Done(Done, String),
+    /// The workflow's id is taken.
+    Taken,
+    /// There is no such workflow that is running.
+    Missing,
+}
+
+impl TemporalSink {
+    pub(crate) fn new(temporal: Temporal, rules: Rules, jq: Jq, metrics: CallMetrics) -> Self {
+        let tracker = Arc::new(Tracker::nobody());
+        Self {
+            temporal,
+            rules,
+            jq,
+            doubts: Doubts::default(),
+            seen: Mutex::default(),
+            metrics,
+            tracker,
+            callbacks: None,
+        }
+    }
+
+    /// The ends of what is started here are looked for.
+    pub(crate) fn observed_by(self, tracker: Arc<Tracker>, attached: Option<Attached>) -> Self {
+        Self { tracker, callbacks: attached.map(Attaching::new), ..self }
+    }
+
+    /// The event's rule, its filters asked.
+    async fn rule(&self, event: &StoredEvent) -> Result<Option<&Rule>, JqError> {
+        let mut answers: HashMap<usize, bool> = HashMap::new();
+        let mut input = None;
+        loop {
+            match self.rules.find(event, |nth| answers.get(&nth).copied()) {
+                Found::Rule(rule) => return Ok(Some(rule)),
+                Found::None => return Ok(None),
+                Found::Asks(nth) => {
+                    let input = input.get_or_insert_with(|| as_event(event));
+                    let (program, name) = self.rules.filter(nth);
+                    let answer = self.jq.ask(Question::Holds, &program, input).await;
+                    let answer = answer.map_err(|error| told(error, &format!("filter of rule {name}")))?;
+                    answers.insert(nth, answer == b"true");
+                }
+            }
+        }
+    }
+
+    async fn argument(
+        &self,
+        rule: &Rule,
+        (name, argument): (&str, Option<&Argument>),
+        event: &StoredEvent,
+    ) -> Result<Option<Payload>, JqError> {
+        match argument {
+            None => Ok(None),
+            Some(Argument::Of(input)) => Ok(part(event, *input)),
+            Some(Argument::Program(program)) => {
+                let about = format!("{name} of rule {}", rule.name());
+                let made = self.jq.ask(Question::Value, program, &as_event(event)).await;
+                let made = made.map_err(|error| told(error, &about))?;
+                // jq writes more than JSON knows: bytes, infinity, keys that are no texts.
+                if serde_json::from_slice::<&serde_json::value::RawValue>(&made).is_err() {
+                    return Err(JqError::Failed(format!("{about}: gives something that is not JSON")));
+                }
+                Ok(Some(payload::json(made)))
+            }
+        }
+    }
+
+    async fn plan(&self, event: &StoredEvent) -> Result<Plan<'_>, Outcome> {
+        let gone_wrong = |error| match error {
+            JqError::Failed(why) => Outcome::failed(Failure::Unsendable, format!("jq: {why}")),
+            JqError::Away(why) => Outcome::withheld(format!("jq cannot be run: {why}"), ASK_AGAIN),
+        };
+        let rule = self.rule(event).await.map_err(gone_wrong)?;
+        let rule = rule.ok_or_else(|| Outcome::passed_by(PassedBy::Filtered, "no rule is for it"))?;
+        let input = self.argument(rule, ("transform", rule.input()), event).await.map_err(gone_wrong)?;
+        let signal = ("signal_transform", rule.signal_input());
+        let signal_input = self.argument(rule, signal, event).await.map_err(gone_wrong)?;
+        let plan = rule.plan(self.temporal.namespace(), event, (input, signal_input));
+        let plan = plan.map_err(|why| Outcome::failed(Failure::Unsendable, why))?;
+        plan.ok_or_else(|| Outcome::passed_by(PassedBy::Filtered, format!("rule {} ignores it", rule.name())))
+    }
+
+    async fn perform(&self, plan: &Plan<'_>, event: &StoredEvent) -> Outcome {
+        let is_in_doubt = self.doubts.is_in_doubt(event.seq);
+        let answered = match self.ask(plan, event, is_in_doubt).await {
+            Ok(answered) => answered,
+            Err(error) => {
+                if error.is_in_doubt() {
+                    self.doubts.add(event.seq);
+                }
+                return self.failed(plan, &error);
+            }
+        };
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(plan.namespace.clone());
+        let rule = plan.rule.name();
+        let workflow = &plan.workflow_id;
+        match answered {
+            Answered::Done(done, run) => {
+                self.metrics.done(rule, done);
+                self.tracker.started(event.seq, &plan.namespace, workflow, &run);
+                Outcome { response: Some(format!("{} {workflow} run {run}", done.word())), ..Outcome::taken() }
+            }
+            Answered::Taken => {
+                self.metrics.done(rule, Done::Conflict);
+                let reason = format!("rule {rule}: another event has started workflow {workflow}");
+                match plan.rule.on_conflict() {
+                    OnConflict::Ignore => Outcome::passed_by(PassedBy::Filtered, reason),
+                    // A signal was tried instead where that is wanted.
+                    OnConflict::Park | OnConflict::Signal => Outcome::failed(Failure::Refused, reason),
+                }
+            }
+            Answered::Missing => {
+                self.metrics.done(rule, Done::Missing);
+                let reason = format!("rule {rule}: no workflow {workflow} is running");
+                match plan.rule.on_missing() {
+                    OnMissing::Ignore => Outcome::passed_by(PassedBy::Filtered, reason),
+                    OnMissing::Retry => Outcome::failed(Failure::Unroutable, reason),
+                    OnMissing::Park => Outcome::failed(Failure::Refused, reason),
+                }
+            }
+        }
+    }
+
+    async fn ask(&self, plan: &Plan<'_>, event: &StoredEvent, is_in_doubt: bool) -> Result<Answered, TemporalError> {
+        match &plan.call {
+            Call::Start(request, instead) => self.start(plan, event, request, instead.as_deref(), is_in_doubt).await,
+            Call::Signal(request) => self.once(plan, event, is_in_doubt, || self.signal((**request).clone())).await,
+            Call::SignalWithStart(request) => self.signal_with_start(plan, event, request, is_in_doubt).await,
+            Call::Cancel(request) => {
+                let cancel = || async { answered(Done::Cancelled, self.temporal.cancel((**request).clone()).await) };
+                self.once(plan, event, is_in_doubt, cancel).await
+            }
+            Call::Terminate(request) => {
+                let end = || async { answered(Done::Terminated, self.temporal.terminate((**request).clone()).await) };
+                self.once(plan, event, is_in_doubt, end).await
+            }
+        }
+    }
+
+    async fn start(
+        &self,
+        plan: &Plan<'_>,
+        event: &StoredEvent,
+        request: &ws::StartWorkflowExecutionRequest,
+        instead: Option<&ws::SignalWorkflowExecutionRequest>,
+        is_in_doubt: bool,
+    ) -> Result<Answered, TemporalError> {
+        // Where an ended workflow keeps its id Temporal tells itself.
+        if is_in_doubt
+            && !plan.rule.keeps_ids()
+            && let Trace::Found(run) = self.trace(plan, event).await?
+        {
+            return Ok(Answered::Done(Done::Known, run));
+        }
+        let error = match self.start_called_back(request).await {
+            Ok(answer) if plan.rule.uses_existing() && !answer.started => {
+                return Ok(Answered::Done(Done::Existing, answer.run_id));
+            }
+            Ok(answer) => return Ok(Answered::Done(Done::Started, answer.run_id)),
+            Err(error) => error,
+        };
+        let ErrorClass::AlreadyStarted { request_id, run_id } = &error.class else { return Err(error) };
+        if plan.is_unique || *request_id == plan.request_id {
+            return Ok(Answered::Done(Done::Known, run_id.clone()));
+        }
+        // The run that has the id now may have followed the one that this event has started.
+        if is_in_doubt && let Trace::Found(run) = self.trace(plan, event).await? {
+            return Ok(Answered::Done(Done::Known, run));
+        }
+        match instead {
+            Some(signal) => match self.signal(signal.clone()).await? {
+                // It has ended.
+                Answered::Missing => Ok(Answered::Taken),
+                signalled => Ok(signalled),
+            },
+            None => Ok(Answered::Taken),
+        }
+    }
+
+    /// With a callback about its end, where that is configured and the server takes it.
+    async fn start_called_back(
+        &self,
+        request: &ws::StartWorkflowExecutionRequest,
+    ) -> Result<ws::StartWorkflowExecutionResponse, TemporalError> {
+        let Some(callbacks) = &self.callbacks else { return self.temporal.start(request.clone()).await };
+        let Some(callback) = callbacks.callback(&request.namespace, &request.workflow_id) else {
+            return self.temporal.start(request.clone()).await;
+        };
+        let called_back = ws::StartWorkflowExecutionRequest { completion_callbacks: vec![callback], ..request.clone() };
+        match self.temporal.start(called_back).await {
+            // Nothing was done. Without the callback it tells whether that was why.
+            Err(error) if error.class == ErrorClass::Invalid => {
+                let answer = self.temporal.start(request.clone()).await;
+                if answer.is_ok() {
+                    callbacks.refused(&error);
+                }
+                answer
+            }
+            answer => answer,
+        }
+    }
+
+    /// A signal to a workflow that has ended is lost with the run that knew it, and starts the next run a second time; up
+    /// to 1.32.0 the server does not tell.
+    async fn signal_with_start(
+        &self,
+        plan: &Plan<'_>,
+        event: &StoredEvent,
+        request: &ws::SignalWithStartWorkflowExecutionRequest,
+        is_in_doubt: bool,
+    ) -> Result<Answered, TemporalError> {
+        let mut chases = if is_in_doubt { CHASES } else { 0 };
+        while chases > 0 {
+            chases -= 1;
+            match self.trace(plan, event).await? {
+                Trace::Found(run) => return Ok(Answered::Done(Done::Known, run)),
+                Trace::Absent => break,
+                // It may be among what the run has not written down yet. The run itself tells, as long as it is this one.
+                Trace::Running(run) => match self.signal(pinned(request, &run)).await? {
+                    Answered::Missing => {}
+                    signalled => return Ok(signalled),
+                },
+            }
+        }
+        match self.temporal.signal_with_start(request.clone()).await {
+            Ok(answer) => {
+                let done = if answer.started { Done::Started } else { Done::Signalled };
+                Ok(Answered::Done(done, answer.run_id))
+            }
+            Err(TemporalError { class: ErrorClass::AlreadyStarted { .. }, .. }) => Ok(Answered::Taken),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What is done to a workflow that runs, unless it was done before.
+    async fn once<F, A>(
+        &self,
+        plan: &Plan<'_>,
+        event: &StoredEvent,
+        is_in_doubt: bool,
+        act: F,
+    ) -> Result<Answered, TemporalError>
+    where
+        F: Fn() -> A,
+        A: Future<Output = Result<Answered, TemporalError>>,
+    {
+        if is_in_doubt && let Trace::Found(run) = self.trace(plan, event).await? {
+            return Ok(Answered::Done(Done::Known, run));
+        }
+        let answered = act().await?;
+        // It may have ended in between, and written down what it had not before.
+        if is_in_doubt
+            && matches!(answered, Answered::Missing)
+            && let Trace::Found(run) = self.trace(plan, event).await?
+        {
+            return Ok(Answered::Done(Done::Known, run));
+        }
+        Ok(answered)
+    }
+
+    async fn signal(&self, request: ws::SignalWorkflowExecutionRequest) -> Result<Answered, TemporalError> {
+        answered(Done::Signalled, self.temporal.signal(request).await)
+    }
+
+    async fn trace(&self, plan: &Plan<'_>, event: &StoredEvent) -> Result<Trace, TemporalError> {
+        let workflow = (plan.namespace.as_str(), plan.workflow_id.as_str());
+        trace::find(&self.temporal, workflow, &plan.identity, event.at).await
+    }
+
+    fn failed(&self, plan: &Plan<'_>, error: &TemporalError) -> Outcome {
+        let failure = match &error.class {
+            ErrorClass::NoAnswer => Failure::Unreachable,
+            ErrorClass::Unavailable => Failure::Unavailable,
+            ErrorClass::Denied => Failure::Denied,
+            ErrorClass::Exhausted => Failure::Throttled,
+            ErrorClass::BusyWorkflow | ErrorClass::Failed => Failure::Busy,
+            ErrorClass::NoNamespace => {
+                let is_own = plan.namespace == self.temporal.namespace();
+                let was_there = self.seen.lock().unwrap_or_else(PoisonError::into_inner).contains(&plan.namespace);
+                // It may not have been made yet: then nothing can be brought anywhere, and nothing of it is the events'
+                // fault. One that was there, or is a single rule's, is tried as long as the schedule says.
+                if is_own && !was_there { Failure::Denied } else { Failure::Unroutable }
+            }
+            ErrorClass::Invalid | ErrorClass::NoWorkflow | ErrorClass::AlreadyStarted { .. } => Failure::Refused,
+        };
+        let error = format!("rule {}: {error}", plan.rule.name());
+        Outcome::failed(failure, error)
+    }
+}
+
+/// The answer to something that is done to a workflow that runs.
+fn answered(done: Done, answer: Result<(), TemporalError>) -> Result<Answered, TemporalError> {
+    match answer {
+        Ok(()) => Ok(Answered::Done(done, "in progress".to_owned())),
+        Err(error) => match &error.class {
+            ErrorClass::NoWorkflow => Ok(Answered::Missing),
+            // It was asked to end before.
+            ErrorClass::AlreadyStarted { .. } if done == Done::Cancelled => {
+                Ok(Answered::Done(Done::Known, "in progress".to_owned()))
+            }
+            _ => Err(error),
+        },
+    }
+}
+
+/// The signal alone, to this run and no other.
+fn pinned(request: &ws::SignalWithStartWorkflowExecutionRequest, run: &str) -> ws::SignalWorkflowExecutionRequest {
+    ws::SignalWorkflowExecutionRequest {
+        namespace: request.namespace.clone(),
+        workflow_execution: Some(execution(&request.workflow_id, Some(run))),
+        signal_name: request.signal_name.clone(),
+        input: request.signal_input.clone(),
+        identity: request.identity.clone(),
+        request_id: request.request_id.clone(),
+        ..Default::default()
+    }
+}
+
+fn told(error: JqError, about: &str) -> JqError {
+    match error {
+        JqError::Failed(why) => JqError::Failed(format!("{about}: {why}")),
+        away => away,
+    }
+}
+
+/// Whether an event is for Temporal at all; which rule is for it is asked when it is loaded.
+pub(crate) fn wants(head: &EventHead) -> bool {
+    is_for_temporal(head)
+}
+
+impl Sink for TemporalSink {
+    fn name(&self) -> &str {
+        SINK
+    }
+
+    fn wants(&self, head: &EventHead) -> bool {
+        wants(head)
+    }
+
+    fn interest(&self, event: &StoredEvent) -> Interest {
+        if !wants(&event.head) {
+            return Interest::Unwanted;
+        }
+        match self.rules.find(event, |_| None) {
+            Found::None => Interest::PassedBy(PassedBy::Filtered, "no rule is for it".to_owned()),
+            Found::Rule(_) | Found::Asks(_) => Interest::Wanted,
+        }
+    }
+
+    fn begins(&self, accepted: Seq) {
+        self.doubts.begin(accepted);
+    }
+
+    fn recording(&self, delivered: &[Seq]) -> Vec<(String, Vec<u8>)> {
+        self.doubts.settle(delivered);
+        self.tracker.recording(delivered)
+    }
+
+    /// A workflow that was started is there, and one that was signalled has the signal.
+    fn repeats(&self) -> bool {
+        false
+    }
+
+    fn deliver<'a>(&'a self, event: &'a StoredEvent) -> BoxFuture<'a, Outcome> {
+        async move {
+            match self.plan(event).await {
+                Ok(plan) => self.perform(&plan, event).await,
+                Err(outcome) => outcome,
+            }
+        }
+        .boxed()
+    }
+}
