@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod observer;
+mod started;
 
 use outrigger_tests::temporal::Release;
 
@@ -42,4 +43,8 @@ on_both! {
     observer::a_lost_callback_is_found_by_looking,
     observer::a_task_queue_without_a_worker_is_told,
     observer::observing_begins_now_or_where_it_is_said,
+    started::what_the_bridge_has_started_is_looked_after,
+    started::what_the_server_has_forgotten_is_told_as_unknown,
+    started::what_the_bridge_starts_calls_back_where_the_server_allows_it,
+    started::a_failed_payment_is_dunned_and_its_end_is_told_whoever_is_killed,
 }
