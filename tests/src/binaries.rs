@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 pub const DIRECTORY_VARIABLE: &str = "OUTRIGGER_BIN_DIR";
 
 /// Every daemon of the repository, by the name of its binary.
-pub const DAEMONS: [&str; 2] = ["lago-webhook-processor", "lago-usage-tracker"];
+pub const DAEMONS: [&str; 3] = ["lago-webhook-processor", "lago-usage-tracker", "temporal-event-bridge"];
 
 /// What runs once and ends: binary and package.
 const SEEDER: &str = "lago-seeder";

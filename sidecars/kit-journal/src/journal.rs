@@ -222,6 +222,21 @@ impl Journal {
         self.offer(Request::Together(appends, answer), answered).await
     }
 
+    /// Appends events, each judged for itself, and remembers small values in the same commit: how far what they came from
+    /// has been read. An empty value is forgotten.
+    ///
+    /// # Errors
+    /// As [`Journal::append`]; neither events nor values were recorded, as far as anyone knows.
+    pub async fn append_recording(
+        &self,
+        events: Vec<NewEvent>,
+        values: Vec<(String, Vec<u8>)>,
+    ) -> Result<Vec<Appended>, AppendError> {
+        let appends = events.into_iter().map(Append::hashed).collect();
+        let (answer, answered) = oneshot::channel();
+        self.offer(Request::Recording(appends, values, answer), answered).await
+    }
+
     /// Appends events and settles those that they take the place of, in one commit.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ mod reads;
 mod recent;
 mod request;
 mod sqlite;
+mod waiting;
 mod writer;
 
 pub use config::{EngineKind, JournalSection, RetentionSection};

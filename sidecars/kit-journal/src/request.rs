@@ -19,6 +19,8 @@ pub(crate) enum Request {
     /// Boxed: the other requests are a tenth of its size.
     Append(Box<Append>, Reply<Appended, AppendError>),
     Together(Vec<Append>, Reply<Vec<Appended>, AppendError>),
+    /// With values that are true once the events are stored.
+    Recording(Vec<Append>, Vec<(String, Vec<u8>)>, Reply<Vec<Appended>, AppendError>),
     Instead(Vec<Append>, Settlement, Reply<Vec<Appended>, AppendError>),
     Known(String, String, Reply<Vec<(EventId, Seq)>>),
     Settle(Vec<Settlement>, Reply<()>),
@@ -34,7 +36,7 @@ impl Request {
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Append(append, _) => append.body.len(),
-            Self::Together(appends, _) | Self::Instead(appends, ..) => {
+            Self::Together(appends, _) | Self::Recording(appends, ..) | Self::Instead(appends, ..) => {
                 appends.iter().map(|append| append.body.len()).sum()
             }
             _ => 0,

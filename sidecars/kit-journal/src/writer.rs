@@ -4,22 +4,22 @@
 //! (`pace.rs` says when it waits a moment for more). After a failed commit the store counts as poisoned: everything is refused until
 //! it has been reopened and what it shows is known to be on the disk.
 
-use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use kit::clock::{SharedClock, Timestamp};
+use kit::clock::SharedClock;
 use tokio::sync::{mpsc, watch};
 
 use crate::age::Age;
 use crate::config::JournalSection;
-use crate::engine::{ActionOutcome, Commit, Committed, Engine, Purge, Verdict};
-use crate::error::{AppendError, JournalError};
+use crate::engine::{Commit, Engine, Purge, Verdict};
+use crate::error::JournalError;
 use crate::event::{Seq, StoredEvent};
-use crate::journal::{Appended, Health, READERS, Shared};
+use crate::journal::{Health, READERS, Shared};
 use crate::pace::Pace;
-use crate::request::{Reply, Request};
+use crate::request::Request;
+use crate::waiting::{Waiting, WaitingAppends};
 
 /// At most this many requests in one commit …
 const GROUP_REQUESTS: usize = 512;
@@ -55,41 +55,6 @@ pub(crate) struct Writer {
     pub(crate) next_purge: Instant,
     /// When other replicas are looked after, where there may be any.
     pub(crate) next_look: Option<Instant>,
-}
-
-/// Who waits for what in a commit, in the commit's order.
-#[derive(Default)]
-struct Waiting {
-    appends: Vec<WaitingAppends>,
-    settlements: Vec<(Range<usize>, Reply<()>)>,
-    actions: Vec<(usize, Reply<Vec<ActionOutcome>>)>,
-    values: Vec<Reply<()>>,
-}
-
-/// Who waits for appends.
-enum WaitingAppends {
-    One(Reply<Appended, AppendError>),
-    /// So many that are stored together.
-    Together(usize, Reply<Vec<Appended>, AppendError>),
-    /// So many that take the place of what the settlement at this place settles.
-    Instead(usize, usize, Reply<Vec<Appended>, AppendError>),
-}
-
-impl WaitingAppends {
-    fn count(&self) -> usize {
-        match self {
-            Self::One(_) => 1,
-            Self::Together(count, _) | Self::Instead(count, _, _) => *count,
-        }
-    }
-
-    fn refuse(self, reason: &str) {
-        let error = AppendError::Unavailable(reason.to_owned());
-        match self {
-            Self::One(answer) => drop(answer.send(Err(error))),
-            Self::Together(_, answer) | Self::Instead(_, _, answer) => drop(answer.send(Err(error))),
-        }
-    }
 }
 
 impl Writer {
@@ -151,6 +116,11 @@ impl Writer {
                     waiting.appends.push(WaitingAppends::Together(appends.len(), answer));
                     commit.appends.extend(appends);
                     commit.together.push(first..commit.appends.len());
+                }
+                Request::Recording(appends, values, answer) => {
+                    requests += appends.len().saturating_sub(1);
+                    waiting.appends.push(WaitingAppends::Recording(appends.len(), values, answer));
+                    commit.appends.extend(appends);
                 }
                 Request::Instead(appends, settlement, answer) => {
                     requests += appends.len();
@@ -220,6 +190,7 @@ impl Writer {
             return;
         }
         self.refuse_when_too_large(&mut commit, &mut waiting);
+        commit.values.extend(waiting.recorded());
         self.add_purge(&mut commit);
         if commit.purge.is_some() && *self.health.borrow() != Health::Writable {
             // Nothing but a commit that succeeds shows that there is room again.
@@ -432,52 +403,6 @@ impl Writer {
         let (bytes, keys) = self.engine.dedupe_memory();
         self.shared.metrics.dedupe_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         self.shared.metrics.dedupe_keys.set(i64::try_from(keys).unwrap_or(i64::MAX));
-    }
-}
-
-impl Waiting {
-    fn answer(self, committed: &Committed, at: Timestamp) {
-        let mut verdicts = committed.verdicts.iter().map(|verdict| Appended::new(verdict, at));
-        let refused = |own: &Range<usize>| committed.refused.iter().find(|(place, _)| own.contains(place));
-        for waits in self.appends {
-            match waits {
-                WaitingAppends::One(answer) => {
-                    let Some(appended) = verdicts.next() else { return };
-                    let _ = answer.send(Ok(appended));
-                }
-                WaitingAppends::Together(count, answer) => {
-                    let _ = answer.send(Ok(verdicts.by_ref().take(count).collect()));
-                }
-                WaitingAppends::Instead(count, place, answer) => {
-                    let appended = verdicts.by_ref().take(count).collect();
-                    let _ = answer.send(match refused(&(place..place + 1)) {
-                        None => Ok(appended),
-                        Some((_, why)) => Err(AppendError::Unavailable(why.clone())),
-                    });
-                }
-            }
-        }
-        for (own, answer) in self.settlements {
-            let _ = answer.send(refused(&own).map_or(Ok(()), |(_, why)| Err(JournalError::Unavailable(why.clone()))));
-        }
-        for answer in self.values {
-            let _ = answer.send(Ok(()));
-        }
-        let mut outcomes = committed.actions.iter();
-        for (count, answer) in self.actions {
-            let _ = answer.send(Ok(outcomes.by_ref().take(count).copied().collect()));
-        }
-    }
-
-    fn refuse(self, reason: &str) {
-        let error = || JournalError::Unavailable(reason.to_owned());
-        self.appends.into_iter().for_each(|waits| waits.refuse(reason));
-        for answer in self.settlements.into_iter().map(|(_, answer)| answer).chain(self.values) {
-            let _ = answer.send(Err(error()));
-        }
-        for (_, answer) in self.actions {
-            let _ = answer.send(Err(error()));
-        }
     }
 }
 

@@ -136,3 +136,33 @@ async fn a_full_journal_still_takes_what_makes_room() {
     assert!(beside.is_err());
     assert_eq!(bench.sink().await.cursor, last);
 }
+
+/// How far a source has been read is recorded with what was read from it: both or neither.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_is_remembered_with_the_events_it_speaks_of_and_not_without_them() {
+    let bench = Bench::new(2 << 20).await;
+    let remembered = async |name: &'static str| bench.journal.read(move |reader| reader.value(name)).await.unwrap();
+    let mark = |value: &str| vec![("mark".to_owned(), value.as_bytes().to_vec())];
+
+    let events = vec![usage("s", "a", b"1"), usage("s", "a", b"1"), usage("s", "b", b"1")];
+    let appended = bench.journal.append_recording(events, mark("1")).await.unwrap();
+
+    let told: Vec<_> = appended.iter().map(|appended| (appended.seq, appended.duplicate)).collect();
+    assert_eq!(told, [(1, false), (1, true), (2, false)], "each is judged for itself");
+    assert_eq!(remembered("mark").await.as_deref(), Some(&b"1"[..]));
+    assert!(bench.journal.append_recording(Vec::new(), mark("2")).await.unwrap().is_empty());
+    assert_eq!(remembered("mark").await.as_deref(), Some(&b"2"[..]));
+
+    let mut stored = 2;
+    while bench.journal.append(usage("s", &format!("t-{stored}"), &vec![b'x'; 100_000])).await.is_ok() {
+        stored += 1;
+        assert!(stored < 100, "it is never full");
+    }
+    let refused = bench.journal.append_recording(vec![usage("s", "late", b"1")], mark("3")).await;
+
+    assert!(matches!(refused, Err(AppendError::Unavailable(_))), "{refused:?}");
+    // It is refused before whatever else was in its commit is written: a later commit has been made after that one.
+    bench.journal.put_value("later", b"1".to_vec()).await.unwrap();
+    assert_eq!(remembered("mark").await.as_deref(), Some(&b"2"[..]), "the journal is full: nothing of it was recorded");
+    assert_eq!(bench.stored().await, stored);
+}

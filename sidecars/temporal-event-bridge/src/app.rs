@@ -1,6 +1,5 @@
 //! How the parts are put together.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kit::admin::Readiness;
@@ -11,17 +10,19 @@ use kit::run::{Daemon, StartError};
 use kit::serve::Limits;
 use kit::telemetry::Metrics;
 use kit_delivery::DeliveryMetrics;
-use kit_delivery::api::{ApiState, Choosy, Wants};
+use kit_delivery::api::{ApiState, Wants};
 use kit_delivery::receive::{Receiver, ReceiverSettings};
 use kit_delivery::start::{self, Served, configuration};
+use kit_routes::Base;
 use kit_routes::jq::{Jq, JqLimits};
 use kit_temporal::Temporal;
 use utoipa::OpenApi as _;
-use utoipa_axum::router::OpenApiRouter;
 
 use crate::config::{Config, well_known};
 use crate::http::{self, Intake};
 use crate::metrics::{CallMetrics, IntakeMetrics};
+use crate::observer::Observed;
+use crate::outgoing::{self, Outcomes};
 use crate::queue;
 use crate::rules::{Rule, Rules};
 use crate::sink::{self, SINK, TemporalSink};
@@ -45,6 +46,7 @@ impl Daemon for TemporalEventBridge {
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const ABOUT: &'static str =
         "Events start and signal Temporal workflows, each once; every workflow's outcome becomes an event.";
+    const OUTLIVES_HANGUP: bool = true;
     type Config = Config;
 
     fn well_known() -> Vec<WellKnown> {
@@ -59,9 +61,10 @@ impl Daemon for TemporalEventBridge {
         kit_temporal::client::check("temporal", &config.temporal, problems);
         receiver(config, problems);
         queue::check(&config.amqp_source, problems);
-        for mistake in Rules::program_mistakes(&config.rule, JqLimits::from(&config.jq)) {
+        for mistake in Rules::program_mistakes(&config.rule, JqLimits::from(&config.routes.jq)) {
             problems.add("rule", &mistake);
         }
+        outgoing::check(config, Self::NAME, problems);
     }
 
     async fn start(config: Config, metrics: Arc<Metrics>, shell: &mut Shell) -> Result<(), StartError> {
@@ -80,11 +83,18 @@ impl Daemon for TemporalEventBridge {
         let temporal = Temporal::new("temporal", &config.temporal, Self::VERSION).map_err(|errors| {
             configuration(errors.iter().map(|error| format!("temporal.{error}")).collect::<Vec<_>>().join("; "))
         })?;
-        let delivery = metrics.with_registry(DeliveryMetrics::register);
+        let rules = Rules::compile(&config.rule).map_err(|mistakes| configuration(mistakes.join("; ")))?;
         // Before anything is taken: a sink that is new to a journal begins with the next event.
         start::register(&journal, &[SINK]).await?;
-        let sink = inbound(&config, temporal, &metrics)?;
+        let base = Base { journal: &journal, clock: &clock, metrics: &metrics, readiness: &readiness };
+        let queues = rules.task_queues();
+        let outcomes = Outcomes::start(shell, &config, Self::NAME, &temporal, base, queues).await?;
+        let (mut sinks, mut choosy) = (outcomes.sinks, outcomes.choosy);
+        let sink = inbound(&config, temporal, rules, &outcomes.observed, &metrics);
+        let delivery = metrics.shared(DeliveryMetrics::register);
         let status = start::deliver(shell, Arc::new(sink), &journal, &clock, config.calls.settings(), &delivery);
+        sinks.insert(SINK.to_owned(), status);
+        choosy.insert(SINK.to_owned(), sink::wants as Wants);
 
         let intake = Arc::new(Intake {
             receiver,
@@ -95,25 +105,19 @@ impl Daemon for TemporalEventBridge {
         });
         queue::start(shell, &config.amqp_source, &metrics, &intake, &clock)?;
         let limits = Limits::new(&config.listen, &config.stop, PUBLIC_HEAD);
-        let sinks = Arc::new(BTreeMap::from([(SINK.to_owned(), status)]));
-        let api = ApiState { journal, clock, sinks, at_work: Arc::default(), choosy: choosy() };
+        let (sinks, choosy) = (Arc::new(sinks), Arc::new(choosy));
+        let api = ApiState { journal, clock, sinks, at_work: Arc::default(), choosy };
         let served = Served {
-            business: http::router(intake),
+            business: outcomes.observed.router.merge(http::router(intake)),
             limits,
             description: ApiDescription::openapi(),
             api,
-            more: OpenApiRouter::new(),
+            more: outcomes.api,
             metrics,
             readiness,
         };
         start::serve(shell, &config, &config.admin, served).await
     }
-}
-
-/// What every event is for.
-fn choosy() -> Choosy {
-    let sinks: [(_, Wants); 1] = [(SINK, sink::wants)];
-    Arc::new(BTreeMap::from(sinks))
 }
 
 fn receiver(config: &Config, problems: &mut Problems) -> Option<Receiver> {
@@ -129,9 +133,9 @@ fn receiver(config: &Config, problems: &mut Problems) -> Option<Receiver> {
 }
 
 /// What brings events to Temporal.
-fn inbound(config: &Config, temporal: Temporal, metrics: &Metrics) -> Result<TemporalSink, StartError> {
-    let rules = Rules::compile(&config.rule).map_err(|mistakes| configuration(mistakes.join("; ")))?;
+fn inbound(config: &Config, temporal: Temporal, rules: Rules, observed: &Observed, metrics: &Metrics) -> TemporalSink {
     let names = rules.all().iter().map(Rule::name);
     let calls = metrics.with_registry(|registry| CallMetrics::register(registry, names));
-    Ok(TemporalSink::new(temporal, rules, Jq::new(JqLimits::from(&config.jq)), calls))
+    let jq = Jq::new(JqLimits::from(&config.routes.jq));
+    TemporalSink::new(temporal, rules, jq, Arc::clone(&observed.tracker), observed.attached.clone(), calls)
 }

@@ -1,5 +1,6 @@
 //! What can be set.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use kit::config::{
@@ -7,23 +8,25 @@ use kit::config::{
 };
 use kit::run::Common;
 use kit::secret::Secret;
-use kit_amqp::AmqpSourceSection;
-use kit_delivery::DispatcherSettings;
+use kit_amqp::{AmqpSection, AmqpSourceSection};
 use kit_delivery::config::{CircuitSection, Order, RetrySection};
+use kit_delivery::{DispatcherSettings, GatewaySection};
 use kit_journal::JournalSection;
-use kit_routes::JqSection;
+use kit_routes::{RouteSection, RoutesSection, SinkSection};
 use kit_temporal::TemporalSection;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::observer::ObserverSection;
 use crate::rules::Rules;
 pub use crate::rules::{Action, Conflict, Input, OnConflict, OnMissing, Reuse, RuleSection, WorkflowRetrySection};
 
 /// Variables known under names of their own.
 pub fn well_known() -> Vec<WellKnown> {
-    const OURS: [WellKnown; 4] = [
+    const OURS: [WellKnown; 5] = [
         WellKnown { env: "BRIDGE_WEBHOOK_SECRET", path: "webhooks.secret" },
         WellKnown { env: "BRIDGE_WEBHOOK_SECRET_FILE", path: "webhooks.secret_file" },
+        WellKnown { env: "BRAIN_GATEWAY_URL", path: "gateway.url" },
         WellKnown { env: "AMQP_URL", path: "amqp_source.url" },
         WellKnown { env: "AMQP_URL_FILE", path: "amqp_source.url_file" },
     ];
@@ -49,8 +52,19 @@ pub struct Config {
     pub rule: Vec<RuleSection>,
     /// How Temporal is called for events.
     pub calls: CallsSection,
-    /// What a jq program may use. Processes for it are started only where a rule has one.
-    pub jq: JqSection,
+    /// How the ends of workflows become events.
+    pub observer: ObserverSection,
+    /// Where those events go; nowhere without a URL.
+    pub gateway: GatewaySection,
+    /// The RabbitMQ exchange that they are published to; none without a URL.
+    pub amqp: AmqpSection,
+    /// Further sinks by name (`a` to `z`, digits, `-` and `_`), each with a `type`; `type = "http"` has everything that
+    /// `[gateway]` has, `type = "amqp"` everything that `[amqp]` has. In the environment `SIDECAR_SINKS__AUDIT__TYPE=http`, `SIDECAR_SINKS__AUDIT__URL` and so on.
+    pub sinks: BTreeMap<String, SinkSection>,
+    /// Which of them go to which sinks: a list of `[[route]]`, see [Routes](routes.md).
+    pub route: Vec<RouteSection>,
+    /// Where routes come from, what gets no route, and what jq may use.
+    pub routes: RoutesSection,
     /// Where and how events are kept.
     pub journal: JournalSection,
     /// Access to the admin API.
@@ -150,7 +164,12 @@ impl Default for Config {
             amqp_source: AmqpSourceSection::default(),
             rule: Vec::new(),
             calls: CallsSection::default(),
-            jq: JqSection::default(),
+            observer: ObserverSection::default(),
+            gateway: GatewaySection::default(),
+            amqp: AmqpSection::default(),
+            sinks: BTreeMap::new(),
+            route: Vec::new(),
+            routes: RoutesSection::default(),
             journal: JournalSection {
                 path: PathBuf::from("/var/lib/outrigger/temporal-event-bridge.db"),
                 ..JournalSection::default()
@@ -189,10 +208,10 @@ impl Section for Config {
         }
         self.amqp_source.validate_unset("amqp_source", problems);
         self.calls.validate(problems);
-        self.jq.validate("jq", problems);
         if let Err(mistakes) = Rules::compile(&self.rule) {
             mistakes.iter().for_each(|mistake| problems.add("rule", mistake));
         }
+        self.validate_outgoing(problems);
     }
 }
 

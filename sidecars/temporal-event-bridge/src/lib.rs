@@ -5,7 +5,7 @@
 //! `queue` events from RabbitMQ · `admit` from a CloudEvent to an event for the journal, without I/O · `direction` which
 //! events of the journal go which way · `rules` what an event does to which workflow, without I/O · `template` texts with
 //! what an event says in them · `sink` Temporal as a sink of the delivery engine · `trace` whether an event has reached its
-//! workflow already.
+//! workflow already · `observer` ends of workflows · `outgoing` where they go.
 
 mod admit;
 mod app;
@@ -13,6 +13,8 @@ pub mod config;
 pub mod direction;
 mod http;
 mod metrics;
+pub mod observer;
+pub mod outgoing;
 mod queue;
 mod rules;
 mod sink;

@@ -44,7 +44,7 @@ pub(crate) fn start(
     if !section.is_set() {
         return Ok(());
     }
-    let metrics = metrics.with_registry(AmqpMetrics::register);
+    let metrics = metrics.shared(AmqpMetrics::register);
     let source = AmqpSource::new(SOURCE, DAEMON, section, &metrics, Arc::clone(clock)).map_err(|errors| {
         configuration(errors.iter().map(|error| format!("amqp_source.{error}")).collect::<Vec<_>>().join("; "))
     })?;

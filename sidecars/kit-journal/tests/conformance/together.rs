@@ -15,6 +15,7 @@ crate::of_every_engine!(
     what_was_delivered_can_be_parked_afterwards_and_delivered_again,
     values_are_found_by_how_their_names_begin,
     what_is_remembered_with_a_settlement_is_there_when_it_is,
+    what_is_remembered_with_events_is_there_when_they_are,
 );
 
 /// The bodies that are stored, in their order.
@@ -189,4 +190,23 @@ fn what_is_remembered_with_a_settlement_is_there_when_it_is(mut bench: Bench) {
 
     assert_eq!(committed.refused.len(), 1);
     assert_eq!(bench.reader().value("sum").unwrap().unwrap(), b"two");
+}
+
+fn what_is_remembered_with_events_is_there_when_they_are(mut bench: Bench) {
+    let remembered = |bench: &Bench| bench.reader().value("mark").unwrap();
+    for (mark, keys) in [("1", &["a", "b"][..]), ("2", &["b", "c"])] {
+        let appends = keys.iter().map(|key| usage("s", key, "1")).collect();
+        let values = vec![("mark".to_owned(), mark.as_bytes().to_vec())];
+
+        bench.commit(Commit { appends, values, ..Commit::default() });
+
+        bench.restart();
+        assert_eq!(remembered(&bench).as_deref(), Some(mark.as_bytes()));
+    }
+    assert_eq!(bodies(&bench).len(), 3);
+    let nothing_new = vec![usage("s", "c", "1")];
+    let forgotten = vec![("mark".to_owned(), Vec::new())];
+    bench.commit(Commit { appends: nothing_new, values: forgotten, ..Commit::default() });
+    bench.restart();
+    assert_eq!((remembered(&bench), bodies(&bench).len()), (None, 3), "duplicates alone are a commit as well");
 }
