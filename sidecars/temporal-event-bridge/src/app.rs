@@ -84,12 +84,12 @@ impl Daemon for TemporalEventBridge {
             configuration(errors.iter().map(|error| format!("temporal.{error}")).collect::<Vec<_>>().join("; "))
         })?;
         let rules = Rules::compile(&config.rule).map_err(|mistakes| configuration(mistakes.join("; ")))?;
-        // Before anything is taken: a sink that is new to a journal begins with the next event.
-        start::register(&journal, &[SINK]).await?;
         let base = Base { journal: &journal, clock: &clock, metrics: &metrics, readiness: &readiness };
         let queues = rules.task_queues();
         let outcomes = Outcomes::start(shell, &config, Self::NAME, &temporal, base, queues).await?;
         let (mut sinks, mut choosy) = (outcomes.sinks, outcomes.choosy);
+        // Before anything is taken: a sink that is new to a journal begins with the next event.
+        start::register(&journal, &[SINK]).await?;
         let sink = inbound(&config, temporal, rules, &outcomes.observed, &metrics);
         let delivery = metrics.shared(DeliveryMetrics::register);
         let status = start::deliver(shell, Arc::new(sink), &journal, &clock, config.calls.settings(), &delivery);
