@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use kit::secret::Secret;
+use kit_delivery::signature::{SigningSecret, signature_header};
 use kit_workbench::Moment;
 use kit_workbench::process::{DaemonCommand, DaemonProcess};
+use kit_workbench::raw::{self, RawResponse};
 use kit_workbench::temporal::{TemporalOptions, TemporalServer};
 use serde_json::{Value, json};
 
@@ -136,7 +139,7 @@ impl Bench {
         let python = environment(ENVIRONMENT)?.join("bin/python");
         let script = repository().join("tests/temporal/worker.py");
         let arguments = [script.display().to_string(), self.server.address(), namespace.to_owned(), QUEUE.to_owned()];
-        let mut worker = DaemonCommand::new(python).args(arguments).spawn()?;
+        let mut worker = DaemonCommand::new(python).args(arguments).env("PYTHONDONTWRITEBYTECODE", "1").spawn()?;
         worker.wait_for_line(|line| line == "ready", WORKER_DEADLINE).await?;
         self.worker = Some(worker);
         Ok(())
@@ -153,6 +156,115 @@ impl Bench {
         let text = answer.text().await?;
         ensure!(status == 200, "{path} is answered {status}: {text}");
         Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Asks Temporal's HTTP API, below the namespace.
+    ///
+    /// # Errors
+    /// It is not answered 200.
+    pub async fn get(&self, namespace: &str, path: &str) -> Result<Value> {
+        let url = format!("http://{}/api/v1/namespaces/{namespace}{path}", self.server.http());
+        let answer = self.http.get(url).send().await?;
+        let status = answer.status();
+        let text = answer.text().await?;
+        ensure!(status == 200, "{path} is answered {status}: {text}");
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Every run of a namespace: workflow and run, as far as Temporal's index knows them.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub async fn runs(&self, namespace: &str) -> Result<Vec<(String, String)>> {
+        let (mut runs, mut token) = (Vec::new(), String::new());
+        loop {
+            let page = self.get(namespace, &format!("/workflows?pageSize=500&nextPageToken={token}")).await?;
+            for row in page["executions"].as_array().map(Vec::as_slice).unwrap_or_default() {
+                let text = |name: &str| row["execution"][name].as_str().unwrap_or_default().to_owned();
+                runs.push((text("workflowId"), text("runId")));
+            }
+            let next = page["nextPageToken"].as_str().unwrap_or_default();
+            if next.is_empty() {
+                return Ok(runs);
+            }
+            token = next.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
+        }
+    }
+
+    /// The events of the newest run of a workflow.
+    ///
+    /// # Errors
+    /// There is no such workflow.
+    pub async fn history(&self, namespace: &str, workflow: &str) -> Result<Vec<Value>> {
+        let history = self.get(namespace, &format!("/workflows/{workflow}/history?maximumPageSize=1000")).await?;
+        Ok(history["history"]["events"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// Sends a CloudEvent to the bridge, signed; returns what it is answered.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn send(&self, event: &Value) -> Result<RawResponse> {
+        let secret = self.rig.environment().iter().find(|(name, _)| name == "BRIDGE_WEBHOOK_SECRET");
+        let (_, secret) = secret.context("the bridge has a secret")?;
+        let secret = SigningSecret::parse(&Secret::from(secret.clone()))?;
+        let (id, seconds) = (event["id"].as_str().unwrap_or_default(), jiff::Timestamp::now().as_second());
+        let body = event.to_string();
+        let signature = signature_header(&[secret], id, seconds, body.as_bytes());
+        let seconds = seconds.to_string();
+        let headers = [
+            ("Content-Type", "application/cloudevents+json"),
+            ("webhook-id", id),
+            ("webhook-timestamp", &seconds),
+            ("webhook-signature", &signature),
+        ];
+        Ok(raw::request(self.rig.public, "POST", "/webhooks/events", &headers, body.as_bytes(), REQUEST).await?)
+    }
+
+    /// Sends an event until it is taken, as every sender does; true where the bridge knew it.
+    ///
+    /// # Errors
+    /// It is refused, or not taken within half a minute.
+    pub async fn taken(&self, event: &Value) -> Result<bool> {
+        let begin = Instant::now();
+        loop {
+            match self.send(event).await {
+                Ok(answer) if answer.status == 200 => return Ok(answer.json()?["duplicate"] == json!(true)),
+                Ok(answer) if answer.status < 500 => bail!("answered {}: {}", answer.status, answer.text()),
+                other => ensure!(begin.elapsed() < REQUEST, "not taken: {other:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// How many events are in a state at Temporal's sink.
+    ///
+    /// # Errors
+    /// The bridge does not tell.
+    pub async fn at_temporal(&self, state: &str) -> Result<u64> {
+        let statistics = self.rig.api("/api/v1/statistics").await?;
+        let sinks = statistics["sinks"].as_array().cloned().unwrap_or_default();
+        let sink = sinks.into_iter().find(|sink| sink["name"] == "temporal").context("there is no sink temporal")?;
+        sink[state].as_u64().with_context(|| format!("nothing is said about {state} in {sink}"))
+    }
+
+    /// Waits until so many events are in a state at Temporal's sink.
+    ///
+    /// # Errors
+    /// They are not.
+    pub async fn wait_at_temporal(&self, state: &str, wanted: u64, deadline: Duration) -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            let now = self.at_temporal(state).await;
+            if now.as_ref().is_ok_and(|now| *now == wanted) {
+                return Ok(());
+            }
+            if begin.elapsed() > deadline {
+                let statistics = self.rig.api("/api/v1/statistics").await;
+                bail!("{now:?} {state} instead of {wanted}: {statistics:?}\n{}", self.rig.end_of_log(15));
+            }
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
     }
 
     /// Starts a workflow of `default`; returns its run. `more` has further members of the request.

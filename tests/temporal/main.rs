@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod events;
 mod observer;
 mod started;
 
@@ -42,6 +43,19 @@ on_both! {
     observer::a_callback_tells_at_once_and_survives_a_wrong_token,
     observer::a_lost_callback_is_found_by_looking,
     observer::a_task_queue_without_a_worker_is_told,
+    events::a_repeated_event_starts_one_workflow_whether_it_runs_or_has_ended,
+    events::what_a_rule_says_is_what_the_workflow_gets,
+    events::signals_that_start_come_once_each_in_any_order,
+    events::an_event_whose_answer_was_lost_starts_nothing_twice,
+    events::a_signal_whose_answer_was_lost_is_no_dead_letter,
+    events::what_runs_is_signalled_cancelled_and_terminated_and_what_does_not_is_as_the_rule_says,
+    events::an_id_that_is_taken_is_as_the_rule_says,
+    events::a_server_that_is_away_longer_than_the_schedule_parks_nothing,
+    events::a_server_that_comes_back_without_its_data_gets_what_it_has_not_answered,
+    events::a_server_that_throttles_parks_nothing,
+    events::events_wait_for_a_namespace_that_is_created_late,
+    events::what_temporal_refuses_is_a_dead_letter_with_the_reason,
+    events::a_bridge_that_is_killed_at_random_starts_every_workflow_once,
     observer::observing_begins_now_or_where_it_is_said,
     started::what_the_bridge_has_started_is_looked_after,
     started::what_the_server_has_forgotten_is_told_as_unknown,

@@ -27,6 +27,8 @@ pub(crate) struct Circumstances {
     pub(crate) random: f64,
 }
 
+/// Longest wait of an event that its sink had no room for: there is room again within moments, for some.
+const LONGEST_THROTTLED_WAIT: Duration = Duration::from_secs(4);
 /// Longest wait after a failure that costs the event nothing.
 pub(crate) const LONGEST_FREE_WAIT: Duration = Duration::from_secs(60);
 
@@ -43,7 +45,8 @@ pub(crate) fn decide(outcome: &Outcome, schedule: &Schedule, c: &Circumstances) 
     let asked = outcome.retry_after.unwrap_or(Duration::ZERO);
     if !is_charged(failure, c) {
         let doubled = Duration::from_secs(1) * 2_u32.pow(c.history.uncharged.min(6));
-        let delay = doubled.min(LONGEST_FREE_WAIT).mul_f64(0.8 + 0.4 * c.random).max(asked);
+        let longest = if failure == Failure::Throttled { LONGEST_THROTTLED_WAIT } else { LONGEST_FREE_WAIT };
+        let delay = doubled.min(longest).mul_f64(0.8 + 0.4 * c.random).max(asked);
         return retry(false, delay, c.now, error);
     }
     let attempts = c.history.attempts + 1;
@@ -86,7 +89,9 @@ mod tests {
         for uncharged in [0, 3, 9] {
             let outcome = Outcome::failed(Failure::Throttled, "too many requests");
             let decision = decide(&outcome, &schedule, &charging(uncharged));
-            assert!(matches!(decision, Decision::Retry { charged: false, .. }), "{uncharged}: {decision:?}");
+            let is_soon = |delay: Duration| delay <= LONGEST_THROTTLED_WAIT;
+            let fits = matches!(decision, Decision::Retry { charged: false, delay, .. } if is_soon(delay));
+            assert!(fits, "{uncharged}: {decision:?}");
         }
     }
 

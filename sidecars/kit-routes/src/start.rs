@@ -146,12 +146,11 @@ pub async fn start(
     routing: Routing<'_>,
     own: Vec<(BuiltSink, DispatcherSettings)>,
 ) -> Result<Routed, StartError> {
-    let delivery = base.metrics.with_registry(DeliveryMetrics::register);
-    start_for(shell, base, builder, routing, own, (|_| true, &delivery)).await
+    start_for(shell, base, builder, routing, own, |_| true).await
 }
 
-/// As [`start`], where the daemon has other sinks too: only some of the journal's events are for these, and the others are
-/// passed by and only counted, whatever the routes say. Tell the admin API so ([`kit_delivery::api::Choosy`]).
+/// As [`start`], where only some of the journal's events are for these sinks: the others are passed by and only counted,
+/// whatever the routes say. Tell the admin API so ([`kit_delivery::api::Choosy`]).
 ///
 /// # Errors
 /// As [`start`].
@@ -161,7 +160,7 @@ pub async fn start_for(
     builder: Builder<'_>,
     routing: Routing<'_>,
     own: Vec<(BuiltSink, DispatcherSettings)>,
-    (wants, delivery_metrics): (Wants, &DeliveryMetrics),
+    wants: Wants,
 ) -> Result<Routed, StartError> {
     let Base { journal, clock, metrics, readiness } = base;
     let all = |texts: Vec<String>| configuration(texts.join("; "));
@@ -178,6 +177,8 @@ pub async fn start_for(
     let jq = Arc::new(Jq::new(limits));
     let current = Current::new(Loaded { table, jq, sections }, clock.now());
     let route_metrics = metrics.with_registry(RouteMetrics::register);
+    // A daemon may have sinks of its own beside these.
+    let delivery_metrics = metrics.shared(DeliveryMetrics::register);
     route_metrics.prepare(&current.get().table);
 
     register(journal, &names.iter().map(String::as_str).collect::<Vec<_>>()).await?;
@@ -186,7 +187,7 @@ pub async fn start_for(
         sink.keep(shell);
         let sink = Arc::new(RoutedSink::new(sink, number, current.clone(), route_metrics.clone()).only(wants));
         let name = names.get(number).cloned().unwrap_or_default();
-        sinks.insert(name, deliver(shell, sink, journal, clock, settings, delivery_metrics));
+        sinks.insert(name, deliver(shell, sink, journal, clock, settings, &delivery_metrics));
     }
     let ready = readiness.part("routes");
     ready.set_ready();

@@ -9,7 +9,6 @@ use kit::lifecycle::Shell;
 use kit::run::{Daemon, StartError};
 use kit::serve::Limits;
 use kit::telemetry::Metrics;
-use kit_amqp::AmqpMetrics;
 use kit_delivery::DeliveryMetrics;
 use kit_delivery::api::{ApiState, Wants};
 use kit_delivery::receive::{Receiver, ReceiverSettings};
@@ -62,7 +61,7 @@ impl Daemon for TemporalEventBridge {
         kit_temporal::client::check("temporal", &config.temporal, problems);
         receiver(config, problems);
         queue::check(&config.amqp_source, problems);
-        for mistake in Rules::program_mistakes(&config.rule, JqLimits::from(&config.jq)) {
+        for mistake in Rules::program_mistakes(&config.rule, JqLimits::from(&config.routes.jq)) {
             problems.add("rule", &mistake);
         }
         outgoing::check(config, Self::NAME, problems);
@@ -84,16 +83,18 @@ impl Daemon for TemporalEventBridge {
         let temporal = Temporal::new("temporal", &config.temporal, Self::VERSION).map_err(|errors| {
             configuration(errors.iter().map(|error| format!("temporal.{error}")).collect::<Vec<_>>().join("; "))
         })?;
-        let delivery = metrics.with_registry(DeliveryMetrics::register);
+        let rules = Rules::compile(&config.rule).map_err(|mistakes| configuration(mistakes.join("; ")))?;
+        let base = Base { journal: &journal, clock: &clock, metrics: &metrics, readiness: &readiness };
+        let queues = rules.task_queues();
+        let outcomes = Outcomes::start(shell, &config, Self::NAME, &temporal, base, queues).await?;
+        let (mut sinks, mut choosy) = (outcomes.sinks, outcomes.choosy);
         // Before anything is taken: a sink that is new to a journal begins with the next event.
         start::register(&journal, &[SINK]).await?;
-        let base = Base { journal: &journal, clock: &clock, metrics: &metrics, readiness: &readiness };
-        let uses_amqp = config.amqp_source.is_set() || config.has_sinks();
-        let amqp = if uses_amqp { metrics.with_registry(AmqpMetrics::register) } else { AmqpMetrics::default() };
-        let outcomes = Outcomes::start(shell, &config, Self::NAME, &temporal, base, (&delivery, &amqp)).await;
-        let mut outcomes = outcomes?;
-        let sink = inbound(&config, temporal, &metrics, &outcomes.observed)?;
+        let sink = inbound(&config, temporal, rules, &outcomes.observed, &metrics);
+        let delivery = metrics.shared(DeliveryMetrics::register);
         let status = start::deliver(shell, Arc::new(sink), &journal, &clock, config.calls.settings(), &delivery);
+        sinks.insert(SINK.to_owned(), status);
+        choosy.insert(SINK.to_owned(), sink::wants as Wants);
 
         let intake = Arc::new(Intake {
             receiver,
@@ -102,17 +103,10 @@ impl Daemon for TemporalEventBridge {
             metrics: metrics.with_registry(IntakeMetrics::register),
             body_limit: config.webhooks.body_limit_bytes,
         });
-        queue::start(shell, &config.amqp_source, &amqp, &intake, &clock)?;
+        queue::start(shell, &config.amqp_source, &metrics, &intake, &clock)?;
         let limits = Limits::new(&config.listen, &config.stop, PUBLIC_HEAD);
-        outcomes.sinks.insert(SINK.to_owned(), status);
-        outcomes.choosy.insert(SINK.to_owned(), sink::wants as Wants);
-        let api = ApiState {
-            journal,
-            clock,
-            sinks: Arc::new(outcomes.sinks),
-            at_work: Arc::default(),
-            choosy: Arc::new(outcomes.choosy),
-        };
+        let (sinks, choosy) = (Arc::new(sinks), Arc::new(choosy));
+        let api = ApiState { journal, clock, sinks, at_work: Arc::default(), choosy };
         let served = Served {
             business: outcomes.observed.router.merge(http::router(intake)),
             limits,
@@ -139,15 +133,9 @@ fn receiver(config: &Config, problems: &mut Problems) -> Option<Receiver> {
 }
 
 /// What brings events to Temporal.
-fn inbound(
-    config: &Config,
-    temporal: Temporal,
-    metrics: &Metrics,
-    observed: &Observed,
-) -> Result<TemporalSink, StartError> {
-    let rules = Rules::compile(&config.rule).map_err(|mistakes| configuration(mistakes.join("; ")))?;
+fn inbound(config: &Config, temporal: Temporal, rules: Rules, observed: &Observed, metrics: &Metrics) -> TemporalSink {
     let names = rules.all().iter().map(Rule::name);
     let calls = metrics.with_registry(|registry| CallMetrics::register(registry, names));
-    let sink = TemporalSink::new(temporal, rules, Jq::new(JqLimits::from(&config.jq)), calls);
-    Ok(sink.observed_by(Arc::clone(&observed.tracker), observed.attached.clone()))
+    let jq = Jq::new(JqLimits::from(&config.routes.jq));
+    TemporalSink::new(temporal, rules, jq, Arc::clone(&observed.tracker), observed.attached.clone(), calls)
 }

@@ -12,7 +12,7 @@ use kit_amqp::{AmqpSection, AmqpSourceSection};
 use kit_delivery::config::{CircuitSection, Order, RetrySection};
 use kit_delivery::{DispatcherSettings, GatewaySection};
 use kit_journal::JournalSection;
-use kit_routes::{JqSection, RouteSection, RoutesSection, SinkSection};
+use kit_routes::{RouteSection, RoutesSection, SinkSection};
 use kit_temporal::TemporalSection;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -52,8 +52,6 @@ pub struct Config {
     pub rule: Vec<RuleSection>,
     /// How Temporal is called for events.
     pub calls: CallsSection,
-    /// What a jq program may use. Processes for it are started only where a rule has one.
-    pub jq: JqSection,
     /// How the ends of workflows become events.
     pub observer: ObserverSection,
     /// Where those events go; nowhere without a URL.
@@ -164,15 +162,14 @@ impl Default for Config {
             temporal: TemporalSection::default(),
             webhooks: WebhooksSection::default(),
             amqp_source: AmqpSourceSection::default(),
+            rule: Vec::new(),
+            calls: CallsSection::default(),
             observer: ObserverSection::default(),
             gateway: GatewaySection::default(),
             amqp: AmqpSection::default(),
             sinks: BTreeMap::new(),
             route: Vec::new(),
             routes: RoutesSection::default(),
-            rule: Vec::new(),
-            calls: CallsSection::default(),
-            jq: JqSection::default(),
             journal: JournalSection {
                 path: PathBuf::from("/var/lib/outrigger/temporal-event-bridge.db"),
                 ..JournalSection::default()
@@ -210,12 +207,11 @@ impl Section for Config {
             self.amqp_source.validate("amqp_source", problems);
         }
         self.amqp_source.validate_unset("amqp_source", problems);
-        self.validate_outgoing(problems);
         self.calls.validate(problems);
-        self.jq.validate("jq", problems);
         if let Err(mistakes) = Rules::compile(&self.rule) {
             mistakes.iter().for_each(|mistake| problems.add("rule", mistake));
         }
+        self.validate_outgoing(problems);
     }
 }
 

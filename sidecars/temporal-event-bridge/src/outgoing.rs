@@ -11,7 +11,7 @@ use kit::run::StartError;
 use kit_amqp::AmqpMetrics;
 use kit_delivery::api::Wants;
 use kit_delivery::start::configuration;
-use kit_delivery::{DeliveryMetrics, DispatcherSettings, SinkStatus};
+use kit_delivery::{DispatcherSettings, SinkStatus};
 use kit_routes::{Base, Builder, BuiltSink, Routed, Routing, SinkError};
 use kit_temporal::Temporal;
 use utoipa_axum::router::OpenApiRouter;
@@ -40,16 +40,6 @@ impl Config {
             (false, false) => &[],
         };
         Routing { own, sinks: &self.sinks, route: &self.route, routes: &self.routes }
-    }
-
-    /// Task queues that rules put workflows on, each with its namespace; without those that depend on the event.
-    fn task_queues(&self) -> Vec<(String, String)> {
-        let named = self.rule.iter().filter_map(|rule| {
-            let queue = rule.task_queue.as_ref().filter(|queue| !queue.contains('{'))?;
-            let namespace = rule.namespace.as_ref().unwrap_or(&self.temporal.namespace);
-            Some((namespace.clone(), queue.clone()))
-        });
-        named.collect()
     }
 
     /// Checks the values that no file is needed for.
@@ -114,21 +104,21 @@ impl Outcomes {
         daemon: &'static str,
         temporal: &Temporal,
         base: Base<'_>,
-        (delivery, amqp): (&DeliveryMetrics, &AmqpMetrics),
+        task_queues: Vec<String>,
     ) -> Result<Self, StartError> {
         if !config.has_sinks() {
             let (sinks, choosy) = (BTreeMap::new(), BTreeMap::new());
             return Ok(Self { sinks, choosy, api: OpenApiRouter::new(), observed: Observed::nothing() });
         }
         let Base { journal, clock, metrics, readiness } = base;
-        let builder = Builder { daemon, clock, amqp };
+        let amqp = metrics.shared(AmqpMetrics::register);
+        let builder = Builder { daemon, clock, amqp: &amqp };
         let own = own_sinks(config, builder)
             .map_err(|errors| configuration(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
         let Routed { sinks, api } =
-            kit_routes::start_for(shell, base, builder, config.routing(), own, (is_outcome, delivery)).await?;
+            kit_routes::start_for(shell, base, builder, config.routing(), own, is_outcome).await?;
         let observed = if config.observer.enabled {
-            let base =
-                observer::Base { temporal, journal, clock, metrics, readiness, task_queues: config.task_queues() };
+            let base = observer::Base { temporal, journal, clock, metrics, readiness, task_queues };
             observer::start(shell, base, &config.observer).map_err(|error| configuration(error.to_string()))?
         } else {
             Observed::nothing()

@@ -9,6 +9,7 @@ use kit::clock::SharedClock;
 use kit::config::Problems;
 use kit::lifecycle::Shell;
 use kit::run::StartError;
+use kit::telemetry::Metrics;
 use kit_amqp::{AmqpMetrics, AmqpSource, AmqpSourceSection, Message, Taken};
 use kit_delivery::cloudevents;
 use kit_delivery::start::configuration;
@@ -36,14 +37,15 @@ pub(crate) fn check(section: &AmqpSourceSection, problems: &mut Problems) {
 pub(crate) fn start(
     shell: &mut Shell,
     section: &AmqpSourceSection,
-    metrics: &AmqpMetrics,
+    metrics: &Metrics,
     intake: &Arc<Intake>,
     clock: &SharedClock,
 ) -> Result<(), StartError> {
     if !section.is_set() {
         return Ok(());
     }
-    let source = AmqpSource::new(SOURCE, DAEMON, section, metrics, Arc::clone(clock)).map_err(|errors| {
+    let metrics = metrics.shared(AmqpMetrics::register);
+    let source = AmqpSource::new(SOURCE, DAEMON, section, &metrics, Arc::clone(clock)).map_err(|errors| {
         configuration(errors.iter().map(|error| format!("amqp_source.{error}")).collect::<Vec<_>>().join("; "))
     })?;
     let (stop, health) = (shell.stop_token(), intake.journal.health());

@@ -2,6 +2,7 @@
 //! event.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use kit_temporal::{ErrorClass, Temporal, TemporalError, payload};
 
 use crate::direction::is_for_temporal;
 use crate::metrics::{CallMetrics, Done};
-use crate::observer::{Attached, Attaching, Tracker};
+use crate::observer::{Attached, Tracker};
 use crate::rules::{Argument, Call, Found, OnConflict, OnMissing, Plan, Rule, Rules, as_event, part};
 use crate::trace::{self, Doubts, Trace};
 
@@ -37,17 +38,19 @@ pub(crate) struct TemporalSink {
     doubts: Doubts,
     /// Namespaces that have been there since the start.
     seen: Mutex<HashSet<String>>,
-    metrics: CallMetrics,
-    /// Who looks after what is started here.
+    /// Is told which runs have an event to thank for.
     tracker: Arc<Tracker>,
-    /// Callbacks about its end.
-    callbacks: Option<Attaching>,
+    /// What every workflow is started with, so that its end is known at once.
+    attached: Option<Attached>,
+    /// Temporal takes no such callback.
+    attaches_nothing: AtomicBool,
+    metrics: CallMetrics,
 }
 
 /// How a request has ended that Temporal has answered.
 enum Answered {
-    /// It has done it, now or before; what, and to which run.
-    Done(Done, String),
+    /// It has done it, now or before; what, and to which run where it says so.
+    Done(Done, Option<String>),
     /// The workflow's id is taken.
     Taken,
     /// There is no such workflow that is running.
@@ -55,23 +58,25 @@ enum Answered {
 }
 
 impl TemporalSink {
-    pub(crate) fn new(temporal: Temporal, rules: Rules, jq: Jq, metrics: CallMetrics) -> Self {
-        let tracker = Arc::new(Tracker::nobody());
+    pub(crate) fn new(
+        temporal: Temporal,
+        rules: Rules,
+        jq: Jq,
+        tracker: Arc<Tracker>,
+        attached: Option<Attached>,
+        metrics: CallMetrics,
+    ) -> Self {
         Self {
             temporal,
             rules,
             jq,
             doubts: Doubts::default(),
             seen: Mutex::default(),
-            metrics,
             tracker,
-            callbacks: None,
+            attached,
+            attaches_nothing: AtomicBool::new(false),
+            metrics,
         }
-    }
-
-    /// The ends of what is started here are looked for.
-    pub(crate) fn observed_by(self, tracker: Arc<Tracker>, attached: Option<Attached>) -> Self {
-        Self { tracker, callbacks: attached.map(Attaching::new), ..self }
     }
 
     /// The event's rule, its filters asked.
@@ -147,8 +152,12 @@ impl TemporalSink {
         match answered {
             Answered::Done(done, run) => {
                 self.metrics.done(rule, done);
-                self.tracker.started(event.seq, &plan.namespace, workflow, &run);
-                Outcome { response: Some(format!("{} {workflow} run {run}", done.word())), ..Outcome::taken() }
+                let mut said = format!("{} {workflow}", done.word());
+                if let Some(run) = run {
+                    self.tracker.started(event.seq, &plan.namespace, workflow, &run);
+                    said = format!("{said} run {run}");
+                }
+                Outcome { response: Some(said), ..Outcome::taken() }
             }
             Answered::Taken => {
                 self.metrics.done(rule, Done::Conflict);
@@ -200,22 +209,22 @@ impl TemporalSink {
             && !plan.rule.keeps_ids()
             && let Trace::Found(run) = self.trace(plan, event).await?
         {
-            return Ok(Answered::Done(Done::Known, run));
+            return Ok(Answered::Done(Done::Known, Some(run)));
         }
-        let error = match self.start_called_back(request).await {
+        let error = match self.start_attached(plan, request).await {
             Ok(answer) if plan.rule.uses_existing() && !answer.started => {
-                return Ok(Answered::Done(Done::Existing, answer.run_id));
+                return Ok(Answered::Done(Done::Existing, Some(answer.run_id)));
             }
-            Ok(answer) => return Ok(Answered::Done(Done::Started, answer.run_id)),
+            Ok(answer) => return Ok(Answered::Done(Done::Started, Some(answer.run_id))),
             Err(error) => error,
         };
         let ErrorClass::AlreadyStarted { request_id, run_id } = &error.class else { return Err(error) };
         if plan.is_unique || *request_id == plan.request_id {
-            return Ok(Answered::Done(Done::Known, run_id.clone()));
+            return Ok(Answered::Done(Done::Known, Some(run_id.clone())));
         }
         // The run that has the id now may have followed the one that this event has started.
         if is_in_doubt && let Trace::Found(run) = self.trace(plan, event).await? {
-            return Ok(Answered::Done(Done::Known, run));
+            return Ok(Answered::Done(Done::Known, Some(run)));
         }
         match instead {
             Some(signal) => match self.signal(signal.clone()).await? {
@@ -227,24 +236,28 @@ impl TemporalSink {
         }
     }
 
-    /// With a callback about its end, where that is configured and the server takes it.
-    async fn start_called_back(
+    /// Starts with the callback, or without it where Temporal takes none: ends are found anyway.
+    async fn start_attached(
         &self,
+        plan: &Plan<'_>,
         request: &ws::StartWorkflowExecutionRequest,
     ) -> Result<ws::StartWorkflowExecutionResponse, TemporalError> {
-        let Some(callbacks) = &self.callbacks else { return self.temporal.start(request.clone()).await };
-        let Some(callback) = callbacks.callback(&request.namespace, &request.workflow_id) else {
-            return self.temporal.start(request.clone()).await;
-        };
-        let called_back = ws::StartWorkflowExecutionRequest { completion_callbacks: vec![callback], ..request.clone() };
-        match self.temporal.start(called_back).await {
-            // Nothing was done. Without the callback it tells whether that was why.
-            Err(error) if error.class == ErrorClass::Invalid => {
-                let answer = self.temporal.start(request.clone()).await;
-                if answer.is_ok() {
-                    callbacks.refused(&error);
+        let attached = self.attached.as_ref().filter(|_| !self.attaches_nothing.load(Ordering::Relaxed));
+        let Some(attached) = attached else { return self.temporal.start(request.clone()).await };
+        let mut with = request.clone();
+        with.completion_callbacks = vec![attached.to(&plan.namespace, &plan.workflow_id)];
+        match self.temporal.start(with).await {
+            Err(refused) if refused.class == ErrorClass::Invalid => {
+                let without = self.temporal.start(request.clone()).await;
+                if without.is_ok() && !self.attaches_nothing.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        error = %refused,
+                        "Temporal takes no callback to SIDECAR_OBSERVER__CALLBACKS__URL, workflows are started without one \
+                         and their ends found by looking; allow the address in callback.allowedAddresses and \
+                         component.callbacks.allowedAddresses: {refused}"
+                    );
                 }
-                answer
+                without
             }
             answer => answer,
         }
@@ -263,7 +276,7 @@ impl TemporalSink {
         while chases > 0 {
             chases -= 1;
             match self.trace(plan, event).await? {
-                Trace::Found(run) => return Ok(Answered::Done(Done::Known, run)),
+                Trace::Found(run) => return Ok(Answered::Done(Done::Known, Some(run))),
                 Trace::Absent => break,
                 // It may be among what the run has not written down yet. The run itself tells, as long as it is this one.
                 Trace::Running(run) => match self.signal(pinned(request, &run)).await? {
@@ -275,7 +288,7 @@ impl TemporalSink {
         match self.temporal.signal_with_start(request.clone()).await {
             Ok(answer) => {
                 let done = if answer.started { Done::Started } else { Done::Signalled };
-                Ok(Answered::Done(done, answer.run_id))
+                Ok(Answered::Done(done, Some(answer.run_id)))
             }
             Err(TemporalError { class: ErrorClass::AlreadyStarted { .. }, .. }) => Ok(Answered::Taken),
             Err(error) => Err(error),
@@ -295,7 +308,7 @@ impl TemporalSink {
         A: Future<Output = Result<Answered, TemporalError>>,
     {
         if is_in_doubt && let Trace::Found(run) = self.trace(plan, event).await? {
-            return Ok(Answered::Done(Done::Known, run));
+            return Ok(Answered::Done(Done::Known, Some(run)));
         }
         let answered = act().await?;
         // It may have ended in between, and written down what it had not before.
@@ -303,7 +316,7 @@ impl TemporalSink {
             && matches!(answered, Answered::Missing)
             && let Trace::Found(run) = self.trace(plan, event).await?
         {
-            return Ok(Answered::Done(Done::Known, run));
+            return Ok(Answered::Done(Done::Known, Some(run)));
         }
         Ok(answered)
     }
@@ -341,13 +354,11 @@ impl TemporalSink {
 /// The answer to something that is done to a workflow that runs.
 fn answered(done: Done, answer: Result<(), TemporalError>) -> Result<Answered, TemporalError> {
     match answer {
-        Ok(()) => Ok(Answered::Done(done, "in progress".to_owned())),
+        Ok(()) => Ok(Answered::Done(done, None)),
         Err(error) => match &error.class {
             ErrorClass::NoWorkflow => Ok(Answered::Missing),
             // It was asked to end before.
-            ErrorClass::AlreadyStarted { .. } if done == Done::Cancelled => {
-                Ok(Answered::Done(Done::Known, "in progress".to_owned()))
-            }
+            ErrorClass::AlreadyStarted { .. } if done == Done::Cancelled => Ok(Answered::Done(Done::Known, None)),
             _ => Err(error),
         },
     }

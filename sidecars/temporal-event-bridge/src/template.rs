@@ -102,6 +102,12 @@ impl Template {
         self.parts.contains(&Part::Id)
     }
 
+    /// The text, where it is the same for every event.
+    pub(crate) fn constant(&self) -> Option<String> {
+        let is_fixed = self.parts.iter().all(|part| matches!(part, Part::Fixed(_)));
+        is_fixed.then(|| self.fixed().collect::<String>()).filter(|text| !text.is_empty())
+    }
+
     /// The texts between the braces.
     pub(crate) fn fixed(&self) -> impl Iterator<Item = &str> {
         self.parts.iter().filter_map(|part| match part {

@@ -4,8 +4,8 @@
 //! (tried on 1.29.1 and 1.32.0).
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -15,7 +15,6 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::routing::post;
 use kit::secret::Secret;
 use kit::serve::{BodyRules, read_body};
-use kit_temporal::TemporalError;
 use kit_temporal::api::common::v1::Callback;
 use kit_temporal::api::common::v1::callback::{Nexus, Variant};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -30,8 +29,6 @@ const PATH: &str = "/webhooks/temporal";
 const ANSWER_WITHIN: Duration = Duration::from_secs(8);
 /// Results are read and thrown away, so that the connection can be used again.
 const BODY_BYTES: usize = 4 << 20;
-/// How long a server that takes no callbacks is not asked to.
-const ASK_AGAIN: Duration = Duration::from_secs(600);
 /// Callbacks that wait for a look, of each namespace; further ones come again.
 pub(crate) const WAITING: usize = 256;
 
@@ -62,33 +59,6 @@ impl Attached {
         let url = format!("{}{PATH}?namespace={namespace}&workflow_id={workflow_id}", self.url);
         let header = [("authorization".to_owned(), format!("Bearer {}", self.token.expose()))].into();
         Callback { variant: Some(Variant::Nexus(Nexus { url, header })), ..Callback::default() }
-    }
-}
-
-/// Attaches callbacks as long as the server takes them.
-#[derive(Debug)]
-pub struct Attaching {
-    attached: Attached,
-    /// The server takes none: not before this it is asked again.
-    not_before: Mutex<Option<Instant>>,
-}
-
-impl Attaching {
-    pub(crate) fn new(attached: Attached) -> Self {
-        Self { attached, not_before: Mutex::default() }
-    }
-
-    /// The callback of a workflow; none for a while after the server has refused one.
-    pub(crate) fn callback(&self, namespace: &str, workflow_id: &str) -> Option<Callback> {
-        let not_before = *self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
-        not_before.is_none_or(|at| at <= Instant::now()).then(|| self.attached.to(namespace, workflow_id))
-    }
-
-    /// The server has refused a start with a callback, and taken the same without.
-    pub(crate) fn refused(&self, error: &TemporalError) {
-        let mut not_before = self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
-        *not_before = Some(Instant::now() + ASK_AGAIN);
-        tracing::warn!(error = %error, "Temporal takes no completion callbacks, ends are found by looking: {error}; is the address of observer.callbacks.url in its callback.allowedAddresses?");
     }
 }
 

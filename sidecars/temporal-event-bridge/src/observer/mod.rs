@@ -36,7 +36,7 @@ use kit_journal::Journal;
 use kit_temporal::Temporal;
 use tokio::sync::mpsc;
 
-pub use self::callbacks::{Attached, Attaching};
+pub use self::callbacks::Attached;
 pub use self::config::{BacklogSection, CallbackSection, ObserverSection};
 pub use self::tracked::Tracker;
 
@@ -60,8 +60,8 @@ pub struct Base<'a> {
     pub metrics: &'a Metrics,
     /// Where it is shown what a person has to mend.
     pub readiness: &'a Readiness,
-    /// Namespaces and task queues that rules name.
-    pub task_queues: Vec<(String, String)>,
+    /// Task queues that rules name.
+    pub task_queues: Vec<String>,
 }
 
 /// What the rest of the daemon has to do with it.
@@ -132,8 +132,7 @@ pub fn start(shell: &mut Shell, base: Base<'_>, section: &ObserverSection) -> Re
             troubled: HashMap::new(),
         };
         shell.spawn(&format!("observer of {namespace}"), observer.run(shell.stop_token()));
-        let named = base.task_queues.iter().filter(|(of, _)| of == namespace).map(|(_, queue)| queue);
-        let queues: BTreeSet<String> = section.backlog.task_queues.iter().chain(named).cloned().collect();
+        let queues: BTreeSet<String> = section.backlog.task_queues.iter().chain(&base.task_queues).cloned().collect();
         if section.backlog.seconds > 0.0 && !queues.is_empty() {
             let backlog = Backlog::new(
                 base.temporal.clone(),

@@ -164,6 +164,12 @@ impl Rules {
         (self.table.filter(nth).unwrap_or_default(), self.table.name(Some(nth)))
     }
 
+    /// Task queues that are the same for every event: those that somebody has to poll.
+    pub(crate) fn task_queues(&self) -> Vec<String> {
+        let starting = self.rules.iter().filter(|rule| rule.input().is_some());
+        starting.filter_map(|rule| rule.task_queue.constant()).collect()
+    }
+
     /// The rules in their order.
     pub(crate) fn all(&self) -> &[Rule] {
         &self.rules
