@@ -14,6 +14,9 @@ const PREFIX: &str = "observer/tracked/";
 /// However long a run takes, it is looked at this often.
 const RAREST: Duration = Duration::from_secs(3600);
 
+/// Looks that find nothing before a run counts as forgotten.
+const MISSING_LOOKS: u32 = 3;
+
 /// Where the tracked runs of a namespace are in the journal.
 pub(crate) fn prefix(namespace: &str) -> String {
     format!("{PREFIX}{namespace}/")
@@ -34,6 +37,8 @@ struct Entry {
     workflow_id: String,
     due: Duration,
     wait: Duration,
+    /// Since when the server knows nothing of it, and in how many looks.
+    missing: Option<(Duration, u32)>,
 }
 
 /// The tracked runs of one namespace.
@@ -59,7 +64,8 @@ impl Tracked {
             return false;
         }
         let run: Arc<str> = run_id.into();
-        let entry = Entry { workflow_id: workflow_id.to_owned(), due: now + self.first_wait, wait: self.first_wait };
+        let (due, wait) = (now + self.first_wait, self.first_wait);
+        let entry = Entry { workflow_id: workflow_id.to_owned(), due, wait, missing: None };
         self.due.insert((entry.due, Arc::clone(&run)));
         self.runs.insert(run, entry);
         true
@@ -72,6 +78,22 @@ impl Tracked {
     pub(crate) fn remove(&mut self, run_id: &str) {
         if let Some((run, entry)) = self.runs.remove_entry(run_id) {
             self.due.remove(&(entry.due, run));
+        }
+    }
+
+    /// The server knows nothing of a run. True once that has lasted so long, over several looks: a server that was started
+    /// over the wrong data knows nothing for a while either, and what is told of an end cannot be taken back.
+    pub(crate) fn is_missing(&mut self, run_id: &str, lasts: Duration, now: Duration) -> bool {
+        let Some(entry) = self.runs.get_mut(run_id) else { return false };
+        let (since, looks) = entry.missing.get_or_insert((now, 0));
+        *looks += 1;
+        *looks >= MISSING_LOOKS && now.saturating_sub(*since) >= lasts
+    }
+
+    /// The server knows it.
+    pub(crate) fn is_there(&mut self, run_id: &str) {
+        if let Some(entry) = self.runs.get_mut(run_id) {
+            entry.missing = None;
         }
     }
 
@@ -190,6 +212,20 @@ mod tests {
 
         tracked.remove("r");
         assert_eq!((tracked.len(), tracked.next_due()), (0, None));
+    }
+
+    #[test]
+    fn a_run_is_forgotten_by_the_server_when_that_lasts() {
+        let mut tracked = Tracked::new(10, secs(60));
+        tracked.add("w", "r", secs(0));
+
+        assert!(!tracked.is_missing("r", secs(100), secs(0)));
+        assert!(!tracked.is_missing("r", secs(100), secs(200)), "not by two looks");
+        tracked.is_there("r");
+        assert!(!tracked.is_missing("r", secs(100), secs(300)));
+        assert!(!tracked.is_missing("r", secs(100), secs(310)));
+        assert!(!tracked.is_missing("r", secs(100), secs(399)), "not before its time");
+        assert!(tracked.is_missing("r", secs(100), secs(400)));
     }
 
     #[test]
