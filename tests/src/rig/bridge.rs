@@ -1,9 +1,16 @@
 //! The bridge between Temporal and a gateway.
 
 use anyhow::{Context, Result};
+use kit::secret::Secret;
+use kit_delivery::signature::{SigningSecret, signature_header};
 use kit_workbench::gateway::{Gateway, GatewayOptions};
+use kit_workbench::raw::{self, RawResponse};
+use serde_json::Value;
 
-use super::{Mode, Rig};
+use super::{Mode, REQUEST_DEADLINE, Rig};
+
+/// A secret that the bridge does not have.
+const FORGED: &str = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
 impl Rig {
     /// A rig of the bridge beside the Temporal at this address; not started yet. Its gateway keeps bodies.
@@ -24,5 +31,27 @@ impl Rig {
         own.into_iter().chain(settings.iter().copied()).for_each(|(name, value)| rig.set(name, value));
         rig.daemon = "temporal-event-bridge";
         Ok(rig)
+    }
+
+    /// Sends a CloudEvent, signed with our secret or with another one; returns what it is answered.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn send_event(&self, event: &Value, forged: bool) -> Result<RawResponse> {
+        let secret = self.environment.iter().find(|(name, _)| name == "BRIDGE_WEBHOOK_SECRET");
+        let (_, secret) = secret.context("the bridge has a secret")?;
+        let secret = if forged { FORGED } else { secret };
+        let secret = SigningSecret::parse(&Secret::from(secret.to_owned()))?;
+        let (id, seconds) = (event["id"].as_str().unwrap_or_default(), jiff::Timestamp::now().as_second());
+        let body = event.to_string();
+        let signature = signature_header(&[secret], id, seconds, body.as_bytes());
+        let seconds = seconds.to_string();
+        let headers = [
+            ("Content-Type", "application/cloudevents+json"),
+            ("webhook-id", id),
+            ("webhook-timestamp", &seconds),
+            ("webhook-signature", &signature),
+        ];
+        Ok(raw::request(self.public, "POST", "/webhooks/events", &headers, body.as_bytes(), REQUEST_DEADLINE).await?)
     }
 }
