@@ -5,11 +5,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use kit::secret::Secret;
-use kit_delivery::signature::{SigningSecret, signature_header};
 use kit_workbench::Moment;
 use kit_workbench::process::{DaemonCommand, DaemonProcess};
-use kit_workbench::raw::{self, RawResponse};
+use kit_workbench::raw::RawResponse;
 use kit_workbench::temporal::{TemporalOptions, TemporalServer};
 use serde_json::{Value, json};
 
@@ -205,20 +203,7 @@ impl Bench {
     /// # Errors
     /// There is no answer.
     pub async fn send(&self, event: &Value) -> Result<RawResponse> {
-        let secret = self.rig.environment().iter().find(|(name, _)| name == "BRIDGE_WEBHOOK_SECRET");
-        let (_, secret) = secret.context("the bridge has a secret")?;
-        let secret = SigningSecret::parse(&Secret::from(secret.clone()))?;
-        let (id, seconds) = (event["id"].as_str().unwrap_or_default(), jiff::Timestamp::now().as_second());
-        let body = event.to_string();
-        let signature = signature_header(&[secret], id, seconds, body.as_bytes());
-        let seconds = seconds.to_string();
-        let headers = [
-            ("Content-Type", "application/cloudevents+json"),
-            ("webhook-id", id),
-            ("webhook-timestamp", &seconds),
-            ("webhook-signature", &signature),
-        ];
-        Ok(raw::request(self.rig.public, "POST", "/webhooks/events", &headers, body.as_bytes(), REQUEST).await?)
+        self.rig.send_event(event, false).await
     }
 
     /// Sends an event until it is taken, as every sender does; true where the bridge knew it.

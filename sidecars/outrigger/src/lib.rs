@@ -34,6 +34,7 @@ use admin::Connection;
 const RUN_PROCESSOR: &str = "run-lago-webhook-processor";
 /// Name of the hidden command that runs the usage tracker.
 const RUN_TRACKER: &str = "run-lago-usage-tracker";
+const RUN_BRIDGE: &str = "run-temporal-event-bridge";
 
 #[derive(Debug, Parser)]
 #[command(name = "outrigger", version, about = "Try, watch and mend the Outrigger daemons", propagate_version = true)]
@@ -133,6 +134,7 @@ fn daemon(argument: &OsStr) -> Option<(&'static str, RunDaemon)> {
     match argument.to_str()? {
         RUN_PROCESSOR => Some(("lago-webhook-processor", lago_webhook_processor::main_with_args)),
         RUN_TRACKER => Some(("lago-usage-tracker", lago_usage_tracker::main_with_args)),
+        RUN_BRIDGE => Some(("temporal-event-bridge", temporal_event_bridge::main_with_args)),
         _ => None,
     }
 }

@@ -2,7 +2,6 @@
 //! event.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,8 +41,6 @@ pub(crate) struct TemporalSink {
     tracker: Arc<Tracker>,
     /// What every workflow is started with, so that its end is known at once.
     attached: Option<Attached>,
-    /// Temporal takes no such callback.
-    attaches_nothing: AtomicBool,
     metrics: CallMetrics,
 }
 
@@ -66,17 +63,7 @@ impl TemporalSink {
         attached: Option<Attached>,
         metrics: CallMetrics,
     ) -> Self {
-        Self {
-            temporal,
-            rules,
-            jq,
-            doubts: Doubts::default(),
-            seen: Mutex::default(),
-            tracker,
-            attached,
-            attaches_nothing: AtomicBool::new(false),
-            metrics,
-        }
+        Self { temporal, rules, jq, doubts: Doubts::default(), seen: Mutex::default(), tracker, attached, metrics }
     }
 
     /// The event's rule, its filters asked.
@@ -242,14 +229,15 @@ impl TemporalSink {
         plan: &Plan<'_>,
         request: &ws::StartWorkflowExecutionRequest,
     ) -> Result<ws::StartWorkflowExecutionResponse, TemporalError> {
-        let attached = self.attached.as_ref().filter(|_| !self.attaches_nothing.load(Ordering::Relaxed));
+        let attached = self.attached.as_ref().filter(|attached| attached.is_wanted());
         let Some(attached) = attached else { return self.temporal.start(request.clone()).await };
         let mut with = request.clone();
         with.completion_callbacks = vec![attached.to(&plan.namespace, &plan.workflow_id)];
         match self.temporal.start(with).await {
             Err(refused) if refused.class == ErrorClass::Invalid => {
                 let without = self.temporal.start(request.clone()).await;
-                if without.is_ok() && !self.attaches_nothing.swap(true, Ordering::Relaxed) {
+                if without.is_ok() {
+                    attached.refused();
                     tracing::warn!(
                         error = %refused,
                         "Temporal takes no callback to SIDECAR_OBSERVER__CALLBACKS__URL, workflows are started without one \

@@ -1,7 +1,7 @@
 //! Whether an event has reached its workflow already: asked where an attempt may have, and nothing says so.
 //!
 //! Temporal forgets a `request_id` with the run that knew it. Where another run may follow, our own mark in the histories
-//! is what tells ([ADR 0022](../../../docs/adr/0022-once-in-temporal.md)).
+//! is what tells ([ADR 0025](../../../docs/adr/0025-once-in-temporal.md)).
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};

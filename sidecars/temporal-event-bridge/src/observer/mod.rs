@@ -61,8 +61,8 @@ pub struct Base<'a> {
     pub metrics: &'a Metrics,
     /// Where it is shown what a person has to mend.
     pub readiness: &'a Readiness,
-    /// Task queues that rules name.
-    pub task_queues: Vec<String>,
+    /// Task queues that rules name, each with its namespace.
+    pub task_queues: Vec<(String, String)>,
 }
 
 /// What the rest of the daemon has to do with it.
@@ -135,7 +135,8 @@ pub fn start(shell: &mut Shell, base: Base<'_>, section: &ObserverSection) -> Re
             found_until: None,
         };
         shell.spawn(&format!("observer of {namespace}"), observer.run(shell.stop_token()));
-        let queues: BTreeSet<String> = section.backlog.task_queues.iter().chain(&base.task_queues).cloned().collect();
+        let named = base.task_queues.iter().filter(|(of, _)| of == namespace).map(|(_, queue)| queue);
+        let queues: BTreeSet<String> = section.backlog.task_queues.iter().chain(named).cloned().collect();
         if section.backlog.seconds > 0.0 && !queues.is_empty() {
             let backlog = Backlog::new(
                 base.temporal.clone(),
