@@ -137,7 +137,7 @@ impl Bench {
         let python = environment(ENVIRONMENT)?.join("bin/python");
         let script = repository().join("tests/temporal/worker.py");
         let arguments = [script.display().to_string(), self.server.address(), namespace.to_owned(), QUEUE.to_owned()];
-        let mut worker = DaemonCommand::new(python).args(arguments).spawn()?;
+        let mut worker = DaemonCommand::new(python).args(arguments).env("PYTHONDONTWRITEBYTECODE", "1").spawn()?;
         worker.wait_for_line(|line| line == "ready", WORKER_DEADLINE).await?;
         self.worker = Some(worker);
         Ok(())
@@ -357,9 +357,26 @@ impl Bench {
             ensure!(begin.elapsed() < Duration::from_secs(60), "the bridge does not look any more");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let counters = self.rig.drained().await?;
+        self.drained().await?;
         let now = self.told()?.len();
-        ensure!(now == told, "{now} were told instead of {told}: {counters:?}");
+        ensure!(now == told, "{now} were told instead of {told}");
         Ok(())
+    }
+
+    /// Waits until no sink has anything left to deliver.
+    ///
+    /// # Errors
+    /// One has.
+    pub async fn drained(&self) -> Result<()> {
+        let begin = Instant::now();
+        loop {
+            let statistics = self.rig.api("/api/v1/statistics").await?;
+            let sinks = statistics["sinks"].as_array().context("there are sinks")?;
+            if sinks.iter().all(|sink| sink["pending"] == 0) {
+                return Ok(());
+            }
+            ensure!(begin.elapsed() < Duration::from_secs(60), "not drained: {statistics}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 mod events;
 mod observer;
+mod started;
 
 use outrigger_tests::temporal::Release;
 
@@ -56,4 +57,8 @@ on_both! {
     events::what_temporal_refuses_is_a_dead_letter_with_the_reason,
     events::a_bridge_that_is_killed_at_random_starts_every_workflow_once,
     observer::observing_begins_now_or_where_it_is_said,
+    started::what_the_bridge_has_started_is_looked_after,
+    started::what_the_server_has_forgotten_is_told_as_unknown,
+    started::what_the_bridge_starts_calls_back_where_the_server_allows_it,
+    started::a_failed_payment_is_dunned_and_its_end_is_told_whoever_is_killed,
 }

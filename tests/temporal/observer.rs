@@ -9,7 +9,7 @@ use outrigger_tests::temporal::{Bench, Release, Told};
 use serde_json::{Value, json};
 
 /// Generous: what is promised is measured where it is the point.
-const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 /// Looks follow each other quickly, so that tests do.
 const QUICK: [(&str, &str); 2] = [("SIDECAR_OBSERVER__IDLE_SECONDS", "0.3"), ("SIDECAR_OBSERVER__BUSY_SECONDS", "0.3")];
 
@@ -147,7 +147,7 @@ async fn terminate_all(bench: &Bench, ids: &[String]) {
     }
 }
 
-fn workflows(told: &[Told]) -> BTreeSet<String> {
+pub(crate) fn workflows(told: &[Told]) -> BTreeSet<String> {
     told.iter().map(|told| told.workflow().to_owned()).collect()
 }
 
@@ -349,7 +349,7 @@ pub(crate) async fn only_what_is_wanted_is_told(release: Release) {
 }
 
 /// The allow-list has another name in every release.
-fn with_callbacks() -> TemporalOptions {
+pub(crate) fn with_callbacks() -> TemporalOptions {
     let allowed = r#"[{"Pattern":"*","AllowInsecure":true}]"#;
     let names = ["callback.allowedAddresses", "component.callbacks.allowedAddresses"];
     let dynamic = names.map(|name| (name.to_owned(), allowed.to_owned())).into();

@@ -85,7 +85,7 @@ impl Daemon for TemporalEventBridge {
         })?;
         let rules = Rules::compile(&config.rule).map_err(|mistakes| configuration(mistakes.join("; ")))?;
         let base = Base { journal: &journal, clock: &clock, metrics: &metrics, readiness: &readiness };
-        let queues = rules.task_queues();
+        let queues = rules.task_queues(temporal.namespace());
         let outcomes = Outcomes::start(shell, &config, Self::NAME, &temporal, base, queues).await?;
         let (mut sinks, mut choosy) = (outcomes.sinks, outcomes.choosy);
         // Before anything is taken: a sink that is new to a journal begins with the next event.

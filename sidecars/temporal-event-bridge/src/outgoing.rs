@@ -104,7 +104,7 @@ impl Outcomes {
         daemon: &'static str,
         temporal: &Temporal,
         base: Base<'_>,
-        task_queues: Vec<String>,
+        task_queues: Vec<(String, String)>,
     ) -> Result<Self, StartError> {
         if !config.has_sinks() {
             let (sinks, choosy) = (BTreeMap::new(), BTreeMap::new());

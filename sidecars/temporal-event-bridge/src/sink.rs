@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -33,8 +33,6 @@ const CHASES: usize = 3;
 ///
 /// Source: temporalio/temporal `system.namespaceMinRetentionLocal`.
 const LEAST_RETENTION: Duration = Duration::from_secs(3600);
-/// How long workflows are started without a callback after Temporal has refused one.
-const ATTACH_AGAIN: Duration = Duration::from_secs(600);
 /// The code of gRPC.
 const PERMISSION_DENIED: i32 = 7;
 
@@ -51,8 +49,6 @@ pub(crate) struct TemporalSink {
     tracker: Arc<Tracker>,
     /// What every workflow is started with, so that its end is known at once.
     attached: Option<Attached>,
-    /// Temporal has taken no such callback, then.
-    refused_callback: Mutex<Option<Instant>>,
     clock: SharedClock,
     metrics: CallMetrics,
 }
@@ -85,7 +81,6 @@ impl TemporalSink {
             seen: Mutex::default(),
             tracker,
             attached,
-            refused_callback: Mutex::default(),
             clock,
             metrics,
         }
@@ -283,8 +278,7 @@ impl TemporalSink {
         plan: &Plan<'_>,
         request: &ws::StartWorkflowExecutionRequest,
     ) -> Result<ws::StartWorkflowExecutionResponse, TemporalError> {
-        let refused = *self.refused_callback.lock().unwrap_or_else(PoisonError::into_inner);
-        let attached = self.attached.as_ref().filter(|_| refused.is_none_or(|at| at.elapsed() >= ATTACH_AGAIN));
+        let attached = self.attached.as_ref().filter(|attached| attached.is_wanted());
         let Some(attached) = attached else { return self.temporal.start(request.clone()).await };
         let mut with = request.clone();
         with.completion_callbacks = vec![attached.to(&plan.namespace, &plan.workflow_id)];
@@ -292,7 +286,7 @@ impl TemporalSink {
             Err(refused) if refused.class == ErrorClass::Invalid => {
                 let without = self.temporal.start(request.clone()).await;
                 if without.is_ok() {
-                    *self.refused_callback.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                    attached.refused();
                     tracing::warn!(
                         error = %refused,
                         "Temporal takes no callback to SIDECAR_OBSERVER__CALLBACKS__URL, workflows are started without one \

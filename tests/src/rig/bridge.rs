@@ -5,7 +5,7 @@ use kit::secret::Secret;
 use kit_delivery::signature::{SigningSecret, signature_header};
 use kit_workbench::gateway::{Gateway, GatewayOptions};
 use kit_workbench::raw::{self, RawResponse};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Mode, REQUEST_DEADLINE, Rig};
 
@@ -19,8 +19,7 @@ impl Rig {
     /// The machine has no room for it.
     pub async fn bridge(address: &str, settings: &[(&str, &str)]) -> Result<Self> {
         let mut rig = Self::new(Mode::Hmac, &[]).await?;
-        let signing = rig.secrets.iter().find(|(name, _)| *name == "signing secret");
-        let (_, signing) = signing.context("the rig signs")?.clone();
+        let signing = rig.signing_secret()?;
         let options = GatewayOptions { secrets: vec![signing.clone()], keep_bodies: true, ..GatewayOptions::default() };
         rig.gateway = Gateway::start(options).await?;
         rig.environment.retain(|(name, _)| !name.contains("LAGO"));
@@ -31,6 +30,27 @@ impl Rig {
         own.into_iter().chain(settings.iter().copied()).for_each(|(name, value)| rig.set(name, value));
         rig.daemon = "temporal-event-bridge";
         Ok(rig)
+    }
+
+    /// Brings the bridge a CloudEvent with this data, signed as the other daemons' sinks do it.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn announce(&self, id: &str, kind: &str, subject: &str, data: &Value) -> Result<RawResponse> {
+        let event = json!({
+            "specversion": "1.0", "id": id, "source": "test", "type": kind, "subject": subject,
+            "datacontenttype": "application/json", "data": data,
+        });
+        self.send_event(&event, false).await
+    }
+
+    /// What the daemons' sinks sign with in this rig.
+    ///
+    /// # Errors
+    /// They do not.
+    pub fn signing_secret(&self) -> Result<String> {
+        let signing = self.secrets.iter().find(|(name, _)| *name == "signing secret");
+        signing.map(|(_, signing)| signing.clone()).context("the rig signs")
     }
 
     /// Sends a CloudEvent, signed with our secret or with another one; returns what it is answered.

@@ -21,6 +21,8 @@ use crate::direction::OBSERVED;
 const PREFIX: &str = "observer/stalled/";
 /// Task queues at most: each is a label value and two questions a look.
 const QUEUES: usize = 50;
+/// Between looks at two task queues, unless one alone is to be looked at more often.
+const BETWEEN_QUEUES: Duration = Duration::from_secs(45);
 
 /// What a look at a task queue found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,11 +111,11 @@ impl Backlog {
             return std::future::pending().await;
         }
         let names: Vec<String> = self.queues.keys().cloned().collect();
-        // Spread over the time, so that they are no burst.
-        let pause = self.every / u32::try_from(names.len()).unwrap_or(u32::MAX);
+        // Spread over the time, so that they are no burst; and of many each is looked at more rarely.
+        let pause = (self.every / u32::try_from(names.len()).unwrap_or(u32::MAX)).max(BETWEEN_QUEUES.min(self.every));
         loop {
             for name in &names {
-                tokio::time::sleep(pause.mul_f64(0.9 + 0.1 * fastrand::f64())).await;
+                tokio::time::sleep(pause.mul_f64(1.0 + 0.05 * fastrand::f64())).await;
                 match self.look(name).await {
                     Ok(found) => self.judge(name, found).await,
                     Err(error) => {

@@ -4,8 +4,8 @@
 //! (tried on 1.29.1 and 1.32.0).
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -29,6 +29,8 @@ const PATH: &str = "/webhooks/temporal";
 const ANSWER_WITHIN: Duration = Duration::from_secs(8);
 /// Results are read and thrown away, so that the connection can be used again.
 const BODY_BYTES: usize = 4 << 20;
+/// How long a server that has refused a callback is not asked to take another.
+const AGAIN: Duration = Duration::from_secs(600);
 /// Callbacks that wait for a look, of each namespace; further ones come again.
 pub(crate) const WAITING: usize = 256;
 
@@ -45,11 +47,24 @@ pub(crate) struct Callbacks {
 pub struct Attached {
     url: String,
     token: Secret,
+    /// The server has refused one: not before this it is tried again.
+    not_before: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Attached {
     pub(crate) fn new(url: &str, token: Secret) -> Self {
-        Self { url: url.trim_end_matches('/').to_owned(), token }
+        Self { url: url.trim_end_matches('/').to_owned(), token, not_before: Arc::default() }
+    }
+
+    /// Whether the server may take one now.
+    pub fn is_wanted(&self) -> bool {
+        let not_before = *self.not_before.lock().unwrap_or_else(PoisonError::into_inner);
+        not_before.is_none_or(|at| at <= Instant::now())
+    }
+
+    /// The server takes none: for a while nothing is attached. Somebody may be about to allow the address.
+    pub fn refused(&self) {
+        *self.not_before.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + AGAIN);
     }
 
     /// The callback of a workflow.
@@ -145,6 +160,18 @@ mod tests {
         }
         assert_eq!(whose_of(None, uri), of(""));
         assert_eq!(whose_of(Some(link), "/webhooks/temporal?namespace=default"), None);
+    }
+
+    #[test]
+    fn after_a_refusal_nothing_is_attached_for_a_while() {
+        let attached = Attached::new("http://bridge:8084", Secret::from("t".to_owned()));
+        assert!(attached.is_wanted());
+        attached.clone().refused();
+        assert!(!attached.is_wanted());
+
+        let due = Instant::now().checked_sub(Duration::from_secs(1));
+        *attached.not_before.lock().unwrap() = due;
+        assert!(attached.is_wanted(), "and not for good");
     }
 
     #[test]

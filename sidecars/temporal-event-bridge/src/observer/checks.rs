@@ -10,8 +10,12 @@ use super::listing::{Looked, look_closely};
 use super::outcome::{Ended, Kind};
 use super::worker::{Asked, Batch, Broken, Observer};
 
-/// Between two questions about tracked runs.
-const TRACKED_EVERY: Duration = Duration::from_millis(500);
+/// Between two questions about tracked runs, however many there are.
+const QUICKEST: Duration = Duration::from_millis(500);
+/// And however few: an idle server is not asked more than it need be.
+const SLOWEST: Duration = Duration::from_secs(25);
+/// In which time all are asked about once, as long as that is no quicker than the quickest.
+const ROUND: Duration = Duration::from_secs(3600);
 /// How often it is looked whether there is a tracked run at all.
 const IDLE_LOOK: Duration = Duration::from_secs(5);
 /// How long the next question waits after a server that gave no answer.
@@ -35,13 +39,19 @@ impl Observer {
         });
         let Some((workflow_id, run_id)) = due else { return Duration::ZERO };
         match self.check(&workflow_id, &run_id, true).await {
-            Ok(_) => TRACKED_EVERY,
+            Ok(_) => self.between_checks(),
             Err(broken) => {
                 let error = kit::error::chain(&broken);
                 tracing::debug!(workflow.id = %workflow_id, error = %error, "workflow {workflow_id} cannot be looked after now: {error}");
                 AGAIN
             }
         }
+    }
+
+    fn between_checks(&self) -> Duration {
+        let runs = self.tracker.of(&self.namespace).map_or(1, |tracked| tracked.len().max(1));
+        let slowest = SLOWEST.min(self.section.tracked_first().div_f64(2.0)).max(QUICKEST);
+        (ROUND / u32::try_from(runs).unwrap_or(u32::MAX)).clamp(QUICKEST, slowest)
     }
 
     /// Somebody says that a run has closed.
@@ -56,6 +66,11 @@ impl Observer {
         let _ = answer.send(told);
     }
 
+    fn is_missing(&self, run_id: &str) -> bool {
+        let (lasts, now) = (self.section.unknown_after(), self.tracker.now());
+        self.tracker.of(&self.namespace).is_some_and(|mut tracked| tracked.is_missing(run_id, lasts, now))
+    }
+
     /// Has the end of a run in the journal, if it has ended; true when there is nothing more to do about it.
     async fn check(&mut self, workflow_id: &str, run_id: &str, was_started_here: bool) -> Result<bool, Broken> {
         if !run_id.is_empty() && (self.seen.contains(run_id) || self.is_told(run_id).await?) {
@@ -66,6 +81,9 @@ impl Observer {
             Ok(looked) => looked,
             // It was there when we started it: the server has forgotten it, and how it ended.
             Err(error) if error.class == ErrorClass::NoWorkflow && was_started_here => {
+                if !self.is_missing(run_id) {
+                    return Ok(false);
+                }
                 let run = Run { workflow_id: workflow_id.to_owned(), run_id: run_id.to_owned(), ..Run::default() };
                 Looked::Ended(Box::new((run, Ended::unknown())))
             }
@@ -75,13 +93,11 @@ impl Observer {
         match looked {
             Looked::Ended(ended) => {
                 let (run, ended) = *ended;
-                // A query is only answered by the visibility store, and what is forgotten has no type.
+                // What is forgotten has no type. A query is only answered by the visibility store: what it does not find is
+                // not wanted.
                 let fits = ended.kind == Kind::Unknown || self.wanted.fits(&run);
-                if !fits {
+                if !fits || !self.section.query.is_empty() {
                     self.stop_tracking(&run.run_id).await?;
-                    return Ok(true);
-                }
-                if !self.section.query.is_empty() {
                     return Ok(true);
                 }
                 let mut batch = Batch::default();
@@ -89,7 +105,10 @@ impl Observer {
                 self.commit(batch).await?;
                 Ok(true)
             }
-            Looked::Open => Ok(false),
+            Looked::Open => {
+                self.tracker.of(&self.namespace).into_iter().for_each(|mut tracked| tracked.is_there(run_id));
+                Ok(false)
+            }
             Looked::Troubled(_, error) => Err(error.into()),
         }
     }

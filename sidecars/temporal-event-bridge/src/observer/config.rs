@@ -54,6 +54,9 @@ pub struct ObserverSection {
     pub tracked: usize,
     /// Seconds between two looks at a tracked run, at first; the longer it runs, the rarer, down to once an hour.
     pub tracked_seconds: f64,
+    /// Seconds that the server must know nothing of a run that was started here, or fail over a run that has closed, before
+    /// its end is told as unknown.
+    pub unknown_after_seconds: f64,
     /// Put the result (and the details of a cancellation or termination) into the event.
     pub result: bool,
     /// Put the failure (message, type, details, causes; never stack traces), or the reason of a termination, into the event.
@@ -126,6 +129,7 @@ impl Default for ObserverSection {
             concurrency: 8,
             tracked: 20_000,
             tracked_seconds: 120.0,
+            unknown_after_seconds: 3600.0,
             result: true,
             failure: true,
             memo: true,
@@ -152,6 +156,7 @@ impl ObserverSection {
         between("wide_overlap_seconds", self.wide_overlap_seconds, 5.0, 604_800.0);
         between("wide_seconds", self.wide_seconds, 1.0, 604_800.0);
         between("tracked_seconds", self.tracked_seconds, 1.0, 3600.0);
+        between("unknown_after_seconds", self.unknown_after_seconds, 0.0, 604_800.0);
         between("page_size", f64::from(self.page_size), 1.0, f64::from(LARGEST_PAGE));
         if self.backlog.seconds != 0.0 {
             between("backlog.seconds", self.backlog.seconds, 1.0, 86_400.0);
@@ -189,6 +194,14 @@ impl ObserverSection {
             return Ok(None);
         }
         self.since.parse::<jiff::Timestamp>().map(|at| Some(ServerTime(at.as_microsecond())))
+    }
+
+    pub(crate) fn tracked_first(&self) -> Duration {
+        Duration::try_from_secs_f64(self.tracked_seconds).unwrap_or(Duration::from_secs(120))
+    }
+
+    pub(crate) fn unknown_after(&self) -> Duration {
+        Duration::try_from_secs_f64(self.unknown_after_seconds).unwrap_or(Duration::from_secs(3600))
     }
 
     pub(crate) fn pace(&self) -> Pace {

@@ -8,7 +8,9 @@ use kit_journal::{Dedupe, EventHead, EventId, NewEvent};
 use kit_temporal::api::common::v1::{Payload, Payloads};
 use kit_temporal::api::failure::v1::Failure;
 use kit_temporal::api::failure::v1::failure::FailureInfo;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Value, json};
 use wildmatch::WildMatch;
 
 use super::config::ObserverSection;
@@ -28,6 +30,8 @@ const REDACTED: &str = "[redacted]";
 pub(crate) struct Run {
     pub(crate) workflow_id: String,
     pub(crate) run_id: String,
+    /// The status that its listing or description shows.
+    pub(crate) status: Option<Kind>,
     /// The first run of its chain, where the server tells.
     pub(crate) first_run_id: Option<String>,
     pub(crate) workflow_type: String,
@@ -92,17 +96,18 @@ impl Teller {
             time: run.closed.and_then(rfc3339),
             ..EventHead::new(id, source, kind, format!("workflow/{}", run.workflow_id), key)
         };
-        NewEvent { head, body: self.data(namespace, run, ended).to_string().into_bytes(), dedupe: Dedupe::Key }
+        let body = self.data(namespace, run, ended).get().as_bytes().to_vec();
+        NewEvent { head, body, dedupe: Dedupe::Key }
     }
 
-    fn data(&self, namespace: &str, run: &Run, ended: &Ended) -> Value {
-        let mut data = Map::new();
-        let mut put = |name: &str, value: Option<Value>| {
+    fn data(&self, namespace: &str, run: &Run, ended: &Ended) -> Raw {
+        let mut data = BTreeMap::new();
+        let mut put = |name: &'static str, value: Option<Raw>| {
             if let Some(value) = value {
-                data.insert(name.to_owned(), value);
+                data.insert(name, value);
             }
         };
-        let text = |text: &str| (!text.is_empty()).then(|| Value::from(text));
+        let text = |text: &str| (!text.is_empty()).then(|| raw(text));
         put("namespace", text(namespace));
         put("workflow_id", text(&run.workflow_id));
         put("run_id", text(&run.run_id));
@@ -110,13 +115,16 @@ impl Teller {
         put("workflow_type", text(&run.workflow_type));
         put("task_queue", text(&run.task_queue));
         put("status", text(ended.kind.word()));
-        if ended.kind == Kind::Continued && ended.run_status != Kind::Continued {
+        if ended.run_status != ended.kind {
             put("run_status", text(ended.run_status.word()));
         }
-        put("start_time", run.started.and_then(rfc3339).map(Value::from));
-        put("close_time", run.closed.and_then(rfc3339).map(Value::from));
+        put("start_time", run.started.and_then(rfc3339).map(|at| raw(&at)));
+        put("close_time", run.closed.and_then(rfc3339).map(|at| raw(&at)));
         let parent = run.parent.as_ref();
-        put("parent", parent.map(|(workflow_id, run_id)| json!({ "workflow_id": workflow_id, "run_id": run_id })));
+        put(
+            "parent",
+            parent.map(|(workflow_id, run_id)| raw(&json!({ "workflow_id": workflow_id, "run_id": run_id }))),
+        );
         put("next_run_id", ended.next_run_id.as_deref().and_then(text));
         put("continued_by", ended.initiator.and_then(text));
         put("retry_state", ended.retry_state.and_then(text));
@@ -126,70 +134,73 @@ impl Teller {
         }
         if self.with_failure {
             put("failure", ended.failure.as_ref().map(|failure| self.failure(failure)));
-            put("reason", ended.reason.as_deref().map(|reason| Value::from(cut(reason))));
-            put("identity", ended.identity.as_deref().map(|identity| Value::from(cut(identity))));
+            put("reason", ended.reason.as_deref().map(|reason| raw(&cut(reason))));
+            put("identity", ended.identity.as_deref().map(|identity| raw(&cut(identity))));
         }
         if self.with_memo {
             put("memo", self.fields(run.memo.iter()));
         }
         let chosen = |name: &str| self.search_attributes.iter().any(|glob| glob.matches(name));
         put("search_attributes", self.fields(run.search_attributes.iter().filter(|(name, _)| chosen(name))));
-        Value::Object(data)
+        raw(&data)
     }
 
     /// Named payloads; `None` where there are none.
-    fn fields<'a>(&self, fields: impl Iterator<Item = (&'a String, &'a Payload)>) -> Option<Value> {
+    fn fields<'a>(&self, fields: impl Iterator<Item = (&'a String, &'a Payload)>) -> Option<Raw> {
         let mut left = self.payload_bytes;
         let sorted: BTreeMap<&String, &Payload> = fields.collect();
-        let told: Map<String, Value> = sorted
-            .into_iter()
-            .map(|(name, payload)| {
-                let value =
-                    if self.is_redacted(name) { Value::from(REDACTED) } else { self.payload(payload, &mut left) };
-                (name.clone(), value)
-            })
-            .collect();
-        (!told.is_empty()).then_some(Value::Object(told))
+        let told = sorted.into_iter().map(|(name, payload)| {
+            let value = if self.is_redacted(name) { raw(REDACTED) } else { self.payload(payload, &mut left) };
+            (name, value)
+        });
+        let told: BTreeMap<&String, Raw> = told.collect();
+        (!told.is_empty()).then(|| raw(&told))
     }
 
     /// One value as itself, several as a list, none as nothing.
-    fn payloads(&self, payloads: &Payloads) -> Option<Value> {
+    fn payloads(&self, payloads: &Payloads) -> Option<Raw> {
         let mut left = self.payload_bytes;
         match payloads.payloads.as_slice() {
             [] => None,
             [one] => Some(self.payload(one, &mut left)),
-            several => Some(several.iter().map(|payload| self.payload(payload, &mut left)).collect()),
+            several => {
+                let several: Vec<Raw> = several.iter().map(|payload| self.payload(payload, &mut left)).collect();
+                Some(raw(&several))
+            }
         }
     }
 
-    /// JSON as JSON; what only the worker can read as it came, in Base64; what is larger than there is room for as its size.
-    fn payload(&self, payload: &Payload, left: &mut usize) -> Value {
+    /// JSON as it was written; what only the worker can read as it came, in Base64; what is larger than there is room for
+    /// as its size.
+    fn payload(&self, payload: &Payload, left: &mut usize) -> Raw {
         let encoding = payload.metadata.get("encoding").map(|bytes| String::from_utf8_lossy(bytes));
         let encoding = encoding.as_deref().unwrap_or_default();
         if encoding == "binary/null" {
-            return Value::Null;
+            return raw(&());
         }
         let bytes = payload.data.len();
+        let omitted = |why: &str| raw(&json!({ "omitted": why, "bytes": bytes, "encoding": cut(encoding) }));
         if bytes > *left {
-            return json!({ "omitted": "too large", "bytes": bytes, "encoding": cut(encoding) });
+            return omitted("too large");
         }
         *left -= bytes;
-        if matches!(encoding, "json/plain" | "json/protobuf" | "json/external-storage-reference")
-            && let Ok(mut value) = serde_json::from_slice(&payload.data)
+        if matches!(encoding, "json/plain" | "json/protobuf")
+            && let Ok(value) = serde_json::from_slice::<&RawValue>(&payload.data)
         {
-            self.redact(&mut value);
-            return value;
+            // How deep it is nested is only known now: what would be too deep for us is for others too.
+            let can_be_read = serde_json::from_slice::<Value>(&payload.data).is_ok();
+            return if can_be_read { self.redact(value) } else { omitted("nested too deep") };
         }
         if !self.redact.is_empty() && encoding != "binary/encrypted" {
             // Nobody can say what is in it.
-            return json!({ "omitted": "not JSON, and members are redacted", "bytes": bytes, "encoding": cut(encoding) });
+            return omitted("not JSON, and members are redacted");
         }
-        json!({ "encoding": cut(encoding), "base64": STANDARD.encode(&payload.data) })
+        raw(&json!({ "encoding": cut(encoding), "base64": STANDARD.encode(&payload.data) }))
     }
 
     /// Message, type and details of a failure and of its causes. Stack traces stay where they are: they are for whoever
     /// looks at the workflow, and show more than an event should.
-    fn failure(&self, failure: &Failure) -> Value {
+    fn failure(&self, failure: &Failure) -> Raw {
         let mut causes = Vec::new();
         let mut next = Some(failure);
         while let Some(failure) = next.filter(|_| causes.len() < CAUSES) {
@@ -197,16 +208,16 @@ impl Teller {
             next = failure.cause.as_deref();
         }
         let innermost_first = causes.into_iter().rev();
-        innermost_first.fold(None, |cause: Option<Value>, failure| Some(self.one_failure(failure, cause))).into()
+        let told = innermost_first.fold(None, |cause: Option<Raw>, failure| Some(self.one_failure(failure, cause)));
+        told.unwrap_or_else(|| raw(&()))
     }
 
-    fn one_failure(&self, failure: &Failure, cause: Option<Value>) -> Value {
-        let mut told = Map::new();
-        told.insert("message".to_owned(), cut(&failure.message).into());
+    fn one_failure(&self, failure: &Failure, cause: Option<Raw>) -> Raw {
+        let mut told = BTreeMap::from([("message", raw(&cut(&failure.message)))]);
         let (kind, details) = match &failure.failure_info {
             Some(FailureInfo::ApplicationFailureInfo(info)) => {
                 if info.non_retryable {
-                    told.insert("non_retryable".to_owned(), true.into());
+                    told.insert("non_retryable", raw(&true));
                 }
                 (cut(&info.r#type), info.details.as_ref())
             }
@@ -216,26 +227,26 @@ impl Teller {
             Some(FailureInfo::ServerFailureInfo(_)) => ("server".to_owned(), None),
             Some(FailureInfo::ActivityFailureInfo(info)) => {
                 let name = info.activity_type.as_ref().map(|kind| kind.name.as_str()).unwrap_or_default();
-                told.insert("activity".to_owned(), cut(name).into());
+                told.insert("activity", raw(&cut(name)));
                 ("activity".to_owned(), None)
             }
             Some(FailureInfo::ChildWorkflowExecutionFailureInfo(info)) => {
                 let name = info.workflow_type.as_ref().map(|kind| kind.name.as_str()).unwrap_or_default();
-                told.insert("child_workflow".to_owned(), cut(name).into());
+                told.insert("child_workflow", raw(&cut(name)));
                 ("child_workflow".to_owned(), None)
             }
             _ => (String::new(), None),
         };
         if !kind.is_empty() {
-            told.insert("type".to_owned(), kind.into());
+            told.insert("type", raw(&kind));
         }
         if let Some(details) = details.and_then(|details| self.payloads(details)) {
-            told.insert("details".to_owned(), details);
+            told.insert("details", details);
         }
         if let Some(cause) = cause {
-            told.insert("cause".to_owned(), cause);
+            told.insert("cause", cause);
         }
-        Value::Object(told)
+        raw(&told)
     }
 
     fn is_redacted(&self, name: &str) -> bool {
@@ -245,24 +256,36 @@ impl Teller {
         }
     }
 
-    fn redact(&self, value: &mut Value) {
+    /// Numbers stay as they were written, digit by digit.
+    fn redact(&self, value: &RawValue) -> Raw {
         if self.redact.is_empty() {
-            return;
+            return value.to_owned();
         }
-        match value {
-            Value::Object(members) => {
-                for (name, member) in members {
-                    if self.is_redacted(name) {
-                        *member = Value::from(REDACTED);
-                    } else {
-                        self.redact(member);
-                    }
-                }
-            }
-            Value::Array(elements) => elements.iter_mut().for_each(|element| self.redact(element)),
-            _ => {}
+        let text = value.get();
+        if text.starts_with('{')
+            && let Ok(members) = serde_json::from_str::<BTreeMap<String, &RawValue>>(text)
+        {
+            let told = members.into_iter().map(|(name, member)| {
+                let told = if self.is_redacted(&name) { raw(REDACTED) } else { self.redact(member) };
+                (name, told)
+            });
+            return raw(&told.collect::<BTreeMap<String, Raw>>());
         }
+        if text.starts_with('[')
+            && let Ok(elements) = serde_json::from_str::<Vec<&RawValue>>(text)
+        {
+            return raw(&elements.into_iter().map(|element| self.redact(element)).collect::<Vec<Raw>>());
+        }
+        value.to_owned()
     }
+}
+
+/// A piece of JSON, as it is written.
+type Raw = Box<RawValue>;
+
+/// Texts, truth values and lists and maps with texts as keys: nothing of that can fail to be written.
+fn raw<T: Serialize + ?Sized>(value: &T) -> Raw {
+    to_raw_value(value).unwrap_or_default()
 }
 
 /// RFC 3339 in UTC with microseconds.
@@ -350,6 +373,21 @@ mod tests {
         let bytes = json!({ "encoding": "binary/encrypted", "base64": "AAE=" });
         assert_eq!(result(vec![encoded("binary/encrypted", &[0, 1])]), bytes);
         assert_eq!(result(vec![payload::json("{broken")])["base64"], json!("e2Jyb2tlbg=="));
+        let deep = format!("{}{}", "[".repeat(5_000), "]".repeat(5_000));
+        assert_eq!(result(vec![payload::json(deep)])["omitted"], json!("nested too deep"));
+    }
+
+    #[test]
+    fn numbers_stay_as_they_were_written() {
+        let written = r#"{"amount":1.50,"big":123456789012345678901234567890,"list":[0.1e-7,{"token":9,"x":10.0}]}"#;
+        let body = |teller: &Teller| {
+            let event = teller.event("n", &run(), &completed(vec![payload::json(written)]));
+            String::from_utf8(event.body).unwrap()
+        };
+
+        assert!(body(&teller(|_| {})).contains(written));
+        let redacted = body(&teller(|section| section.redact = vec!["token".to_owned()]));
+        assert!(redacted.contains(&written.replace("\"token\":9", "\"token\":\"[redacted]\"")), "{redacted}");
     }
 
     #[test]

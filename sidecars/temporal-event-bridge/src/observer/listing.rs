@@ -71,8 +71,7 @@ impl Listing<'_> {
 
     /// When the newest closed run closed; `None` where nothing has closed, or all of it is forgotten.
     pub(crate) async fn newest(&self, temporal: &Temporal) -> Result<Option<ServerTime>, TemporalError> {
-        let first = Listing { page: 1, ..*self };
-        let (rows, _) = first.page(temporal, ServerTime(0), None, Vec::new()).await?;
+        let (rows, _) = self.page(temporal, ServerTime(0), None, Vec::new()).await?;
         Ok(rows.into_iter().find_map(|run| run.closed))
     }
 }
@@ -96,20 +95,22 @@ pub(crate) async fn look(temporal: &Temporal, namespace: &str, mut run: Run) -> 
     let close = temporal.close_event(namespace, &run.workflow_id, &run.run_id);
     let description = temporal.describe(namespace, &run.workflow_id, Some(&run.run_id));
     let (close, description) = tokio::join!(close, description);
-    match description {
+    match &description {
         Ok(description) => {
-            if let Some(info) = description.workflow_execution_info {
-                run.first_run_id = Some(info.first_run_id).filter(|id| !id.is_empty());
+            if let Some(info) = &description.workflow_execution_info {
+                run.first_run_id = Some(info.first_run_id.clone()).filter(|id| !id.is_empty());
             }
         }
         // The end is told without it.
-        Err(error) if is_about_the_run(&error) => {}
-        Err(error) => return Err(error),
+        Err(error) if is_about_the_run(error) => {}
+        Err(error) => return Err(error.clone()),
     }
+    let is_gone = matches!(&description, Err(error) if error.class == ErrorClass::NoWorkflow);
     let ended = match close {
         Ok(Some(event)) => Ended::read(event),
         Ok(None) => None,
-        Err(error) if error.class == ErrorClass::NoWorkflow => Some(Ended::unknown()),
+        // Both are gone, and what the listing says is all that is left.
+        Err(error) if error.class == ErrorClass::NoWorkflow && is_gone => Some(Ended::by_status(run.status)),
         Err(error) if is_about_the_run(&error) => return Ok(Looked::Troubled(run, error)),
         Err(error) => return Err(error),
     };
@@ -142,11 +143,13 @@ fn is_about_the_run(error: &TemporalError) -> bool {
 
 /// A row of the visibility store, or the like in a description.
 fn run_of(info: WorkflowExecutionInfo) -> Run {
+    let status = Kind::of_status(info.status());
     let execution = info.execution.unwrap_or_default();
     let first_run_id = Some(info.first_run_id).filter(|id| !id.is_empty());
     Run {
         workflow_id: execution.workflow_id,
         run_id: execution.run_id,
+        status,
         first_run_id,
         workflow_type: info.r#type.map(|kind| kind.name).unwrap_or_default(),
         task_queue: info.task_queue,

@@ -1,8 +1,8 @@
 //! Ends of workflows become events `temporal.workflow.*`, without anything being changed in the server.
 //!
 //! `sweep` what is asked for next and how far that has come · `listing` the questions · `outcome` what the end of a run says ·
-//! `event` what is told about it · `tracked` runs that are looked after one by one · `worker` all of it for one
-//! namespace · `checks` one run at a time · `wanted` which are told about ·
+//! `event` what is told about it · `tracked` runs that are looked after one by one · `worker` one
+//! namespace · `sweeping` one look at what has closed in it · `checks` one run at a time · `wanted` which are told about ·
 //! `callbacks` Temporal saying when to look · `backlog` task queues without workers · `config` what can be set.
 //!
 //! Sweeps are what is relied on; everything else only makes an end known sooner, or finds what never becomes visible
@@ -17,11 +17,12 @@ mod listing;
 mod metrics;
 mod outcome;
 mod sweep;
+mod sweeping;
 mod tracked;
 mod wanted;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,7 +45,7 @@ use self::backlog::Backlog;
 use self::callbacks::{Callbacks, WAITING};
 use self::event::Teller;
 use self::metrics::ObserverMetrics;
-use self::wanted::{Seen, Wanted};
+use self::wanted::{Seen, Troubled, Wanted};
 use self::worker::Observer;
 
 /// What observing stands on.
@@ -60,8 +61,8 @@ pub struct Base<'a> {
     pub metrics: &'a Metrics,
     /// Where it is shown what a person has to mend.
     pub readiness: &'a Readiness,
-    /// Task queues that rules name.
-    pub task_queues: Vec<String>,
+    /// Task queues that rules name, each with its namespace.
+    pub task_queues: Vec<(String, String)>,
 }
 
 /// What the rest of the daemon has to do with it.
@@ -109,7 +110,7 @@ pub fn start(shell: &mut Shell, base: Base<'_>, section: &ObserverSection) -> Re
     let token = token(&section.callbacks)?;
     let metrics = base.metrics.with_registry(|registry| ObserverMetrics::register(registry, &namespaces));
     let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(60));
-    let tracker = Tracker::new(&namespaces, section.tracked, seconds(section.tracked_seconds), metrics.clone());
+    let tracker = Tracker::new(&namespaces, section.tracked, section.tracked_first(), metrics.clone());
     let tracker = Arc::new(tracker);
     let teller = Arc::new(Teller::new(section));
     let shared = Arc::new(section.clone());
@@ -129,11 +130,13 @@ pub fn start(shell: &mut Shell, base: Base<'_>, section: &ObserverSection) -> Re
             ready: base.readiness.part(&format!("observer of {namespace}")),
             wanted: Wanted::new(section),
             seen: Seen::default(),
-            troubled: HashMap::new(),
+            troubled: Troubled::default(),
+            clock: Arc::clone(base.clock),
+            found_until: None,
         };
         shell.spawn(&format!("observer of {namespace}"), observer.run(shell.stop_token()));
-        let queues: std::collections::BTreeSet<String> =
-            section.backlog.task_queues.iter().cloned().chain(base.task_queues.iter().cloned()).collect();
+        let named = base.task_queues.iter().filter(|(of, _)| of == namespace).map(|(_, queue)| queue);
+        let queues: BTreeSet<String> = section.backlog.task_queues.iter().chain(named).cloned().collect();
         if section.backlog.seconds > 0.0 && !queues.is_empty() {
             let backlog = Backlog::new(
                 base.temporal.clone(),

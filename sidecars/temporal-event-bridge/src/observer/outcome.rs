@@ -102,6 +102,17 @@ impl Ended {
         Self::new(Kind::Unknown)
     }
 
+    /// The run has this status, and nothing more is known. A failed or timed-out run may have been retried, so that says
+    /// nothing about the workflow.
+    pub(crate) fn by_status(status: Option<Kind>) -> Self {
+        let Some(status) = status else { return Self::unknown() };
+        let kind = match status {
+            Kind::Completed | Kind::Canceled | Kind::Terminated => status,
+            Kind::Failed | Kind::TimedOut | Kind::Continued | Kind::Unknown => Kind::Unknown,
+        };
+        Self { run_status: status, ..Self::new(kind) }
+    }
+
     /// Reads a close event. `None`: it is none, the run is still open.
     ///
     /// Asked for with `follows-next-run-id`, an event that names a next run is not the end of the workflow: it was
@@ -210,6 +221,18 @@ mod tests {
         };
         let cron = read(Attributes::WorkflowExecutionCompletedEventAttributes(cron)).unwrap();
         assert_eq!((cron.kind, cron.initiator), (Kind::Continued, Some("cron_schedule")));
+    }
+
+    #[test]
+    fn a_status_alone_says_how_a_workflow_ended_where_no_retry_can_follow() {
+        let by = |status| Ended::by_status(status).kind;
+        for status in [Kind::Completed, Kind::Canceled, Kind::Terminated] {
+            assert_eq!(by(Some(status)), status);
+        }
+        for status in [Some(Kind::Failed), Some(Kind::TimedOut), None] {
+            assert_eq!(by(status), Kind::Unknown);
+        }
+        assert_eq!(Ended::by_status(Some(Kind::Failed)).run_status, Kind::Failed);
     }
 
     #[test]

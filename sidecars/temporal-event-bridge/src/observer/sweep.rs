@@ -18,8 +18,13 @@ impl ServerTime {
         Self(self.0.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
     }
 
-    fn minus(self, duration: Duration) -> Self {
+    pub(crate) fn minus(self, duration: Duration) -> Self {
         Self(self.0.saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
+    }
+
+    /// The next time that there is.
+    pub(crate) fn after(self) -> Self {
+        Self(self.0.saturating_add(1))
     }
 
     /// How long after `earlier` this is; nothing where it is not.
@@ -98,6 +103,9 @@ pub(crate) struct Sweep {
     failures: u32,
     /// Slices in a row in which nothing has closed.
     empty_slices: u32,
+    /// What our own clock shows. Nothing beyond it is believed: a server's clock that was ahead and is set right would
+    /// leave out whatever closes until it has come there again.
+    wall: ServerTime,
 }
 
 impl Sweep {
@@ -105,7 +113,27 @@ impl Sweep {
     /// a wide one. `now` is time since some fixed moment, by a clock that never jumps.
     pub(crate) fn new(pace: Pace, position: Position, newest: Option<ServerTime>, now: Duration) -> Self {
         let known = newest.map_or(position.covered, |newest| newest.max(position.covered));
-        Self { pace, position, known: (known, now), next_wide: now, last_activity: None, failures: 0, empty_slices: 0 }
+        Self {
+            pace,
+            position,
+            known: (known, now),
+            next_wide: now,
+            last_activity: None,
+            failures: 0,
+            empty_slices: 0,
+            wall: ServerTime(i64::MAX),
+        }
+    }
+
+    /// Our own clock shows this; called before every look.
+    pub(crate) fn set_wall(&mut self, wall: ServerTime) {
+        self.wall = wall;
+    }
+
+    /// How far it has come, as far as that can be.
+    fn reached(&self) -> Position {
+        let Position { floor, covered } = self.position;
+        Position { floor: floor.min(self.wall), covered: covered.min(self.wall) }
     }
 
     /// How far it has come.
@@ -120,14 +148,17 @@ impl Sweep {
 
     /// What the server's clock shows, at least.
     fn server_now(&self, now: Duration) -> ServerTime {
-        self.known.0.plus(now.saturating_sub(self.known.1))
+        self.known.0.plus(now.saturating_sub(self.known.1)).min(self.wall)
     }
 
-    /// A run closed at this time, so the server's clock has passed it.
-    pub(crate) fn seen(&mut self, closed: ServerTime, now: Duration) {
+    /// A run closed at this time, so the server's clock has passed it. How far that is ahead of ours.
+    pub(crate) fn seen(&mut self, closed: ServerTime, now: Duration) -> Duration {
+        let ahead = closed.since(self.wall);
+        let closed = closed.min(self.wall);
         if closed > self.server_now(now) {
             self.known = (closed, now);
         }
+        ahead
     }
 
     /// Something was found that was not known.
@@ -139,7 +170,7 @@ impl Sweep {
     pub(crate) fn plan(&self, now: Duration) -> Window {
         let is_wide = now >= self.next_wide;
         let begins = self.server_now(now);
-        let Position { floor, covered } = self.position;
+        let Position { floor, covered } = self.reached();
         let overlap = if is_wide { self.pace.wide_overlap.max(self.pace.overlap) } else { self.pace.overlap };
         let slice = self.slice();
         // Only up to what the server's clock has passed for certain: later runs would be left out.
@@ -165,8 +196,9 @@ impl Sweep {
 
     /// The position that [`Self::done`] would come to.
     pub(crate) fn after(&self, window: Window, newest: Option<ServerTime>) -> Position {
-        let reached = window.latest.unwrap_or_else(|| newest.map_or(window.begins, |newest| newest.max(window.begins)));
-        Position { covered: self.position.covered.max(reached), ..self.position }
+        let swept = window.latest.unwrap_or_else(|| newest.map_or(window.begins, |newest| newest.max(window.begins)));
+        let Position { floor, covered } = self.reached();
+        Position { floor, covered: covered.max(swept.min(self.wall)) }
     }
 
     /// The sweep failed; the next one is the same again.
@@ -174,12 +206,12 @@ impl Sweep {
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// How long to wait until the next sweep, before jitter.
+    /// How long to wait until the next sweep, at least.
     pub(crate) fn wait(&self, now: Duration) -> Duration {
         if self.failures > 0 {
             return backoff(self.failures);
         }
-        if self.server_now(now).since(self.position.covered) > self.pace.slice {
+        if self.server_now(now).since(self.reached().covered) > self.pace.slice {
             return BETWEEN_SLICES;
         }
         let busy = self.last_activity.is_some_and(|at| now.saturating_sub(at) < STAYS_BUSY);
@@ -320,6 +352,30 @@ mod tests {
 
         let next = sweep.plan(secs(2));
         assert_eq!((next.earliest, next.latest), (at(899_940), None));
+    }
+
+    /// A run that closed by a clock ten days ahead; then the clock is set right.
+    #[test]
+    fn a_clock_of_the_server_that_was_ahead_leaves_nothing_out() {
+        let mut sweep = begun();
+        sweep.set_wall(at(100_010));
+        let window = sweep.plan(secs(10));
+        assert_eq!(sweep.seen(at(964_000), secs(10)), secs(863_990));
+        let position = sweep.done(window, Some(at(964_000)), secs(10));
+        assert!(position.covered <= at(100_010), "{position:?}");
+        sweep.set_wall(at(100_020));
+        assert!(sweep.plan(secs(20)).earliest <= at(100_020));
+
+        // Remembered by a version that believed it, or by a clock of ours that was wrong too.
+        let remembered = Position { floor: at(964_000), covered: at(964_000) };
+        let mut sweep = Sweep::new(pace(), remembered, Some(at(964_000)), secs(0));
+        sweep.set_wall(at(200_000));
+        let window = sweep.plan(secs(0));
+        assert!(window.earliest <= at(200_000) && window.latest.is_none(), "{window:?}");
+        sweep.done(window, None, secs(0));
+        sweep.set_wall(at(200_100));
+        assert_eq!(sweep.plan(secs(100)).earliest, at(200_000), "and after it, never before where it begins");
+        assert!(sweep.position().covered <= at(200_000));
     }
 
     #[test]

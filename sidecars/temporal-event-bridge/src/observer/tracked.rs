@@ -14,6 +14,9 @@ const PREFIX: &str = "observer/tracked/";
 /// However long a run takes, it is looked at this often.
 const RAREST: Duration = Duration::from_secs(3600);
 
+/// Looks that find nothing before a run counts as forgotten.
+const MISSING_LOOKS: u32 = 3;
+
 /// Where the tracked runs of a namespace are in the journal.
 pub(crate) fn prefix(namespace: &str) -> String {
     format!("{PREFIX}{namespace}/")
@@ -34,6 +37,8 @@ struct Entry {
     workflow_id: String,
     due: Duration,
     wait: Duration,
+    /// Since when the server knows nothing of it, and in how many looks.
+    missing: Option<(Duration, u32)>,
 }
 
 /// The tracked runs of one namespace.
@@ -59,7 +64,8 @@ impl Tracked {
             return false;
         }
         let run: Arc<str> = run_id.into();
-        let entry = Entry { workflow_id: workflow_id.to_owned(), due: now + self.first_wait, wait: self.first_wait };
+        let (due, wait) = (now + self.first_wait, self.first_wait);
+        let entry = Entry { workflow_id: workflow_id.to_owned(), due, wait, missing: None };
         self.due.insert((entry.due, Arc::clone(&run)));
         self.runs.insert(run, entry);
         true
@@ -72,6 +78,22 @@ impl Tracked {
     pub(crate) fn remove(&mut self, run_id: &str) {
         if let Some((run, entry)) = self.runs.remove_entry(run_id) {
             self.due.remove(&(entry.due, run));
+        }
+    }
+
+    /// The server knows nothing of a run. True once that has lasted so long, over several looks: a server that was started
+    /// over the wrong data knows nothing for a while either, and what is told of an end cannot be taken back.
+    pub(crate) fn is_missing(&mut self, run_id: &str, lasts: Duration, now: Duration) -> bool {
+        let Some(entry) = self.runs.get_mut(run_id) else { return false };
+        let (since, looks) = entry.missing.get_or_insert((now, 0));
+        *looks += 1;
+        *looks >= MISSING_LOOKS && now.saturating_sub(*since) >= lasts
+    }
+
+    /// The server knows it.
+    pub(crate) fn is_there(&mut self, run_id: &str) {
+        if let Some(entry) = self.runs.get_mut(run_id) {
+            entry.missing = None;
         }
     }
 
@@ -125,9 +147,10 @@ impl Tracker {
         self.began.elapsed()
     }
 
-    /// A delivery has started this run, or found it running. It is looked after from when the delivery is recorded on.
+    /// A delivery has started this run, or found it running. It is looked after from when the delivery is recorded on. What
+    /// is no run's id is passed by: some answers tell none.
     pub fn started(&self, seq: Seq, namespace: &str, workflow_id: &str, run_id: &str) {
-        if self.namespaces.contains_key(namespace) && !run_id.is_empty() {
+        if self.namespaces.contains_key(namespace) && is_run_id(run_id) {
             let run = (namespace.to_owned(), workflow_id.to_owned(), run_id.to_owned());
             lock(&self.started).insert(seq, run);
         }
@@ -148,15 +171,15 @@ impl Tracker {
         kept.map(|(namespace, workflow_id, run_id)| remember(&namespace, &workflow_id, &run_id)).collect()
     }
 
-    /// The delivery came to nothing.
-    pub fn given_up(&self, seq: Seq) {
-        lock(&self.started).remove(&seq);
-    }
-
     /// The tracked runs of a namespace.
     pub(crate) fn of(&self, namespace: &str) -> Option<MutexGuard<'_, Tracked>> {
         self.namespaces.get(namespace).map(lock)
     }
+}
+
+/// Runs are named by UUIDs.
+fn is_run_id(text: &str) -> bool {
+    text.len() == 36 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -192,6 +215,20 @@ mod tests {
     }
 
     #[test]
+    fn a_run_is_forgotten_by_the_server_when_that_lasts() {
+        let mut tracked = Tracked::new(10, secs(60));
+        tracked.add("w", "r", secs(0));
+
+        assert!(!tracked.is_missing("r", secs(100), secs(0)));
+        assert!(!tracked.is_missing("r", secs(100), secs(200)), "not by two looks");
+        tracked.is_there("r");
+        assert!(!tracked.is_missing("r", secs(100), secs(300)));
+        assert!(!tracked.is_missing("r", secs(100), secs(310)));
+        assert!(!tracked.is_missing("r", secs(100), secs(399)), "not before its time");
+        assert!(tracked.is_missing("r", secs(100), secs(400)));
+    }
+
+    #[test]
     fn there_are_no_more_than_allowed() {
         let mut tracked = Tracked::new(2, secs(60));
         assert!(tracked.add("w", "1", secs(0)) && tracked.add("w", "2", secs(0)) && !tracked.add("w", "3", secs(0)));
@@ -203,13 +240,13 @@ mod tests {
     #[test]
     fn a_started_run_is_remembered_with_its_delivery() {
         let tracker = Tracker::new(&["a".to_owned()], 10, secs(60), ObserverMetrics::default());
-        tracker.started(1, "a", "w1", "r1");
-        tracker.started(2, "elsewhere", "w2", "r2");
-        tracker.started(3, "a", "w3", "r3");
-        tracker.given_up(3);
+        let run = "01a2038e-871c-76cc-b5f0-788cc629850c";
+        tracker.started(1, "a", "w1", run);
+        tracker.started(2, "elsewhere", "w2", run);
+        tracker.started(3, "a", "w3", "in progress");
 
-        assert_eq!(tracker.recording(&[1, 2, 3]), [("observer/tracked/a/r1".to_owned(), b"w1".to_vec())]);
+        assert_eq!(tracker.recording(&[1, 2, 3]), [(format!("observer/tracked/a/{run}"), b"w1".to_vec())]);
         assert_eq!(tracker.recording(&[1]), []);
-        assert!(tracker.of("a").is_some_and(|tracked| tracked.contains("r1") && tracked.len() == 1));
+        assert!(tracker.of("a").is_some_and(|tracked| tracked.contains(run) && tracked.len() == 1));
     }
 }

@@ -1,6 +1,7 @@
 //! Which runs are told about, and which nothing more is to be done about.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use wildmatch::WildMatch;
 
@@ -10,6 +11,11 @@ use super::event::Run;
 /// Runs whose end is known to be in the journal, remembered so that the overlap is not asked for again: twice as many at
 /// most. Further ones are looked up in the journal.
 const SEEN: usize = 20_000;
+
+/// Runs that could not be read, remembered until they can; further ones are only tried again.
+const TROUBLED: usize = 1_000;
+/// Attempts to read how a run ended, at least, before it is given up.
+const ATTEMPTS: u32 = 10;
 
 /// Which workflows are told about.
 #[derive(Debug)]
@@ -50,9 +56,59 @@ impl Seen {
     }
 }
 
+/// Runs whose end cannot be read. They hold the position where it is, but not for ever.
+#[derive(Debug, Default)]
+pub(crate) struct Troubled {
+    runs: HashMap<String, (Duration, u32)>,
+    /// When a run could be read.
+    last_read: Option<Duration>,
+}
+
+impl Troubled {
+    /// Whether a run could not be read before.
+    pub(crate) fn contains(&self, run_id: &str) -> bool {
+        self.runs.contains_key(run_id)
+    }
+
+    /// A run was read.
+    pub(crate) fn read(&mut self, run_id: &str, now: Duration) {
+        self.runs.remove(run_id);
+        self.last_read = Some(now);
+    }
+
+    /// A run could not be read. True once that has gone on so long, though others could be read meanwhile: it is the run.
+    pub(crate) fn is_given_up(&mut self, run_id: &str, lasts: Duration, now: Duration) -> bool {
+        if self.runs.len() >= TROUBLED && !self.runs.contains_key(run_id) {
+            return false;
+        }
+        let (since, attempts) = self.runs.entry(run_id.to_owned()).or_insert((now, 0));
+        *attempts += 1;
+        let others = self.last_read.is_some_and(|read| read > *since);
+        *attempts >= ATTEMPTS && now.saturating_sub(*since) >= lasts && others
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_is_given_up_late_and_only_where_others_can_be_read() {
+        let secs = Duration::from_secs;
+        let mut troubled = Troubled::default();
+        for second in 0..5_000 {
+            assert!(!troubled.is_given_up("r", secs(3600), secs(second)), "nothing can be read");
+        }
+        troubled.read("other", secs(5_000));
+        assert!(troubled.is_given_up("r", secs(3600), secs(5_001)));
+
+        troubled.read("r", secs(5_002));
+        for second in 0..3600 {
+            assert!(!troubled.is_given_up("r", secs(3600), secs(6_000 + second)));
+            troubled.read("other", secs(6_000 + second));
+        }
+        assert!(troubled.is_given_up("r", secs(3600), secs(9_600)));
+    }
 
     #[test]
     fn what_is_forgotten_is_old() {

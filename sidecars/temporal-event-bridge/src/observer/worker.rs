@@ -1,11 +1,11 @@
 //! Observing one namespace: looks at what has closed, at tracked runs and at runs that somebody says have closed, and has
 //! every end in the journal.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use futures_util::{StreamExt as _, stream};
 use kit::admin::Part;
+use kit::clock::SharedClock;
 use kit::lifecycle::StopToken;
 use kit_journal::{Journal, NewEvent};
 use kit_temporal::{ErrorClass, Temporal, TemporalError};
@@ -14,21 +14,12 @@ use tokio::time::Instant;
 
 use super::config::ObserverSection;
 use super::event::{Run, Teller, id, key, source};
-use super::listing::{Listing, Looked, look};
+use super::listing::Listing;
 use super::metrics::ObserverMetrics;
 use super::outcome::{Ended, Kind};
-use super::sweep::{Position, ServerTime, Sweep, Window, backoff};
+use super::sweep::{Position, ServerTime, Sweep, backoff};
 use super::tracked::{Tracker, forget, prefix, remember};
-use super::wanted::{Seen, Wanted};
-
-/// Ends in one commit: enough that a burst is few commits, little enough that nobody waits behind it.
-const EVENTS: usize = 100;
-/// Bytes of bodies in one commit.
-const BYTES: usize = 1 << 20;
-/// Runs that could not be read, remembered until they can.
-const TROUBLED: usize = 1_000;
-/// After so many attempts to read how a run ended, its end is told as unknown.
-const ATTEMPTS: u32 = 10;
+use super::wanted::{Seen, Troubled, Wanted};
 
 /// Somebody says that a run has closed.
 #[derive(Debug)]
@@ -64,7 +55,10 @@ pub(crate) struct Observer {
     pub(crate) ready: Part,
     pub(crate) wanted: Wanted,
     pub(crate) seen: Seen,
-    pub(crate) troubled: HashMap<String, u32>,
+    pub(crate) troubled: Troubled,
+    pub(crate) clock: SharedClock,
+    /// By our clock: everything that closed before was found, as far as anybody could know.
+    pub(crate) found_until: Option<ServerTime>,
 }
 
 impl std::fmt::Debug for Observer {
@@ -91,18 +85,16 @@ impl Observer {
         self.recall().await;
         let mut next_sweep = Instant::now();
         let mut next_tracked = Instant::now();
-        let mut last_done = Instant::now();
         loop {
             let tracked_due = self.tracked_due(next_tracked);
             tokio::select! {
                 biased;
                 () = tokio::time::sleep_until(next_sweep) => {
-                    if self.swept(&mut sweep).await {
-                        last_done = Instant::now();
-                    }
-                    self.metrics.behind(&self.namespace, last_done.elapsed().as_secs_f64());
+                    self.swept(&mut sweep).await;
+                    self.show_age();
+                    // Never sooner: the bound on what an idle server is asked counts on it.
                     let wait = sweep.wait(self.tracker.now());
-                    next_sweep = Instant::now() + wait.mul_f64(0.9 + 0.1 * fastrand::f64());
+                    next_sweep = Instant::now() + wait.mul_f64(1.0 + 0.05 * fastrand::f64());
                 }
                 Some(asked) = self.asked.recv() => self.answer(asked).await,
                 () = tokio::time::sleep_until(tracked_due) => {
@@ -115,31 +107,45 @@ impl Observer {
     /// The position that is remembered, or a new one; asked for until the server answers.
     async fn begin(&mut self) -> Sweep {
         let mut attempts = 0;
+        let mut was_missing = false;
+        let begin = self.tracker.now();
         loop {
-            match self.try_to_begin().await {
+            // Ends from while nobody could be asked are not missed.
+            let unheard = if attempts > 0 { self.tracker.now().saturating_sub(begin) } else { Duration::ZERO };
+            match self.try_to_begin(unheard, was_missing).await {
                 Ok(sweep) => {
                     self.ready.set_ready();
                     return sweep;
                 }
                 Err(broken) => {
+                    was_missing |= matches!(&broken, Broken::Temporal(error) if error.class == ErrorClass::NoNamespace);
                     attempts += 1;
                     self.say_broken(&broken, attempts);
+                    self.show_age();
                 }
             }
             tokio::time::sleep(backoff(attempts).mul_f64(0.8 + 0.4 * fastrand::f64())).await;
         }
     }
 
-    async fn try_to_begin(&self) -> Result<Sweep, Broken> {
+    /// A new position is now, less the time `unheard` that was spent asking; all of the namespace is new where it was
+    /// missing before.
+    async fn try_to_begin(&mut self, unheard: Duration, was_missing: bool) -> Result<Sweep, Broken> {
         let name = position_name(&self.namespace);
         let stored = self.journal.read(move |reader| reader.value(&name)).await?;
         let stored = stored.and_then(|bytes| serde_json::from_slice::<Position>(&bytes).ok());
-        let newest = self.listing().newest(&self.temporal).await?;
+        let wall = self.wall();
+        self.found_until = self.found_until.or(Some(stored.map_or(wall, |position| position.covered.min(wall))));
+        let newest = self.listing(1).newest(&self.temporal).await?;
         let position = match stored {
             Some(position) => position,
             None => {
-                // By the server's clock, which may differ from ours: what closed up to the newest end there is was before us.
-                let now = newest.map_or(ServerTime(0), |newest| ServerTime(newest.0 + 1));
+                // By the server's clock, which may differ from ours: what closed up to the newest end there is was before
+                // us. Not beyond our own: a clock that is ahead may be set right.
+                let now = match newest {
+                    Some(newest) if !was_missing => newest.after().min(wall).minus(unheard),
+                    _ => ServerTime(0),
+                };
                 let since = self.section.since_time().ok().flatten();
                 let position = Position::beginning(since.unwrap_or(now));
                 self.store(Vec::new(), vec![position_value(&self.namespace, position)]).await?;
@@ -150,8 +156,19 @@ impl Observer {
         Ok(Sweep::new(self.section.pace(), position, newest, self.tracker.now()))
     }
 
-    /// Runs that were tracked before the restart.
-    async fn recall(&self) {
+    /// What our own clock shows, in the server's measure.
+    pub(super) fn wall(&self) -> ServerTime {
+        ServerTime(self.clock.now().as_millis().saturating_mul(1_000))
+    }
+
+    /// Shows how old what was found is.
+    fn show_age(&self) {
+        let age = self.found_until.map_or(Duration::ZERO, |until| self.wall().since(until));
+        self.metrics.behind(&self.namespace, age.as_secs_f64());
+    }
+
+    /// Runs that are remembered as tracked: from before the restart, or by another replica.
+    pub(super) async fn recall(&self) {
         let prefix = prefix(&self.namespace);
         let (from, length) = (prefix.clone(), prefix.len());
         let stored = self.journal.read(move |reader| reader.values(&from)).await.unwrap_or_else(|error| {
@@ -167,80 +184,6 @@ impl Observer {
             }
         }
         self.metrics.tracked(&self.namespace, tracked.len());
-    }
-
-    /// One look at what has closed; true when it found everything.
-    async fn swept(&mut self, sweep: &mut Sweep) -> bool {
-        let window = sweep.plan(self.tracker.now());
-        match self.sweep(sweep, window).await {
-            Ok(true) => {
-                self.ready.set_ready();
-                self.metrics.swept(&self.namespace, "done");
-                return true;
-            }
-            Ok(false) => self.metrics.swept(&self.namespace, "failed"),
-            Err(broken) => {
-                self.say_broken(&broken, sweep.failures() + 1);
-                let throttled = matches!(&broken, Broken::Temporal(error) if error.class == ErrorClass::Exhausted);
-                self.metrics.swept(&self.namespace, if throttled { "throttled" } else { "failed" });
-            }
-        }
-        sweep.failed();
-        false
-    }
-
-    async fn sweep(&mut self, sweep: &mut Sweep, window: Window) -> Result<bool, Broken> {
-        let mut newest = None;
-        let mut token = Vec::new();
-        let mut found_any = false;
-        let mut is_whole = true;
-        loop {
-            let (rows, next) = self.listing().of(&self.temporal, window, token).await?;
-            let mut fresh = Vec::new();
-            for row in rows {
-                let Some(closed) = row.closed else { continue };
-                newest = newest.max(Some(closed));
-                sweep.seen(closed, self.tracker.now());
-                if self.is_news(&row).await? {
-                    fresh.push(row);
-                }
-            }
-            if !fresh.is_empty() {
-                sweep.found(self.tracker.now());
-                found_any = true;
-                // The oldest first: the store gives the newest first.
-                fresh.sort_by(|a, b| a.closed.cmp(&b.closed).then_with(|| a.run_id.cmp(&b.run_id)));
-                is_whole &= self.tell_all(fresh).await?;
-            }
-            token = next;
-            if token.is_empty() {
-                break;
-            }
-        }
-        if !is_whole {
-            return Ok(false);
-        }
-        // Quiet is not written down: after a restart it is looked at again.
-        if found_any || window.is_wide || window.latest.is_some() {
-            let value = position_value(&self.namespace, sweep.after(window, newest));
-            self.store(Vec::new(), vec![value]).await?;
-        }
-        sweep.done(window, newest, self.tracker.now());
-        Ok(true)
-    }
-
-    /// Whether anything is to be done about a run that has closed.
-    async fn is_news(&mut self, run: &Run) -> Result<bool, Broken> {
-        if self.seen.contains(&run.run_id) {
-            return Ok(false);
-        }
-        let is_wanted = self.wanted.fits(run);
-        if !is_wanted || self.is_told(&run.run_id).await? {
-            self.seen.add(&run.run_id);
-            self.stop_tracking(&run.run_id).await?;
-            return Ok(false);
-        }
-        Ok(true)
     }
 
     /// Whether the end of a run is in the journal.
@@ -259,58 +202,9 @@ impl Observer {
         Ok(())
     }
 
-    /// Reads how these runs ended and has it in the journal; false when one could not be read.
-    async fn tell_all(&mut self, runs: Vec<Run>) -> Result<bool, Broken> {
-        let mut is_whole = true;
-        let mut batch = Batch::default();
-        let (temporal, namespace) = (self.temporal.clone(), self.namespace.clone());
-        let looks = runs.into_iter().map(|run| look(&temporal, &namespace, run));
-        let mut looks = stream::iter(looks).buffered(self.section.concurrency);
-        while let Some(looked) = looks.next().await {
-            let looked = match looked {
-                Ok(looked) => looked,
-                // What was read by then need not be read again.
-                Err(error) => return self.commit(batch).await.and(Err(error.into())),
-            };
-            match looked {
-                Looked::Ended(ended) => self.add(&mut batch, &ended.0, &ended.1),
-                // Closed to the visibility store and open to the one that decides: it is looked at again.
-                Looked::Open => {}
-                Looked::Troubled(run, error) => {
-                    if self.is_given_up(&run, &error) {
-                        self.add(&mut batch, &run, &Ended::unknown());
-                    } else {
-                        is_whole = false;
-                    }
-                }
-            }
-            if batch.events.len() >= EVENTS || batch.bytes >= BYTES {
-                self.commit(std::mem::take(&mut batch)).await?;
-            }
-        }
-        self.commit(batch).await?;
-        Ok(is_whole)
-    }
-
-    /// A run that cannot be read keeps the position where it is, but not for ever.
-    fn is_given_up(&mut self, run: &Run, error: &TemporalError) -> bool {
-        if self.troubled.len() >= TROUBLED {
-            self.troubled.clear();
-        }
-        let attempts = self.troubled.entry(run.run_id.clone()).or_default();
-        *attempts += 1;
-        let (workflow, attempts) = (&run.workflow_id, *attempts);
-        if attempts >= ATTEMPTS {
-            tracing::error!(workflow.id = %workflow, run.id = %run.run_id, error = %error, "how workflow {workflow} ended cannot be read and is told as unknown: {error}");
-            return true;
-        }
-        tracing::warn!(workflow.id = %workflow, run.id = %run.run_id, attempts, error = %error, "how workflow {workflow} ended cannot be read yet: {error}");
-        false
-    }
-
     /// What follows from the end of a run.
     pub(super) fn add(&mut self, batch: &mut Batch, run: &Run, ended: &Ended) {
-        self.troubled.remove(&run.run_id);
+        self.troubled.read(&run.run_id, self.tracker.now());
         let is_tracked = self.tracker.of(&self.namespace).is_some_and(|tracked| tracked.contains(&run.run_id));
         if is_tracked {
             batch.values.push(forget(&self.namespace, &run.run_id));
@@ -359,17 +253,21 @@ impl Observer {
     }
 
     /// Which of the events are new.
-    async fn store(&self, events: Vec<NewEvent>, values: Vec<(String, Vec<u8>)>) -> Result<Vec<bool>, Broken> {
+    pub(super) async fn store(
+        &self,
+        events: Vec<NewEvent>,
+        values: Vec<(String, Vec<u8>)>,
+    ) -> Result<Vec<bool>, Broken> {
         let appended = self.journal.append_recording(events, values).await?;
         Ok(appended.into_iter().map(|appended| !appended.duplicate).collect())
     }
 
-    fn listing(&self) -> Listing<'_> {
-        Listing { namespace: &self.namespace, query: &self.section.query, page: self.section.page_size }
+    pub(super) fn listing(&self, page: u32) -> Listing<'_> {
+        Listing { namespace: &self.namespace, query: &self.section.query, page }
     }
 
     /// Says why nothing is found: what a person has to mend, at once and in the readiness, other things when they last.
-    fn say_broken(&self, broken: &Broken, times: u32) {
+    pub(super) fn say_broken(&self, broken: &Broken, times: u32) {
         let error = kit::error::chain(broken);
         let namespace = &self.namespace;
         let class = match broken {
@@ -391,11 +289,11 @@ impl Observer {
 /// What one commit has about ends of runs.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
-    events: Vec<NewEvent>,
-    bytes: usize,
+    pub(super) events: Vec<NewEvent>,
+    pub(super) bytes: usize,
     /// How those end that the events are about.
     kinds: Vec<Kind>,
-    values: Vec<(String, Vec<u8>)>,
+    pub(super) values: Vec<(String, Vec<u8>)>,
     /// Runs that nothing more is to be done about.
     over: Vec<String>,
     /// Runs that go on in their place.
@@ -407,7 +305,7 @@ fn position_name(namespace: &str) -> String {
     format!("observer/position/{namespace}")
 }
 
-fn position_value(namespace: &str, position: Position) -> (String, Vec<u8>) {
+pub(super) fn position_value(namespace: &str, position: Position) -> (String, Vec<u8>) {
     // Two numbers: nothing in it can fail to be written.
     (position_name(namespace), serde_json::to_vec(&position).unwrap_or_default())
 }

@@ -164,10 +164,12 @@ impl Rules {
         (self.table.filter(nth).unwrap_or_default(), self.table.name(Some(nth)))
     }
 
-    /// Task queues that are the same for every event: those that somebody has to poll.
-    pub(crate) fn task_queues(&self) -> Vec<String> {
+    /// Task queues that are the same for every event: those that somebody has to poll. Each with its namespace, `own` where
+    /// its rule names none.
+    pub(crate) fn task_queues(&self, own: &str) -> Vec<(String, String)> {
         let starting = self.rules.iter().filter(|rule| rule.input().is_some());
-        starting.filter_map(|rule| rule.task_queue.constant()).collect()
+        let named = starting.filter_map(|rule| Some((rule.namespace.as_deref(), rule.task_queue.constant()?)));
+        named.map(|(namespace, queue)| (namespace.unwrap_or(own).to_owned(), queue)).collect()
     }
 
     /// The rules in their order.

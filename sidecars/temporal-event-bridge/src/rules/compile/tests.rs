@@ -100,5 +100,6 @@ fn the_first_rule_that_matches_is_applied() {
     assert_eq!(name("a.b", r#"{"n":1}"#), "a");
     assert_eq!(name("a.b", r#"{"n":2}"#), "rest");
     assert_eq!(name("b", "{}"), "None");
-    assert_eq!(rules.task_queues(), ["q", "other"]);
+    let queues = ["q", "other"].map(|queue| ("own".to_owned(), queue.to_owned()));
+    assert_eq!(rules.task_queues("own"), queues);
 }
