@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use kit_workbench::broker::Broker;
 use kit_workbench::chaos::{ChaosProxy, Direction, Fault};
 use kit_workbench::temporal::{TemporalOptions, TemporalServer};
+use outrigger_tests::queue::{Client, Found};
 use outrigger_tests::temporal::{Bench, Release};
 use serde_json::{Value, json};
 
@@ -514,4 +516,46 @@ pub(crate) async fn a_bridge_that_is_killed_at_random_starts_every_workflow_once
     for id in found.keys().filter(|id| id.starts_with("signal-")) {
         assert_eq!(signals(&bench, id).await, 1, "{id}");
     }
+}
+
+pub(crate) async fn events_come_from_a_queue_once_each(release: Release) {
+    if !Broker::is_installed() {
+        // The same is said of every test beside a broker.
+        return;
+    }
+    let broker = Broker::start().await.unwrap();
+    let url = broker.url();
+    let more = [("AMQP_URL", url.as_str()), ("SIDECAR_AMQP_SOURCE__QUEUE", "orders")];
+    let mut bench = bench(release, TemporalOptions::default(), ONE_AN_EVENT, &more).await;
+    let begin = Instant::now();
+    while bench.rig.metrics().await.unwrap().sum("amqp_connected", &[("connection", "events")]) < 1.0 {
+        assert!(begin.elapsed() < SOON, "no connection: {}", bench.rig.end_of_log(5));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    broker.write_down_queues().await.unwrap();
+    let client = Client::connect(&broker).await.unwrap();
+
+    for n in 0..40 {
+        // Each twice, and the bridge is killed in between.
+        for _ in 0..2 {
+            let body = event(&format!("o-{n}"), "order.placed", json!({ "n": n })).to_string();
+            client.publish("orders", &format!("m-{n}"), "application/cloudevents+json", body.as_bytes()).await.unwrap();
+        }
+        if n == 20 {
+            bench.rig.kill().await.unwrap();
+            bench.rig.start().await.unwrap();
+        }
+    }
+    client.publish("orders", "poison", "application/json", b"{}").await.unwrap();
+
+    bench.wait_at_temporal("delivered", 40, SOON).await.unwrap();
+    assert_eq!(workflows(&bench, "default", 40).await.len(), 40);
+    let mut dead = Found::new();
+    let begin = Instant::now();
+    while dead.is_empty() {
+        assert!(begin.elapsed() < SOON, "what is no event is nowhere");
+        client.drain("orders.dead", &mut dead).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(dead.into_keys().collect::<Vec<_>>(), ["poison"]);
 }

@@ -103,3 +103,16 @@ fn the_first_rule_that_matches_is_applied() {
     let queues = ["q", "other"].map(|queue| ("own".to_owned(), queue.to_owned()));
     assert_eq!(rules.task_queues("own"), queues);
 }
+
+#[test]
+fn the_cookbook_holds_good_rules() {
+    let page = include_str!("../../../../../docs/sidecars/temporal-event-bridge.md");
+    let blocks = page.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let recipes: Vec<&str> = blocks.filter(|block| block.contains("[[rule]]")).collect();
+
+    assert!(recipes.len() >= 4, "{recipes:?}");
+    for recipe in recipes {
+        let rules = toml::from_str::<Holder>(recipe).unwrap().rule;
+        assert!(Rules::compile(&rules).is_ok(), "{:?}\n{recipe}", Rules::compile(&rules).map(drop));
+    }
+}
