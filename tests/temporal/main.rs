@@ -57,6 +57,7 @@ on_both! {
     events::events_wait_for_a_namespace_that_is_created_late,
     events::what_temporal_refuses_is_a_dead_letter_with_the_reason,
     events::a_bridge_that_is_killed_at_random_starts_every_workflow_once,
+    events::events_come_from_a_queue_once_each,
     observer::observing_begins_now_or_where_it_is_said,
     started::what_the_bridge_has_started_is_looked_after,
     started::what_the_server_has_forgotten_is_told_as_unknown,

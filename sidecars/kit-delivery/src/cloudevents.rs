@@ -3,6 +3,8 @@
 //!
 //! Source: cloudevents/spec `cloudevents/spec.md`, `bindings/http-protocol-binding.md` at v1.0.2.
 
+use std::collections::HashMap;
+
 use http::{HeaderMap, header};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
@@ -49,20 +51,21 @@ pub struct CloudEvent<'a> {
     /// When it happened.
     #[serde(default)]
     pub time: Option<String>,
-    /// Extension of our own daemons: whose it is.
-    #[serde(rename = "tenantid", default)]
+    /// Extension of our own daemons: whose it is. This and the next four are what not everybody reads: whatever stands
+    /// there, the event is one, and only a text is taken.
+    #[serde(skip)]
     pub tenant: Option<String>,
     /// W3C trace context.
-    #[serde(default)]
+    #[serde(skip)]
     pub traceparent: Option<String>,
     /// W3C trace state.
-    #[serde(default)]
+    #[serde(skip)]
     pub tracestate: Option<String>,
     /// JSON only.
     #[serde(borrow, default)]
     pub data: Option<&'a RawValue>,
     /// Data that is no JSON, in structured mode.
-    #[serde(default)]
+    #[serde(skip)]
     pub data_base64: Option<String>,
     /// The same in binary mode: the body.
     #[serde(skip)]
@@ -85,7 +88,20 @@ impl CloudEvent<'_> {
 /// [`NotCloudEvents`].
 pub fn event<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<CloudEvent<'a>, NotCloudEvents> {
     let event = match media_type(headers).as_str() {
-        "application/cloudevents+json" => attributes(parse(body)?)?,
+        "application/cloudevents+json" => {
+            let raw: &RawValue = parse(body)?;
+            let event = attributes(raw)?;
+            // Of two of the same name the last one counts: they are read by nobody who decides.
+            let all: HashMap<String, &RawValue> = parse(raw.get().as_bytes())?;
+            let text = |name: &str| serde_json::from_str::<String>(all.get(name)?.get()).ok();
+            CloudEvent {
+                tenant: text("tenantid"),
+                traceparent: text("traceparent"),
+                tracestate: text("tracestate"),
+                data_base64: text("data_base64"),
+                ..event
+            }
+        }
         media_type if headers.contains_key("ce-id") => {
             let is_json = media_type.ends_with("json");
             let event = binary(headers, if is_json { body } else { b"" })?;
@@ -166,6 +182,13 @@ mod tests {
         assert_eq!((read.id.as_str(), read.event_type.as_str()), ("e-1", "api_calls"));
         assert_eq!(read.data.unwrap().get(), r#"{"calls": 0.10000000000000000001}"#);
 
+        let odd = EVENT.replacen(
+            '{',
+            r#"{"tenantid":42,"traceparent":{},"tracestate":"a","tracestate":"b","data_base64":null,"#,
+            1,
+        );
+        let read = event(&structured, odd.as_bytes()).unwrap();
+        assert_eq!((read.tenant, read.traceparent, read.tracestate), (None, None, Some("b".to_owned())));
         let named = [("ce-specversion", "1.0"), ("ce-id", "e%201"), ("ce-source", "a"), ("ce-typealias", "b")];
         for (content_type, body, data) in [
             ("application/json", "{}", Ok((Some("{}"), None))),

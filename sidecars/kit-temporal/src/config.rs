@@ -171,6 +171,12 @@ impl TemporalSection {
                         own authority set TEMPORAL_TLS_SERVER_CA_CERT_PATH, for another name in it TEMPORAL_TLS_SERVER_NAME";
             problem("tls.disable_host_verification", text);
         }
+        let says_something = TlsSection { enabled: None, ..tls.clone() } != TlsSection::default();
+        if tls.enabled == Some(false) && has_key {
+            problem("tls.enabled", "must not be false with an API key, which would be sent unencrypted");
+        } else if tls.enabled == Some(false) && says_something && !tls.disable_host_verification {
+            problem("tls.enabled", "must not be false with certificates or a server's name, which mean nothing then");
+        }
         let has_certificate = tls.client_cert_file.is_some() || tls.client_cert_data.is_some();
         let has_private_key = tls.client_key_file.is_some() || tls.client_key_data.is_some();
         if has_certificate != has_private_key {
@@ -290,10 +296,14 @@ mod tests {
     }
 
     #[test]
-    fn a_key_or_a_certificate_means_tls_unless_it_is_turned_off() {
+    fn a_key_or_a_certificate_means_tls_and_cannot_go_without() {
         let uses = |env: &[(&str, &str)]| read_from(env).0.uses_tls();
-        assert!(!uses(&[]) && !uses(&[("TEMPORAL_TLS", "false"), ("TEMPORAL_API_KEY", "k")]));
+        assert!(!uses(&[]) && !uses(&[("TEMPORAL_TLS", "false")]));
         assert!(uses(&[("TEMPORAL_API_KEY", "k")]) && uses(&[("TEMPORAL_TLS_SERVER_CA_CERT_PATH", "/ca")]));
+        for (name, value) in [("TEMPORAL_API_KEY", "k"), ("TEMPORAL_TLS_SERVER_CA_CERT_PATH", "/ca")] {
+            let (_, mistakes) = read_from(&[("TEMPORAL_ADDRESS", "t:1"), ("TEMPORAL_TLS", "false"), (name, value)]);
+            assert!(mistakes.len() == 1 && mistakes[0].starts_with("TEMPORAL_TLS: must not be false"), "{mistakes:?}");
+        }
     }
 
     #[test]

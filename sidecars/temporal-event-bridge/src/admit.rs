@@ -76,7 +76,8 @@ mod tests {
     use super::*;
 
     fn event(json: &str) -> Result<NewEvent, NotAdmitted> {
-        admit(serde_json::from_str(json).unwrap())
+        let headers = [("content-type".parse().unwrap(), "application/cloudevents+json".parse().unwrap())];
+        admit(kit_delivery::cloudevents::event(&headers.into_iter().collect(), json.as_bytes()).unwrap())
     }
 
     const MINIMAL: &str = r#""specversion":"1.0","id":"e-1","source":"s","type":"t""#;

@@ -90,7 +90,7 @@ impl Daemon for TemporalEventBridge {
         let (mut sinks, mut choosy) = (outcomes.sinks, outcomes.choosy);
         // Before anything is taken: a sink that is new to a journal begins with the next event.
         start::register(&journal, &[SINK]).await?;
-        let sink = inbound(&config, temporal, rules, &outcomes.observed, &metrics);
+        let sink = inbound(&config, temporal, rules, &outcomes.observed, (&clock, &metrics));
         let delivery = metrics.shared(DeliveryMetrics::register);
         let status = start::deliver(shell, Arc::new(sink), &journal, &clock, config.calls.settings(), &delivery);
         sinks.insert(SINK.to_owned(), status);
@@ -133,9 +133,23 @@ fn receiver(config: &Config, problems: &mut Problems) -> Option<Receiver> {
 }
 
 /// What brings events to Temporal.
-fn inbound(config: &Config, temporal: Temporal, rules: Rules, observed: &Observed, metrics: &Metrics) -> TemporalSink {
+fn inbound(
+    config: &Config,
+    temporal: Temporal,
+    rules: Rules,
+    observed: &Observed,
+    (clock, metrics): (&SharedClock, &Metrics),
+) -> TemporalSink {
     let names = rules.all().iter().map(Rule::name);
     let calls = metrics.with_registry(|registry| CallMetrics::register(registry, names));
     let jq = Jq::new(JqLimits::from(&config.routes.jq));
-    TemporalSink::new(temporal, rules, jq, Arc::clone(&observed.tracker), observed.attached.clone(), calls)
+    TemporalSink::new(
+        temporal,
+        rules,
+        jq,
+        Arc::clone(&observed.tracker),
+        observed.attached.clone(),
+        Arc::clone(clock),
+        calls,
+    )
 }

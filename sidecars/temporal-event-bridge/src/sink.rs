@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use kit::clock::SharedClock;
 use kit_delivery::{Failure, Interest, Outcome, PassedBy, Sink};
 use kit_journal::{EventHead, Seq, StoredEvent};
 use kit_routes::jq::{Jq, JqError, Question};
@@ -19,7 +20,7 @@ use crate::direction::is_for_temporal;
 use crate::metrics::{CallMetrics, Done};
 use crate::observer::{Attached, Tracker};
 use crate::rules::{Argument, Call, Found, OnConflict, OnMissing, Plan, Rule, Rules, as_event, part};
-use crate::trace::{self, Doubts, Trace};
+use crate::trace::{self, Doubt, Doubts, Trace};
 
 /// Name of the sink in the journal, metrics and the API.
 pub(crate) const SINK: &str = "temporal";
@@ -27,6 +28,13 @@ pub(crate) const SINK: &str = "temporal";
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// How often an event that is in doubt finds its workflow running and ended by the time it is signalled.
 const CHASES: usize = 3;
+
+/// Temporal keeps ended workflows no shorter than this.
+///
+/// Source: temporalio/temporal `system.namespaceMinRetentionLocal`.
+const LEAST_RETENTION: Duration = Duration::from_secs(3600);
+/// The code of gRPC.
+const PERMISSION_DENIED: i32 = 7;
 
 /// Brings events to Temporal.
 #[derive(Debug)]
@@ -41,6 +49,7 @@ pub(crate) struct TemporalSink {
     tracker: Arc<Tracker>,
     /// What every workflow is started with, so that its end is known at once.
     attached: Option<Attached>,
+    clock: SharedClock,
     metrics: CallMetrics,
 }
 
@@ -61,9 +70,20 @@ impl TemporalSink {
         jq: Jq,
         tracker: Arc<Tracker>,
         attached: Option<Attached>,
+        clock: SharedClock,
         metrics: CallMetrics,
     ) -> Self {
-        Self { temporal, rules, jq, doubts: Doubts::default(), seen: Mutex::default(), tracker, attached, metrics }
+        Self {
+            temporal,
+            rules,
+            jq,
+            doubts: Doubts::default(),
+            seen: Mutex::default(),
+            tracker,
+            attached,
+            clock,
+            metrics,
+        }
     }
 
     /// The event's rule, its filters asked.
@@ -123,12 +143,21 @@ impl TemporalSink {
     }
 
     async fn perform(&self, plan: &Plan<'_>, event: &StoredEvent) -> Outcome {
-        let is_in_doubt = self.doubts.is_in_doubt(event.seq);
-        let answered = match self.ask(plan, event, is_in_doubt).await {
+        let doubt = self.doubts.of(event.seq);
+        match self.is_too_late(plan, doubt).await {
+            Ok(None) => {}
+            Ok(Some(reason)) => {
+                // Whoever replays it has decided.
+                self.doubts.settle(&[event.seq]);
+                return Outcome::failed(Failure::Refused, reason);
+            }
+            Err(error) => return self.failed(plan, &error),
+        }
+        let answered = match self.ask(plan, event, doubt != Doubt::None).await {
             Ok(answered) => answered,
             Err(error) => {
                 if error.is_in_doubt() {
-                    self.doubts.add(event.seq);
+                    self.doubts.add(event.seq, self.clock.now());
                 }
                 return self.failed(plan, &error);
             }
@@ -165,6 +194,26 @@ impl TemporalSink {
                 }
             }
         }
+    }
+
+    /// Why nobody can tell any more what a lost answer said: Temporal has removed what ended since, or may have.
+    async fn is_too_late(&self, plan: &Plan<'_>, doubt: Doubt) -> Result<Option<String>, TemporalError> {
+        let Doubt::Lost(at) = doubt else { return Ok(None) };
+        let age = self.clock.now().since(at);
+        if age < LEAST_RETENTION {
+            return Ok(None);
+        }
+        let namespace = self.temporal.describe_namespace(&plan.namespace).await?;
+        let retention = namespace.config.and_then(|config| config.workflow_execution_retention_ttl);
+        let retention = Duration::from_secs(retention.map_or(0, |ttl| u64::try_from(ttl.seconds).unwrap_or(0)));
+        Ok((age >= retention).then(|| {
+            let (rule, workflow) = (plan.rule.name(), &plan.workflow_id);
+            let hours = age.as_secs() / 3600;
+            format!(
+                "rule {rule}: an answer about workflow {workflow} was lost {hours} h ago, and Temporal has forgotten by now what \
+                 ended since: look whether it has run, and replay or drop the event"
+            )
+        }))
     }
 
     async fn ask(&self, plan: &Plan<'_>, event: &StoredEvent, is_in_doubt: bool) -> Result<Answered, TemporalError> {
@@ -315,18 +364,21 @@ impl TemporalSink {
 
     async fn trace(&self, plan: &Plan<'_>, event: &StoredEvent) -> Result<Trace, TemporalError> {
         let workflow = (plan.namespace.as_str(), plan.workflow_id.as_str());
-        trace::find(&self.temporal, workflow, &plan.identity, event.at).await
+        let found = trace::find(&self.temporal, workflow, &plan.identity, event.at).await;
+        found.map_err(TemporalError::of_a_question)
     }
 
     fn failed(&self, plan: &Plan<'_>, error: &TemporalError) -> Outcome {
+        let is_own = plan.namespace == self.temporal.namespace();
         let failure = match &error.class {
-            ErrorClass::NoAnswer => Failure::Unreachable,
+            ErrorClass::NotSent | ErrorClass::NoAnswer => Failure::Unreachable,
             ErrorClass::Unavailable => Failure::Unavailable,
+            // What we may not do in one rule's namespace keeps nobody from another one.
+            ErrorClass::Denied if !is_own && error.code == Some(PERMISSION_DENIED) => Failure::Unroutable,
             ErrorClass::Denied => Failure::Denied,
             ErrorClass::Exhausted => Failure::Throttled,
-            ErrorClass::BusyWorkflow | ErrorClass::Failed => Failure::Busy,
+            ErrorClass::BusyWorkflow | ErrorClass::Failed | ErrorClass::TooLarge => Failure::Busy,
             ErrorClass::NoNamespace => {
-                let is_own = plan.namespace == self.temporal.namespace();
                 let was_there = self.seen.lock().unwrap_or_else(PoisonError::into_inner).contains(&plan.namespace);
                 // It may not have been made yet: then nothing can be brought anywhere, and nothing of it is the events'
                 // fault. One that was there, or is a single rule's, is tried as long as the schedule says.

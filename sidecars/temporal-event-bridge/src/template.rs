@@ -122,7 +122,7 @@ impl Template {
     /// What the event lacks, or what is wrong with what it has; without the value itself.
     pub(crate) fn render(&self, subject: &Subject<'_>, purpose: Purpose) -> Result<String, String> {
         let mut text = String::new();
-        for part in &self.parts {
+        for (at, part) in self.parts.iter().enumerate() {
             let found = match part {
                 Part::Fixed(fixed) => {
                     text.push_str(fixed);
@@ -131,7 +131,7 @@ impl Template {
                 part => part.text(subject)?,
             };
             match purpose {
-                Purpose::WorkflowId => write_encoded(&mut text, &found),
+                Purpose::WorkflowId => write_encoded(&mut text, &found, self.separator(at)),
                 Purpose::Name | Purpose::Text => text.push_str(&found),
             }
         }
@@ -143,6 +143,26 @@ impl Template {
             }
         }
         Ok(text)
+    }
+
+    /// What ends the value at this place, where another value comes after it: it must not be in the value, or
+    /// `a-b` and `c` would be as `a` and `b-c`.
+    fn separator(&self, at: usize) -> Option<char> {
+        let has_more = self.parts.iter().skip(at + 1).any(|part| !matches!(part, Part::Fixed(_)));
+        match self.parts.get(at + 1) {
+            Some(Part::Fixed(text)) if has_more => text.chars().next(),
+            _ => None,
+        }
+    }
+
+    /// Why two events may give the same text though they say different things, if they may.
+    pub(crate) fn ambiguity(&self) -> Option<&'static str> {
+        let is_value = |at: usize| self.parts.get(at).is_some_and(|part| !matches!(part, Part::Fixed(_)));
+        let wrong = (0..self.parts.len()).filter(|at| is_value(*at)).any(|at| {
+            // What is written in place of other characters has letters, digits and percent signs.
+            is_value(at + 1) || self.separator(at).is_some_and(|c| c.is_alphanumeric() || c == '%')
+        });
+        wrong.then_some("must have a separator such as - or : after each {} that another one follows: 1 and 23 would be as 12 and 3")
     }
 
     /// The value for an event as JSON: what the event has where the template is nothing but that, a text otherwise.
@@ -227,15 +247,17 @@ fn find<'s>(subject: &'s Subject<'_>, steps: &[String]) -> Option<&'s Value> {
 }
 
 /// Writes a value so that no slash is in it, which Temporal's HTTP API could not express, and no control character. The
-/// percent sign is encoded as well, so that different values stay different.
-fn write_encoded(text: &mut String, value: &str) {
+/// percent sign is encoded as well, so that different values stay different, and so is what ends the value.
+fn write_encoded(text: &mut String, value: &str, separator: Option<char>) {
     use std::fmt::Write as _;
     for c in value.chars() {
-        match c {
-            '/' | '%' | '\u{0}'..='\u{1f}' | '\u{7f}' => {
-                let _ = write!(text, "%{:02X}", u32::from(c));
-            }
-            c => text.push(c),
+        let is_plain = c != '/' && c != '%' && !c.is_ascii_control() && Some(c) != separator;
+        if is_plain {
+            text.push(c);
+            continue;
+        }
+        for byte in c.encode_utf8(&mut [0; 4]).bytes() {
+            let _ = write!(text, "%{byte:02X}");
         }
     }
 }
@@ -284,6 +306,24 @@ mod tests {
         let id = |template: &str| rendered(template, BODY, Purpose::WorkflowId).unwrap();
         assert_eq!(id("{source}:{subject}"), "lago%2Facme:invoice%2Fi 1");
         assert_eq!(id("x-{data.invoice.id}"), "x-i%2F1%25");
+        let pair = |a: &str, b: &str| {
+            let body = serde_json::json!({ "a": a, "b": b }).to_string();
+            rendered("d-{data.a}-{data.b}", &body, Purpose::WorkflowId).unwrap()
+        };
+        assert_eq!(pair("acme-1", "7-8"), "d-acme%2D1-7-8");
+        assert_ne!(pair("1-2", "3"), pair("1", "2-3"));
+        assert_ne!(pair("1%2D2", "3"), pair("1-2", "3"));
+    }
+
+    #[test]
+    fn values_that_would_run_into_each_other_are_refused() {
+        let is_ambiguous = |template: &str| Template::read(template).unwrap().ambiguity().is_some();
+        for wrong in ["{tenant}{key}", "a-{tenant}{key}", "{tenant}2{key}", "{tenant}%{key}", "{tenant}x-{key}"] {
+            assert!(is_ambiguous(wrong), "{wrong}");
+        }
+        for right in ["{tenant}-{key}", "{key}", "a{key}b", "{type}:{id}", "x", "{tenant}/{key}"] {
+            assert!(!is_ambiguous(right), "{right}");
+        }
     }
 
     #[test]

@@ -265,6 +265,16 @@ fn compile(section: &RuleSection, wrong: &mut impl FnMut(String)) -> Rule {
             "workflow_id must not hold a slash or control character: Temporal's HTTP API could not name it".to_owned(),
         );
     }
+    if let Some(text) = workflow_id.ambiguity() {
+        wrong(format!("workflow_id {text}"));
+    }
+    if section.conflict == Some(Conflict::TerminateExisting)
+        && section.reuse.unwrap_or_default() == Reuse::RejectDuplicate
+    {
+        let text = "conflict = \"terminate_existing\" needs reuse = \"allow_duplicate\" or \"allow_duplicate_failed_only\": Temporal \
+                    refuses it where ids are kept";
+        wrong(text.to_owned());
+    }
     if matches!(action, Action::Signal | Action::Cancel | Action::Terminate) && workflow_id.is_unique() {
         wrong(format!(
             "workflow_id has {{id}}, which no workflow has had before: {} is for one that runs",
@@ -355,3 +365,6 @@ pub(super) fn word(action: Action) -> &'static str {
         Action::Ignore => "ignore",
     }
 }
+
+#[cfg(test)]
+mod tests;
