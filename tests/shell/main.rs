@@ -19,6 +19,8 @@ async fn new_rig(name: &str) -> Rig {
     match name {
         "lago-webhook-processor" => Rig::new(Mode::Hmac, &[]).await.unwrap(),
         "lago-usage-tracker" => Rig::tracker(Profile::V1_39, &[]).await.unwrap(),
+        // Nobody is there: it is ready and takes events all the same.
+        "temporal-event-bridge" => Rig::bridge("127.0.0.1:1", &[]).await.unwrap(),
         _ => panic!("a new daemon needs its own rig"),
     }
 }
@@ -35,6 +37,10 @@ async fn send_one(rig: &Rig, forged: bool) -> u16 {
     let answer = match (rig.daemon, forged) {
         ("lago-usage-tracker", false) => rig.produce("/api/v1/events", &rig.producer, USAGE).await,
         ("lago-usage-tracker", true) => rig.produce("/api/v1/events", "forged", USAGE).await,
+        ("temporal-event-bridge", forged) => {
+            let event = serde_json::json!({ "specversion": "1.0", "id": "e", "source": "s", "type": "t" });
+            rig.send_event(&event, forged).await
+        }
         (_, false) => rig.post("k", r#"{"webhook_type":"invoice.created"}"#).await,
         (_, true) => rig.post_signed("k", "{}", "forged").await,
     };
@@ -172,6 +178,7 @@ async fn every_metric_has_a_name_by_the_rules_a_help_and_a_line_in_the_reference
         }
         let own: &[&str] = match name {
             "lago-usage-tracker" => &["usage_events", "usage_lago_events"],
+            "temporal-event-bridge" => &["bridge_events", "observer_sweeps"],
             _ => &["lago_webhooks", "business_events"],
         };
         for prefix in ["journal_commit", "delivery_attempts", "delivery_pending"].iter().chain(own) {

@@ -10,7 +10,8 @@ use anyhow::{Context, Result, ensure};
 pub const DIRECTORY_VARIABLE: &str = "OUTRIGGER_BIN_DIR";
 
 /// Every daemon of the repository, by the name of its binary.
-pub const DAEMONS: [&str; 3] = ["lago-webhook-processor", "lago-usage-tracker", "authentik-event-forwarder"];
+pub const DAEMONS: [&str; 4] =
+    ["lago-webhook-processor", "lago-usage-tracker", "authentik-event-forwarder", "temporal-event-bridge"];
 
 /// What runs once and ends: binary and package.
 pub const SEEDER: &str = "lago-seeder";

@@ -21,5 +21,6 @@ pub mod queue;
 pub mod rig;
 pub mod strace;
 pub mod strict;
+pub mod temporal;
 pub mod tls;
 pub mod tokens;

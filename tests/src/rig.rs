@@ -3,6 +3,7 @@
 
 mod accounts;
 pub mod amqp;
+mod bridge;
 mod tracker;
 
 use std::net::SocketAddr;

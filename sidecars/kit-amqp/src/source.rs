@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicU16;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use kit::clock::SharedClock;
 use kit::lifecycle::StopToken;
 use kit_journal::Health;
@@ -19,6 +20,7 @@ use lapin::Channel;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -70,6 +72,30 @@ pub struct Message {
     pub routing_key: String,
     /// The broker has sent it before.
     pub redelivered: bool,
+}
+
+impl Message {
+    /// The content type and the CloudEvents attributes as they would be headers of HTTP in binary mode.
+    ///
+    /// Source: cloudevents/spec `cloudevents/bindings/amqp-protocol-binding.md` at v1.0.2.
+    pub fn request_headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        let mut add = |name: &str, value: &str| {
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                headers.insert(name, value);
+            }
+        };
+        add("content-type", self.content_type.as_deref().unwrap_or_default());
+        for (name, value) in &self.headers {
+            // Both separators are used: the binding's own, and the one for what takes no colon in names.
+            let attribute = name.strip_prefix("cloudEvents:").or_else(|| name.strip_prefix("cloudEvents_"));
+            if let Some(attribute) = attribute {
+                // Headers of HTTP are ASCII, and are decoded where they are read.
+                add(&format!("ce-{attribute}"), &utf8_percent_encode(value, NON_ALPHANUMERIC).to_string());
+            }
+        }
+        headers
+    }
 }
 
 /// What its receiver says of a message.

@@ -4,7 +4,7 @@
 //! answers, or a proxy answers 502, 503 or 504 in its place while the circuit is open – costs an
 //! event nothing, so that it may be away for weeks. But an event that gets no answer while others do
 //! is charged: otherwise one that crashes the receiver would be sent for ever. An event that its sink withholds, so that
-//! nobody was asked, costs nothing however often.
+//! nobody was asked, costs nothing however often; neither does one for which its sink had no room, as for any other.
 
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ pub(crate) struct Circumstances {
     pub(crate) random: f64,
 }
 
+/// Longest wait of an event that its sink had no room for: there is room again within moments, for some.
+const LONGEST_THROTTLED_WAIT: Duration = Duration::from_secs(4);
 /// Longest wait after a failure that costs the event nothing.
 pub(crate) const LONGEST_FREE_WAIT: Duration = Duration::from_secs(60);
 
@@ -43,7 +45,8 @@ pub(crate) fn decide(outcome: &Outcome, schedule: &Schedule, c: &Circumstances) 
     let asked = outcome.retry_after.unwrap_or(Duration::ZERO);
     if !is_charged(failure, c) {
         let doubled = Duration::from_secs(1) * 2_u32.pow(c.history.uncharged.min(6));
-        let delay = doubled.min(LONGEST_FREE_WAIT).mul_f64(0.8 + 0.4 * c.random).max(asked);
+        let longest = if failure == Failure::Throttled { LONGEST_THROTTLED_WAIT } else { LONGEST_FREE_WAIT };
+        let delay = doubled.min(longest).mul_f64(0.8 + 0.4 * c.random).max(asked);
         return retry(false, delay, c.now, error);
     }
     let attempts = c.history.attempts + 1;
@@ -56,7 +59,7 @@ pub(crate) fn decide(outcome: &Outcome, schedule: &Schedule, c: &Circumstances) 
 fn is_charged(failure: Failure, c: &Circumstances) -> bool {
     let others_got_through = c.successes > c.history.successes_seen && c.history.uncharged > 0;
     match failure {
-        Failure::Denied | Failure::Withheld => false,
+        Failure::Denied | Failure::Throttled | Failure::Withheld => false,
         Failure::Unreachable => others_got_through,
         Failure::Unavailable => c.circuit_closed || others_got_through,
         _ => c.circuit_closed || c.history.was_due,
@@ -78,6 +81,18 @@ mod tests {
     fn charging(uncharged: u32) -> Circumstances {
         let history = History { attempts: 0, uncharged, was_due: true, successes_seen: 0 };
         Circumstances { history, circuit_closed: true, successes: 7, now: NOW, random: 0.5 }
+    }
+
+    #[test]
+    fn a_sink_that_takes_no_more_at_the_moment_costs_the_event_nothing() {
+        let schedule = Schedule::new(vec![Duration::from_secs(1)]);
+        for uncharged in [0, 3, 9] {
+            let outcome = Outcome::failed(Failure::Throttled, "too many requests");
+            let decision = decide(&outcome, &schedule, &charging(uncharged));
+            let is_soon = |delay: Duration| delay <= LONGEST_THROTTLED_WAIT;
+            let fits = matches!(decision, Decision::Retry { charged: false, delay, .. } if is_soon(delay));
+            assert!(fits, "{uncharged}: {decision:?}");
+        }
     }
 
     #[test]

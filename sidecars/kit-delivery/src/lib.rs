@@ -9,6 +9,7 @@
 pub mod answer;
 pub mod api;
 mod circuit;
+pub mod cloudevents;
 mod conditions;
 pub mod config;
 mod dispatcher;
@@ -18,6 +19,7 @@ mod judge;
 mod metrics;
 pub mod oauth;
 mod outcome;
+pub mod receive;
 pub mod signature;
 pub mod start;
 mod window;

@@ -101,11 +101,12 @@ pub trait Sink: Send + Sync + 'static {
 
     /// This replica delivers to the sink from now on: at the start, and whenever it has the lease again. What the sink
     /// keeps of the journal in memory is to be read anew, because others may have recorded deliveries meanwhile, and what
-    /// was not recorded comes again. Nothing is delivered before.
+    /// was not recorded comes again: whatever lies up to `accepted` may have been brought here by whoever delivered
+    /// before, and nothing behind it was. Nothing is delivered before this has returned.
     ///
     /// # Errors
     /// The journal cannot be read; asked again where the store is elsewhere.
-    fn lead(&self) -> BoxFuture<'_, Result<(), JournalError>> {
+    fn lead(&self, _accepted: Seq) -> BoxFuture<'_, Result<(), JournalError>> {
         Box::pin(std::future::ready(Ok(())))
     }
 
@@ -204,6 +205,9 @@ pub enum Failure {
     Denied,
     /// The sink answered about this event and may take it later: 408, 425, 429, 500 and other 5xx.
     Busy,
+    /// The sink takes no more at the moment, of anybody: nothing was done, and nothing is wrong with the event. Costs it
+    /// nothing however often.
+    Throttled,
     /// Status fine, but the body does not say what success says; to be tried again.
     Condition,
     /// Status fine, but the body does not say what success says; to be parked by configuration.
@@ -229,6 +233,7 @@ impl Failure {
             Self::Unavailable => "unavailable",
             Self::Denied => "denied",
             Self::Busy => "busy",
+            Self::Throttled => "throttled",
             Self::Condition => "condition",
             Self::ConditionRefused => "condition_refused",
             Self::Refused => "refused",
@@ -240,11 +245,12 @@ impl Failure {
     }
 
     /// Every word there is, for metrics that exist from the start.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Unreachable,
         Self::Unavailable,
         Self::Denied,
         Self::Busy,
+        Self::Throttled,
         Self::Condition,
         Self::ConditionRefused,
         Self::Refused,
@@ -262,6 +268,7 @@ impl Failure {
                 | Self::Unavailable
                 | Self::Denied
                 | Self::Busy
+                | Self::Throttled
                 | Self::Condition
                 | Self::Unroutable
                 | Self::Withheld
@@ -270,6 +277,6 @@ impl Failure {
 
     /// The sink itself spoke about this event.
     pub fn is_answer_about_event(self) -> bool {
-        !matches!(self, Self::Unreachable | Self::Unavailable | Self::Denied | Self::Withheld)
+        !matches!(self, Self::Unreachable | Self::Unavailable | Self::Denied | Self::Throttled | Self::Withheld)
     }
 }

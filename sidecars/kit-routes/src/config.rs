@@ -120,17 +120,23 @@ impl From<&JqSection> for JqLimits {
 impl RoutesSection {
     fn validate(&self, problems: &mut Problems) {
         check_seconds("routes.look_seconds", self.look_seconds, problems);
-        let jq = &self.jq;
+        self.jq.validate("routes.jq", problems);
+    }
+}
+
+impl JqSection {
+    /// Checks the values; `prefix` is the section's path in the configuration.
+    pub fn validate(&self, prefix: &str, problems: &mut Problems) {
         let mut bounds = |name: &str, value: u64, bounds: std::ops::RangeInclusive<u64>| {
             if !bounds.contains(&value) {
                 let (least, most) = (bounds.start(), bounds.end());
-                problems.add(&format!("routes.jq.{name}"), &format!("must be between {least} and {most}"));
+                problems.add(&format!("{prefix}.{name}"), &format!("must be between {least} and {most}"));
             }
         };
-        bounds("workers", jq.workers as u64, 1..=64);
-        bounds("time_limit_seconds", u64::from(jq.time_limit_seconds), 1..=60);
-        bounds("memory_limit_bytes", jq.memory_limit_bytes, 32 << 20..=4 << 30);
-        bounds("output_limit_bytes", jq.output_limit_bytes as u64, 1024..=64 << 20);
+        bounds("workers", self.workers as u64, 1..=64);
+        bounds("time_limit_seconds", u64::from(self.time_limit_seconds), 1..=60);
+        bounds("memory_limit_bytes", self.memory_limit_bytes, 32 << 20..=4 << 30);
+        bounds("output_limit_bytes", self.output_limit_bytes as u64, 1024..=64 << 20);
     }
 }
 

@@ -27,5 +27,5 @@ pub use metrics::RouteMetrics;
 pub use preview::{Explained, Reached, explain};
 pub use reload::{RoutesFile, read_file};
 pub use sink::RoutedSink;
-pub use start::{Base, Routed, build_sinks, check, compile, start};
+pub use start::{Base, Routed, build_sinks, check, compile, start, start_for};
 pub use table::{Decision, Table, Walk};

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
+use kit_delivery::api::Wants;
 use kit_delivery::format::{Format, render};
 use kit_delivery::{Batching, Failure, Interest, Outcome, PassedBy, Sink};
-use kit_journal::{JournalError, Seq, StoredEvent};
+use kit_journal::{EventHead, JournalError, Seq, StoredEvent};
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -39,6 +40,8 @@ pub struct RoutedSink<S> {
     at_once: usize,
     /// Room for what programs make, in [`UNIT`]s.
     room: Arc<Semaphore>,
+    /// Which events are for any of these sinks at all.
+    wants: Wants,
 }
 
 /// What is to be done with an event.
@@ -67,7 +70,13 @@ impl<S: Sink> RoutedSink<S> {
             questions: Semaphore::new(at_once),
             at_once,
             room: Arc::new(Semaphore::new(room)),
+            wants: |_| true,
         }
+    }
+
+    /// Only these events; the others are passed by and only counted.
+    pub(crate) fn only(self, wants: Wants) -> Self {
+        Self { wants, ..self }
     }
 
     fn passed_by(&self, loaded: &Loaded, decision: &Decision) -> Option<(PassedBy, String)> {
@@ -225,7 +234,14 @@ impl<S: Sink> Sink for RoutedSink<S> {
         self.inner.name()
     }
 
+    fn wants(&self, head: &EventHead) -> bool {
+        (self.wants)(head) && self.inner.wants(head)
+    }
+
     fn interest(&self, event: &StoredEvent) -> Interest {
+        if !self.wants(&event.head) {
+            return Interest::Unwanted;
+        }
         let loaded = self.current.get();
         let Walk::Done(decision) = loaded.table.walk(self.number, event, |_| None) else { return Interest::Wanted };
         self.count(&loaded, &decision);
@@ -243,8 +259,8 @@ impl<S: Sink> Sink for RoutedSink<S> {
         self.inner.repeats()
     }
 
-    fn lead(&self) -> BoxFuture<'_, Result<(), JournalError>> {
-        self.inner.lead()
+    fn lead(&self, accepted: Seq) -> BoxFuture<'_, Result<(), JournalError>> {
+        self.inner.lead(accepted)
     }
 
     fn stand_by(&self) {

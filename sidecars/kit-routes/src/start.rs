@@ -10,6 +10,7 @@ use kit::config::Problems;
 use kit::lifecycle::{Shell, exit};
 use kit::run::StartError;
 use kit::telemetry::Metrics;
+use kit_delivery::api::Wants;
 use kit_delivery::start::{configuration, deliver, register};
 use kit_delivery::{DeliveryMetrics, DispatcherSettings, SinkStatus};
 use kit_journal::Journal;
@@ -145,6 +146,22 @@ pub async fn start(
     routing: Routing<'_>,
     own: Vec<(BuiltSink, DispatcherSettings)>,
 ) -> Result<Routed, StartError> {
+    start_for(shell, base, builder, routing, own, |_| true).await
+}
+
+/// As [`start`], where only some of the journal's events are for these sinks: the others are passed by and only counted,
+/// whatever the routes say. Tell the admin API so ([`kit_delivery::api::Choosy`]).
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_for(
+    shell: &mut Shell,
+    base: Base<'_>,
+    builder: Builder<'_>,
+    routing: Routing<'_>,
+    own: Vec<(BuiltSink, DispatcherSettings)>,
+    wants: Wants,
+) -> Result<Routed, StartError> {
     let Base { journal, clock, metrics, readiness } = base;
     let all = |texts: Vec<String>| configuration(texts.join("; "));
     let hangups = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
@@ -159,15 +176,16 @@ pub async fn start(
     let table = Table::compile(&sections.route, &sections.default_route, &names).map_err(all)?;
     let jq = Arc::new(Jq::new(limits));
     let current = Current::new(Loaded { table, jq, sections }, clock.now());
-    let (route_metrics, delivery_metrics) =
-        metrics.with_registry(|registry| (RouteMetrics::register(registry), DeliveryMetrics::register(registry)));
+    let route_metrics = metrics.with_registry(RouteMetrics::register);
+    // A daemon may have sinks of its own beside these.
+    let delivery_metrics = metrics.shared(DeliveryMetrics::register);
     route_metrics.prepare(&current.get().table);
 
     register(journal, &names.iter().map(String::as_str).collect::<Vec<_>>()).await?;
     let mut sinks = BTreeMap::new();
     for (number, (sink, settings)) in own.into_iter().chain(further).enumerate() {
         sink.keep(shell);
-        let sink = Arc::new(RoutedSink::new(sink, number, current.clone(), route_metrics.clone()));
+        let sink = Arc::new(RoutedSink::new(sink, number, current.clone(), route_metrics.clone()).only(wants));
         let name = names.get(number).cloned().unwrap_or_default();
         sinks.insert(name, deliver(shell, sink, journal, clock, settings, &delivery_metrics));
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use kit::client::{ClientOptions, http_client};
+use kit::config::Problems;
 use kit::secret::{self, Secret};
 use kit_delivery::oauth::TokenSource;
 use temporalio_protos::grpc::health::v1::HealthCheckRequest;
@@ -29,6 +30,10 @@ use crate::error::TemporalError;
 const FRONTEND: &str = "temporal.api.workflowservice.v1.WorkflowService";
 /// Largest answer that is read: a page of history is at most about 4 MiB.
 const ANSWER_BYTES: usize = 16 << 20;
+/// Largest request that a server of gRPC takes by default, and Temporal's does.
+///
+/// Source: grpc/grpc-go `server.go` `defaultServerMaxReceiveMessageSize`; answered with `RESOURCE_EXHAUSTED`.
+const REQUEST_BYTES: usize = 4 << 20;
 /// How long a ping may stay without an answer.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Tells the server that we follow `new_execution_run_id` ourselves. Without it the close event of a run that goes on is
@@ -78,6 +83,10 @@ type Metadata = Vec<(MetadataKey<Ascii>, MetadataValue<Ascii>)>;
 macro_rules! call {
     ($self:ident, $client:expr, $method:ident, $request:expr, $name:literal, $namespace:expr, $more:expr) => {{
         let timeout = $self.shared.timeout;
+        let bytes = prost::Message::encoded_len(&$request);
+        if bytes > REQUEST_BYTES {
+            return Err(TemporalError::too_large($name, bytes, REQUEST_BYTES));
+        }
         let request = $self.request($request, timeout, [Some((NAMESPACE, $namespace)), $more]).await?;
         let sent = request.metadata().get(AUTHORIZATION).cloned();
         let mut client = $client.clone();
@@ -112,25 +121,11 @@ impl Temporal {
     /// # Errors
     /// All settings that cannot be used.
     pub fn new(place: &str, section: &TemporalSection, version: &str) -> Result<Self, Vec<SetupError>> {
-        let mut errors = Vec::new();
-        let mut keep = |path: &'static str, message: String| errors.push(SetupError { path, message });
-        let authorization = authorization(place, section).unwrap_or_else(|error| {
-            keep(error.path, error.message);
-            Authorization::Nobody
-        });
-        let tls = if section.uses_tls() { tls(section).map(Some) } else { Ok(None) };
-        let tls = tls.unwrap_or_else(|more| {
-            more.into_iter().for_each(|error| keep(error.path, error.message));
-            None
-        });
-        let metadata = metadata(section, version).unwrap_or_else(|error| {
-            keep(error.path, error.message);
-            Vec::new()
-        });
-        let endpoint = endpoint(section, tls).map_err(|error| keep(error.path, error.message));
-        let Ok(endpoint) = endpoint else { return Err(errors) };
-        if !errors.is_empty() {
-            return Err(errors);
+        let (endpoint, authorization, metadata) = parts(place, section, version)?;
+        if !section.uses_tls() && section.oauth.token_url.is_some() {
+            tracing::warn!(
+                "access tokens go to Temporal unencrypted: set TEMPORAL_TLS=true, unless the network is your own"
+            );
         }
         let channel = endpoint.connect_lazy();
         let workflows = WorkflowServiceClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES);
@@ -327,7 +322,8 @@ impl Temporal {
                 Some(tokens.token().await.map_err(|why| TemporalError::no_credentials(&why))?)
             }
         };
-        if let Some(header) = header.and_then(|header| MetadataValue::try_from(header.as_bytes()).ok()) {
+        if let Some(mut header) = header.and_then(|header| MetadataValue::try_from(header.as_bytes()).ok()) {
+            header.set_sensitive(true);
             metadata.insert(AUTHORIZATION, header);
         }
         for (name, value) in more.into_iter().flatten() {
@@ -344,6 +340,44 @@ impl Temporal {
         let header = sent.and_then(|sent| HeaderValue::from_bytes(sent.as_bytes()).ok());
         if let Some(header) = header.filter(|_| error.class == crate::ErrorClass::Denied) {
             tokens.forget(&header).await;
+        }
+    }
+}
+
+/// Reports what only reading files tells: keys, certificates, secrets.
+pub fn check(place: &str, section: &TemporalSection, problems: &mut Problems) {
+    for error in parts(place, section, "").err().into_iter().flatten() {
+        problems.add(&format!("{place}.{}", error.path), &error.message);
+    }
+}
+
+/// What a client is made of; everything that can be wrong with the section is found here.
+fn parts(
+    place: &str,
+    section: &TemporalSection,
+    version: &str,
+) -> Result<(Endpoint, Authorization, Metadata), Vec<SetupError>> {
+    let mut errors = Vec::new();
+    let mut keep = |path: &'static str, message: String| errors.push(SetupError { path, message });
+    let authorization = authorization(place, section).unwrap_or_else(|error| {
+        keep(error.path, error.message);
+        Authorization::Nobody
+    });
+    let tls = if section.uses_tls() { tls(section).map(Some) } else { Ok(None) };
+    let tls = tls.unwrap_or_else(|more| {
+        more.into_iter().for_each(|error| keep(error.path, error.message));
+        None
+    });
+    let metadata = metadata(section, version).unwrap_or_else(|error| {
+        keep(error.path, error.message);
+        Vec::new()
+    });
+    match endpoint(section, tls) {
+        Ok(endpoint) if errors.is_empty() => Ok((endpoint, authorization, metadata)),
+        Ok(_) => Err(errors),
+        Err(error) => {
+            errors.push(error);
+            Err(errors)
         }
     }
 }
@@ -465,7 +499,9 @@ fn metadata(section: &TemporalSection, version: &str) -> Result<Metadata, SetupE
     own.chain(given)
         .map(|(name, value)| {
             let key = MetadataKey::from_bytes(name.as_bytes()).map_err(|_| wrong(&name))?;
-            let value = MetadataValue::try_from(value).map_err(|_| wrong(&name))?;
+            let mut value = MetadataValue::try_from(value).map_err(|_| wrong(&name))?;
+            // It may be a secret, which nothing is to show.
+            value.set_sensitive(true);
             Ok((key, value))
         })
         .collect()

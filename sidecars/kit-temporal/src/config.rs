@@ -12,10 +12,10 @@ use kit::config::{Problems, WellKnown};
 use kit::secret::Secret;
 use kit_delivery::config::{OauthSection, check_seconds, parse_url};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-/// Variables known under Temporal's own names; `TEMPORAL_GRPC_META_*` comes beside them.
-pub const WELL_KNOWN: [WellKnown; 13] = [
+/// Variables known under Temporal's own names.
+pub const WELL_KNOWN: [WellKnown; 14] = [
     WellKnown { env: "TEMPORAL_ADDRESS", path: "temporal.address" },
     WellKnown { env: "TEMPORAL_NAMESPACE", path: "temporal.namespace" },
     WellKnown { env: "TEMPORAL_API_KEY", path: "temporal.api_key" },
@@ -29,6 +29,7 @@ pub const WELL_KNOWN: [WellKnown; 13] = [
     WellKnown { env: "TEMPORAL_TLS_SERVER_CA_CERT_DATA", path: "temporal.tls.server_ca_data" },
     WellKnown { env: "TEMPORAL_TLS_SERVER_NAME", path: "temporal.tls.server_name" },
     WellKnown { env: "TEMPORAL_TLS_DISABLE_HOST_VERIFICATION", path: "temporal.tls.disable_host_verification" },
+    WellKnown { env: "TEMPORAL_GRPC_META_*", path: "temporal.metadata" },
 ];
 
 /// The server closes connections that are pinged more often.
@@ -67,6 +68,8 @@ pub struct TemporalSection {
 #[serde(deny_unknown_fields, default)]
 pub struct TlsSection {
     /// `true` or `false`. When it is not set: with TLS where an API key or anything else of this section is set.
+    #[serde(deserialize_with = "yes_or_no")]
+    #[schemars(with = "Option<bool>")]
     pub enabled: Option<bool>,
     /// PEM file with our certificate, and those between it and its authority.
     pub client_cert_file: Option<PathBuf>,
@@ -84,6 +87,26 @@ pub struct TlsSection {
     pub server_name: Option<String>,
     /// Must be `false`: a certificate that nobody looks at protects from nobody.
     pub disable_host_verification: bool,
+}
+
+/// The environment has texts only, and nothing by default to tell what is meant.
+fn yes_or_no<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Given {
+        Nothing,
+        Truth(bool),
+        Text(String),
+    }
+    match Given::deserialize(deserializer)? {
+        Given::Nothing => Ok(None),
+        Given::Truth(value) => Ok(Some(value)),
+        Given::Text(text) => match text.trim().to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" => Ok(Some(true)),
+            "false" | "0" | "no" | "off" => Ok(Some(false)),
+            _ => Err(serde::de::Error::custom("must be true or false")),
+        },
+    }
 }
 
 impl Default for TemporalSection {
@@ -147,6 +170,12 @@ impl TemporalSection {
             let text = "must be false: nothing is sent to a server that cannot prove who it is. For a certificate of your \
                         own authority set TEMPORAL_TLS_SERVER_CA_CERT_PATH, for another name in it TEMPORAL_TLS_SERVER_NAME";
             problem("tls.disable_host_verification", text);
+        }
+        let says_something = TlsSection { enabled: None, ..tls.clone() } != TlsSection::default();
+        if tls.enabled == Some(false) && has_key {
+            problem("tls.enabled", "must not be false with an API key, which would be sent unencrypted");
+        } else if tls.enabled == Some(false) && says_something && !tls.disable_host_verification {
+            problem("tls.enabled", "must not be false with certificates or a server's name, which mean nothing then");
         }
         let has_certificate = tls.client_cert_file.is_some() || tls.client_cert_data.is_some();
         let has_private_key = tls.client_key_file.is_some() || tls.client_key_data.is_some();
@@ -218,4 +247,103 @@ fn metadata_mistake(name: &str) -> Option<&'static str> {
 /// The metadata that a key means: the environment cannot hold dashes.
 pub(crate) fn metadata_name(key: &str) -> String {
     key.to_ascii_lowercase().replace('_', "-")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use kit::config::{Section, Source, read};
+
+    use super::*;
+
+    #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+    #[serde(default)]
+    struct Config {
+        temporal: TemporalSection,
+    }
+
+    impl Section for Config {
+        fn validate(&self, problems: &mut Problems) {
+            self.temporal.validate("temporal", problems);
+        }
+    }
+
+    fn read_from(env: &[(&str, &str)]) -> (TemporalSection, Vec<String>) {
+        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let source = Source { file: None, env, well_known: WELL_KNOWN.to_vec() };
+        let (config, mistakes) = read::<Config>(&source);
+        (config.temporal, mistakes)
+    }
+
+    #[test]
+    fn the_variables_are_those_of_temporals_own_tools() {
+        let (section, mistakes) = read_from(&[
+            ("TEMPORAL_ADDRESS", "ns.tmprl.cloud:7233"),
+            ("TEMPORAL_NAMESPACE", "ns.acct"),
+            ("TEMPORAL_TLS", "true"),
+            ("TEMPORAL_TLS_SERVER_NAME", "other"),
+            ("TEMPORAL_TLS_CLIENT_CERT_DATA", "c"),
+            ("TEMPORAL_TLS_CLIENT_KEY_PATH", "/k"),
+            ("TEMPORAL_GRPC_META_X_TEAM", "billing"),
+            ("TEMPORAL_GRPC_META_", "nothing"),
+        ]);
+
+        assert_eq!(mistakes, [""; 0]);
+        assert_eq!((section.namespace.as_str(), section.tls.enabled), ("ns.acct", Some(true)));
+        assert_eq!(section.metadata, BTreeMap::from([("x_team".to_owned(), Secret::from("billing".to_owned()))]));
+        assert_eq!(metadata_name("x_team"), "x-team");
+        assert!(section.uses_tls());
+    }
+
+    #[test]
+    fn a_key_or_a_certificate_means_tls_and_cannot_go_without() {
+        let uses = |env: &[(&str, &str)]| read_from(env).0.uses_tls();
+        assert!(!uses(&[]) && !uses(&[("TEMPORAL_TLS", "false")]));
+        assert!(uses(&[("TEMPORAL_API_KEY", "k")]) && uses(&[("TEMPORAL_TLS_SERVER_CA_CERT_PATH", "/ca")]));
+        for (name, value) in [("TEMPORAL_API_KEY", "k"), ("TEMPORAL_TLS_SERVER_CA_CERT_PATH", "/ca")] {
+            let (_, mistakes) = read_from(&[("TEMPORAL_ADDRESS", "t:1"), ("TEMPORAL_TLS", "false"), (name, value)]);
+            assert!(mistakes.len() == 1 && mistakes[0].starts_with("TEMPORAL_TLS: must not be false"), "{mistakes:?}");
+        }
+    }
+
+    #[test]
+    fn every_mistake_is_told_at_once_with_its_variable() {
+        let (_, mistakes) = read_from(&[
+            ("TEMPORAL_ADDRESS", "https://temporal:7233"),
+            ("TEMPORAL_NAMESPACE", "a b"),
+            ("TEMPORAL_TLS", "perhaps"),
+            ("TEMPORAL_TLS_DISABLE_HOST_VERIFICATION", "true"),
+            ("TEMPORAL_TLS_CLIENT_CERT_PATH", "/c"),
+            ("TEMPORAL_GRPC_META_CLIENT_NAME", "me"),
+            ("SIDECAR_TEMPORAL__KEEP_ALIVE_SECONDS", "5"),
+        ]);
+
+        let all = mistakes.join("\n");
+        for expected in [
+            "TEMPORAL_ADDRESS: must be a host and a port without http://",
+            "TEMPORAL_NAMESPACE: must be the name of a namespace",
+            "TEMPORAL_TLS: must be true or false",
+            "TEMPORAL_TLS_DISABLE_HOST_VERIFICATION: must be false",
+            "TEMPORAL_TLS_CLIENT_KEY_PATH: must be set together with a client certificate",
+            "TEMPORAL_GRPC_META_*: \"client_name\" is set by the client itself",
+            "SIDECAR_TEMPORAL__KEEP_ALIVE_SECONDS: must be a number of seconds from 10",
+        ] {
+            assert!(all.contains(expected), "{expected}:\n{all}");
+        }
+        assert_eq!(mistakes.len(), 7, "{all}");
+        let (_, mistakes) = read_from(&[]);
+        assert_eq!(mistakes, ["TEMPORAL_ADDRESS: must be set to Temporal's host and port, for example temporal:7233"]);
+    }
+
+    #[test]
+    fn an_address_is_a_bare_host_and_port() {
+        for good in ["temporal:7233", "127.0.0.1:7233", "[::1]:7233", "a.b-c.tmprl.cloud:443"] {
+            assert_eq!(address_mistake(good), None, "{good}");
+        }
+        for bad in
+            ["", "temporal", "temporal:", "temporal:0", ":7233", "::1:7233", "a/b:1", "u@h:1", "h:1?x", "dns:///h:1"]
+        {
+            assert!(address_mistake(bad).is_some(), "{bad}");
+        }
+    }
 }

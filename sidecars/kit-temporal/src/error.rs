@@ -18,12 +18,14 @@ const MESSAGE_CHARS: usize = 300;
 /// What is to be done about an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ErrorClass {
+    /// There was no connection to ask over: nothing was done.
+    NotSent,
     /// There was no answer: whether Temporal has done it is not known, and the same request with the same `request_id`
     /// tells.
     NoAnswer,
     /// Temporal or something before it is not able to at the moment. As with [`Self::NoAnswer`], it may have done it.
     Unavailable,
-    /// Temporal wants nothing of us: no, expired or insufficient credentials.
+    /// Temporal wants nothing of us: no, expired or insufficient credentials, or it is not Temporal that answers there.
     Denied,
     /// Too many requests, of everybody or of this namespace: nothing was done, and nothing is wrong with this request.
     Exhausted,
@@ -42,6 +44,8 @@ pub enum ErrorClass {
     },
     /// Temporal will never take this request.
     Invalid,
+    /// The answer is larger than is read.
+    TooLarge,
     /// Temporal has failed over this request and may not the next time.
     Failed,
 }
@@ -71,12 +75,36 @@ impl TemporalError {
         Self { class: ErrorClass::Denied, code: None, message: format!("no access token for Temporal: {why}") }
     }
 
+    /// The request is larger than Temporal takes, and is not sent.
+    pub(crate) fn too_large(call: &str, bytes: usize, most: usize) -> Self {
+        let message = format!("{call} would have {bytes} bytes, and Temporal takes {most}");
+        Self { class: ErrorClass::Invalid, code: None, message }
+    }
+
+    /// The same error of a question that nobody asked for: what is wrong with the question says nothing about the event
+    /// that it was asked for.
+    #[must_use]
+    pub fn of_a_question(self) -> Self {
+        match self.class {
+            ErrorClass::Invalid | ErrorClass::TooLarge | ErrorClass::NoWorkflow | ErrorClass::AlreadyStarted { .. } => {
+                Self { class: ErrorClass::Failed, ..self }
+            }
+            _ => self,
+        }
+    }
+
+    /// Temporal's index does not know yet, or not all of, what has happened.
+    pub fn not_known_yet(what: &str) -> Self {
+        Self { class: ErrorClass::Failed, code: None, message: what.to_owned() }
+    }
+
     /// Reads what a call ended with.
     pub(crate) fn of(call: &str, status: &Status) -> Self {
         // tonic makes statuses of its own where the connection fails; only those have a cause.
         if let Some(cause) = std::error::Error::source(status) {
+            let class = if never_connected(cause) { ErrorClass::NotSent } else { ErrorClass::NoAnswer };
             let message = format!("Temporal cannot be reached: {}", shown(&deepest(cause)));
-            return Self { class: ErrorClass::NoAnswer, code: None, message };
+            return Self { class, code: None, message };
         }
         let class = classify(status);
         let message = format!("Temporal answered {call} with {:?}: {}", status.code(), shown(status.message()));
@@ -94,6 +122,8 @@ fn classify(status: &Status) -> ErrorClass {
         Code::Unauthenticated | Code::PermissionDenied => ErrorClass::Denied,
         Code::ResourceExhausted => match detail::<ResourceExhaustedFailure>(status).map(|failure| failure.cause()) {
             Some(ResourceExhaustedCause::BusyWorkflow) => ErrorClass::BusyWorkflow,
+            // Not Temporal but gRPC itself: it will be as large the next time.
+            None if status.message().contains("larger than max") => ErrorClass::Invalid,
             _ => ErrorClass::Exhausted,
         },
         Code::NotFound if is_about_the_namespace(status) => ErrorClass::NoNamespace,
@@ -102,12 +132,15 @@ fn classify(status: &Status) -> ErrorClass {
             let failure = detail::<WorkflowExecutionAlreadyStartedFailure>(status).unwrap_or_default();
             ErrorClass::AlreadyStarted { request_id: failure.start_request_id, run_id: failure.run_id }
         }
-        // Unimplemented: something else listens there, or a server that does not know the call.
-        Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented | Code::FailedPrecondition => {
-            ErrorClass::Invalid
-        }
+        // What answers 404 without being gRPC is this as well: a proxy, or another server's port.
+        Code::Unimplemented => ErrorClass::Denied,
+        Code::InvalidArgument => ErrorClass::Invalid,
+        // Only tonic says so, of what it has read.
+        Code::OutOfRange => ErrorClass::TooLarge,
         Code::Unavailable => ErrorClass::Unavailable,
         Code::DeadlineExceeded | Code::Cancelled => ErrorClass::NoAnswer,
+        // A namespace that is being moved to another cluster, for example.
+        Code::FailedPrecondition => ErrorClass::Failed,
         Code::Ok | Code::Unknown | Code::Aborted | Code::Internal | Code::DataLoss => ErrorClass::Failed,
     }
 }
@@ -122,6 +155,10 @@ fn detail<T: prost::Message + prost::Name + Default>(status: &Status) -> Option<
     let details = RpcStatus::decode(status.details()).ok()?.details;
     let found = details.iter().find(|any| any.type_url.rsplit('/').next() == Some(T::full_name().as_str()))?;
     T::decode(&*found.value).ok()
+}
+
+fn never_connected(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source()).any(|error| error.is::<tonic::ConnectError>())
 }
 
 fn deepest(error: &dyn std::error::Error) -> String {
@@ -163,7 +200,9 @@ mod tests {
     fn every_code_has_its_class() {
         for (code, expected) in [
             (Code::InvalidArgument, ErrorClass::Invalid),
-            (Code::Unimplemented, ErrorClass::Invalid),
+            (Code::Unimplemented, ErrorClass::Denied),
+            (Code::FailedPrecondition, ErrorClass::Failed),
+            (Code::OutOfRange, ErrorClass::TooLarge),
             (Code::Unauthenticated, ErrorClass::Denied),
             (Code::PermissionDenied, ErrorClass::Denied),
             (Code::NotFound, ErrorClass::NoWorkflow),
@@ -193,8 +232,27 @@ mod tests {
         assert_eq!(class(&Status::not_found("Namespace n is not found.")), ErrorClass::NoNamespace);
         let busy = ResourceExhaustedFailure { cause: ResourceExhaustedCause::BusyWorkflow as i32, scope: 0 };
         assert_eq!(class(&with(Code::ResourceExhausted, "busy", &busy)), ErrorClass::BusyWorkflow);
+        let large = Status::resource_exhausted("grpc: received message larger than max (4194999 vs. 4194304)");
+        assert_eq!(class(&large), ErrorClass::Invalid);
         let limited = ResourceExhaustedFailure { cause: ResourceExhaustedCause::RpsLimit as i32, scope: 0 };
         assert_eq!(class(&with(Code::ResourceExhausted, "limit", &limited)), ErrorClass::Exhausted);
+    }
+
+    #[tokio::test]
+    async fn without_a_connection_nothing_can_have_been_done() {
+        let section = crate::TemporalSection { address: Some("127.0.0.1:1".to_owned()), ..Default::default() };
+        let temporal = crate::Temporal::new("temporal", &section, "0").expect("the section is fine");
+
+        let error = temporal.describe("default", "w", None).await.expect_err("nobody listens there");
+
+        assert_eq!((error.class.clone(), error.is_in_doubt()), (ErrorClass::NotSent, false), "{error}");
+    }
+
+    #[test]
+    fn a_question_that_fails_says_nothing_about_its_event() {
+        let of = |code| TemporalError::of("ListWorkflowExecutions", &Status::new(code, "x")).of_a_question().class;
+        assert_eq!((of(Code::InvalidArgument), of(Code::OutOfRange)), (ErrorClass::Failed, ErrorClass::Failed));
+        assert_eq!(of(Code::ResourceExhausted), ErrorClass::Exhausted);
     }
 
     #[test]

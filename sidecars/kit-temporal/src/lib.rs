@@ -6,7 +6,7 @@
 //!
 //! The high-level client of Temporal's SDK is deliberately not used: it chooses the `request_id` of a start itself, and
 //! that id is what keeps an event from starting two workflows
-//! ([ADR 0021](../../../docs/adr/0021-temporal-by-raw-grpc.md)).
+//! ([ADR 0024](../../../docs/adr/0024-temporal-by-raw-grpc.md)).
 //!
 //! Facts about the server are of 1.29.1 and 1.32.0, where not said otherwise.
 

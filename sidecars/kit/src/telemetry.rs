@@ -4,6 +4,8 @@
 //! control characters are escaped and long values cut, so that nothing a sender writes can forge or
 //! flood a line.
 
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::sync::Mutex;
@@ -183,6 +185,7 @@ pub(crate) fn complain(line: &str) {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Mutex<Registry>,
+    shared: Mutex<HashMap<TypeId, Box<dyn Any + Send>>>,
 }
 
 impl Metrics {
@@ -195,12 +198,23 @@ impl Metrics {
             Info::new([("daemon", daemon), ("version", version)]),
         );
         registry.register_collector(Box::new(Process));
-        Self { registry: Mutex::new(registry) }
+        Self { registry: Mutex::new(registry), shared: Mutex::default() }
     }
 
     /// Registers metrics.
     pub fn with_registry<T>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
         register(&mut self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Metrics that several parts of a daemon have together: registered by the first that asks.
+    pub fn shared<T: Clone + Send + 'static>(&self, register: impl FnOnce(&mut Registry) -> T) -> T {
+        let mut shared = self.shared.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let known = shared.get(&TypeId::of::<T>()).and_then(|known| known.downcast_ref::<T>()).cloned();
+        known.unwrap_or_else(|| {
+            let new = self.with_registry(register);
+            shared.insert(TypeId::of::<T>(), Box::new(new.clone()));
+            new
+        })
     }
 
     /// Everything as OpenMetrics text.

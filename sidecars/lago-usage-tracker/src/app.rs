@@ -185,7 +185,7 @@ fn choosy() -> Choosy {
         (rollup::SINK, rollup::wants),
         (alerts::SINK, alerts::wants),
     ];
-    Arc::new(BTreeMap::from(sinks))
+    Arc::new(sinks.into_iter().map(|(name, wants)| (name.to_owned(), wants)).collect())
 }
 
 /// What every part of the daemon is made with.

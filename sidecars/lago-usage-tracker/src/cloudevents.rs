@@ -1,4 +1,5 @@
-//! CloudEvents 1.0 as usage: structured, batched and binary. Decisions over values, without I/O.
+//! CloudEvents 1.0 as usage: structured, batched and binary. Decisions over values, without I/O. How one is read:
+//! `kit_delivery::cloudevents`.
 //!
 //! `type` is the metric's code, `subject` the subscription (or `subscription/<id>`, `customer/<id>`), `data` the
 //! properties, `time` the time. `source` and `id` together name an event for ever (CloudEvents 1.0 section 3.1.1), so
@@ -6,58 +7,12 @@
 //!
 //! Source: cloudevents/spec `cloudevents/spec.md`, `bindings/http-protocol-binding.md` at v1.0.2.
 
-use axum::http::{HeaderMap, header};
+use axum::http::HeaderMap;
+use kit_delivery::cloudevents::{CloudEvent, NotCloudEvents, attributes, binary, media_type, parse};
 use kit_lago::usage::{BadBody, elements};
-use percent_encoding::percent_decode_str;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
-
-/// Why a request holds no CloudEvents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NotCloudEvents {
-    #[error("the content type is none of CloudEvents, and there are no ce- headers")]
-    Type,
-    #[error("the body is not JSON of that content type")]
-    Body,
-    #[error("there are no events")]
-    Empty,
-    #[error("there are too many events")]
-    TooMany,
-}
-
-/// One CloudEvent, as far as it is looked at.
-#[derive(Debug, Default, Deserialize)]
-pub(crate) struct CloudEvent<'a> {
-    #[serde(default)]
-    pub(crate) specversion: String,
-    #[serde(default)]
-    pub(crate) id: String,
-    #[serde(default)]
-    pub(crate) source: String,
-    #[serde(rename = "type", default)]
-    pub(crate) event_type: String,
-    /// Extension of our own daemons: a second name of the type.
-    #[serde(rename = "typealias", default)]
-    pub(crate) type_alias: Option<String>,
-    #[serde(default)]
-    pub(crate) subject: Option<String>,
-    #[serde(default)]
-    pub(crate) time: Option<String>,
-    /// JSON only.
-    #[serde(borrow, default)]
-    pub(crate) data: Option<&'a RawValue>,
-    /// The attributes came as headers.
-    #[serde(skip)]
-    pub(crate) is_binary: bool,
-}
-
-impl CloudEvent<'_> {
-    /// Has what every event has: version 1, and the two that name it for ever.
-    fn is_named(&self) -> bool {
-        self.specversion.starts_with("1.") && !self.id.is_empty() && !self.source.is_empty()
-    }
-}
 
 /// The events of a request, at most so many, as a producer would write them for Lago.
 ///
@@ -81,54 +36,6 @@ pub(crate) fn usage_events(
         }
         _ if headers.contains_key("ce-id") => vec![usage(&binary(headers, body)?)?],
         _ => return Err(NotCloudEvents::Type),
-    })
-}
-
-/// The one event of a request, structured or binary. Data that is not JSON is left out.
-///
-/// # Errors
-/// [`NotCloudEvents`].
-pub(crate) fn event<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<CloudEvent<'a>, NotCloudEvents> {
-    let event = match media_type(headers).as_str() {
-        "application/cloudevents+json" => attributes(parse(body)?)?,
-        media_type if headers.contains_key("ce-id") => {
-            binary(headers, if media_type.ends_with("json") { body } else { b"" })?
-        }
-        _ => return Err(NotCloudEvents::Type),
-    };
-    if event.is_named() { Ok(event) } else { Err(NotCloudEvents::Body) }
-}
-
-fn media_type(headers: &HeaderMap) -> String {
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
-}
-
-fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, NotCloudEvents> {
-    serde_json::from_slice(body).map_err(|_| NotCloudEvents::Body)
-}
-
-fn attributes(event: &RawValue) -> Result<CloudEvent<'_>, NotCloudEvents> {
-    // An array would be taken for the attributes in their order.
-    if event.get().starts_with('{') { parse(event.get().as_bytes()) } else { Err(NotCloudEvents::Body) }
-}
-
-fn binary<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<CloudEvent<'a>, NotCloudEvents> {
-    let text = |name: &str| {
-        let value = headers.get(name)?.to_str().ok()?;
-        Some(percent_decode_str(value).decode_utf8().ok()?.into_owned())
-    };
-    let data = if body.trim_ascii().is_empty() { None } else { Some(parse(body)?) };
-    Ok(CloudEvent {
-        specversion: text("ce-specversion").unwrap_or_default(),
-        id: text("ce-id").unwrap_or_default(),
-        source: text("ce-source").unwrap_or_default(),
-        event_type: text("ce-type").unwrap_or_default(),
-        type_alias: text("ce-typealias"),
-        subject: text("ce-subject"),
-        time: text("ce-time"),
-        data,
-        is_binary: true,
     })
 }
 
@@ -263,38 +170,6 @@ mod tests {
         assert_eq!(transaction_id("s", "i").len(), 35);
         assert_eq!(counted_as("lago/default", "e-1", "invoices_issued"), "ev-a0490511462dcec0f05eba6efaed67c5");
         assert_ne!(counted_as("s", "i", "ab"), counted_as("s", "ia", "b"));
-    }
-
-    /// A webhook's data may be anything; whether it is needed is the rules' matter.
-    #[test]
-    fn one_event_is_read_in_both_modes_and_data_that_is_not_json_is_left_out() {
-        let headers = |list: &[(&'static str, &str)]| -> HeaderMap {
-            list.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
-        };
-        let structured = headers(&[("content-type", "application/cloudevents+json")]);
-        let read = event(&structured, EVENT.as_bytes()).unwrap();
-        assert_eq!((read.id.as_str(), read.event_type.as_str()), ("e-1", "api_calls"));
-        assert_eq!(read.data.unwrap().get(), r#"{"calls": 0.10000000000000000001}"#);
-
-        let named = [("ce-specversion", "1.0"), ("ce-id", "e%201"), ("ce-source", "a"), ("ce-typealias", "b")];
-        for (content_type, body, data) in [
-            ("application/json", "{}", Ok(Some("{}"))),
-            ("application/vnd.x+json; charset=utf-8", "[1]", Ok(Some("[1]"))),
-            ("application/octet-stream", "\u{0}", Ok(None)),
-            ("application/json", "{", Err(NotCloudEvents::Body)),
-        ] {
-            let headers = headers(&[&named[..], &[("content-type", content_type)]].concat());
-            let read = event(&headers, body.as_bytes());
-            assert_eq!(
-                read.as_ref().map(|event| event.data.map(RawValue::get)).map_err(|error| *error),
-                data,
-                "{body}"
-            );
-            assert!(read.is_err() || read.is_ok_and(|event| event.id == "e 1" && event.type_alias.unwrap() == "b"));
-        }
-        let batch = headers(&[("content-type", "application/cloudevents-batch+json")]);
-        assert_eq!(event(&batch, format!("[{EVENT}]").as_bytes()).unwrap_err(), NotCloudEvents::Type);
-        assert_eq!(event(&structured, b"{}").unwrap_err(), NotCloudEvents::Body);
     }
 
     #[test]

@@ -44,7 +44,9 @@ pub fn of_cloudevents(headers: &HeaderMap, body: &[u8], now: Timestamp) -> Vec<A
 
 /// What a rule makes of a request of `POST /webhooks/events` whose signature has been verified.
 pub fn of_webhook(rule: &RuleSection, headers: &HeaderMap, body: &[u8], now: Timestamp) -> Vec<Admitted> {
-    let (Ok(rules), Ok(event)) = (Rules::read(std::slice::from_ref(rule)), cloudevents::event(headers, body)) else {
+    let (Ok(rules), Ok(event)) =
+        (Rules::read(std::slice::from_ref(rule)), kit_delivery::cloudevents::event(headers, body))
+    else {
         return Vec::new();
     };
     let counted = rules.apply(&event).into_iter();

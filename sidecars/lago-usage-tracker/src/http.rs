@@ -10,13 +10,12 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use futures_util::future::try_join_all;
 use kit::clock::{SharedClock, Timestamp};
-use kit::serve::{BodyRules, read_body};
+use kit_delivery::receive::{body_within, plain_body};
 use kit_journal::{AppendError, Appended, EventId, Journal, JournalError, NewEvent, StoredEvent};
 use kit_lago::usage::answer::{ALREADY_EXISTS, EventAnswer, TRANSACTION_ID};
 use kit_lago::usage::{FieldErrors, Requested, requested};
@@ -96,9 +95,9 @@ async fn other(State(intake): State<Arc<Intake>>, request: Request) -> Response 
         return no_such_path();
     }
     let (parts, body) = request.into_parts();
-    let body = match read_within(&parts, body, proxy::REQUEST_BYTES).await {
+    let body = match body_within(&parts, body, proxy::REQUEST_BYTES).await {
         Ok(body) => body,
-        Err(refusal) => return answered(&intake, Err(refusal)),
+        Err(error) => return answered(&intake, Err(Refusal::Body(error))),
     };
     let passed_on = proxy.pass_on(parts.method, &parts.uri, &parts.headers, body).await;
     passed_on.unwrap_or_else(|error| {
@@ -147,7 +146,7 @@ async fn take(intake: &Intake, request: Request<Body>, shape: Shape) -> Result<R
     let (parts, body) = request.into_parts();
     // Before the body is read: who has no token costs nothing.
     let producer = holder(intake, &parts.headers)?;
-    let body = whole_body(intake, &parts, body).await?;
+    let body = plain_body(&parts, body, intake.body_limit).await?;
     take_body(intake, producer, &parts.headers, body, shape).await
 }
 
@@ -226,33 +225,11 @@ async fn admitted<'a>(
     Ok(admitted)
 }
 
-/// The body as it was sent, under its limits.
-pub(crate) async fn whole_body(intake: &Intake, parts: &Parts, body: Body) -> Result<Vec<u8>, Refusal> {
-    let is_plain = |encoding: &HeaderValue| encoding.as_bytes().eq_ignore_ascii_case(b"identity");
-    if !parts.headers.get_all(header::CONTENT_ENCODING).iter().all(is_plain) {
-        return Err(Refusal::Encoded);
-    }
-    read_within(parts, body, intake.body_limit).await
-}
-
 /// Whether Lago would take usage at a path.
 fn is_intake(path: &str) -> bool {
     let path = path.trim_end_matches('/');
     let path = path.strip_suffix(".json").unwrap_or(path);
     path.starts_with("/api/v1") && (path.ends_with("/events") || path.ends_with("/batch"))
-}
-
-/// The body, within the listener's limits and this one.
-async fn read_within(parts: &Parts, body: Body, limit: usize) -> Result<Vec<u8>, Refusal> {
-    let fallback;
-    let rules = match parts.extensions.get::<Arc<BodyRules>>() {
-        Some(rules) => rules,
-        None => {
-            fallback = BodyRules::unhurried();
-            &fallback
-        }
-    };
-    read_body(&parts.headers, body, limit, rules).await.map_err(Refusal::Body)
 }
 
 /// Whether a producer may report all of this. A token for a customer is good for the subscriptions that Lago says are

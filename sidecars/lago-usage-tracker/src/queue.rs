@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use kit::clock::SharedClock;
@@ -13,7 +13,6 @@ use kit::run::StartError;
 use kit::telemetry::Metrics;
 use kit_amqp::{AmqpMetrics, AmqpSource, AmqpSourceSection, Message, Taken};
 use kit_delivery::start::configuration;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -87,23 +86,9 @@ fn in_words(errors: &impl serde::Serialize) -> String {
 
 /// The message as a producer would have sent it by HTTP.
 fn as_request(message: &Message) -> (HeaderMap, Vec<u8>, Shape) {
-    let mut headers = HeaderMap::new();
-    let mut add = |name: &str, value: &str| {
-        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-            headers.insert(name, value);
-        }
-    };
-    add(header::CONTENT_TYPE.as_str(), message.content_type.as_deref().unwrap_or_default());
-    if let Some(id) = &message.message_id {
-        add("idempotency-key", id);
-    }
-    for (name, value) in &message.headers {
-        // Both separators are used: the binding's own, and the one for what takes no colon in names.
-        let attribute = name.strip_prefix("cloudEvents:").or_else(|| name.strip_prefix("cloudEvents_"));
-        if let Some(attribute) = attribute {
-            // Headers of HTTP are ASCII, and are decoded where they are read.
-            add(&format!("ce-{attribute}"), &utf8_percent_encode(value, NON_ALPHANUMERIC).to_string());
-        }
+    let mut headers = message.request_headers();
+    if let Some(id) = message.message_id.as_deref().and_then(|id| HeaderValue::try_from(id).ok()) {
+        headers.insert("idempotency-key", id);
     }
     let media_type = message.content_type.as_deref().unwrap_or_default().trim().to_ascii_lowercase();
     if media_type.starts_with("application/cloudevents") || headers.contains_key("ce-id") {

@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use kit::serve::BodyError;
+use kit_delivery::cloudevents::NotCloudEvents;
+use kit_delivery::receive::NotReceived;
 use kit_delivery::signature::Unverified;
 use kit_lago::usage::answer::ErrorAnswer;
 use kit_lago::usage::{BadBody, FieldErrors};
 use serde::Serialize;
-
-use crate::cloudevents::NotCloudEvents;
 
 /// Why a request is not taken.
 #[derive(Debug)]
@@ -73,6 +73,16 @@ impl Refusal {
             Self::NotFound => "not_found",
             Self::Busy => "busy",
             Self::Journal => "journal",
+        }
+    }
+}
+
+impl From<NotReceived> for Refusal {
+    fn from(not: NotReceived) -> Self {
+        match not {
+            NotReceived::Encoded => Self::Encoded,
+            NotReceived::Unsigned(why) => Self::Unsigned(why),
+            NotReceived::Body(error) => Self::Body(error),
         }
     }
 }

@@ -4,10 +4,11 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use kit_delivery::cloudevents::CloudEvent;
 use kit_lago::usage::{FieldErrors, property};
 use serde_json::value::{RawValue, to_raw_value};
 
-use crate::cloudevents::{CloudEvent, Usage, counted_as};
+use crate::cloudevents::{Usage, counted_as};
 use crate::config::RuleSection;
 
 /// More rules than this are a mistake.

@@ -289,7 +289,7 @@ impl Sink for LagoSink {
         false
     }
 
-    fn lead(&self) -> BoxFuture<'_, Result<(), JournalError>> {
+    fn lead(&self, _accepted: Seq) -> BoxFuture<'_, Result<(), JournalError>> {
         // It is not recorded, and comes again.
         self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.books.lead().boxed()

@@ -12,14 +12,14 @@ use axum::response::Response;
 use futures_util::future::try_join_all;
 use kit::clock::Timestamp;
 use kit::config::Problems;
-use kit::secret;
-use kit_delivery::signature::{SignatureClaim, SigningSecret, Unverified};
+use kit_delivery::cloudevents::{self, CloudEvent};
+use kit_delivery::receive::{Receiver, ReceiverSettings};
+use kit_delivery::signature::Unverified;
 use kit_journal::engine::{Action, AuditRecord, Reader};
 use kit_journal::{AppendError, DeliveryState, JournalError, NewEvent, Seq, StoredEvent};
 use kit_lago::usage::{Complaint, complaints};
 
 use crate::admit::{self, READY, SOURCE};
-use crate::cloudevents::{self, CloudEvent};
 use crate::complained;
 use crate::config::WebhooksSection;
 use crate::http::{self, Intake};
@@ -42,8 +42,7 @@ const ACTOR_CHARS: usize = 256;
 /// Who may send events, and what follows from them.
 #[derive(Debug)]
 pub(crate) struct Webhooks {
-    secrets: Vec<SigningSecret>,
-    tolerance: Duration,
+    receiver: Receiver,
     rules: Rules,
     /// When the log last said that a rule cannot use an event.
     said: Mutex<Option<Instant>>,
@@ -52,30 +51,17 @@ pub(crate) struct Webhooks {
 impl Webhooks {
     /// Reads the secrets; `None` without one. What is wrong goes to `problems`, without showing any.
     pub(crate) fn load(section: &WebhooksSection, problems: &mut Problems) -> Option<Self> {
-        let lines = secret::resolve_lines(
-            "USAGE_WEBHOOK_SECRET",
-            section.secret.as_ref(),
-            "USAGE_WEBHOOK_SECRET_FILE",
-            section.secret_file.as_deref(),
-        );
-        let lines = lines.unwrap_or_else(|error| {
-            problems.add("webhooks.secret_file", &error.to_string());
-            Vec::new()
-        });
-        let mut secrets = Vec::with_capacity(lines.len());
-        for (nth, line) in (1..).zip(&lines) {
-            match SigningSecret::parse(line) {
-                Ok(secret) => secrets.push(secret),
-                Err(error) => problems.add("webhooks.secret_file", &format!("secret {nth}: {error}")),
-            }
-        }
-        if secrets.is_empty() {
-            return None;
-        }
+        let settings = ReceiverSettings {
+            variable: "USAGE_WEBHOOK_SECRET",
+            path: "webhooks.secret_file",
+            secret: section.secret.as_ref(),
+            secret_file: section.secret_file.as_deref(),
+            tolerance_seconds: section.tolerance_seconds,
+        };
+        let receiver = Receiver::load(settings, problems)?;
         // Mistakes in the rules were found when the configuration was read.
         let rules = Rules::read(&section.rules).unwrap_or_default();
-        let tolerance = Duration::try_from_secs_f64(section.tolerance_seconds).unwrap_or(Duration::from_secs(300));
-        Some(Self { secrets, tolerance, rules, said: Mutex::default() })
+        Some(Self { receiver, rules, said: Mutex::default() })
     }
 
     fn say(&self, event: &CloudEvent<'_>, unusable: &Unusable) {
@@ -100,14 +86,11 @@ pub(crate) async fn take(State(intake): State<Arc<Intake>>, request: Request) ->
 
 async fn receive(intake: &Intake, webhooks: &Webhooks, request: Request<Body>) -> Result<Response, Refusal> {
     let (parts, body) = request.into_parts();
-    // Before the body is read: who shows no signature costs nothing.
-    let claim = SignatureClaim::read(&parts.headers).map_err(Refusal::Unsigned)?;
-    let body = http::whole_body(intake, &parts, body).await?;
+    let (body, id) = webhooks.receiver.verified(&parts, body, intake.body_limit, || intake.clock.now()).await?;
     let now = intake.clock.now();
-    claim.verify(&webhooks.secrets, &body, now, webhooks.tolerance).map_err(Refusal::Unsigned)?;
     let event = cloudevents::event(&parts.headers, &body).map_err(Refusal::NotCloudEvents)?;
     // In binary mode the attributes are headers, of which only the id is signed: under the name that our sinks give it.
-    if event.is_binary && event.id != claim.id() {
+    if event.is_binary && event.id != id {
         return Err(Refusal::Unsigned(Unverified::Mismatch));
     }
     if is_about_the_catalogue(&event.event_type) {

@@ -38,6 +38,8 @@ const RUN_PROCESSOR: &str = "run-lago-webhook-processor";
 const RUN_TRACKER: &str = "run-lago-usage-tracker";
 /// Name of the hidden command that runs the event forwarder.
 const RUN_FORWARDER: &str = "run-authentik-event-forwarder";
+/// Name of the hidden command that runs the event bridge.
+const RUN_BRIDGE: &str = "run-temporal-event-bridge";
 
 #[derive(Debug, Parser)]
 #[command(name = "outrigger", version, about = "Try, watch and mend the Outrigger daemons", propagate_version = true)]
@@ -150,6 +152,7 @@ fn daemon(argument: &OsStr) -> Option<(&'static str, RunDaemon)> {
         RUN_PROCESSOR => Some(("lago-webhook-processor", lago_webhook_processor::main_with_args)),
         RUN_TRACKER => Some(("lago-usage-tracker", lago_usage_tracker::main_with_args)),
         RUN_FORWARDER => Some(("authentik-event-forwarder", authentik_event_forwarder::main_with_args)),
+        RUN_BRIDGE => Some(("temporal-event-bridge", temporal_event_bridge::main_with_args)),
         _ => None,
     }
 }

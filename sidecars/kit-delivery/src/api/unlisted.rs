@@ -15,7 +15,7 @@ use super::query::EXAMINE;
 pub type Wants = fn(&EventHead) -> bool;
 
 /// The sinks that pass events by without listing them, by name, also those that are not configured now.
-pub type Choosy = Arc<BTreeMap<&'static str, Wants>>;
+pub type Choosy = Arc<BTreeMap<String, Wants>>;
 
 impl ApiState {
     /// One page of what matches, as [`kit_journal::engine::Reader::search`] gives it, with what was only counted as
@@ -45,7 +45,7 @@ impl ApiState {
 
     pub(super) fn tell_apart(&self, found: &mut Found) {
         for (name, delivery) in &mut found.deliveries {
-            let is_unwanted = || self.choosy.get(name.as_str()).is_some_and(|wants| !wants(&found.event.head));
+            let is_unwanted = || self.choosy.get(name).is_some_and(|wants| !wants(&found.event.head));
             if delivery.state == DeliveryState::Delivered && delivery.row.is_none() && is_unwanted() {
                 delivery.state = DeliveryState::Filtered;
             }

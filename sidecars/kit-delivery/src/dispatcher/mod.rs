@@ -16,7 +16,7 @@ use kit::clock::SharedClock;
 use kit::lifecycle::StopToken;
 use kit::retry::Schedule;
 use kit_journal::engine::Action;
-use kit_journal::{Held, Journal, JournalError};
+use kit_journal::{Held, Journal, JournalError, Seq};
 use serde::Serialize;
 
 use crate::config::{CircuitSection, GatewaySection, Order, RetrySection};
@@ -164,11 +164,12 @@ impl Dispatcher {
             let Some(lease) = shell.lead(&name, &stop).await else { return Ok(()) };
             let row = shell.journal.read({
                 let name = name.clone();
-                move |reader| reader.sink(&name)
+                move |reader| Ok((reader.sink(&name)?, reader.statistics()?.accepted))
             });
             // From here on nothing more is recorded by whoever led before.
             let row = match row.await {
-                Ok(row) => shell.sink.lead().await.map(|()| row),
+                // Nothing behind it was there when anybody else delivered: the lease is ours by now.
+                Ok((row, accepted)) => shell.sink.lead(Seq::try_from(accepted).unwrap_or(Seq::MAX)).await.map(|()| row),
                 Err(error) => Err(error),
             };
             let row = match row {

@@ -18,8 +18,8 @@ pub(super) fn read(source: &Source, known: &Value, lines: &mut Vec<String>) -> D
         if value.is_empty() || NOT_OURS.contains(&name.as_str()) || ARGUMENTS.contains(&name.as_str()) {
             continue;
         }
-        let path = match source.well_known.iter().find(|known| known.env == name) {
-            Some(known) => known.path.to_owned(),
+        let path = match source.well_known.iter().find_map(|known| known.path_of(name)) {
+            Some(path) => path,
             None => match name.strip_prefix(PREFIX) {
                 Some(rest) if !rest.is_empty() => rest.to_lowercase().replace("__", "."),
                 _ => continue,

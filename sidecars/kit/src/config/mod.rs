@@ -29,10 +29,23 @@ pub trait Section: Serialize + DeserializeOwned + Default + JsonSchema {
 /// A variable that is known under a name of its own.
 #[derive(Clone, Copy, Debug)]
 pub struct WellKnown {
-    /// The variable.
+    /// The variable; with a `*` at its end, all that begin so.
     pub env: &'static str,
-    /// What it sets, for example `gateway.url`.
+    /// What it sets, for example `gateway.url`. With a `*`, the map whose key is the rest of the variable in small letters.
     pub path: &'static str,
+}
+
+impl WellKnown {
+    /// What a variable of this name sets, where it is this one.
+    fn path_of(&self, name: &str) -> Option<String> {
+        match self.env.strip_suffix('*') {
+            None => (self.env == name).then(|| self.path.to_owned()),
+            Some(beginning) => {
+                let key = name.strip_prefix(beginning).filter(|key| !key.is_empty())?;
+                Some(format!("{}.{}", self.path, key.to_lowercase()))
+            }
+        }
+    }
 }
 
 /// The well-known variables of every daemon.

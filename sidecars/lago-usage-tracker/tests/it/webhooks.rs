@@ -162,6 +162,18 @@ async fn only_what_is_signed_with_a_known_secret_and_lately_is_taken() {
     assert_eq!(Forged { headers: &plain, ..forged }.send(&bench, SECRET, &body).await, 415);
 }
 
+/// Attributes that we do not read are anybody's.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_read_of_an_event_may_be_anything() {
+    let bench = bench(RULES).await;
+    let body = r#"{"specversion":"1.0","id":"e","source":"a","type":"lago.wallet.created","tenantid":42,"traceparent":{},
+        "tracestate":null,"data_base64":7,"data_base64":8}"#;
+    let headers = [("content-type", "application/cloudevents+json")];
+    let now = SystemClock.now().as_millis() / 1000;
+
+    assert_eq!(Forged { id: "e", at: now, body, headers: &headers }.send(&bench, SECRET, body).await, 200);
+}
+
 /// Its sender's mistake, and one that sending it again does not mend.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_comes_again_with_other_content_counts_as_it_did_first() {
