@@ -19,6 +19,7 @@ async fn new_rig(name: &str) -> Rig {
     match name {
         "lago-webhook-processor" => Rig::new(Mode::Hmac, &[]).await.unwrap(),
         "lago-usage-tracker" => Rig::tracker(Profile::V1_39, &[]).await.unwrap(),
+        "authentik-event-forwarder" => Rig::forwarder(&[]).await.unwrap(),
         _ => panic!("a new daemon needs its own rig"),
     }
 }
@@ -35,6 +36,7 @@ async fn send_one(rig: &Rig, forged: bool) -> u16 {
     let answer = match (rig.daemon, forged) {
         ("lago-usage-tracker", false) => rig.produce("/api/v1/events", &rig.producer, USAGE).await,
         ("lago-usage-tracker", true) => rig.produce("/api/v1/events", "forged", USAGE).await,
+        ("authentik-event-forwarder", true) => rig.post_envelope(b"{}", "sha256=00").await,
         (_, false) => rig.post("k", r#"{"webhook_type":"invoice.created"}"#).await,
         (_, true) => rig.post_signed("k", "{}", "forged").await,
     };
@@ -172,6 +174,7 @@ async fn every_metric_has_a_name_by_the_rules_a_help_and_a_line_in_the_reference
         }
         let own: &[&str] = match name {
             "lago-usage-tracker" => &["usage_events", "usage_lago_events"],
+            "authentik-event-forwarder" => &["authentik_events", "authentik_poll", "business_events"],
             _ => &["lago_webhooks", "business_events"],
         };
         for prefix in ["journal_commit", "delivery_attempts", "delivery_pending"].iter().chain(own) {

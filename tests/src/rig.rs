@@ -3,6 +3,7 @@
 
 mod accounts;
 pub mod amqp;
+pub mod forwarder;
 mod tracker;
 
 use std::net::SocketAddr;
@@ -330,7 +331,12 @@ impl Rig {
 
     /// Where Lago would send to.
     pub fn target(&self) -> Target {
-        Target::new(self.public, "/webhooks/lago")
+        Target::new(self.public, self.path())
+    }
+
+    /// The path of webhooks.
+    pub fn path(&self) -> &'static str {
+        if self.daemon == forwarder::DAEMON { forwarder::PATH } else { "/webhooks/lago" }
     }
 
     /// The signature of a body.
@@ -357,6 +363,9 @@ impl Rig {
     /// # Errors
     /// There is no answer.
     pub async fn post(&self, key: &str, body: &str) -> Result<RawResponse> {
+        if self.daemon == forwarder::DAEMON {
+            return self.post_event(&forwarder::event(key, body)).await;
+        }
         let signature = self.sign(body)?;
         self.post_signed(key, body, &signature).await
     }
@@ -376,6 +385,9 @@ impl Rig {
     /// # Errors
     /// They cannot be signed.
     pub fn pool(&self, count: usize) -> Result<Arc<Pool>> {
+        if self.daemon == forwarder::DAEMON {
+            return Ok(Arc::new(forwarder::pool(&self.hmac_key, count)));
+        }
         let webhooks = LagoWebhooks { count, ..LagoWebhooks::new("default", self.signing()) };
         Ok(Arc::new(Pool::lago(&webhooks)?))
     }
@@ -413,6 +425,9 @@ impl Rig {
     /// As [`Self::metrics`].
     pub async fn taken(&self) -> Result<u64> {
         let metrics = self.metrics().await?;
+        if self.daemon == forwarder::DAEMON {
+            return Ok(metrics.sum("authentik_events_total", &[("result", "accepted")]) as u64);
+        }
         let results = ["accepted", "conflict"].map(|result| metrics.sum("lago_webhooks_total", &[("result", result)]));
         Ok(results.iter().sum::<f64>() as u64)
     }

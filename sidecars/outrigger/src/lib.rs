@@ -35,6 +35,8 @@ use admin::Connection;
 const RUN_PROCESSOR: &str = "run-lago-webhook-processor";
 /// Name of the hidden command that runs the usage tracker.
 const RUN_TRACKER: &str = "run-lago-usage-tracker";
+/// Name of the hidden command that runs the event forwarder.
+const RUN_FORWARDER: &str = "run-authentik-event-forwarder";
 
 #[derive(Debug, Parser)]
 #[command(name = "outrigger", version, about = "Try, watch and mend the Outrigger daemons", propagate_version = true)]
@@ -137,6 +139,7 @@ fn daemon(argument: &OsStr) -> Option<(&'static str, RunDaemon)> {
     match argument.to_str()? {
         RUN_PROCESSOR => Some(("lago-webhook-processor", lago_webhook_processor::main_with_args)),
         RUN_TRACKER => Some(("lago-usage-tracker", lago_usage_tracker::main_with_args)),
+        RUN_FORWARDER => Some(("authentik-event-forwarder", authentik_event_forwarder::main_with_args)),
         _ => None,
     }
 }
