@@ -71,8 +71,16 @@ fn unaffected(before: &LoadReport, during: &LoadReport) -> Result<String> {
 /// F24: four thousand senders that never come to the end of a head or a body are cut off, and real
 /// webhooks do not notice them. The count is the length of the attack in seconds.
 pub(crate) async fn slow_senders_do_not_slow_others(trial: Trial) -> Result<Outcome> {
-    let limits = [("SIDECAR_LISTEN__HEAD_TIMEOUT_SECONDS", "4"), ("SIDECAR_LISTEN__BODY_TIMEOUT_SECONDS", "4")];
-    let rig = Rig::started(Mode::Hmac, &limits).await?;
+    slow_senders_beside(trial, Rig::started(Mode::Hmac, &SLOW_LIMITS).await?, "lago_webhooks_refused_total").await
+}
+
+/// The limits of a rig for [`slow_senders_beside`].
+pub(crate) const SLOW_LIMITS: [(&str, &str); 2] =
+    [("SIDECAR_LISTEN__HEAD_TIMEOUT_SECONDS", "4"), ("SIDECAR_LISTEN__BODY_TIMEOUT_SECONDS", "4")];
+
+/// The same for any daemon that takes webhooks; `refused` is its metric of requests that it did not take.
+pub(crate) async fn slow_senders_beside(trial: Trial, rig: Rig, refused: &str) -> Result<Outcome> {
+    let path = rig.path();
     let mut ledger = Ledger::new();
     let before = good(&rig, &mut ledger, 3.0, GOOD_PER_SECOND).await?;
     let cut_off = Arc::new(AtomicU64::new(0));
@@ -83,7 +91,7 @@ pub(crate) async fn slow_senders_do_not_slow_others(trial: Trial) -> Result<Outc
             // Not all in the same moment.
             tokio::time::sleep(Duration::from_micros(250 * number as u64)).await;
             loop {
-                if slow_request(address, number % 2 == 0).await {
+                if slow_request(address, path, number % 2 == 0).await {
                     cut_off.fetch_add(1, Ordering::Relaxed);
                 }
                 tokio::time::sleep(Duration::from_millis(500)).await;
@@ -98,7 +106,7 @@ pub(crate) async fn slow_senders_do_not_slow_others(trial: Trial) -> Result<Outc
     let metrics = rig.metrics().await?;
     attackers.shutdown().await;
     let heads = metrics.sum("http_timeouts_total", &[("phase", "head")]);
-    let bodies = metrics.sum("lago_webhooks_refused_total", &[("reason", "too_slow")]);
+    let bodies = metrics.sum(refused, &[("reason", "too_slow")]);
     ensure!(heads > 0.0 && bodies > 0.0, "{heads} slow heads and {bodies} slow bodies were cut off");
     ensure!(cut_off.load(Ordering::Relaxed) > 0, "no attacker was cut off");
     let said = unaffected(&before, &during)?;
@@ -107,9 +115,9 @@ pub(crate) async fn slow_senders_do_not_slow_others(trial: Trial) -> Result<Outc
 }
 
 /// Sends a byte now and then until the daemon has had enough; says whether it had.
-async fn slow_request(address: std::net::SocketAddr, in_head: bool) -> bool {
+async fn slow_request(address: std::net::SocketAddr, path: &str, in_head: bool) -> bool {
     let Ok(mut connection) = RawConnection::open(address).await else { return false };
-    let mut beginning = b"POST /webhooks/lago HTTP/1.1\r\nHost: daemon\r\nX-Lago-Signature: x\r\n".to_vec();
+    let mut beginning = format!("POST {path} HTTP/1.1\r\nHost: daemon\r\nX-Signature: x\r\n").into_bytes();
     beginning.extend_from_slice(if in_head { b"X-Slow: " } else { b"Content-Length: 100000\r\n\r\n" });
     if connection.send(&beginning).await.is_err() {
         return true;

@@ -132,7 +132,11 @@ fn table(elsewhere: &str) -> Vec<Case> {
 /// again within the jitter of the schedule and not before the time that was asked for, up to the
 /// limit; and no redirect is followed.
 pub(crate) async fn every_answer_does_what_is_documented(trial: Trial) -> Result<Outcome> {
-    let mut rig = Rig::new(Mode::Hmac, &[]).await?;
+    every_answer_to(trial, Rig::new(Mode::Hmac, &[]).await?).await
+}
+
+/// The same for any daemon that takes webhooks; the rig is not started.
+pub(crate) async fn every_answer_to(trial: Trial, mut rig: Rig) -> Result<Outcome> {
     let elsewhere = ChaosProxy::start(rig.gateway.addr()).await?;
     let cases = table(&elsewhere.url());
     rig.set(

@@ -20,8 +20,12 @@ const READY_LIMIT: Duration = Duration::from_secs(2);
 
 /// F1: eight clients never stop sending, the daemon is killed at a random time after each start, and
 /// one ledger over all of it balances.
-pub(crate) async fn a_kill_under_load_loses_nothing(mut trial: Trial) -> Result<Outcome> {
-    let mut rig = Rig::started(Mode::Hmac, &[]).await?;
+pub(crate) async fn a_kill_under_load_loses_nothing(trial: Trial) -> Result<Outcome> {
+    killed_under_load(trial, Rig::started(Mode::Hmac, &[]).await?).await
+}
+
+/// The same for any daemon that takes webhooks.
+pub(crate) async fn killed_under_load(mut trial: Trial, mut rig: Rig) -> Result<Outcome> {
     let mut ledger = Ledger::new();
     let control = LoadControl::new();
     let options = load::LoadOptions { duplicates_percent: 5.0, ..rig.load() };
@@ -56,8 +60,12 @@ pub(crate) async fn a_kill_under_load_loses_nothing(mut trial: Trial) -> Result<
 
 /// F27: SIGTERM, or SIGINT, at a random time under load: everything under way is answered, nothing
 /// accepted is lost, the exit code is 0 within eight seconds, and no connection is reset.
-pub(crate) async fn a_stop_under_load_answers_what_it_took(mut trial: Trial) -> Result<Outcome> {
-    let mut rig = Rig::started(Mode::Hmac, &[]).await?;
+pub(crate) async fn a_stop_under_load_answers_what_it_took(trial: Trial) -> Result<Outcome> {
+    stopped_under_load(trial, Rig::started(Mode::Hmac, &[]).await?).await
+}
+
+/// The same for any daemon that takes webhooks.
+pub(crate) async fn stopped_under_load(mut trial: Trial, mut rig: Rig) -> Result<Outcome> {
     let pool = rig.pool(64)?;
     let mut ledger = Ledger::new();
     let mut slowest = Duration::ZERO;
@@ -77,7 +85,7 @@ pub(crate) async fn a_stop_under_load_answers_what_it_took(mut trial: Trial) -> 
         let (exit, took) = if stop % 5 == 4 { rig.interrupt().await? } else { rig.stop().await? };
         control.stop();
         let outcome = sending.await??;
-        ledger.end(EndRecord::new(DAEMON, ExpectedEnd::Code(0), exit));
+        ledger.end(EndRecord::new(rig.daemon, ExpectedEnd::Code(0), exit));
         ensure!(took <= STOP_LIMIT, "stop {} took {took:?}", stop + 1);
         slowest = slowest.max(took);
         for (kind, count) in outcome.report.errors {
@@ -109,12 +117,17 @@ pub(crate) async fn a_stop_under_load_answers_what_it_took(mut trial: Trial) -> 
 pub(crate) async fn a_second_signal_ends_at_once_and_an_unfinished_body_does_not_hold_up(
     trial: Trial,
 ) -> Result<Outcome> {
-    let mut rig = Rig::new(Mode::Hmac, &[]).await?;
-    let unfinished = b"POST /webhooks/lago HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{\"begun\":";
+    signalled_twice(trial, Rig::new(Mode::Hmac, &[]).await?).await
+}
+
+/// The same for any daemon that takes webhooks; the rig is not started.
+pub(crate) async fn signalled_twice(trial: Trial, mut rig: Rig) -> Result<Outcome> {
+    let path = rig.path();
+    let unfinished = format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{{\"begun\":");
     for round in 0..trial.count {
         rig.start().await?;
         let mut stuck = RawConnection::open(rig.public).await?;
-        stuck.send(unfinished).await?;
+        stuck.send(unfinished.as_bytes()).await?;
         wait_until_read(&rig).await?;
         let process = rig.process()?;
         process.term()?;

@@ -5,6 +5,7 @@
 //! as often as a release does, `OUTRIGGER_SEED` with the choices of an earlier run.
 
 mod admin;
+mod authentik;
 mod broken;
 mod broker;
 mod broker_frames;
@@ -152,6 +153,20 @@ fn main() -> ExitCode {
         experiment!("F22", broker::a_message_too_large_for_the_broker_holds_nobody_up, 1, 50),
         experiment!("T20", broker_tls::a_broker_is_believed_by_its_certificate_alone, 1, 20),
         experiment!("T19", broker_frames::a_broker_that_sends_nonsense_is_survived, 200, 5_000),
+        experiment!("F1", authentik::every_event_arrives_under_its_id_whatever_webhooks_do, 100, 1_000),
+        experiment!("F1", authentik::a_kill_under_load_loses_no_identity_event, 100, 2_000),
+        experiment!("F3", authentik::a_power_cut_on_ext4_loses_no_identity_event, 40, 2_000),
+        experiment!("F3", authentik::a_power_cut_on_xfs_loses_no_identity_event, 20, 1_000),
+        experiment!("F16", authentik::every_answer_to_an_identity_event_does_what_is_documented, 2, 50),
+        experiment!("F21", authentik::one_event_sent_by_many_at_once_is_one_event, 50, 1_000),
+        experiment!("F24", authentik::slow_senders_do_not_slow_authentik, 10, 60),
+        experiment!("F27", authentik::a_stop_under_load_answers_identity_events, 30, 500),
+        experiment!("F27", authentik::a_second_signal_ends_the_forwarder_at_once, 3, 25),
+        experiment!("T1", authentik::no_changed_byte_of_an_identity_event_gets_through, 500, 10_000),
+        experiment!("T5", authentik::a_captured_identity_event_is_one_event, 4, 100),
+        experiment!("T11", authentik::no_secret_of_authentiks_is_in_any_output, 1, 1),
+        experiment!("T12", authentik::every_admin_route_of_the_forwarder_wants_the_token, 1, 10),
+        experiment!("T26", authentik::authentik_must_prove_itself, 1, 1),
         experiment!("F8", dead_disk::a_dead_disk_is_answered_503_and_survived, 6, 100),
     ];
     outrigger_tests::experiment::main(experiments)

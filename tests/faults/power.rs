@@ -21,17 +21,25 @@ const CUTS_PER_JOURNAL: u32 = 20;
 
 /// F3: on ext4 no power cut loses an event whose 2xx was read before it.
 pub(crate) async fn a_power_cut_on_ext4_loses_nothing(trial: Trial) -> Result<Outcome> {
-    a_power_cut_loses_nothing(trial, FileSystem::Ext4).await
+    a_power_cut_loses_nothing(trial, FileSystem::Ext4, processor).await
 }
 
 /// F3: nor on xfs.
 pub(crate) async fn a_power_cut_on_xfs_loses_nothing(trial: Trial) -> Result<Outcome> {
-    a_power_cut_loses_nothing(trial, FileSystem::Xfs).await
+    a_power_cut_loses_nothing(trial, FileSystem::Xfs, processor).await
+}
+
+async fn processor() -> Result<Rig> {
+    Rig::new(Mode::Hmac, &[]).await
 }
 
 /// Clients never stop sending. The power is cut at a random time, also while the daemon starts: the very
 /// first time and after an earlier cut.
-async fn a_power_cut_loses_nothing(mut trial: Trial, kind: FileSystem) -> Result<Outcome> {
+pub(crate) async fn a_power_cut_loses_nothing<F: Future<Output = Result<Rig>>>(
+    mut trial: Trial,
+    kind: FileSystem,
+    rig: fn() -> F,
+) -> Result<Outcome> {
     let disk = match Disk::create(kind) {
         Ok(disk) => disk,
         Err(error) => return Outcome::skipped_if_refused(error.context(format!("no {kind} on a loop device"))),
@@ -40,7 +48,7 @@ async fn a_power_cut_loses_nothing(mut trial: Trial, kind: FileSystem) -> Result
     let mut done = 0;
     while done < trial.count {
         let last = trial.count.min(done + CUTS_PER_JOURNAL);
-        let mut powered = PoweredRig::new(&disk, Rig::new(Mode::Hmac, &[]).await?)?;
+        let mut powered = PoweredRig::new(&disk, rig().await?)?;
         let sending = Sending::start(&powered.rig, |options| options)?;
         for cut in done..last {
             trial.progress(cut);

@@ -21,6 +21,7 @@ async fn new_rig(name: &str) -> Rig {
         "lago-usage-tracker" => Rig::tracker(Profile::V1_39, &[]).await.unwrap(),
         // Nobody is there: it is ready and takes events all the same.
         "temporal-event-bridge" => Rig::bridge("127.0.0.1:1", &[]).await.unwrap(),
+        "authentik-event-forwarder" => Rig::forwarder(&[]).await.unwrap(),
         _ => panic!("a new daemon needs its own rig"),
     }
 }
@@ -41,6 +42,7 @@ async fn send_one(rig: &Rig, forged: bool) -> u16 {
             let event = serde_json::json!({ "specversion": "1.0", "id": "e", "source": "s", "type": "t" });
             rig.send_event(&event, forged).await
         }
+        ("authentik-event-forwarder", true) => rig.post_envelope(b"{}", "sha256=00").await,
         (_, false) => rig.post("k", r#"{"webhook_type":"invoice.created"}"#).await,
         (_, true) => rig.post_signed("k", "{}", "forged").await,
     };
@@ -179,6 +181,7 @@ async fn every_metric_has_a_name_by_the_rules_a_help_and_a_line_in_the_reference
         let own: &[&str] = match name {
             "lago-usage-tracker" => &["usage_events", "usage_lago_events"],
             "temporal-event-bridge" => &["bridge_events", "observer_sweeps"],
+            "authentik-event-forwarder" => &["authentik_events", "authentik_poll", "business_events"],
             _ => &["lago_webhooks", "business_events"],
         };
         for prefix in ["journal_commit", "delivery_attempts", "delivery_pending"].iter().chain(own) {

@@ -3,8 +3,9 @@
 use anyhow::{Result, ensure};
 use kit_workbench::Digest;
 use kit_workbench::ledger::{Ledger, SentRequest};
+use kit_workbench::raw::RawResponse;
 
-use crate::rig::Rig;
+use crate::rig::{Rig, forwarder};
 
 /// Type of the named webhooks, as the gateway sees it.
 pub const EVENT_TYPE: &str = "lago.fee.created";
@@ -16,7 +17,8 @@ pub fn subject(name: &str) -> String {
 
 /// The name in such a subject.
 pub fn name(subject: Option<&str>) -> Option<&str> {
-    subject?.strip_prefix("fee/")
+    let subject = subject?;
+    subject.strip_prefix("fee/").or_else(|| subject.strip_prefix("group/"))
 }
 
 /// The body of the webhook with this name.
@@ -40,9 +42,19 @@ pub async fn send(rig: &Rig, ledger: &mut Ledger, name: &str) -> Result<String> 
 /// # Errors
 /// It is not accepted as new.
 pub async fn post(rig: &Rig, name: &str) -> Result<SentRequest> {
-    let (key, body) = (uuid::Uuid::new_v4().to_string(), body(name));
-    let mut sent = SentRequest::begin("default", key.as_str(), subject(name), Digest::of(body.as_bytes()));
-    let answer = rig.post(&key, &body).await?;
+    let key = uuid::Uuid::new_v4().to_string();
+    if rig.daemon == forwarder::DAEMON {
+        let event = forwarder::of_group(&key, name);
+        let digest = Digest::of(event.as_bytes());
+        let sent = SentRequest::begin("default", key.as_str(), format!("group/{name}"), digest);
+        return answered(sent, name, rig.post_event(&event).await?);
+    }
+    let body = body(name);
+    let sent = SentRequest::begin("default", key.as_str(), subject(name), Digest::of(body.as_bytes()));
+    answered(sent, name, rig.post(&key, &body).await?)
+}
+
+fn answered(mut sent: SentRequest, name: &str, answer: RawResponse) -> Result<SentRequest> {
     sent.finish(answer.status, &answer.body);
     ensure!(answer.status == 200, "{name} is answered {} {}", answer.status, answer.text());
     ensure!(sent.duplicate == Some(false), "{name} is not new: {}", answer.text());

@@ -4,6 +4,7 @@
 mod accounts;
 pub mod amqp;
 mod bridge;
+pub mod forwarder;
 mod tracker;
 
 use std::net::SocketAddr;
@@ -331,7 +332,12 @@ impl Rig {
 
     /// Where Lago would send to.
     pub fn target(&self) -> Target {
-        Target::new(self.public, "/webhooks/lago")
+        Target::new(self.public, self.path())
+    }
+
+    /// The path of webhooks.
+    pub fn path(&self) -> &'static str {
+        if self.daemon == forwarder::DAEMON { forwarder::PATH } else { "/webhooks/lago" }
     }
 
     /// The signature of a body.
@@ -358,6 +364,9 @@ impl Rig {
     /// # Errors
     /// There is no answer.
     pub async fn post(&self, key: &str, body: &str) -> Result<RawResponse> {
+        if self.daemon == forwarder::DAEMON {
+            return self.post_event(&forwarder::event(key, body)).await;
+        }
         let signature = self.sign(body)?;
         self.post_signed(key, body, &signature).await
     }
@@ -377,6 +386,9 @@ impl Rig {
     /// # Errors
     /// They cannot be signed.
     pub fn pool(&self, count: usize) -> Result<Arc<Pool>> {
+        if self.daemon == forwarder::DAEMON {
+            return Ok(Arc::new(forwarder::pool(&self.hmac_key, count)));
+        }
         let webhooks = LagoWebhooks { count, ..LagoWebhooks::new("default", self.signing()) };
         Ok(Arc::new(Pool::lago(&webhooks)?))
     }
@@ -414,6 +426,9 @@ impl Rig {
     /// As [`Self::metrics`].
     pub async fn taken(&self) -> Result<u64> {
         let metrics = self.metrics().await?;
+        if self.daemon == forwarder::DAEMON {
+            return Ok(metrics.sum("authentik_events_total", &[("result", "accepted")]) as u64);
+        }
         let results = ["accepted", "conflict"].map(|result| metrics.sum("lago_webhooks_total", &[("result", result)]));
         Ok(results.iter().sum::<f64>() as u64)
     }

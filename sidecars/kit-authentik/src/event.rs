@@ -239,6 +239,12 @@ impl<'a> Event<'a> {
         })
     }
 
+    /// When it happened, in microseconds since 1970, which is how Authentik orders events.
+    pub fn created_micros(&self) -> Option<i64> {
+        let time: jiff::Timestamp = self.created.as_deref()?.parse().ok()?;
+        Some(time.as_microsecond())
+    }
+
     /// When it happened; `None` where that is not said in a way that can be read.
     pub fn created_at(&self) -> Option<Timestamp> {
         self.created.as_deref().and_then(|text| text.parse().ok())
@@ -312,6 +318,7 @@ mod tests {
         assert_eq!((model.app.as_str(), model.model_name.as_str(), model.pk.as_str()), ("authentik_core", "user", "9"));
         assert_eq!(event.context.created, Some(true));
         assert_eq!(event.created_at().unwrap().as_millis() % 1000, 123);
+        assert_eq!(event.created_micros().unwrap() % 1_000_000, 123_456);
     }
 
     #[test]

@@ -107,9 +107,26 @@ struct Session {
 /// One event of a page.
 #[derive(Debug)]
 struct Row {
-    pk: EventPk,
-    created: Timestamp,
+    at: Place,
     raw: Box<RawValue>,
+}
+
+/// Where an event stands: by its time, in microseconds since 1970. A busy moment has many events in a millisecond.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    created: i64,
+    pk: EventPk,
+}
+
+impl Place {
+    /// Its time, cut off to a millisecond.
+    fn time(self) -> Timestamp {
+        Timestamp::from_millis(self.created.div_euclid(1000))
+    }
+
+    fn is_before(self, time: Timestamp) -> bool {
+        self.created < time.as_millis().saturating_mul(1000)
+    }
 }
 
 /// A page that was read.
@@ -127,13 +144,19 @@ struct Page {
 }
 
 impl Page {
-    fn newest(&self) -> Option<Timestamp> {
-        self.rows.first().map(|row| row.created)
+    fn newest(&self) -> Option<Place> {
+        self.rows.first().map(|row| row.at)
+    }
+
+    /// Whether no row is left out between this page and an older one that ended with `newest`.
+    fn joins(&self, newest: Place) -> bool {
+        let has_it = || self.rows.iter().any(|row| row.at.pk == newest.pk);
+        !self.has_next || self.rows.last().is_none_or(|oldest| oldest.at.created < newest.created) || has_it()
     }
 
     /// Whether everything newer than `floor` is on this page or on newer ones.
     fn reaches(&self, floor: Timestamp) -> bool {
-        !self.has_next || self.rows.last().is_none_or(|oldest| oldest.created < floor)
+        !self.has_next || self.rows.last().is_none_or(|oldest| oldest.at.is_before(floor))
     }
 }
 
@@ -235,7 +258,7 @@ impl Poller {
     /// The first look ever.
     async fn begin(&self, first: &Page) -> Result<Position, LookError> {
         let now = first.server_time.map(|now| now.plus_millis(999));
-        let newest = first.newest().map(|newest| now.map_or(newest, |now| newest.min(now)));
+        let newest = first.newest().map(|newest| now.map_or(newest.time(), |now| newest.time().min(now)));
         let position = self.settings.since.map_or_else(|| Position::after(newest), Position::since);
         tracing::info!(origin = %position.origin, "events of Authentik are taken from {} on", position.origin);
         self.record(Vec::new(), position).await?;
@@ -283,7 +306,7 @@ impl Poller {
     async fn newer_page(
         &self,
         session: &mut Session,
-        newest: Timestamp,
+        newest: Place,
         offset: usize,
         count: usize,
     ) -> Result<Page, LookError> {
@@ -293,8 +316,9 @@ impl Poller {
         for _ in 0..FRUITLESS {
             let window = Window::around(count.saturating_sub(older), margin, session.most);
             let page = self.page(session, window).await?;
-            let overlaps = page.rows.last().is_none_or(|oldest| oldest.created <= newest) || !page.has_next;
-            let goes_on = page.newest() > Some(newest) || window.start() + older < page.count;
+            let overlaps = page.joins(newest);
+            let is_newer = page.newest().is_some_and(|other| other.created > newest.created);
+            let goes_on = is_newer || window.start() + older < page.count;
             if overlaps && (goes_on || window.page == 1) {
                 return Ok(page);
             }
@@ -332,12 +356,12 @@ impl Poller {
     fn rows(&self, events: Vec<Box<RawValue>>) -> Vec<Row> {
         let mut rows: Vec<Row> = Vec::with_capacity(events.len());
         for raw in events {
-            let read = Event::read(raw.get()).map(|event| (event.pk, event.created_at()));
+            let read = Event::read(raw.get()).map(|event| (event.pk, event.created_micros()));
             match read {
                 Ok((pk, created)) => {
                     // Without a time it has that of its neighbour.
-                    let created = created.or_else(|| rows.last().map(|row| row.created)).unwrap_or_default();
-                    rows.push(Row { pk, created, raw });
+                    let created = created.or_else(|| rows.last().map(|row| row.at.created)).unwrap_or_default();
+                    rows.push(Row { at: Place { created, pk }, raw });
                 }
                 Err(error) => {
                     self.metrics.polls.unreadable.inc();
@@ -350,10 +374,10 @@ impl Poller {
 
     /// Stores what is new on a page, oldest first, with how far has been read.
     async fn take(&self, page: Page, floor: Timestamp, position: &mut Position) -> Result<(), LookError> {
-        let advanced = page.newest().map_or(*position, |newest| position.advanced(newest, page.server_time));
+        let advanced = page.newest().map_or(*position, |newest| position.advanced(newest.time(), page.server_time));
         let rows = page.rows.into_iter().rev();
         let new: Vec<Row> = rows
-            .filter(|row| row.created >= floor && row.created >= position.origin && !self.seen.contains(row.pk))
+            .filter(|row| !row.at.is_before(floor.max(position.origin)) && !self.seen.contains(row.at.pk))
             .collect();
         self.ask_for_people(&new).await;
         let (mut events, mut about) = (Vec::with_capacity(new.len()), Vec::with_capacity(new.len()));

@@ -7,6 +7,16 @@ use bytes::Bytes;
 use super::Target;
 use crate::Digest;
 
+/// Makes the webhook of a key, where the key is part of the body.
+#[derive(Clone)]
+struct Maker(Arc<dyn Fn(&str) -> PreparedWebhook + Send + Sync>);
+
+impl std::fmt::Debug for Maker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Maker")
+    }
+}
+
 /// One webhook, ready but for its key.
 #[derive(Clone, Debug)]
 pub struct PreparedWebhook {
@@ -20,6 +30,7 @@ pub struct PreparedWebhook {
     pub body: Bytes,
     sha256: Digest,
     header_lines: String,
+    maker: Option<Maker>,
 }
 
 impl PreparedWebhook {
@@ -42,10 +53,27 @@ impl PreparedWebhook {
             sha256: Digest::of(&body),
             body,
             header_lines,
+            maker: None,
         }
     }
 
-    /// SHA-256 of the body.
+    /// A webhook whose key is part of its body: made anew for each.
+    pub fn made_of_key(make: impl Fn(&str) -> Self + Send + Sync + 'static) -> Self {
+        Self { maker: Some(Maker(Arc::new(make))), ..Self::new("", "", Vec::new(), Bytes::new()) }
+    }
+
+    /// With these bytes, a part of the body, as what is to be delivered.
+    #[must_use]
+    pub fn delivering(self, part: &[u8]) -> Self {
+        Self { sha256: Digest::of(part), ..self }
+    }
+
+    /// The webhook of this key, where each key has its own.
+    pub(super) fn of_key(&self, key: &str) -> Option<Self> {
+        self.maker.as_ref().map(|maker| (maker.0)(key))
+    }
+
+    /// SHA-256 of what is to be delivered: of the body, unless it was said otherwise.
     pub fn sha256(&self) -> Digest {
         self.sha256
     }

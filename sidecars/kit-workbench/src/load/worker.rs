@@ -142,6 +142,8 @@ pub(super) async fn run(shared: Arc<Shared>) -> Tally {
 async fn request(shared: &Shared, connection: &mut Connection, key: &str, index: usize, tally: &mut Tally) -> bool {
     let options = &shared.options;
     let webhook = shared.pool.get(index);
+    let made = webhook.of_key(key);
+    let webhook = made.as_ref().unwrap_or(webhook);
     for attempt in 1..=options.attempts {
         if attempt > 1 {
             tokio::select! {
