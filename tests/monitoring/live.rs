@@ -88,6 +88,12 @@ impl Site {
         lago.put_metric(Metric::new("c", AggregationType::Count, None));
         lago.put_subscription(Subscription::active("s", "customer", "plan", "2026-01-01T00:00:00Z".parse().unwrap()));
         tracker.start().await.unwrap();
+        let mut forwarder =
+            Rig::forwarder(&[("AUTHENTIK_URL", "http://127.0.0.1:1"), ("AUTHENTIK_TOKEN", "nobody")]).await.unwrap();
+        forwarder.start().await.unwrap();
+        let queues = [("SIDECAR_OBSERVER__BACKLOG__TASK_QUEUES", "[\"dunning\"]")];
+        let mut bridge = Rig::bridge("127.0.0.1:1", &queues).await.unwrap();
+        bridge.start().await.unwrap();
         for n in 0..5 {
             let taken = processor.post(&format!("k-{n}"), r#"{"webhook_type":"invoice.created"}"#).await.unwrap();
             assert_eq!(taken.status, 200);
@@ -102,6 +108,8 @@ impl Site {
         let targets: Targets = Arc::new(Mutex::new(BTreeMap::from([
             at("lago-webhook-processor:9081", processor.admin),
             at("lago-usage-tracker:9082", tracker.admin),
+            at("authentik-event-forwarder:9083", forwarder.admin),
+            at("temporal-event-bridge:9084", bridge.admin),
             at("localhost:9090", prometheus),
             at("alertmanager:9093", alertmanager),
             listed("lago", "lago-api:3000"),
@@ -144,8 +152,13 @@ impl Site {
             ],
         );
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let site =
-            Self { prometheus, client, _alertmanager: alertmanager, _daemons: vec![processor, tracker], scratch };
+        let site = Self {
+            prometheus,
+            client,
+            _alertmanager: alertmanager,
+            _daemons: vec![processor, tracker, forwarder, bridge],
+            scratch,
+        };
         site.scraped(wanted.len()).await;
         site
     }
