@@ -36,6 +36,7 @@ on_both! {
     observer::a_server_that_restarts_with_its_data_loses_nothing,
     observer::a_server_that_restarts_without_its_data_is_observed_again,
     observer::a_server_that_throttles_is_asked_more_slowly,
+    observer::a_long_list_beside_a_server_that_throttles_has_an_end,
     observer::an_idle_server_is_left_alone,
     observer::a_bridge_that_is_killed_at_random_loses_and_invents_nothing,
     observer::a_namespace_may_be_created_late,
@@ -60,6 +61,7 @@ on_both! {
     observer::observing_begins_now_or_where_it_is_said,
     started::what_the_bridge_has_started_is_looked_after,
     started::what_the_server_has_forgotten_is_told_as_unknown,
+    started::a_server_over_other_data_makes_no_end_unknown,
     started::what_the_bridge_starts_calls_back_where_the_server_allows_it,
     started::a_failed_payment_is_dunned_and_its_end_is_told_whoever_is_killed,
 }

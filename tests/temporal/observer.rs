@@ -247,6 +247,23 @@ pub(crate) async fn a_server_that_throttles_is_asked_more_slowly(release: Releas
     }
 }
 
+/// Thirty pages, and three questions a second.
+pub(crate) async fn a_long_list_beside_a_server_that_throttles_has_an_end(release: Release) {
+    let limits = [("frontend.namespaceRPS.visibility", "3"), ("frontend.namespaceBurstRatio.visibility", "1")];
+    let dynamic = limits.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let options = TemporalOptions { dynamic, ..TemporalOptions::default() };
+    let settings = with(&[("SIDECAR_OBSERVER__PAGE_SIZE", "3")]);
+    let mut bench = Bench::observing(release, options, &settings).await.unwrap();
+    bench.rig.kill().await.unwrap();
+    let ids = start_idle(&bench, "w", 90).await;
+    terminate_all(&bench, &ids).await;
+    bench.rig.start().await.unwrap();
+
+    let told = bench.wait_told(90, 3 * SOON).await.unwrap();
+    assert_eq!(workflows(&told), ids.into_iter().collect());
+    bench.observed().await.unwrap();
+}
+
 /// Everything that the bridge asks of a server.
 const ASKED: [&str; 7] = [
     "ListClosedWorkflowExecutions",

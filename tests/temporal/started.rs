@@ -71,7 +71,8 @@ pub(crate) async fn what_the_bridge_has_started_is_looked_after(release: Release
 
 /// As after its retention: the server has lost everything.
 pub(crate) async fn what_the_server_has_forgotten_is_told_as_unknown(release: Release) {
-    let mut bench = Bench::observing(release, TemporalOptions::default(), &TRACKED).await.unwrap();
+    let settings: Vec<_> = TRACKED.into_iter().chain([("SIDECAR_OBSERVER__UNKNOWN_AFTER_SECONDS", "2")]).collect();
+    let mut bench = Bench::observing(release, TemporalOptions::default(), &settings).await.unwrap();
     start(&bench, "forgotten", "Wait", Value::Null).await;
     tracked(&bench, 1.0).await;
     bench.drained().await.unwrap();
@@ -85,6 +86,33 @@ pub(crate) async fn what_the_server_has_forgotten_is_told_as_unknown(release: Re
     assert_eq!((told[0].kind.as_str(), told[0].workflow()), ("temporal.workflow.unknown", "forgotten"));
     assert!(told[0].data["run_id"].is_string(), "{told:?}");
     bench.nothing_more(1, 0.0).await.unwrap();
+}
+
+/// Started without its volume, say, and then as it should be.
+pub(crate) async fn a_server_over_other_data_makes_no_end_unknown(release: Release) {
+    let options = TemporalOptions { keeps_data: true, ..TemporalOptions::default() };
+    let settings: Vec<_> = TRACKED.into_iter().chain([("SIDECAR_OBSERVER__UNKNOWN_AFTER_SECONDS", "60")]).collect();
+    let mut bench = Bench::observing(release, options, &settings).await.unwrap();
+    start(&bench, "waiting", "Wait", Value::Null).await;
+    tracked(&bench, 1.0).await;
+    bench.drained().await.unwrap();
+
+    bench.server.kill().await.unwrap();
+    bench.server.keep_data(false);
+    bench.server.start_again().await.unwrap();
+    let begin = Instant::now();
+    while bench.server.requests("DescribeWorkflowExecution").await.unwrap() < 2 {
+        assert!(begin.elapsed() < SOON, "the run is not asked for");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    bench.server.kill().await.unwrap();
+    bench.server.keep_data(true);
+    bench.server.start_again().await.unwrap();
+    bench.work("default").await.unwrap();
+    bench.signal("waiting", "finish", json!("done")).await.unwrap();
+
+    let told = bench.wait_told(1, 2 * SOON).await.unwrap();
+    assert_eq!((told[0].kind.as_str(), &told[0].data["result"]), ("temporal.workflow.completed", &json!("done")));
 }
 
 pub(crate) async fn what_the_bridge_starts_calls_back_where_the_server_allows_it(release: Release) {

@@ -165,6 +165,11 @@ impl TemporalServer {
         self.options.namespaces.push(name.to_owned());
     }
 
+    /// Keeps its data in the file from the next start on, or starts without them and leaves the file as it is.
+    pub fn keep_data(&mut self, keeps: bool) {
+        self.options.keeps_data = keeps;
+    }
+
     /// Kills it with SIGKILL and waits until it is gone.
     ///
     /// # Errors

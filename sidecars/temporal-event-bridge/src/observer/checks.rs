@@ -109,7 +109,7 @@ impl Observer {
                 self.tracker.of(&self.namespace).into_iter().for_each(|mut tracked| tracked.is_there(run_id));
                 Ok(false)
             }
-            Looked::Troubled(_, error) => Err(error.into()),
+            Looked::Troubled(troubled) => Err(troubled.1.into()),
         }
     }
 }

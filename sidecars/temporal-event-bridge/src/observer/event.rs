@@ -325,9 +325,7 @@ mod tests {
     }
 
     fn completed(result: Vec<Payload>) -> Ended {
-        let mut ended = Ended::unknown();
-        (ended.kind, ended.result) = (Kind::Completed, Some(Payloads { payloads: result }));
-        ended
+        Ended { result: Some(Payloads { payloads: result }), ..Ended::by_status(Some(Kind::Completed)) }
     }
 
     fn run() -> Run {

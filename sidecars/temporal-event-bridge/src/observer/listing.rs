@@ -84,7 +84,7 @@ pub(crate) enum Looked {
     /// It has not.
     Open,
     /// The server fails over this run and may not the next time.
-    Troubled(Run, TemporalError),
+    Troubled(Box<(Run, TemporalError)>),
 }
 
 /// How a run that is listed as closed ended.
@@ -111,7 +111,7 @@ pub(crate) async fn look(temporal: &Temporal, namespace: &str, mut run: Run) -> 
         Ok(None) => None,
         // Both are gone, and what the listing says is all that is left.
         Err(error) if error.class == ErrorClass::NoWorkflow && is_gone => Some(Ended::by_status(run.status)),
-        Err(error) if is_about_the_run(&error) => return Ok(Looked::Troubled(run, error)),
+        Err(error) if is_about_the_run(&error) => return Ok(Looked::Troubled(Box::new((run, error)))),
         Err(error) => return Err(error),
     };
     Ok(ended.map_or(Looked::Open, |ended| Looked::Ended(Box::new((run, ended)))))

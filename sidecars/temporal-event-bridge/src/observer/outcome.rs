@@ -144,14 +144,12 @@ impl Ended {
             },
             Attributes::WorkflowExecutionContinuedAsNewEventAttributes(close) => Self {
                 next_run_id: some(close.new_execution_run_id),
-                initiator: ContinueAsNewInitiator::try_from(close.initiator).ok().and_then(
-                    |initiator| match initiator {
-                        // What workers leave out.
-                        ContinueAsNewInitiator::Workflow | ContinueAsNewInitiator::Unspecified => Some("workflow"),
-                        ContinueAsNewInitiator::Retry => Some("retry"),
-                        ContinueAsNewInitiator::CronSchedule => Some("cron_schedule"),
-                    },
-                ),
+                initiator: ContinueAsNewInitiator::try_from(close.initiator).ok().map(|initiator| match initiator {
+                    // What workers leave out.
+                    ContinueAsNewInitiator::Workflow | ContinueAsNewInitiator::Unspecified => "workflow",
+                    ContinueAsNewInitiator::Retry => "retry",
+                    ContinueAsNewInitiator::CronSchedule => "cron_schedule",
+                }),
                 ..Self::new(Kind::Continued)
             },
             _ => return None,

@@ -195,7 +195,8 @@ impl Observer {
                 Looked::Ended(ended) => self.add(&mut batch, &ended.0, &ended.1),
                 // Closed to the visibility store and open to the one that decides: it is looked at again.
                 Looked::Open => {}
-                Looked::Troubled(run, error) => {
+                Looked::Troubled(troubled) => {
+                    let (run, error) = *troubled;
                     if self.is_given_up(&run, &error) {
                         self.add(&mut batch, &run, &Ended::by_status(run.status));
                     } else {
