@@ -1,6 +1,7 @@
 //! The bridge beside the real server, of two releases, with workers by the published Python SDK: `./test temporal` installs
 //! both. Workflows are started, signalled and ended through Temporal's own HTTP API.
 
+// Figures are printed for whoever looks.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod events;

@@ -116,3 +116,21 @@ fn the_cookbook_holds_good_rules() {
         assert!(Rules::compile(&rules).is_ok(), "{:?}\n{recipe}", Rules::compile(&rules).map(drop));
     }
 }
+
+/// A queue of another namespace is watched there, and nobody else's is in its place.
+#[test]
+fn task_queues_are_told_with_their_namespace() {
+    let rule = |name: &str, namespace: Option<&str>, queue: &str| RuleSection {
+        name: name.to_owned(),
+        namespace: namespace.map(str::to_owned),
+        workflow_type: Some("W".to_owned()),
+        task_queue: Some(queue.to_owned()),
+        ..RuleSection::default()
+    };
+    let sections = [rule("a", None, "here"), rule("b", Some("other"), "there"), rule("c", None, "for-{type}")];
+
+    let queues = Rules::compile(&sections).unwrap().task_queues("own");
+
+    let pair = |namespace: &str, queue: &str| (namespace.to_owned(), queue.to_owned());
+    assert_eq!(queues, [pair("own", "here"), pair("other", "there")]);
+}
