@@ -92,7 +92,11 @@ impl Backlog {
         (every, looks): (Duration, u32),
         metrics: ObserverMetrics,
     ) -> Self {
-        let queues = task_queues.take(QUEUES).map(|name| (name, Watched::default())).collect();
+        let queues: BTreeMap<String, Watched> =
+            task_queues.take(QUEUES).map(|name| (name, Watched::default())).collect();
+        for name in queues.keys() {
+            metrics.queue(namespace, name, 0, false);
+        }
         Self { temporal, journal, clock, namespace: namespace.to_owned(), queues, every, looks, metrics }
     }
 
