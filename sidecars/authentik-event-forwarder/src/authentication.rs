@@ -140,16 +140,15 @@ mod tests {
     }
 
     fn body(secret: &str, variant: Authentication) -> Vec<u8> {
-        let (pk, created) = ("0f0e0d0c0b0a49088706050403020100", "2026-11-22T13:27:00Z");
+        let event = r#"{"pk":"0f0e0d0c0b0a49088706050403020100","action":"login"}"#;
         let proof = match variant {
             Authentication::HmacBody => {
-                let text = canonical(pk, "login", created, "n");
+                let text = canonical("n", event);
                 format!(r#","nonce":"n","signature":"{}""#, sign(&Secret::from(secret.to_owned()), text.as_bytes()))
             }
             Authentication::BodySecret => format!(r#","secret":"{secret}""#),
             _ => String::new(),
         };
-        let event = format!(r#"{{"pk":"{pk}","action":"login","created":"{created}"}}"#);
         format!(r#"{{"schema":"outrigger.authentik/1","event":{event}{proof}}}"#).into_bytes()
     }
 

@@ -86,7 +86,7 @@ pub struct AuthentikSection {
     /// it while events are under way. 1 to 64 of `a` to `z`, digits, `-` and `_`.
     pub name: String,
     /// What a webhook must prove itself with, one of these at least and any of those listed: `hmac-header` (Authentik 2025.4 and later; covers every byte),
-    /// `hmac-body` (2024.10; covers pk, action, time and nonce of the event, not its context), `bearer` (2025.4) and
+    /// `hmac-body` (2024.10; covers every byte of the event, not the envelope around it), `bearer` (2025.4) and
     /// `body-secret` (2024.10), which prove only that the sender has the secret. Never taken from the request.
     pub authentication: Vec<Authentication>,
     /// The shared secret, at least 32 bytes.

@@ -22,7 +22,7 @@ pub const SIGNATURE_PREFIX: &str = "sha256=";
 /// What the value of `Authorization` begins with.
 pub const BEARER_PREFIX: &str = "Bearer ";
 /// First line of the text that the signature in the body covers.
-pub const CANONICAL_VERSION: &str = "v1";
+pub const CANONICAL_VERSION: &str = "v2";
 /// User name of the service account that the blueprint makes.
 pub const SERVICE_ACCOUNT: &str = "outrigger";
 /// The blueprint's file, for messages that say what is missing.
@@ -95,25 +95,27 @@ impl<'a> Envelope<'a> {
         Ok(Self {
             event: Event::read(event.get()).map_err(NotAnEnvelope::Event)?,
             recipient: wire.recipient,
-            nonce: wire.nonce.filter(|nonce| nonce.len() <= NONCE_BYTES),
+            // A line of the signed text: with two in it, one text would stand for several bodies.
+            nonce: wire.nonce.filter(|nonce| nonce.len() <= NONCE_BYTES && !nonce.contains('\n')),
             signature: wire.signature,
             secret: wire.secret.map(kit::secret::Secret::from),
         })
     }
 
-    /// The text that the signature in the body covers: not the context, the user or anything else.
+    /// The text that the signature in the body covers: the whole event, and of the envelope around it the nonce.
     ///
-    /// `None` without a nonce or a time.
+    /// `None` without a nonce.
     pub fn canonical(&self) -> Option<String> {
-        let (created, nonce) = (self.event.created.as_deref()?, self.nonce.as_deref()?);
-        Some(canonical(&self.event.pk.to_string(), &self.event.action, created, nonce))
+        Some(canonical(self.nonce.as_deref()?, self.event.raw))
     }
 }
 
-/// The text that the signature in the body covers, one value a line: [`CANONICAL_VERSION`], the event's pk without
-/// dashes, its action, its time exactly as it stands in the body, and the nonce.
-pub fn canonical(pk_hex: &str, action: &str, created: &str, nonce: &str) -> String {
-    format!("{CANONICAL_VERSION}\n{pk_hex}\n{action}\n{created}\n{nonce}")
+/// The text that the signature in the body covers, one value a line: [`CANONICAL_VERSION`], the nonce, and the member
+/// `event` exactly as it stands in the body, from its first brace to its last.
+///
+/// Nothing is read and written anew for it: what is stored and passed on are the bytes that were proven.
+pub fn canonical(nonce: &str, event: &str) -> String {
+    format!("{CANONICAL_VERSION}\n{nonce}\n{event}")
 }
 
 /// Whether this is the body that Authentik sends where its transport has no mapping.
@@ -149,7 +151,24 @@ mod tests {
         let body = format!(r#"{{"schema": "outrigger.authentik/1", "event": {event}, "nonce": "n"}}"#);
         let envelope = Envelope::read(body.as_bytes()).unwrap();
         assert_eq!(envelope.event.raw, event);
-        assert_eq!(envelope.canonical().unwrap(), "v1\n0f0e0d0c0b0a49088706050403020100\nlogin\nt\nn");
+        assert_eq!(envelope.canonical().unwrap(), format!("v2\nn\n{event}"));
+    }
+
+    #[test]
+    fn a_signed_text_stands_for_one_body() {
+        let event = r#"{"pk":"0f0e0d0c0b0a49088706050403020100","action":"login"}"#;
+        let canonical = |nonce: &str| {
+            let body = format!(r#"{{"schema":"outrigger.authentik/1","event": {event} {nonce}}}"#);
+            Envelope::read(body.as_bytes()).unwrap().canonical()
+        };
+        assert_eq!(canonical(r#","nonce":"n""#), Some(format!("v2\nn\n{event}")));
+        for none in ["", r#","nonce":null"#, r#","nonce":"n\n{}""#, &format!(r#","nonce":"{}""#, "n".repeat(201))] {
+            assert_eq!(canonical(none), None, "{none}");
+        }
+        for twice in ["event", r"\u0065vent"] {
+            let body = format!(r#"{{"schema":"outrigger.authentik/1","event":{event},"{twice}":{event}}}"#);
+            assert_eq!(Envelope::read(body.as_bytes()).unwrap_err(), NotAnEnvelope::Malformed, "{twice}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! | Variant | From | Proves |
 //! |---|---|---|
 //! | [`Proof::HmacHeader`] | 2025.4 | every byte of the body |
-//! | [`Proof::HmacBody`] | 2024.10 | the event's pk, action, time and the nonce; **not** its context, user or address |
+//! | [`Proof::HmacBody`] | 2024.10 | every byte of the event and the nonce; **not** the rest of the envelope: the recipient |
 //! | [`Proof::Bearer`] | 2025.4 | that the sender knows the secret, nothing about the body |
 //! | [`Proof::BodySecret`] | 2024.10 | the same, and the secret passes wherever the body does |
 //!
@@ -30,7 +30,7 @@ const DIGEST_BYTES: usize = 32;
 pub enum Proof {
     /// HMAC-SHA256 over the raw body, in a header.
     HmacHeader,
-    /// HMAC-SHA256 over a canonical text, in the body.
+    /// HMAC-SHA256 over the nonce and the event, in the body.
     HmacBody,
     /// The secret itself in `Authorization`.
     Bearer,

@@ -209,8 +209,8 @@ pub(crate) fn envelope(event: &str, more: &str) -> String {
 }
 
 /// The members that sign an event in the body.
-pub(crate) fn signed(pk: &str, action: &str, nonce: &str) -> String {
-    let text = canonical(&pk.replace('-', ""), action, "2026-11-22T13:27:00.123456Z", nonce);
+pub(crate) fn signed(event: &str, nonce: &str) -> String {
+    let text = canonical(nonce, event);
     format!(r#", "nonce": "{nonce}", "signature": "{}""#, sign(&secret(), text.as_bytes()))
 }
 

@@ -47,7 +47,7 @@ async fn each_proof_is_accepted_where_it_is_configured_and_nothing_else_is() {
         let event = event(pk, "login");
         match proof {
             "hmac-header" => (envelope(&event, ""), signature(&envelope(&event, ""))),
-            "hmac-body" => (envelope(&event, &signed(pk, "login", "n")), String::new()),
+            "hmac-body" => (envelope(&event, &signed(&event, "n")), String::new()),
             "bearer" => (envelope(&event, ""), bearer.clone()),
             _ => (envelope(&event, &format!(r#", "secret": "{SECRET}""#)), String::new()),
         }
@@ -73,25 +73,46 @@ async fn each_proof_is_accepted_where_it_is_configured_and_nothing_else_is() {
     }
 }
 
-/// What the signature in the body covers cannot be changed; the rest can, which the documents say.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_signature_in_the_body_covers_cannot_be_changed() {
     let bench = Bench::start("hmac-body", &[]).await;
-    let good = envelope(&event(PK, "login"), &signed(PK, "login", "n-1"));
+    let good = envelope(&event(PK, "login"), &signed(&event(PK, "login"), "n-1"));
+    let other = event(PK, "login").replace(r#""ada""#, r#""eve""#);
+    let twice = format!(r#", "event": {other}}}"#);
+    let spelled = format!(r#", "\u0065vent": {other}}}"#);
+    let first = format!(r#"{{"event": {other}, "#);
     for (from, to) in [
         (PK, "1f0e0d0c0b0a49088706050403020100"),
         (r#""login""#, r#""logout""#),
         ("13:27:00", "13:27:01"),
+        // Whatever else is said about it, down to its spelling.
+        ("203.0.113.7", "203.0.113.8"),
+        (r#""client_ip": "203.0.113.7", "#, ""),
+        (r#""pk": 5"#, r#""pk": 1"#),
+        (r#""ada""#, r#""eve""#),
+        ("1.50", "1.5"),
+        (r"\u00e4", "ä"),
+        (r#""brand": {}"#, r#""brand": { }"#),
+        (r#""brand": {}"#, r#""brand": {}, "enriched": {"user": {}}"#),
+        // One signed and one not: nobody can say which of them is meant.
+        ("}", &twice),
+        ("}", &spelled),
+        ("{", &first),
         (r#""n-1""#, r#""n-2""#),
         (r#", "nonce": "n-1""#, ""),
         ("outrigger.authentik/1", "outrigger.authentik/2"),
     ] {
-        let changed = good.replacen(from, to, 1);
+        // The members of the envelope stand at its ends.
+        let changed = match (from, good.strip_suffix('}')) {
+            ("}", Some(open)) => open.to_owned() + to,
+            _ => good.replacen(from, to, 1),
+        };
         assert_ne!(changed, good);
-        assert_eq!(bench.post(changed.as_bytes(), "").await.status, 401, "{from}");
+        assert_eq!(bench.post(changed.as_bytes(), "").await.status, 401, "{from} {to}");
     }
     assert_eq!(bench.accepted().await, 0);
     assert_eq!(bench.post(good.as_bytes(), "").await.status, 200);
+    assert_eq!(bench.accepted().await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

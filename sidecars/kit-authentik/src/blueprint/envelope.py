@@ -20,8 +20,8 @@ def secret():
 
 
 def plain(value):
-    # Only what Authentik's sanitiser leaves as it is, and json writes in one way: the two mappings run one after the
-    # other, and the signature of the second is of the bytes that are sent for the first.
+    # Only what Authentik's sanitiser leaves as it is, and json writes in one way: both signatures are of bytes that are
+    # made only afterwards, the one within of the event's and the one in the header, by the other mapping, of all.
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -48,7 +48,8 @@ def envelope():
         "schema": "@SCHEMA@",
         "event": {
             "pk": identity,
-            "action": plain(event.action),
+            # None is without one. If it were, the daemon could not read it: it is not sent, and `guarded` says so.
+            "action": str.__str__(event.action),
             "app": plain(event.app),
             "created": plain(event.created),
             "client_ip": plain(event.client_ip),

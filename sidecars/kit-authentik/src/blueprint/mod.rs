@@ -80,8 +80,8 @@ pub const ACTIONS: [&str; 26] = [
 /// How a webhook shows that it is Authentik's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Authentication {
-    /// Signed twice: in a header, over the bytes as sent, which 2025.4 and later do; and within the body, over what
-    /// names the event, which every version does.
+    /// Signed twice: in a header, over the bytes as sent, which 2025.4 and later do; and within the body, over the bytes
+    /// of the event, which every version does.
     #[default]
     Hmac,
     /// The secret in `Authorization: Bearer`; 2025.4 and later.

@@ -106,8 +106,8 @@ fn by_blueprint(
     let mut members = envelope(row, recipient, nonce);
     match authentication {
         Authentication::Hmac => {
-            let created = moment(row.created);
-            let signed = envelope::canonical(&row.pk.to_string(), &row.new.action, &created, nonce);
+            let event = members.iter().find(|(name, _)| *name == "event").map_or("", |(_, text)| text.as_str());
+            let signed = envelope::canonical(nonce, event);
             members.push(("signature", text(&signature::sign(secret, signed.as_bytes()))));
         }
         Authentication::Bearer => {}
