@@ -161,6 +161,7 @@ async fn take(
         Err(error) => return unreadable(intake, error, body).await,
     };
     let event = &envelope.event;
+    intake.people.notice(event);
     let known = intake.people.known(event);
     let mut new = match intake.admission.event(event, intake.people.own_pk(), known.as_deref()) {
         Ok(new) => new,
