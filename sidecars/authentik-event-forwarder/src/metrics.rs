@@ -98,7 +98,7 @@ pub(crate) enum Taken {
     Accepted,
     Duplicate,
     Excluded,
-    /// Proven, and not our envelope: kept for a person to look at.
+    /// Proven, and not our envelope: kept for a person to look at where the API does not bring the event.
     Unreadable,
     /// The journal could not take it.
     Unavailable,
