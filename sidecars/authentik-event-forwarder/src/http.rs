@@ -51,6 +51,7 @@ pub(crate) struct Intake {
 pub(crate) struct Said {
     unmapped: Seldom,
     unreadable: Seldom,
+    refused: Seldom,
 }
 
 /// The public listener's routes. Authentik follows redirects and then counts a POST that became a GET as delivered: no
@@ -160,7 +161,15 @@ async fn take(
             if is_unmapped(&body) {
                 return Ok(unmapped(intake));
             }
-            tracing::debug!(reason = rejected.reason(), "webhook refused: {rejected}");
+            // Anybody can make us say it; and with the wrong secret it is every webhook, which nobody else would tell.
+            if intake.said.refused.may() {
+                tracing::warn!(
+                    reason = rejected.reason(),
+                    "a webhook is refused with 401, this is said at most once a minute: {rejected}"
+                );
+            } else {
+                tracing::debug!(reason = rejected.reason(), "webhook refused: {rejected}");
+            }
             return Err(Refusal::Proof(rejected));
         }
     };

@@ -218,6 +218,21 @@ async fn an_empty_body_is_no_event_whoever_sends_it() {
     assert_eq!(bench.accepted().await, 0);
 }
 
+/// At the level at which daemons run, without one line for each request that anybody can send.
+#[tokio::test(flavor = "multi_thread")]
+async fn webhooks_that_are_refused_are_said_now_and_then_with_the_reason() {
+    let bench = Bench::start("hmac-header", &[("LOG_LEVEL", "info")]).await;
+    let body = envelope(&event(PK, "login"), "");
+    for _ in 0..5 {
+        assert_eq!(bench.post(body.as_bytes(), "").await.status, 401);
+    }
+    let lines: Vec<serde_json::Value> = bench.daemon.stdout().lines().flat_map(serde_json::from_str).collect();
+    let said: Vec<_> = lines.iter().filter(|line| line["reason"] == "missing_proof").collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert_eq!(said[0]["level"].as_str().unwrap().to_lowercase(), "warn");
+    assert!(!bench.daemon.stdout().contains(SECRET));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rotation_has_both_secrets_and_compression_is_refused() {
     let both = format!("another-secret-of-thirty-two-bytes\n{SECRET}\n");
