@@ -58,8 +58,8 @@ impl Admission {
         Ok(NewEvent { head, body, dedupe: Dedupe::Key })
     }
 
-    /// A body that is proven and cannot be read: a mapping of another version, or one that somebody changed. It is kept for
-    /// a person to look at.
+    /// A body that is proven and cannot be read: a mapping of another version, or one that somebody changed. Where nothing
+    /// else brings its event it is kept for a person to look at.
     pub(crate) fn unreadable(&self, body: Vec<u8>) -> (NewEvent, BodyDigest) {
         let digest = BodyDigest::of(&body);
         let key = digest.0.iter().fold(String::from("sha256-"), |text, byte| text + &format!("{byte:02x}"));

@@ -25,7 +25,7 @@ use crate::admit::Admission;
 use crate::authentication::Authenticator;
 use crate::config::{AuthentikSection, Config, GATEWAY, RABBITMQ, well_known};
 use crate::exclude::Rules;
-use crate::http::{self, Intake, Seldom};
+use crate::http::{self, Intake, Said};
 use crate::metrics::IntakeMetrics;
 use crate::names::Aliases;
 use crate::people::People;
@@ -98,7 +98,8 @@ impl Daemon for AuthentikEventForwarder {
             people: People::new(&config.enrichment),
             seen: Arc::new(Seen::default()),
             body_limit: config.authentik.body_limit_bytes,
-            unmapped_said: Seldom::default(),
+            reads_api: config.authentik.url.is_some(),
+            said: Said::default(),
         };
         start_reading(shell, &config, &intake, &clock, readiness.part("authentik"))?;
         let limits = Limits::new(&config.listen, &config.stop, HEAD_BYTES);

@@ -41,7 +41,17 @@ pub(crate) struct Intake {
     pub(crate) people: People,
     pub(crate) seen: Arc<Seen>,
     pub(crate) body_limit: usize,
-    pub(crate) unmapped_said: Seldom,
+    /// Every event comes from the API too.
+    pub(crate) reads_api: bool,
+    pub(crate) said: Said,
+}
+
+/// What was said lately.
+#[derive(Debug, Default)]
+pub(crate) struct Said {
+    unmapped: Seldom,
+    unreadable: Seldom,
+    refused: Seldom,
 }
 
 /// The public listener's routes. Authentik follows redirects and then counts a POST that became a GET as delivered: no
@@ -151,7 +161,15 @@ async fn take(
             if is_unmapped(&body) {
                 return Ok(unmapped(intake));
             }
-            tracing::debug!(reason = rejected.reason(), "webhook refused: {rejected}");
+            // Anybody can make us say it; and with the wrong secret it is every webhook, which nobody else would tell.
+            if intake.said.refused.may() {
+                tracing::warn!(
+                    reason = rejected.reason(),
+                    "a webhook is refused with 401, this is said at most once a minute: {rejected}"
+                );
+            } else {
+                tracing::debug!(reason = rejected.reason(), "webhook refused: {rejected}");
+            }
             return Err(Refusal::Proof(rejected));
         }
     };
@@ -161,6 +179,7 @@ async fn take(
         Err(error) => return unreadable(intake, error, body).await,
     };
     let event = &envelope.event;
+    intake.people.notice(event);
     let known = intake.people.known(event);
     let mut new = match intake.admission.event(event, intake.people.own_pk(), known.as_deref()) {
         Ok(new) => new,
@@ -205,7 +224,7 @@ fn proven<'a>(
 
 fn unmapped(intake: &Intake) -> Answer {
     intake.metrics.unmapped.inc();
-    if intake.unmapped_said.may() {
+    if intake.said.unmapped.may() {
         tracing::error!(
             blueprint = BLUEPRINT,
             "a webhook has Authentik's own body, from which no event can be made: its transport has no body mapping, apply the blueprint {BLUEPRINT}"
@@ -214,22 +233,36 @@ fn unmapped(intake: &Intake) -> Answer {
     Answer::NotStored("the transport has no body mapping")
 }
 
-/// Keeps a body that is Authentik's and that we do not understand.
+/// Keeps a body that is Authentik's and that we do not understand, unless nothing is lost with it.
 async fn unreadable(intake: &Intake, error: NotAnEnvelope, body: Vec<u8>) -> Result<Answer, Refusal> {
-    if carries_a_secret(&body) {
+    if let Some(why) = not_worth_keeping(intake.reads_api, &body) {
         intake.metrics.taken(By::Webhook, Taken::Unreadable);
-        tracing::error!(error = %error, "a webhook cannot be read, and is not kept because the secret is in it: {error}");
-        return Ok(Answer::NotStored("the body cannot be read, and holds the secret"));
+        if intake.said.unreadable.may() {
+            tracing::error!(error = %error, "a webhook cannot be read and is not kept, {why}: {error}");
+        }
+        return Ok(Answer::NotStored(why));
     }
     let (new, digest) = intake.admission.unreadable(body);
     let id = new.head.id;
     let appended = intake.journal.append_digested(new, digest).await.map_err(|error| refused(intake, &error))?;
     let taken = if appended.duplicate { Taken::Duplicate } else { Taken::Unreadable };
     intake.metrics.taken(By::Webhook, taken);
-    if taken == Taken::Unreadable {
+    if taken == Taken::Unreadable && intake.said.unreadable.may() {
         tracing::error!(event.id = %id, error = %error, "a webhook cannot be read, kept as {id}: {error}");
     }
     Ok(Answer::Appended(appended))
+}
+
+/// Why a body that cannot be read need not, or must not, be kept. The text stands in JSON.
+fn not_worth_keeping(reads_api: bool, body: &[u8]) -> Option<&'static str> {
+    if body.trim_ascii().is_empty() {
+        return Some("the body is empty");
+    }
+    if carries_a_secret(body) {
+        return Some("the body cannot be read, and holds the secret");
+    }
+    // Its nonce makes each of them a new one: the event would be there twice, once of no use.
+    reads_api.then_some("the body cannot be read, and its event comes from the API")
 }
 
 /// Whether the shared secret may stand in the body: what is stored goes to sinks.

@@ -98,7 +98,7 @@ pub(crate) enum Taken {
     Accepted,
     Duplicate,
     Excluded,
-    /// Proven, and not our envelope: kept for a person to look at.
+    /// Proven, and not our envelope: kept for a person to look at where the API does not bring the event.
     Unreadable,
     /// The journal could not take it.
     Unavailable,
@@ -155,7 +155,7 @@ impl IntakeMetrics {
         registry.register("authentik_events_by_action", "Accepted events by action", actions);
         registry.register(
             "authentik_events_unenriched",
-            "Accepted events about a user of whom nothing was known yet",
+            "Accepted events about a user of whom nothing was known, yet or since a change",
             unenriched,
         );
         registry.register("business_events", "Accepted events by what they mean for the business", business);

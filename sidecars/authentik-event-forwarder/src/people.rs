@@ -1,8 +1,9 @@
 //! What is known of users: asked once, kept for a while and within bounds, never asked while a webhook waits.
 //!
-//! A webhook takes what is known at that moment, also when it has become old, and has the user asked for afterwards. What
-//! the poller brings waits for the answer, a little. So events are enriched as a rule and not by promise: the first event of
-//! a user of whom nothing is known yet, or while Authentik is away, goes without (ADR 0022).
+//! A webhook takes what is known at that moment and has the user asked for afterwards. What the poller brings waits for the
+//! answer, a little. So events are enriched as a rule and not by promise: the first event of a user of whom nothing is known
+//! yet, or no more, or while Authentik is away, goes without (ADR 0022). It goes without rather than with what was: a tenant
+//! that is not the user's any more shows one customer's event to another.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -28,6 +29,10 @@ const WANTED: usize = 1024;
 const BYTES: usize = 8 << 20;
 /// What an entry takes beside its texts.
 const ENTRY_BYTES: usize = 200;
+/// Users whose last change is remembered one by one.
+const CHANGED: usize = 1024;
+/// Answers for one user that may be overtaken by changes before its events go without.
+const TRIES: u32 = 3;
 /// Groups of a user that are shown at most.
 const GROUPS: usize = 200;
 /// Authentik announces a change of a group before it makes it.
@@ -79,14 +84,23 @@ struct Memory {
     bytes: usize,
     /// Who is to be asked for, and not before when.
     wanted: VecDeque<(i64, Instant)>,
+    /// When those who were here lately are to be asked for all at once.
+    wanted_all: Option<Instant>,
+    changes: Changes,
 }
 
 #[derive(Debug)]
 struct Entry {
     known: Arc<Known>,
+    /// When it was asked for.
     at: Instant,
-    /// Something has changed since.
-    stale: bool,
+}
+
+/// From when on a question is answered with what is after the last change: an answer to an earlier one may hold what was.
+#[derive(Debug, Default)]
+struct Changes {
+    of_all: Option<Instant>,
+    of_users: HashMap<i64, Instant>,
 }
 
 impl People {
@@ -126,19 +140,24 @@ impl People {
         self.is_on() && names::person(event).is_some()
     }
 
-    /// What is known at this moment of the user that an event is about. What is not known, or old, is asked for afterwards.
+    /// Forgets whom an event says to be others than was known, and has them asked for. To be told of every event before
+    /// anything is taken from what is known.
+    pub(crate) fn notice(&self, event: &Event<'_>) {
+        if self.is_on() && self.memory().notice(event, Instant::now()) {
+            self.shared.asked.notify_one();
+        }
+    }
+
+    /// What is known at this moment of the user that an event is about. What is not known, or is old, is asked for afterwards.
     pub(crate) fn known(&self, event: &Event<'_>) -> Option<Arc<Known>> {
         if !self.is_on() {
             return None;
         }
+        let pk = names::person(event)?;
         let mut memory = self.memory();
         let now = Instant::now();
-        memory.notice(event, now);
-        let pk = names::person(event)?;
-        let entry = memory.users.get(&pk);
-        let known = entry.map(|entry| Arc::clone(&entry.known));
-        let is_fresh = entry.is_some_and(|entry| !entry.stale && now.duration_since(entry.at) < self.shared.keep);
-        if !is_fresh {
+        let known = memory.fresh(pk, now, self.shared.keep);
+        if known.is_none() {
             memory.want(pk, now);
             drop(memory);
             self.shared.asked.notify_one();
@@ -157,31 +176,48 @@ impl People {
         pks: impl Iterator<Item = i64>,
     ) -> Result<(), ApiError> {
         for pk in pks {
-            if self.memory().users.contains_key(&pk) {
-                continue;
+            for _ in 0..TRIES {
+                if self.is_fresh(pk) {
+                    break;
+                }
+                let settled = self.memory().changes.settled(pk);
+                if let Some(settled) = settled {
+                    tokio::time::sleep_until(settled).await;
+                }
+                if self.ask_one(api, metrics, pk).await? {
+                    break;
+                }
             }
-            self.ask_one(api, metrics, pk).await?;
         }
         Ok(())
     }
 
-    async fn ask_one(&self, api: &AuthentikApi, metrics: &PollMetrics, pk: i64) -> Result<(), ApiError> {
+    /// Whether the answer counts: `false` where a change has overtaken it.
+    async fn ask_one(&self, api: &AuthentikApi, metrics: &PollMetrics, pk: i64) -> Result<bool, ApiError> {
         metrics.requests.inc();
+        let asked = Instant::now();
         let user = api.user(pk).await.inspect_err(|_| {
             metrics.failures.inc();
         })?;
-        self.learn(pk, user.as_ref());
-        Ok(())
+        Ok(self.learn(pk, user.as_ref(), asked))
     }
 
-    fn learn(&self, pk: i64, user: Option<&User>) {
-        let Some(rules) = &self.shared.rules else { return };
+    fn learn(&self, pk: i64, user: Option<&User>, asked: Instant) -> bool {
+        let Some(rules) = &self.shared.rules else { return true };
         let known = user.map(|user| rules.known(user)).unwrap_or_default();
         let mut memory = self.memory();
-        memory.put(pk, known, Instant::now());
+        if memory.changes.settled(pk).is_some_and(|settled| asked < settled) {
+            return false;
+        }
+        memory.put(pk, known, asked);
         while memory.users.len() > self.shared.most || memory.bytes > BYTES {
             memory.forget_one();
         }
+        true
+    }
+
+    fn is_fresh(&self, pk: i64) -> bool {
+        self.memory().fresh(pk, Instant::now(), self.shared.keep).is_some()
     }
 
     /// Asks for everybody who is wanted, for the life of the daemon.
@@ -201,37 +237,57 @@ impl People {
     async fn answer(&self, api: &AuthentikApi, metrics: &PollMetrics) {
         let mut failures = 0;
         // Those who were here lately are known before their next event comes.
-        while let Err(error) = self.load(api, metrics).await {
+        while let Err(error) = self.load(api, metrics, usize::MAX).await {
             failures += 1;
             tracing::debug!(error = %error, "users cannot be read yet: {error}");
             tokio::time::sleep(Duration::from_secs(AGAIN[failures.min(AGAIN.len()) - 1])).await;
         }
         failures = 0;
         loop {
-            let next = self.memory().wanted.front().copied();
-            let Some((pk, due)) = next else {
+            let next = self.memory().next_wanted();
+            let Some((who, due)) = next else {
                 self.shared.asked.notified().await;
                 continue;
             };
-            tokio::time::sleep_until(due).await;
-            match self.ask_one(api, metrics, pk).await {
+            if due > Instant::now() {
+                tokio::select! {
+                    () = tokio::time::sleep_until(due) => {}
+                    () = self.shared.asked.notified() => {}
+                }
+                continue;
+            }
+            match self.answer_one(api, metrics, who).await {
                 Ok(()) => failures = 0,
                 Err(error) => {
                     failures += 1;
-                    // Whoever asks for events says so aloud.
-                    tracing::debug!(error = %error, user.pk = pk, "user {pk} cannot be read: {error}");
+                    // Whoever asks for events says so aloud. Whoever cannot be read is asked for again with the next event.
+                    tracing::debug!(error = %error, "users cannot be read: {error}");
                     tokio::time::sleep(Duration::from_secs(AGAIN[failures.min(AGAIN.len()) - 1])).await;
                 }
             }
-            // Whoever cannot be read is asked for again with the next event.
-            self.memory().wanted.retain(|(wanted, _)| *wanted != pk);
         }
     }
 
-    async fn load(&self, api: &AuthentikApi, metrics: &PollMetrics) -> Result<(), ApiError> {
+    async fn answer_one(&self, api: &AuthentikApi, metrics: &PollMetrics, who: Wanted) -> Result<(), ApiError> {
+        let Wanted::One(pk) = who else {
+            self.memory().wanted_all = None;
+            // One request: the others are asked for when they come.
+            return self.load(api, metrics, 1).await;
+        };
+        // Before it is asked for: a change meanwhile has it asked for again.
+        self.memory().wanted.retain(|(wanted, _)| *wanted != pk);
+        if !self.is_fresh(pk) && !self.ask_one(api, metrics, pk).await? {
+            self.memory().want(pk, Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Asks for those who were here lately, at most so many pages of them.
+    async fn load(&self, api: &AuthentikApi, metrics: &PollMetrics, pages: usize) -> Result<(), ApiError> {
         let mut page = 1;
         loop {
             metrics.requests.inc();
+            let asked = Instant::now();
             let (users, has_next) = api.users(page).await.inspect_err(|_| {
                 metrics.failures.inc();
             })?;
@@ -239,9 +295,9 @@ impl People {
                 if self.memory().users.len() >= self.shared.most {
                     return Ok(());
                 }
-                self.learn(user.pk, Some(user));
+                self.learn(user.pk, Some(user), asked);
             }
-            if !has_next || users.is_empty() {
+            if !has_next || users.is_empty() || page >= pages {
                 return Ok(());
             }
             page += 1;
@@ -253,35 +309,70 @@ impl People {
     }
 }
 
+/// Who is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    One(i64),
+    All,
+}
+
 impl Memory {
-    /// An event that says that users or groups are others than was known.
-    fn notice(&mut self, event: &Event<'_>, now: Instant) {
+    /// Takes in an event that says that users or groups are others than was known, and says whether it was one.
+    fn notice(&mut self, event: &Event<'_>, now: Instant) -> bool {
         let changed = event.context.model.as_ref().filter(|_| event.action.starts_with("model_"));
-        let Some(model) = changed.filter(|model| model.app == "authentik_core") else { return };
+        let Some(model) = changed.filter(|model| model.app == "authentik_core") else { return false };
+        let settled = now + AFTER_A_CHANGE;
         match (model.model_name.as_str(), model.pk.parse::<i64>()) {
             ("user", Ok(pk)) => {
-                if let Some(entry) = self.users.get_mut(&pk) {
-                    entry.stale = true;
-                }
-                self.want(pk, now + AFTER_A_CHANGE);
+                self.remove(pk);
+                self.changes.user(pk, settled);
+                self.want(pk, now);
             }
             // It does not say whose group it is now.
-            ("group", _) => self.users.values_mut().for_each(|entry| entry.stale = true),
-            _ => {}
+            ("group", _) => {
+                self.users.clear();
+                self.order.clear();
+                self.bytes = 0;
+                self.changes.all(settled);
+                for (pk, due) in &mut self.wanted {
+                    *due = self.changes.settled(*pk).map_or(*due, |settled| settled.max(*due));
+                }
+                self.wanted_all = Some(settled);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// What is known of a user, unless it is old.
+    fn fresh(&self, pk: i64, now: Instant, keep: Duration) -> Option<Arc<Known>> {
+        let entry = self.users.get(&pk).filter(|entry| now.duration_since(entry.at) < keep);
+        entry.map(|entry| Arc::clone(&entry.known))
+    }
+
+    /// Has a user asked for, and not before the answer counts.
+    fn want(&mut self, pk: i64, now: Instant) {
+        let settled = self.changes.settled(pk).unwrap_or(now);
+        if let Some((_, due)) = self.wanted.iter_mut().find(|(wanted, _)| *wanted == pk) {
+            *due = settled.max(*due);
+        } else if self.wanted.len() < WANTED {
+            self.wanted.push_back((pk, settled.max(now)));
         }
     }
 
-    fn want(&mut self, pk: i64, due: Instant) {
-        if self.wanted.len() < WANTED && self.wanted.iter().all(|(wanted, _)| *wanted != pk) {
-            self.wanted.push_back((pk, due));
-        }
+    /// Who is to be asked for first, and when.
+    fn next_wanted(&self) -> Option<(Wanted, Instant)> {
+        let one = self.wanted.iter().min_by_key(|(_, due)| *due).map(|(pk, due)| (Wanted::One(*pk), *due));
+        let all = self.wanted_all.map(|due| (Wanted::All, due));
+        // All at once first: that may be one question for many.
+        all.into_iter().chain(one).min_by_key(|(_, due)| *due)
     }
 
     fn put(&mut self, pk: i64, known: Known, at: Instant) {
         self.remove(pk);
         self.bytes += known.bytes();
         self.order.push_back(pk);
-        self.users.insert(pk, Entry { known: Arc::new(known), at, stale: false });
+        self.users.insert(pk, Entry { known: Arc::new(known), at });
     }
 
     fn remove(&mut self, pk: i64) {
@@ -297,6 +388,25 @@ impl Memory {
         {
             self.bytes -= entry.known.bytes();
         }
+    }
+}
+
+impl Changes {
+    fn user(&mut self, pk: i64, settled: Instant) {
+        if self.of_users.len() >= CHANGED && !self.of_users.contains_key(&pk) {
+            // Of too many: an answer that is on its way counts for nobody then, which costs a question.
+            self.all(settled);
+        }
+        self.of_users.insert(pk, settled);
+    }
+
+    fn all(&mut self, settled: Instant) {
+        self.of_users.clear();
+        self.of_all = Some(settled);
+    }
+
+    fn settled(&self, pk: i64) -> Option<Instant> {
+        self.of_users.get(&pk).copied().max(self.of_all)
     }
 }
 
@@ -378,7 +488,9 @@ mod tests {
     }
 
     fn known(people: &People, raw: &str) -> Option<Arc<Known>> {
-        people.known(&Event::read(raw).unwrap())
+        let event = Event::read(raw).unwrap();
+        people.notice(&event);
+        people.known(&event)
     }
 
     fn login(pk: i64) -> String {
@@ -389,7 +501,7 @@ mod tests {
     async fn the_tenant_is_an_attribute_or_a_groups_name_and_nobody_where_they_disagree() {
         let check = |attributes: &str, groups: &[(&str, &str)], expected: Option<&str>| {
             let people = People::new(&section());
-            people.learn(5, Some(&user(5, attributes, groups)));
+            people.learn(5, Some(&user(5, attributes, groups)), Instant::now());
             assert_eq!(known(&people, &login(5)).unwrap().tenant.as_deref(), expected, "{attributes} {groups:?}");
         };
         check("{}", &[("staff", "{}"), ("tenant_42_admins", "{}")], Some("42"));
@@ -408,35 +520,77 @@ mod tests {
         assert!(known(&people, &login(1)).is_none());
         assert_eq!(people.memory().wanted.len(), 1, "once");
         for pk in 1..=4 {
-            people.learn(pk, Some(&user(pk, "{}", &[])));
+            people.learn(pk, Some(&user(pk, "{}", &[])), Instant::now());
         }
         assert!(known(&people, &login(1)).is_none() && known(&people, &login(4)).is_some());
-        people.learn(9, None);
+        people.learn(9, None, Instant::now());
         assert_eq!(*known(&people, &login(9)).unwrap(), Known::default(), "Authentik has no such user");
         let bytes: usize = people.memory().users.values().map(|entry| entry.known.bytes()).sum();
         assert_eq!(people.memory().bytes, bytes);
     }
 
+    fn changed(name: &str, pk: &str) -> String {
+        format!(
+            r#"{{"pk":"0f0e0d0c0b0a49088706050403020100","action":"model_updated","user":{{}},
+            "context":{{"model":{{"app":"authentik_core","model_name":"{name}","pk":{pk}}}}}}}"#
+        )
+    }
+
     #[tokio::test]
-    async fn a_change_of_a_user_or_a_group_has_it_asked_for_again() {
+    async fn a_change_of_a_user_or_a_group_has_what_was_known_forgotten_and_asked_for_again() {
         let people = People::new(&section());
         let wanted = || people.memory().wanted.iter().map(|(pk, _)| *pk).collect::<Vec<_>>();
-        let changed = |name: &str, pk: &str| {
-            format!(
-                r#"{{"pk":"0f0e0d0c0b0a49088706050403020100","action":"model_updated","user":{{}},
-                "context":{{"model":{{"app":"authentik_core","model_name":"{name}","pk":{pk}}}}}}}"#
-            )
-        };
-        people.learn(1, Some(&user(1, "{}", &[])));
-        people.learn(2, Some(&user(2, "{}", &[])));
-        known(&people, &login(1));
-        assert!(wanted().is_empty());
+        for pk in 1..=3 {
+            people.learn(pk, Some(&user(pk, "{}", &[])), Instant::now());
+        }
+        assert!(known(&people, &login(1)).is_some() && wanted().is_empty());
 
-        assert!(known(&people, &changed("user", "1")).is_some(), "what is known is used until more is");
+        assert!(known(&people, &changed("user", "1")).is_none(), "what was is not what is");
+        assert!(known(&people, &login(1)).is_none() && known(&people, &login(2)).is_some());
         assert_eq!(wanted(), [1]);
         known(&people, &changed("group", r#""g""#));
-        known(&people, &login(2));
-        assert_eq!(wanted(), [1, 2]);
+        assert!(known(&people, &login(2)).is_none() && known(&people, &login(3)).is_none());
+        assert_eq!(wanted(), [1, 2, 3]);
+        assert_eq!(people.memory().bytes, 0);
+        assert_eq!(people.memory().next_wanted().unwrap().0, Wanted::All, "one question for many");
+        assert!(people.memory().next_wanted().unwrap().1 > Instant::now(), "it is announced, and not made yet");
+    }
+
+    /// A change is announced before it is made: an answer to what was asked before is of no use, whenever it comes.
+    #[tokio::test]
+    async fn an_answer_that_a_change_has_overtaken_does_not_count() {
+        let later = |milliseconds| Instant::now() + Duration::from_millis(milliseconds);
+        for change in [changed("user", "1"), changed("group", r#""g""#)] {
+            let people = People::new(&section());
+            let asked = Instant::now();
+            known(&people, &change);
+            let one = user(1, "{}", &[("tenant_42_admins", "{}")]);
+            assert!(!people.learn(1, Some(&one), asked), "{change}");
+            assert!(!people.learn(1, Some(&one), later(100)), "{change}");
+            assert!(known(&people, &login(1)).is_none() && people.memory().wanted.len() == 1);
+            assert!(people.learn(1, Some(&one), later(1100)));
+            assert!(known(&people, &login(1)).is_some());
+        }
+        let people = People::new(&section());
+        let asked = Instant::now();
+        for pk in 0..=i64::try_from(CHANGED).unwrap() {
+            known(&people, &changed("user", &pk.to_string()));
+        }
+        assert!(!people.learn(0, None, asked), "of too many");
+        assert!(people.memory().changes.of_users.len() <= CHANGED);
+    }
+
+    #[tokio::test]
+    async fn what_is_old_is_not_used_and_asked_for_again() {
+        let people = People::new(&EnrichmentSection { cache_seconds: 0.05, ..section() });
+        let one = user(1, "{}", &[("tenant_42_admins", "{}")]);
+        people.learn(1, Some(&one), Instant::now());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while known(&people, &login(1)).is_some() {
+            assert!(Instant::now() < deadline);
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(people.memory().wanted.len(), 1);
     }
 
     #[tokio::test]

@@ -436,6 +436,8 @@ impl Poller {
             return;
         }
         let events = rows.iter().filter_map(|row| Event::read(row.raw.get()).ok());
+        // All of them first: what is asked for then is newer than every change of this page.
+        let events = events.inspect(|event| self.people.notice(event));
         let pks: BTreeSet<i64> = events.filter_map(|event| names::person(&event)).collect();
         let asked = self.people.ask(&self.api, &self.metrics.polls, pks.into_iter());
         match tokio::time::timeout(FOR_PEOPLE, asked).await {

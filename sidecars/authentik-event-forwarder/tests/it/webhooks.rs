@@ -191,13 +191,69 @@ async fn a_proven_body_that_cannot_be_read_is_kept_unless_the_secret_is_in_it() 
     let newer = r#"{"schema": "outrigger.authentik/2", "event": {}}"#;
     assert_eq!(bench.send(newer).await.status, 200);
     assert_eq!(bench.send(newer).await.json().unwrap()["duplicate"], true);
-    assert_eq!(bench.send("").await.status, 200, "a mapping that returns None");
+    let changed = newer.replace("{}", "{ }");
+    assert_eq!(bench.send(&changed).await.json().unwrap()["duplicate"], false);
+    let empty = bench.send("").await;
+    assert_eq!((empty.status, &empty.json().unwrap()["stored"]), (200, &json!(false)), "a mapping that returns None");
     let with_secret = format!(r#"{{"schema": "outrigger.authentik/2", "secret": "{SECRET}"}}"#);
     assert_eq!(bench.send(&with_secret).await.json().unwrap()["stored"], false);
     assert_eq!(bench.send(&format!("[{with_secret}]")).await.json().unwrap()["stored"], false);
     bench.gateway.wait_for(2, DEADLINE).await.unwrap();
     assert_eq!(bench.types(), [("authentik.unreadable".to_owned(), 2)].into());
-    assert_eq!(bench.metric("authentik_events_total", &[("result", "unreadable")]).await, 4);
+    assert_eq!(bench.metric("authentik_events_total", &[("result", "unreadable")]).await, 5);
+    assert_eq!(lines_with(&bench, "a webhook cannot be read"), 1, "said once, whatever it is");
+}
+
+fn lines_with(bench: &Bench, text: &str) -> usize {
+    bench.daemon.stdout().lines().filter(|line| line.contains(text)).count()
+}
+
+/// Each has another nonce: kept, every event would be there twice, once of no use.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_api_brings_the_event_a_body_that_cannot_be_read_is_answered_and_not_stored() {
+    let authentik = authentik(Generation::V2026_2).await;
+    let bench = Bench::beside(&authentik, &[]).await;
+    bench.wait_metric("authentik_poll_succeeded_seconds", &[], 1).await;
+    let event = event(PK, "login");
+    for nonce in 0..5 {
+        let newer = envelope(&event, &format!(r#", "nonce": "{nonce}""#)).replace("outrigger.authentik/1", "other/1");
+        let answer = bench.send(&newer).await;
+        let answer = (answer.status, answer.json().unwrap());
+        assert_eq!((answer.0, &answer.1["stored"]), (200, &json!(false)), "{}", answer.1);
+        assert!(answer.1["error"].as_str().unwrap().contains("config/authentik/outrigger.yaml"), "{}", answer.1);
+    }
+
+    let real = authentik.happen(NewEvent::login(&ada()));
+
+    bench.wait_delivered(&[real]).await;
+    assert_eq!(bench.accepted().await, 1);
+    assert_eq!(bench.metric("authentik_events_total", &[("result", "unreadable")]).await, 5);
+    assert_eq!(lines_with(&bench, "a webhook cannot be read"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_body_is_no_event_whoever_sends_it() {
+    let bench = Bench::start("bearer", &[]).await;
+    for body in ["", " \n"] {
+        let answer = bench.post(body.as_bytes(), &format!("Authorization: Bearer {SECRET}\r\n")).await;
+        assert_eq!((answer.status, &answer.json().unwrap()["stored"]), (200, &json!(false)));
+    }
+    assert_eq!(bench.accepted().await, 0);
+}
+
+/// At the level at which daemons run, without one line for each request that anybody can send.
+#[tokio::test(flavor = "multi_thread")]
+async fn webhooks_that_are_refused_are_said_now_and_then_with_the_reason() {
+    let bench = Bench::start("hmac-header", &[("LOG_LEVEL", "info")]).await;
+    let body = envelope(&event(PK, "login"), "");
+    for _ in 0..5 {
+        assert_eq!(bench.post(body.as_bytes(), "").await.status, 401);
+    }
+    let lines: Vec<serde_json::Value> = bench.daemon.stdout().lines().flat_map(serde_json::from_str).collect();
+    let said: Vec<_> = lines.iter().filter(|line| line["reason"] == "missing_proof").collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert_eq!(said[0]["level"].as_str().unwrap().to_lowercase(), "warn");
+    assert!(!bench.daemon.stdout().contains(SECRET));
 }
 
 #[tokio::test(flavor = "multi_thread")]
