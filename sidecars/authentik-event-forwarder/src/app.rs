@@ -159,6 +159,7 @@ fn start_reading(
         seen: Arc::clone(&intake.seen),
         metrics: intake.metrics.clone(),
         ready,
+        covered: None,
     };
     shell.spawn("poller", poller.run(shell.stop_token()));
     Ok(())

@@ -158,6 +158,19 @@ pub struct EventPage {
     pub server_time: Option<Timestamp>,
 }
 
+/// Whose a token is.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Account {
+    /// Its number, as events have it.
+    pub pk: i64,
+    /// Its name.
+    #[serde(default)]
+    pub username: String,
+    /// For example `internal` or `service_account`.
+    #[serde(default, rename = "type")]
+    pub kind: Option<String>,
+}
+
 /// A user, as it is now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct User {
@@ -261,16 +274,12 @@ impl AuthentikApi {
     ///
     /// # Errors
     /// [`ApiError`].
-    pub async fn own_pk(&self) -> Result<i64, ApiError> {
+    pub async fn own_account(&self) -> Result<Account, ApiError> {
         #[derive(Deserialize)]
         struct Answer {
-            user: Own,
+            user: Account,
         }
-        #[derive(Deserialize)]
-        struct Own {
-            pk: i64,
-        }
-        self.get(self.at("core/users/me/"), None).await.map(|(answer, _): (Answer, _)| answer.user.pk)
+        self.get(self.at("core/users/me/"), None).await.map(|(answer, _): (Answer, _)| answer.user)
     }
 
     /// A page of events, the newest first; the first page is 1. `page_size` may be answered with fewer.
