@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use url::Url;
 
-/// Nobody waits longer for one answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Nobody waits longer for one answer. A client's own limits must not be shorter: Authentik is silent while it reads a page.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest answer that is read: a hundred events with contexts of a hundred kilobytes each.
 const ANSWER_BYTES: usize = 16 << 20;
 /// Longest wait that is taken from `Retry-After`.
@@ -369,7 +369,10 @@ impl AuthentikApi {
     ) -> Result<(T, Option<Timestamp>), ApiError> {
         let request =
             self.client.get(url).header(AUTHORIZATION, &self.authorization).header(ACCEPT, "application/json");
-        let unreachable = |error: reqwest::Error| ApiError::Unreachable(error.without_url());
+        let unreachable = |error: reqwest::Error| match error.is_timeout() && !error.is_connect() {
+            true => ApiError::TooSlow,
+            false => ApiError::Unreachable(error.without_url()),
+        };
         let ask = async {
             let response = request.send().await.map_err(unreachable)?;
             let server_time = date(&response);
@@ -446,6 +449,18 @@ mod tests {
         }
         let api = AuthentikApi::new(Client::new(), "http://a", &Secret::from("hunter2\n".to_owned()));
         assert_eq!(api.unwrap_err(), SetupError::BadToken);
+    }
+
+    #[tokio::test]
+    async fn silence_is_told_apart_from_no_connection() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = Client::builder().read_timeout(Duration::from_millis(20)).build().unwrap();
+        let ask = async |port: u16| {
+            let url = format!("http://127.0.0.1:{port}");
+            AuthentikApi::new(client.clone(), &url, &Secret::from("t".to_owned())).unwrap().version().await.unwrap_err()
+        };
+        assert!(matches!(ask(silent.local_addr().unwrap().port()).await, ApiError::TooSlow));
+        assert!(matches!(ask(1).await, ApiError::Unreachable(_)));
     }
 
     #[test]
