@@ -13,7 +13,7 @@ use kit::secret;
 use kit::serve::Limits;
 use kit::telemetry::Metrics;
 use kit_amqp::AmqpMetrics;
-use kit_authentik::api::AuthentikApi;
+use kit_authentik::api::{ANSWER_TIMEOUT, AuthentikApi};
 use kit_delivery::DispatcherSettings;
 use kit_delivery::api::{ApiState, Choosy};
 use kit_delivery::start::{self, Served, configuration};
@@ -160,6 +160,7 @@ fn start_reading(
         seen: Arc::clone(&intake.seen),
         metrics: intake.metrics.clone(),
         ready,
+        covered: None,
     };
     shell.spawn("poller", poller.run(shell.stop_token()));
     Ok(())
@@ -190,12 +191,16 @@ fn api(section: &AuthentikSection) -> Result<Option<AuthentikApi>, (&'static str
         // `validate` has said that it is missing.
         return Ok(None);
     };
-    let options = ClientOptions { ca_file: section.ca_file.clone(), ..ClientOptions::default() };
-    let client = http_client(&options).map_err(|error| ("ca_file", kit::error::chain(&error)))?;
+    let client = http_client(&client_options(section)).map_err(|error| ("ca_file", kit::error::chain(&error)))?;
     AuthentikApi::new(client, url, &token).map(Some).map_err(|error| {
         let field = if error == kit_authentik::api::SetupError::BadToken { at } else { "url" };
         (field, error.to_string())
     })
+}
+
+/// Authentik may be silent for as long as an answer may take at all: a page of a large table is.
+fn client_options(section: &AuthentikSection) -> ClientOptions {
+    ClientOptions { ca_file: section.ca_file.clone(), read_timeout: ANSWER_TIMEOUT, ..ClientOptions::default() }
 }
 
 async fn start_delivery(shell: &mut Shell, config: &Config, base: Base<'_>) -> Result<Routed, StartError> {
@@ -228,4 +233,14 @@ pub fn own_sinks(
         }
     }
     if errors.is_empty() { Ok(sinks) } else { Err(errors) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authentik_may_be_silent_as_long_as_an_answer_may_take() {
+        assert!(client_options(&AuthentikSection::default()).read_timeout >= ANSWER_TIMEOUT);
+    }
 }

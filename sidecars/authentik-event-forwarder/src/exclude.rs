@@ -1,5 +1,6 @@
 //! Which events are not taken, and why.
 
+use kit_authentik::api::Account;
 use kit_authentik::event::Event;
 use wildmatch::WildMatch;
 
@@ -65,6 +66,12 @@ impl Rules {
         }
     }
 
+    /// Whether what this account writes is our own. Where it is a person's, its changes are events like any other.
+    pub(crate) fn is_own(&self, account: &Account) -> bool {
+        let by_name = self.own.as_deref() == Some(account.username.as_str());
+        by_name || account.kind.as_deref() == Some("service_account")
+    }
+
     /// Whether an event is left out. `own_pk` is the number of the account whose writes are our own, where it is known: it
     /// may have been renamed.
     pub(crate) fn excluded(&self, event: &Event<'_>, own_pk: Option<i64>) -> Option<Excluded> {
@@ -105,6 +112,16 @@ mod tests {
         check(&usual, "model_updated", r#"{"pk":6,"username":"outrigger"}"#, Some(Excluded::OwnWrite));
         check(&usual, "model_updated", r#"{"pk":7,"username":"renamed"}"#, Some(Excluded::OwnWrite));
         check(&usual, "login", r#"{"pk":7,"username":"outrigger"}"#, None);
+    }
+
+    #[test]
+    fn a_persons_token_makes_nothing_our_own() {
+        let rules = Rules::new(&EventsSection::default());
+        let is_own = |username: &str, kind: Option<&str>| {
+            rules.is_own(&Account { pk: 4, username: username.to_owned(), kind: kind.map(str::to_owned) })
+        };
+        assert!(!is_own("akadmin", Some("internal")) && !is_own("akadmin", None));
+        assert!(is_own("renamed", Some("service_account")) && is_own("outrigger", Some("internal")));
     }
 
     #[test]

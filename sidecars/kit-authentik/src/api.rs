@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use url::Url;
 
-/// Nobody waits longer for one answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Nobody waits longer for one answer. A client's own limits must not be shorter: Authentik is silent while it reads a page.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest answer that is read: a hundred events with contexts of a hundred kilobytes each.
 const ANSWER_BYTES: usize = 16 << 20;
 /// Longest wait that is taken from `Retry-After`.
@@ -158,6 +158,19 @@ pub struct EventPage {
     pub server_time: Option<Timestamp>,
 }
 
+/// Whose a token is.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Account {
+    /// Its number, as events have it.
+    pub pk: i64,
+    /// Its name.
+    #[serde(default)]
+    pub username: String,
+    /// For example `internal` or `service_account`.
+    #[serde(default, rename = "type")]
+    pub kind: Option<String>,
+}
+
 /// A user, as it is now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct User {
@@ -261,16 +274,12 @@ impl AuthentikApi {
     ///
     /// # Errors
     /// [`ApiError`].
-    pub async fn own_pk(&self) -> Result<i64, ApiError> {
+    pub async fn own_account(&self) -> Result<Account, ApiError> {
         #[derive(Deserialize)]
         struct Answer {
-            user: Own,
+            user: Account,
         }
-        #[derive(Deserialize)]
-        struct Own {
-            pk: i64,
-        }
-        self.get(self.at("core/users/me/"), None).await.map(|(answer, _): (Answer, _)| answer.user.pk)
+        self.get(self.at("core/users/me/"), None).await.map(|(answer, _): (Answer, _)| answer.user)
     }
 
     /// A page of events, the newest first; the first page is 1. `page_size` may be answered with fewer.
@@ -360,7 +369,10 @@ impl AuthentikApi {
     ) -> Result<(T, Option<Timestamp>), ApiError> {
         let request =
             self.client.get(url).header(AUTHORIZATION, &self.authorization).header(ACCEPT, "application/json");
-        let unreachable = |error: reqwest::Error| ApiError::Unreachable(error.without_url());
+        let unreachable = |error: reqwest::Error| match error.is_timeout() && !error.is_connect() {
+            true => ApiError::TooSlow,
+            false => ApiError::Unreachable(error.without_url()),
+        };
         let ask = async {
             let response = request.send().await.map_err(unreachable)?;
             let server_time = date(&response);
@@ -437,6 +449,18 @@ mod tests {
         }
         let api = AuthentikApi::new(Client::new(), "http://a", &Secret::from("hunter2\n".to_owned()));
         assert_eq!(api.unwrap_err(), SetupError::BadToken);
+    }
+
+    #[tokio::test]
+    async fn silence_is_told_apart_from_no_connection() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = Client::builder().read_timeout(Duration::from_millis(20)).build().unwrap();
+        let ask = async |port: u16| {
+            let url = format!("http://127.0.0.1:{port}");
+            AuthentikApi::new(client.clone(), &url, &Secret::from("t".to_owned())).unwrap().version().await.unwrap_err()
+        };
+        assert!(matches!(ask(silent.local_addr().unwrap().port()).await, ApiError::TooSlow));
+        assert!(matches!(ask(1).await, ApiError::Unreachable(_)));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! watermark moves on with each page in the commit that stores it, so that a kill loses no page. Rows move while pages are
 //! read; a page counts only when it overlaps with the one before.
 
+mod page;
 mod position;
 mod window;
 
@@ -16,7 +17,7 @@ use kit::admin::Part;
 use kit::clock::{SharedClock, Timestamp};
 use kit::lifecycle::StopToken;
 use kit_authentik::api::{ApiError, AuthentikApi, EventPage, Filter, Version};
-use kit_authentik::event::{Event, EventPk};
+use kit_authentik::event::Event;
 use kit_journal::{AppendError, Journal};
 use serde_json::value::RawValue;
 use tokio::time::Instant;
@@ -26,13 +27,14 @@ use crate::metrics::{By, IntakeMetrics, Taken};
 use crate::names;
 use crate::people::People;
 use crate::seen::Seen;
-use position::Position;
+use page::{Page, Place, Row};
+use position::{Covered, Position, Progress};
 use window::Window;
 
 /// Rows that two pages have in common at most, so that events that came in between make no gap.
 const MARGIN: usize = 5;
-/// Rows of a page at least: fewer overlap hardly and bring little.
-const PAGE_AT_LEAST: usize = 10;
+/// Rows of a page at least: with fewer there are places where no two pages overlap.
+const PAGE_AT_LEAST: usize = 16;
 /// Pages in a row that bring nothing new before the look begins anew: rows move faster than they are read.
 const FRUITLESS: u32 = 8;
 /// Seconds after a look that failed, unless Authentik says when.
@@ -64,6 +66,8 @@ pub(crate) struct Poller {
     pub(crate) seen: Arc<Seen>,
     pub(crate) metrics: IntakeMetrics,
     pub(crate) ready: Part,
+    /// Until when the last look has read everything, while this process runs.
+    pub(crate) covered: Option<Covered>,
 }
 
 /// Why a look ended early.
@@ -75,6 +79,11 @@ enum LookError {
     Journal(#[from] AppendError),
     #[error("the journal cannot be read")]
     Unreadable(#[source] kit_journal::JournalError),
+    #[error(
+        "how far events have been read cannot be understood (value {0} of the journal): another version has written it, or \
+         it is damaged; run the version that wrote it, or restore the journal from a backup"
+    )]
+    BadProgress(String),
     #[error("rows move faster than they are read")]
     Unsteady,
 }
@@ -104,62 +113,6 @@ struct Session {
     note: Option<String>,
 }
 
-/// One event of a page.
-#[derive(Debug)]
-struct Row {
-    at: Place,
-    raw: Box<RawValue>,
-}
-
-/// Where an event stands: by its time, in microseconds since 1970. A busy moment has many events in a millisecond.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    created: i64,
-    pk: EventPk,
-}
-
-impl Place {
-    /// Its time, cut off to a millisecond.
-    fn time(self) -> Timestamp {
-        Timestamp::from_millis(self.created.div_euclid(1000))
-    }
-
-    fn is_before(self, time: Timestamp) -> bool {
-        self.created < time.as_millis().saturating_mul(1000)
-    }
-}
-
-/// A page that was read.
-#[derive(Debug)]
-struct Page {
-    window: Window,
-    /// The newest first.
-    rows: Vec<Row>,
-    /// Rows that it has, also those that cannot be read.
-    len: usize,
-    /// Rows that there are on all pages.
-    count: usize,
-    has_next: bool,
-    server_time: Option<Timestamp>,
-}
-
-impl Page {
-    fn newest(&self) -> Option<Place> {
-        self.rows.first().map(|row| row.at)
-    }
-
-    /// Whether no row is left out between this page and an older one that ended with `newest`.
-    fn joins(&self, newest: Place) -> bool {
-        let has_it = || self.rows.iter().any(|row| row.at.pk == newest.pk);
-        !self.has_next || self.rows.last().is_none_or(|oldest| oldest.at.created < newest.created) || has_it()
-    }
-
-    /// Whether everything newer than `floor` is on this page or on newer ones.
-    fn reaches(&self, floor: Timestamp) -> bool {
-        !self.has_next || self.rows.last().is_none_or(|oldest| oldest.at.is_before(floor))
-    }
-}
-
 impl Poller {
     pub(crate) async fn run(mut self, stop: StopToken) -> Result<(), std::convert::Infallible> {
         tokio::select! {
@@ -174,7 +127,6 @@ impl Poller {
         let mut failures = 0;
         let mut said = String::new();
         loop {
-            let begun = Instant::now();
             let wait = match self.look(&mut session).await {
                 Ok(()) => {
                     if !said.is_empty() {
@@ -187,7 +139,8 @@ impl Poller {
                         None => self.ready.set_ready(),
                     }
                     self.metrics.polls.succeeded.set(self.clock.now().as_millis() / 1000);
-                    self.settings.interval.saturating_sub(begun.elapsed())
+                    // After a long look Authentik has a rest too.
+                    self.settings.interval
                 }
                 Err(error) => {
                     let usual = Duration::from_secs(AGAIN[failures.min(AGAIN.len() - 1)]);
@@ -214,8 +167,16 @@ impl Poller {
     async fn meet(&self) -> Result<Session, LookError> {
         let version = self.count(self.api.version().await)?;
         // Only what it has written itself must not come back; a failure is no reason to read nothing.
-        if let Ok(own) = self.count(self.api.own_pk().await) {
-            self.people.set_own_pk(own);
+        if let Ok(account) = self.count(self.api.own_account().await) {
+            let is_own = self.admission.rules.is_own(&account);
+            self.people.set_own_pk(if is_own { account.pk } else { 0 });
+            if !is_own {
+                let name = &account.username;
+                tracing::warn!(
+                    "AUTHENTIK_TOKEN is of {name}, which is no service account: its changes are taken as a person's; use \
+                     the token that the blueprint makes"
+                );
+            }
         }
         let note = (version < Version::OLDEST)
             .then(|| format!("Authentik {version} is older than {}, with which this was tried", Version::OLDEST));
@@ -229,40 +190,82 @@ impl Poller {
 
     /// Reads everything that is new.
     async fn look(&mut self, session: &mut Option<Session>) -> Result<(), LookError> {
+        let progress = self.progress().await?;
         let session = match session {
             Some(session) => session,
             None => session.insert(self.meet().await?),
         };
-        let name = Position::name(&self.settings.name);
-        let stored = self.journal.read(move |reader| reader.value(&name)).await.map_err(LookError::Unreadable)?;
-        let stored = stored.as_deref().and_then(Position::read);
+        let asked = Instant::now();
         let first = self.first_page(session).await?;
-        let mut position = match stored {
-            Some(position) => position,
-            None => self.begin(&first).await?,
+        let mut position = match progress {
+            Progress::Read(position) => self.timely(position, &first, asked).await?,
+            Progress::Started { started } => self.begin(started, &first).await?,
         };
-        let floor = position.watermark.plus_millis(-millis(self.settings.overlap));
+        let covered = self.covered.map(|covered| covered.by(first.now, asked));
+        let floor = position.floor(covered, self.settings.overlap);
         if first.reaches(floor) {
-            return self.take(first, floor, &mut position).await;
+            let now = first.now;
+            self.take(first, floor, &mut position).await?;
+            self.covered = Some(Covered { time: now, at: asked });
+            return Ok(());
         }
         let mut page = self.oldest_page(session, floor, first.count).await?;
+        let mut asked = asked;
         loop {
-            let (newest, offset, count) = (page.newest(), page.window.start(), page.count);
+            let (newest, offset, count, now) = (page.newest(), page.window.start(), page.count, page.now);
             self.take(page, floor, &mut position).await?;
+            if offset == 0 {
+                self.covered = Some(Covered { time: now, at: asked });
+                return Ok(());
+            }
             // Nothing on it: rows were deleted meanwhile. The next look finds where to go on.
-            let Some(newest) = newest.filter(|_| offset > 0) else { return Ok(()) };
+            let Some(newest) = newest else { return Ok(()) };
+            asked = Instant::now();
             page = self.newer_page(session, newest, offset, count).await?;
         }
     }
 
-    /// The first look ever.
-    async fn begin(&self, first: &Page) -> Result<Position, LookError> {
-        let now = first.server_time.map(|now| now.plus_millis(999));
-        let newest = first.newest().map(|newest| now.map_or(newest.time(), |now| newest.time().min(now)));
-        let position = self.settings.since.map_or_else(|| Position::after(newest), Position::since);
+    /// How far events have been read. That nothing has been is recorded before anything is asked: what happens while
+    /// Authentik cannot answer is to be taken too.
+    async fn progress(&self) -> Result<Progress, LookError> {
+        let name = Position::name(&self.settings.name);
+        let stored = self.journal.read({
+            let name = name.clone();
+            move |reader| reader.value(&name)
+        });
+        let Some(stored) = stored.await.map_err(LookError::Unreadable)? else {
+            let started = Progress::Started { started: self.clock.now() };
+            self.record(Vec::new(), started).await?;
+            return Ok(started);
+        };
+        let progress = Progress::read(&stored).ok_or(LookError::BadProgress(name))?;
+        self.show(progress);
+        Ok(progress)
+    }
+
+    /// The first look ever that was answered.
+    async fn begin(&self, started: Timestamp, first: &Page) -> Result<Position, LookError> {
+        let newest = first.newest().map(|newest| newest.time().min(first.now));
+        let from_now_on = || Position::from_now_on(started, newest, self.settings.overlap);
+        let position = self.settings.since.map_or_else(from_now_on, Position::since);
         tracing::info!(origin = %position.origin, "events of Authentik are taken from {} on", position.origin);
-        self.record(Vec::new(), position).await?;
+        self.record(Vec::new(), Progress::Read(position)).await?;
         Ok(position)
+    }
+
+    /// The position, unless it lies in the future: then Authentik's clock was ahead, and it goes back.
+    async fn timely(&self, position: Position, first: &Page, asked: Instant) -> Result<Position, LookError> {
+        let latest = first.now.max(self.settings.since.unwrap_or_default());
+        let timely = position.timely(latest, self.covered.map(|covered| covered.by(latest, asked)));
+        if timely.is_corrected {
+            tracing::warn!(
+                "events were read up to {}, which is in the future: Authentik's clock was ahead; reading again from {}",
+                position.watermark,
+                timely.position.watermark
+            );
+            self.record(Vec::new(), Progress::Read(timely.position)).await?;
+        }
+        Ok(timely.position)
     }
 
     /// The newest page, with as many rows as this Authentik gives.
@@ -331,12 +334,13 @@ impl Poller {
     }
 
     async fn page(&self, session: &mut Session, window: Window) -> Result<Page, LookError> {
+        let now = self.clock.now();
         let answer = self.api.events(window.page, window.size, &session.filter).await;
         let answer = match self.count(answer) {
             Ok(answer) => answer,
             // Past the end, which has come nearer meanwhile.
             Err(ApiError::NotFound) if window.page > 1 => {
-                return Ok(Page { window, rows: Vec::new(), len: 0, count: 0, has_next: false, server_time: None });
+                return Ok(Page { window, rows: Vec::new(), len: 0, count: 0, has_next: false, now });
             }
             Err(ApiError::TooLarge(bytes)) if session.most > PAGE_AT_LEAST => {
                 session.most = (session.most / 2).max(PAGE_AT_LEAST);
@@ -350,7 +354,9 @@ impl Poller {
             Err(error) => return Err(error.into()),
         };
         let EventPage { events, count, has_next, server_time } = answer;
-        Ok(Page { window, len: events.len(), rows: self.rows(events), count, has_next, server_time })
+        // The header has seconds: what happened within this one is not ahead.
+        let now = server_time.map_or(now, |time| time.plus_millis(999));
+        Ok(Page { window, len: events.len(), rows: self.rows(events), count, has_next, now })
     }
 
     fn rows(&self, events: Vec<Box<RawValue>>) -> Vec<Row> {
@@ -374,11 +380,9 @@ impl Poller {
 
     /// Stores what is new on a page, oldest first, with how far has been read.
     async fn take(&self, page: Page, floor: Timestamp, position: &mut Position) -> Result<(), LookError> {
-        let advanced = page.newest().map_or(*position, |newest| position.advanced(newest.time(), page.server_time));
+        let advanced = page.newest().map_or(*position, |newest| position.advanced(newest.time(), page.now));
         let rows = page.rows.into_iter().rev();
-        let new: Vec<Row> = rows
-            .filter(|row| !row.at.is_before(floor.max(position.origin)) && !self.seen.contains(row.at.pk))
-            .collect();
+        let new: Vec<Row> = rows.filter(|row| !row.at.is_before(floor) && !self.seen.contains(row.at.pk)).collect();
         self.ask_for_people(&new).await;
         let (mut events, mut about) = (Vec::with_capacity(new.len()), Vec::with_capacity(new.len()));
         for row in &new {
@@ -400,7 +404,7 @@ impl Poller {
         if events.is_empty() && advanced == *position {
             return Ok(());
         }
-        let appended = self.record(events, advanced).await?;
+        let appended = self.record(events, Progress::Read(advanced)).await?;
         *position = advanced;
         for ((pk, action, unenriched), appended) in about.into_iter().zip(appended) {
             self.seen.add(pk);
@@ -419,15 +423,21 @@ impl Poller {
     async fn record(
         &self,
         events: Vec<kit_journal::NewEvent>,
-        position: Position,
+        progress: Progress,
     ) -> Result<Vec<kit_journal::Appended>, AppendError> {
         let count = events.len();
-        let value = (Position::name(&self.settings.name), position.to_stored());
+        let value = (Position::name(&self.settings.name), progress.to_stored());
         let appended = self.journal.append_recording(events, vec![value]).await.inspect_err(|_| {
             (0..count).for_each(|_| self.metrics.taken(By::Poll, Taken::Unavailable));
         })?;
-        self.metrics.polls.watermark.set(position.watermark.as_millis() / 1000);
+        self.show(progress);
         Ok(appended)
+    }
+
+    fn show(&self, progress: Progress) {
+        if let Progress::Read(position) = progress {
+            self.metrics.polls.watermark.set(position.watermark.as_millis() / 1000);
+        }
     }
 
     /// Asks for the users of a page of whom nothing is known; events wait for that, but not long.
@@ -459,8 +469,4 @@ impl Poller {
         }
         answer
     }
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

@@ -34,7 +34,11 @@ impl Window {
             let is_missed = window.start() > offset;
             (is_missed, window.start(), usize::MAX - window.size)
         });
-        best.unwrap_or(Self::first(most))
+        match best {
+            // No size brings a newer row: with fewer older ones another does.
+            Some(window) if window.start() >= offset && margin > 0 => Self::around(offset, margin - 1, most),
+            best => best.unwrap_or(Self::first(most)),
+        }
     }
 }
 
@@ -43,8 +47,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_margin_that_would_stop_it_is_given_up() {
+        assert_eq!(Window::around(720, 1, 10), Window { page: 103, size: 7 });
+    }
+
+    #[test]
     fn it_holds_the_row_and_goes_on_to_newer_ones() {
-        for (most, margin, at_least) in [(10, 1, 1), (20, 1, 1), (37, 2, 8), (50, 3, 16), (99, 5, 40), (100, 5, 40)] {
+        for (most, margin, at_least) in [(16, 1, 1), (20, 1, 1), (37, 2, 8), (50, 3, 16), (99, 5, 40), (100, 5, 40)] {
             for offset in 0..5_000 {
                 let window = Window::around(offset, margin, most);
                 let (start, end) = (window.start(), window.start() + window.size);

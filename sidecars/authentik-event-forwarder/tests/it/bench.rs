@@ -9,7 +9,7 @@ use kit_authentik::emulator::{AuthentikServer, Generation, User};
 use kit_authentik::envelope::canonical;
 use kit_authentik::event::EventPk;
 use kit_authentik::signature::sign;
-use kit_journal::EventId;
+use kit_journal::{EventId, Journal, JournalSection};
 use kit_workbench::gateway::{Gateway, GatewayOptions};
 use kit_workbench::metrics::Metrics;
 use kit_workbench::process::{DaemonCommand, DaemonProcess};
@@ -94,6 +94,36 @@ impl Bench {
         }
         (self.daemon, self.public, self.admin) = run(&self.env).await;
         self.daemon.wait_ready(self.admin, DEADLINE).await.unwrap();
+    }
+
+    /// As [`Bench::restart`], with this value in the journal in place of what the daemon has recorded.
+    pub(crate) async fn restart_with_value(&mut self, name: &str, value: &str) {
+        self.daemon.kill9().await.unwrap();
+        let path = self.env.iter().find(|(name, _)| name == "SIDECAR_JOURNAL__PATH").unwrap().1.clone();
+        let section = JournalSection { path: path.into(), ..JournalSection::default() };
+        let clock = std::sync::Arc::new(kit::clock::SystemClock);
+        let (journal, task) =
+            Journal::open(&section, clock, &mut prometheus_client::registry::Registry::default()).unwrap();
+        let values = vec![(name.to_owned(), value.as_bytes().to_vec())];
+        journal.append_recording(Vec::new(), values).await.unwrap();
+        drop(journal);
+        tokio::task::spawn_blocking(move || task.close()).await.unwrap();
+        (self.daemon, self.public, self.admin) = run(&self.env).await;
+        self.daemon.wait_ready(self.admin, DEADLINE).await.unwrap();
+    }
+
+    /// Waits until `/readyz`, which is 200 all the time, says this of Authentik.
+    pub(crate) async fn wait_said(&self, text: &str) {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let (status, ready) = self.readyz().await;
+            assert_eq!(status, 200);
+            if ready["parts"]["authentik"].as_str().is_some_and(|said| said.contains(text)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{text}: {ready}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub(crate) fn webhook_url(&self) -> String {

@@ -17,7 +17,7 @@ const SINCE: (&str, &str) = ("SIDECAR_POLL__SINCE", "2020-01-01T00:00:00Z");
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_without_a_webhook_is_there_within_an_interval_and_both_give_one() {
     let authentik = authentik(Generation::V2026_2).await;
-    let before = authentik.happen(NewEvent::login(&ada()).at_micros(ago(1)));
+    let before = authentik.happen(NewEvent::login(&ada()).at_micros(ago(30)));
     let bench = Bench::beside(&authentik, &[]).await;
     bench.wait_metric("authentik_api_requests_total", &[], 4).await;
 
@@ -210,15 +210,92 @@ async fn only_what_is_wanted_is_asked_for_and_taken_in_either_dialect() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn idle_it_asks_once_an_interval() {
+async fn events_between_the_first_start_and_the_first_answer_are_taken() {
+    let authentik = authentik(Generation::V2026_2).await;
+    authentik.happen(NewEvent::login(&ada()).at_micros(ago(30)));
+    authentik.set_starting(true);
+    let mut bench = Bench::beside(&authentik, &[]).await;
+    bench.wait_metric("authentik_api_failures_total", &[], 1).await;
+    let while_away = authentik.happen(NewEvent::login(&ada()));
+    bench.restart(&[]).await;
+    bench.wait_metric("authentik_api_failures_total", &[], 1).await;
+    let last = authentik.happen(NewEvent::login(&ada()));
+
+    authentik.set_starting(false);
+
+    bench.wait_delivered(&[while_away, last]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_in_the_future_goes_back() {
+    let authentik = authentik(Generation::V2024_10).await;
+    let mut bench = Bench::beside(&authentik, &[]).await;
+    bench.wait_said("ready").await;
+    let position = r#"{"watermark":"2099-01-01T00:00:00.000Z","origin":"2026-01-01T00:00:00.000Z"}"#;
+    let before = authentik.happen(NewEvent::login(&ada()).at_micros(ago(3_600)));
+
+    bench.restart_with_value("authentik.poll.default", position).await;
+
+    let after = authentik.happen(NewEvent::login(&ada()));
+    bench.wait_delivered(&[before, after]).await;
+    assert!(bench.metric("authentik_poll_watermark_seconds", &[]).await < ago(-60).unsigned_abs() / 1_000_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_that_cannot_be_read_is_said_and_not_begun_anew() {
+    let authentik = authentik(Generation::V2026_2).await;
+    let mut bench = Bench::beside(&authentik, &[]).await;
+    bench.wait_said("ready").await;
+
+    bench.restart_with_value("authentik.poll.default", r#"{"cursor":7}"#).await;
+    bench.wait_said("value authentik.poll.default of the journal").await;
+    let missed = authentik.happen(NewEvent::login(&ada()));
+    bench.wait_said("value authentik.poll.default of the journal").await;
+
+    let position = r#"{"watermark":"2026-01-01T00:00:00.000Z","origin":"2026-01-01T00:00:00.000Z"}"#;
+    bench.restart_with_value("authentik.poll.default", position).await;
+    bench.wait_delivered(&[missed]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_restart_the_metric_says_how_far_it_was() {
+    let authentik = authentik(Generation::V2026_2).await;
+    let mut bench = Bench::beside(&authentik, &[]).await;
+    let pk = authentik.happen(NewEvent::login(&ada()));
+    bench.wait_delivered(&[pk]).await;
+    authentik.set_starting(true);
+    bench.restart(&[]).await;
+    bench.wait_metric("authentik_poll_watermark_seconds", &[], ago(300).unsigned_abs() / 1_000_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_service_accounts_writes_are_its_own() {
+    let authentik = authentik(Generation::V2026_2).await;
+    let token = authentik.admin_token();
+    let bench = Bench::beside(&authentik, &[("AUTHENTIK_TOKEN", &token)]).await;
+    bench.wait_said("ready").await;
+    let change = |user: &User| NewEvent::model(user, "updated", "authentik_core", "user", "5", "ada");
+    let own = authentik.happen(change(&User::new(7, "outrigger")));
+    let by_a_person = authentik.happen(change(&User::new(4, "akadmin")));
+
+    bench.wait_delivered(&[by_a_person]).await;
+    let excluded = bench.metric("authentik_events_excluded_total", &[("reason", "own_write")]).await;
+    assert_eq!(excluded, 1, "{own}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_it_asks_once_an_interval_also_after_a_busy_time() {
     let authentik = authentik(Generation::V2026_8).await;
     for n in 0..500 {
-        authentik.happen(NewEvent::login(&ada()).at_micros(ago(1_000 - n)));
+        authentik.happen(NewEvent::login(&ada()).at_micros(ago(900 - n)));
     }
-    let bench = Bench::beside(&authentik, &[("SIDECAR_POLL__INTERVAL_SECONDS", "0.5")]).await;
-    bench.wait_metric("authentik_api_requests_total", &[], 4).await;
+    // The usual overlap, and more in it before the newest event than a page has.
+    let settings = [SINCE, ("SIDECAR_POLL__INTERVAL_SECONDS", "0.5"), ("SIDECAR_POLL__OVERLAP_SECONDS", "300")];
+    let bench = Bench::beside(&authentik, &settings).await;
+    bench.wait_metric("authentik_events_total", &[("by", "poll")], 500).await;
+    bench.wait_said("ready").await;
     let (begun, before) = (Instant::now(), authentik.counts().requests);
-    bench.wait_metric("authentik_api_requests_total", &[], 10).await;
+    bench.wait_metric("authentik_api_requests_total", &[], before + 6).await;
     #[expect(clippy::cast_precision_loss, reason = "a few")]
     let (asked, intervals) = ((authentik.counts().requests - before) as f64, begun.elapsed().as_secs_f64() / 0.5);
     assert!(asked <= intervals + 1.5, "{asked} requests in {intervals} intervals");
