@@ -92,7 +92,8 @@ async fn a_lago_that_was_down_comes_back_with_its_books() {
     assert_eq!(lago.post(&event("sub", "1")).await.0, 200);
 
     let state = lago.server.stop().await;
-    let refused = lago.client.get(format!("http://{address}/health")).send().await.unwrap_err();
+    // A client that has no connection from before.
+    let refused = client().get(format!("http://{address}/health")).send().await.unwrap_err();
     assert!(refused.is_connect());
     let lago = Lago { server: LagoServer::start_with(address, state).await.unwrap(), client: client() };
 
