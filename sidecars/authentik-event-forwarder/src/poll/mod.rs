@@ -67,6 +67,8 @@ pub(crate) struct Poller {
     pub(crate) ready: Part,
     /// Until when the last look has read everything, while this process runs.
     pub(crate) covered: Option<Covered>,
+    /// That Authentik's clock was ahead has been said: where only one of several servers is, it is found again and again.
+    pub(crate) clock_said: bool,
 }
 
 /// Why a look ended early.
@@ -253,15 +255,16 @@ impl Poller {
     }
 
     /// The position, unless it lies in the future: then Authentik's clock was ahead, and it goes back.
-    async fn timely(&self, position: Position, first: &Page, asked: Instant) -> Result<Position, LookError> {
+    async fn timely(&mut self, position: Position, first: &Page, asked: Instant) -> Result<Position, LookError> {
         let latest = first.now.max(self.settings.since.unwrap_or_default());
         let timely = position.timely(latest, self.covered.map(|covered| covered.by(latest, asked)));
         if timely.is_corrected {
-            tracing::warn!(
-                "events were read up to {}, which is in the future: Authentik's clock was ahead; reading again from {}",
-                position.watermark,
-                timely.position.watermark
-            );
+            let (ahead, back) = (position.watermark, timely.position.watermark);
+            if !std::mem::replace(&mut self.clock_said, true) {
+                tracing::warn!(
+                    "events were read up to {ahead}, which is in the future: Authentik's clock was ahead; reading again from {back}"
+                );
+            }
             self.record(Vec::new(), Progress::Read(timely.position)).await?;
         }
         Ok(timely.position)
