@@ -161,6 +161,7 @@ fn start_reading(
         metrics: intake.metrics.clone(),
         ready,
         covered: None,
+        clock_said: false,
     };
     shell.spawn("poller", poller.run(shell.stop_token()));
     Ok(())

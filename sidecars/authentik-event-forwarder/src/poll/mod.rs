@@ -19,7 +19,6 @@ use kit::lifecycle::StopToken;
 use kit_authentik::api::{ApiError, AuthentikApi, EventPage, Filter, Version};
 use kit_authentik::event::Event;
 use kit_journal::{AppendError, Journal};
-use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use crate::admit::Admission;
@@ -68,6 +67,8 @@ pub(crate) struct Poller {
     pub(crate) ready: Part,
     /// Until when the last look has read everything, while this process runs.
     pub(crate) covered: Option<Covered>,
+    /// That Authentik's clock was ahead has been said: where only one of several servers is, it is found again and again.
+    pub(crate) clock_said: bool,
 }
 
 /// Why a look ended early.
@@ -254,15 +255,16 @@ impl Poller {
     }
 
     /// The position, unless it lies in the future: then Authentik's clock was ahead, and it goes back.
-    async fn timely(&self, position: Position, first: &Page, asked: Instant) -> Result<Position, LookError> {
+    async fn timely(&mut self, position: Position, first: &Page, asked: Instant) -> Result<Position, LookError> {
         let latest = first.now.max(self.settings.since.unwrap_or_default());
         let timely = position.timely(latest, self.covered.map(|covered| covered.by(latest, asked)));
         if timely.is_corrected {
-            tracing::warn!(
-                "events were read up to {}, which is in the future: Authentik's clock was ahead; reading again from {}",
-                position.watermark,
-                timely.position.watermark
-            );
+            let (ahead, back) = (position.watermark, timely.position.watermark);
+            if !std::mem::replace(&mut self.clock_said, true) {
+                tracing::warn!(
+                    "events were read up to {ahead}, which is in the future: Authentik's clock was ahead; reading again from {back}"
+                );
+            }
             self.record(Vec::new(), Progress::Read(timely.position)).await?;
         }
         Ok(timely.position)
@@ -356,26 +358,7 @@ impl Poller {
         let EventPage { events, count, has_next, server_time } = answer;
         // The header has seconds: what happened within this one is not ahead.
         let now = server_time.map_or(now, |time| time.plus_millis(999));
-        Ok(Page { window, len: events.len(), rows: self.rows(events), count, has_next, now })
-    }
-
-    fn rows(&self, events: Vec<Box<RawValue>>) -> Vec<Row> {
-        let mut rows: Vec<Row> = Vec::with_capacity(events.len());
-        for raw in events {
-            let read = Event::read(raw.get()).map(|event| (event.pk, event.created_micros()));
-            match read {
-                Ok((pk, created)) => {
-                    // Without a time it has that of its neighbour.
-                    let created = created.or_else(|| rows.last().map(|row| row.at.created)).unwrap_or_default();
-                    rows.push(Row { at: Place { created, pk }, raw });
-                }
-                Err(error) => {
-                    self.metrics.polls.unreadable.inc();
-                    tracing::error!(error = %error, "an event of Authentik's API cannot be read, going on without it: {error}");
-                }
-            }
-        }
-        rows
+        Ok(Page { window, len: events.len(), rows: page::rows(events, now), count, has_next, now })
     }
 
     /// Stores what is new on a page, oldest first, with how far has been read.
@@ -386,13 +369,23 @@ impl Poller {
         self.ask_for_people(&new).await;
         let (mut events, mut about) = (Vec::with_capacity(new.len()), Vec::with_capacity(new.len()));
         for row in &new {
-            let Ok(event) = Event::read(row.raw.get()) else { continue };
+            let event = match Event::read(row.raw.get()) {
+                Ok(event) => event,
+                Err(error) => {
+                    self.metrics.polls.unreadable.inc();
+                    let key = row.at.pk;
+                    tracing::error!(error = %error, "event {key} of Authentik's API cannot be read, it is kept as it is: {error}");
+                    events.push(row.kept(&self.admission));
+                    about.push((key, None, false));
+                    continue;
+                }
+            };
             let known = self.people.known(&event);
             match self.admission.event(&event, self.people.own_pk(), known.as_deref()) {
                 Ok(new) => {
                     let unenriched = known.is_none() && self.people.wants(&event);
                     events.push(new);
-                    about.push((event.pk, event.action, unenriched));
+                    about.push((event.pk, Some(event.action), unenriched));
                 }
                 Err(excluded) => {
                     // Once: it comes again with every look of the overlap.
@@ -412,7 +405,10 @@ impl Poller {
                 self.metrics.taken(By::Poll, Taken::Duplicate);
                 continue;
             }
-            self.metrics.accepted(By::Poll, &action);
+            match action {
+                Some(action) => self.metrics.accepted(By::Poll, &action),
+                None => self.metrics.taken(By::Poll, Taken::Unreadable),
+            }
             if unenriched {
                 self.metrics.unenriched.inc();
             }

@@ -227,6 +227,24 @@ async fn events_between_the_first_start_and_the_first_answer_are_taken() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_cannot_be_read_is_kept_once_and_said_once() {
+    let authentik = authentik(Generation::V2026_2).await;
+    let no_action = |seconds| NewEvent::of(&ada(), &"x".repeat(201), serde_json::json!({})).at_micros(ago(seconds));
+    authentik.happen(no_action(1_000));
+    let bench = Bench::beside(&authentik, &[]).await;
+    bench.wait_said("ready").await;
+    let pk = authentik.happen(no_action(0));
+    let next = authentik.happen(NewEvent::login(&ada()));
+
+    bench.wait_delivered(&[pk, next]).await;
+    let asked = bench.metric("authentik_api_requests_total", &[]).await;
+    bench.wait_metric("authentik_api_requests_total", &[], asked + 3).await;
+
+    assert_eq!(bench.types()["authentik.unreadable"], 1);
+    assert_eq!(bench.metric("authentik_api_unreadable_total", &[]).await, 1, "once, and none from before the start");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_position_in_the_future_goes_back() {
     let authentik = authentik(Generation::V2024_10).await;
     let mut bench = Bench::beside(&authentik, &[]).await;
