@@ -142,7 +142,7 @@ pub struct PollSection {
     pub overlap_seconds: f64,
     /// The first look ever takes events from this time on (RFC 3339), as far as Authentik still has them; without it those from now on.
     pub since: Option<String>,
-    /// Events in a request, 10 to 100: Authentik 2025.12 and later give no more.
+    /// Events in a request, 16 to 100: Authentik 2025.12 and later give no more.
     pub page_size: usize,
 }
 
@@ -355,8 +355,8 @@ impl PollSection {
         if !(1.0..=86_400.0).contains(&self.overlap_seconds) {
             problems.add("poll.overlap_seconds", "must be a number of seconds from 1 to a day");
         }
-        if !(10..=100).contains(&self.page_size) {
-            problems.add("poll.page_size", "must be between 10 and 100");
+        if !(16..=100).contains(&self.page_size) {
+            problems.add("poll.page_size", "must be between 16 and 100");
         }
         if self.since.is_some() && self.since().is_none() {
             problems.add("poll.since", "must be a time such as 2026-11-21T04:40:24Z");
