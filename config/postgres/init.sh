@@ -48,12 +48,14 @@ password_of() { # database, source
     printf '%s' "$value"
 }
 
-# What has to hold for a database, asked as its owner: it lets the owner in and has the extensions.
-is_there() { # database, owner, password, extensions
+# What has to hold for a database, asked as its owner: it lets the owner in, has the extensions, and the owner may what it must.
+is_there() { # database, owner, password, extensions, rights
     local missing
-    missing=$(PGPASSWORD=$3 psql -X -q -A -t -U "$2" -d "$1" -v wanted="$4" -f - <<'SQL' 2>/dev/null
-SELECT count(*) FROM unnest(string_to_array(nullif(:'wanted', '-'), ',')) AS name
-WHERE name NOT IN (SELECT extname FROM pg_extension);
+    missing=$(PGPASSWORD=$3 psql -X -q -A -t -U "$2" -d "$1" -v wanted="$4" -v rights="$5" -f - <<'SQL' 2>/dev/null
+SELECT (SELECT count(*) FROM unnest(string_to_array(nullif(:'wanted', '-'), ',')) AS name
+        WHERE name NOT IN (SELECT extname FROM pg_extension))
+     + (SELECT count(*) FROM pg_roles
+        WHERE rolname = current_user AND :'rights' = 'createdb' AND NOT (rolcreatedb OR rolsuper));
 SQL
     ) && [[ $missing == 0 ]]
 }
@@ -62,7 +64,7 @@ as_admin() { # database; reads SQL
     local file=${INIT_ADMIN_PASSWORD_FILE:?names the file with the password of the administrator}
     [[ -r $file ]] || refuse "the administrator's password is missing: make the file compose/secrets/${file##*/}"
     PGPASSWORD=$(<"$file") psql -X -q -v ON_ERROR_STOP=1 -v owner="$owner" -v database="$database" \
-        -U "${INIT_ADMIN_USER:-postgres}" -d "$1" -o /dev/null -f -
+        -v rights="$rights" -U "${INIT_ADMIN_USER:-postgres}" -d "$1" -o /dev/null -f -
 }
 
 make() {
@@ -77,6 +79,8 @@ WHERE (SELECT rolsuper FROM pg_roles WHERE rolname = current_user);
 SELECT pg_advisory_lock(7241, 1);
 SELECT format('CREATE ROLE %I', :'owner') WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = :'owner') \gexec
 SELECT format('ALTER ROLE %I LOGIN PASSWORD %L', :'owner', :'password') \gexec
+SELECT format('ALTER ROLE %I CREATEDB', :'owner')
+WHERE :'rights' = 'createdb' AND NOT (SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = :'owner') \gexec
 -- An administrator that is no superuser, as managed servers have it, may only give away to roles it belongs to.
 SELECT format('GRANT %I TO CURRENT_USER', :'owner')
 WHERE NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AND NOT pg_has_role(current_user, :'owner', 'MEMBER') \gexec
@@ -106,14 +110,16 @@ done
 for database in ${INIT_DATABASES:-}; do
     line=$(awk -v name="$database" '$1 == name' "$list")
     [[ -n $line ]] || refuse "no line for database $database in config/postgres/databases"
-    read -r _ owner source extensions <<<"$line"
+    read -r _ owner source extensions rights <<<"$line"
+    rights=${rights:--}
+    [[ $rights == - || $rights == createdb ]] || refuse "database $database has the right '$rights' in $list: it is createdb or none"
     password=$(password_of "$database" "$source")
-    if is_there "$database" "$owner" "$password" "$extensions"; then
+    if is_there "$database" "$owner" "$password" "$extensions" "$rights"; then
         say "database $database is there"
     else
         make
         # Asked again as its owner: what is reported as made can be used.
-        is_there "$database" "$owner" "$password" "$extensions" ||
+        is_there "$database" "$owner" "$password" "$extensions" "$rights" ||
             refuse "database $database was made, yet $owner is not let in: see the log of the server"
         say "database $database is made"
     fi

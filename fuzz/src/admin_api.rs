@@ -12,6 +12,7 @@ use axum::body::Body;
 use axum::http::{Method, Request, StatusCode, Uri};
 use http_body_util::BodyExt as _;
 use kit::admin::{AdminState, Readiness, router};
+use kit::api::Title;
 use kit::clock::{ManualClock, SharedClock};
 use kit::secret::Secret;
 use kit::serve::ConnInfo;
@@ -28,6 +29,7 @@ use crate::samples::{EVENTS, SINK, THEN, fill, fresh};
 use crate::scratch::Scratch;
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+const TITLE: Title = Title { name: "fuzz", version: "0", text: "The admin API of nobody." };
 
 /// Kept from one input to the next until one has changed it.
 static BENCH: Mutex<Option<Bench>> = Mutex::new(None);
@@ -84,12 +86,10 @@ impl Bench {
             Journal::open(&section, Arc::clone(&clock), &mut Registry::default()).expect("a good journal opens");
         let status = Arc::new(Mutex::new(SinkStatus { circuit: "closed", ..SinkStatus::default() }));
         let sinks = Arc::new(BTreeMap::from([(SINK.to_owned(), status)]));
-        let (routes, openapi) =
-            api::router(ApiState { journal, clock, sinks, at_work: Arc::default(), choosy: api::Choosy::default() })
-                .split_for_parts();
+        let api = api::api(ApiState { journal, clock, sinks, at_work: Arc::default(), choosy: api::Choosy::default() });
         let metrics = Arc::new(Metrics::new("fuzz", "0"));
         let token = Some(Secret::from(TOKEN.to_owned()));
-        let app = router(AdminState { metrics, readiness: Readiness::default(), token, api: routes, openapi });
+        let app = router(AdminState { metrics, readiness: Readiness::default(), token, api, title: TITLE });
         let mut bench = Self { app, task, totals: Value::Null, _folder: folder };
         bench.totals = bench.totals().await;
         bench

@@ -44,11 +44,11 @@ impl Running {
         let folder = Scratch::new();
         let (public, admin) = (free(), free());
         let mut config = Config::default();
-        config.listen.public = public.to_string();
-        config.listen.admin = admin.to_string();
-        config.listen.head_timeout_seconds = 2.0;
-        config.listen.body_timeout_seconds = 2.0;
-        config.listen.idle_timeout_seconds = 2.0;
+        config.process.listen.public = public.to_string();
+        config.process.listen.admin = admin.to_string();
+        config.process.listen.head_timeout_seconds = 2.0;
+        config.process.listen.body_timeout_seconds = 2.0;
+        config.process.listen.idle_timeout_seconds = 2.0;
         config.journal.path = folder.path("j.db");
         config.lago.hmac_key = Some(Secret::from(HMAC_KEY.to_owned()));
         let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../sidecars/kit-lago/tests/fixtures/captures");
@@ -59,9 +59,9 @@ impl Running {
             ..OrganizationSection::default()
         };
         config.lago.organizations.insert("acme".to_owned(), jwt);
-        config.admin.token = Some(Secret::from("0123456789abcdef0123456789abcdef".to_owned()));
+        config.process.admin.token = Some(Secret::from("0123456789abcdef0123456789abcdef".to_owned()));
         // Nobody listens there: deliveries wait.
-        config.gateway.url = Some("http://127.0.0.1:9".to_owned());
+        config.outgoing.gateway.url = Some("http://127.0.0.1:9".to_owned());
         let mut shell = Shell::new();
         let metrics = Arc::new(Metrics::new("fuzz", "0"));
         runtime().block_on(LagoWebhookProcessor::start(config, metrics, &mut shell)).expect("the daemon starts");

@@ -19,6 +19,7 @@ pub mod filters;
 pub mod gateway_answer;
 pub mod hmac;
 pub mod http_server;
+pub mod identity;
 pub mod journal_model;
 pub mod journal_open;
 pub mod jwt;
@@ -61,6 +62,7 @@ targets! {
     gateway_answer: 1_000,
     hmac: 4_000,
     http_server: 1_000,
+    identity: 4_000,
     journal_model: 600,
     journal_open: 300,
     jwt: 2_000,

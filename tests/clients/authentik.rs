@@ -21,8 +21,8 @@ use crate::{DEADLINE, ENVIRONMENT};
 
 const SECRET: &str = "webhook-secret-0123456789abcdef0123456789";
 const EVENTS: [&str; 5] = ["login", "model_created", "custom", "test", "anonymous"];
-/// One of each generation.
-const VERSIONS: [&str; 5] = ["2024.10", "2025.4", "2025.8", "2026.2", "2026.8"];
+/// Those in which something about tags, fields or tasks has changed.
+const VERSIONS: [&str; 8] = ["2024.10", "2025.4", "2025.8", "2025.10", "2025.12", "2026.2", "2026.5", "2026.8"];
 
 fn committed(name: &str) -> PathBuf {
     repository().join("config/authentik").join(name)

@@ -134,6 +134,66 @@ fn a_secret_that_is_not_made_yet_is_asked_for_by_name() {
     assert!(said.contains("REDIS_PASSWORD") && said.contains("./up"), "{said}");
 }
 
+/// Where there is no gateway, none may be made up: each event would wait for it for ever, and fill the disk.
+#[test]
+fn no_gateway_is_none() {
+    let site = site(true);
+    for (given, expected) in [("", ""), ("http://gateway.example", "http://gateway.example")] {
+        let Some(output) = config(&site, "sidecars.yml", &[("BRAIN_GATEWAY_URL", given)]) else {
+            return skip("docker-compose is not installed; an empty BRAIN_GATEWAY_URL is not looked at");
+        };
+        let merged: Map<String, Value> = serde_saphyr::from_str(&String::from_utf8_lossy(&output.stdout)).unwrap();
+        let mut seen = 0;
+        for (name, service) in merged["services"].as_object().unwrap() {
+            if let Some(url) = service["environment"].get("BRAIN_GATEWAY_URL") {
+                assert_eq!(url.as_str().unwrap_or(""), expected, "{name}");
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, 4);
+    }
+}
+
+/// A managed Redis with TLS is spoken to with TLS by everybody who speaks to it.
+#[test]
+fn redis_with_tls_is_for_all_of_them() {
+    let site = site(true);
+    let everybody = "managed.yml:lago.yml:shared-lago.yml:authentik.yml:monitoring.yml";
+    let given = [
+        ("POSTGRES_HOST", "db.example.com"),
+        ("REDIS_HOST", "redis.example.com"),
+        ("REDIS_SCHEME", "rediss"),
+        ("AUTHENTIK_REDIS_TLS", "true"),
+    ];
+    let Some(output) = config(&site, everybody, &given) else {
+        return skip("docker-compose is not installed; a Redis with TLS is not looked at");
+    };
+    assert!(output.status.success(), "{}", said(&output));
+    let merged: Map<String, Value> = serde_saphyr::from_str(&String::from_utf8_lossy(&output.stdout)).unwrap();
+    let mut seen = BTreeSet::new();
+    for (name, service) in merged["services"].as_object().unwrap() {
+        for (variable, value) in service["environment"].as_object().into_iter().flatten() {
+            let value = value.as_str().unwrap_or_default();
+            assert!(!value.contains("redis://"), "{name}: {variable}={value}");
+            if value.starts_with("rediss://redis.example.com:6379")
+                || variable == "AUTHENTIK_REDIS__TLS" && value == "true"
+            {
+                seen.insert(name.as_str());
+            }
+        }
+    }
+    let expected = [
+        "authentik-server",
+        "authentik-worker",
+        "lago-api",
+        "lago-clock",
+        "lago-migrate",
+        "lago-worker",
+        "redis-exporter",
+    ];
+    assert_eq!(seen, BTreeSet::from(expected));
+}
+
 /// Runs compose-lint on a file; any finding that the configuration does not name fails.
 fn compose_lint(venv: &Path, file: &Path, configuration: &str) -> Output {
     let mut command = Command::new(venv.join("bin/compose-lint"));

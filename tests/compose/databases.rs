@@ -88,6 +88,28 @@ fn databases_roles_and_extensions_are_made_once_and_kept() {
     }
 }
 
+/// `rake db:create` of Lago's `scripts/migrate.sh`: Rails goes on when the database is there (42P04), and ends when it may not be
+/// made (42501), which PostgreSQL looks at first.
+#[test]
+fn lago_s_migrations_may_find_its_database_there() {
+    let mut init = Init::new();
+    init.variables.push(("LAGO_DATABASE_PASSWORD", "lagos-own".to_owned()));
+    // As an earlier version of the list has made it.
+    init.database.sql("postgres", "CREATE ROLE lago LOGIN PASSWORD 'lagos-own'").unwrap();
+    init.database.sql("postgres", "CREATE DATABASE lago OWNER lago").unwrap();
+
+    init.run("lago authentik");
+    let again = init.run("lago authentik");
+
+    let create = "CREATE DATABASE lago ENCODING = 'unicode'";
+    let said = init.sql_as("lago", "lagos-own", "postgres", create).unwrap_err();
+    assert!(said.contains("already exists"), "{said}");
+    assert!(again.contains("database lago is there"), "{again}");
+    // Nobody else may.
+    let said = init.sql_as("authentik", "authentiks-own", "postgres", "CREATE DATABASE mine").unwrap_err();
+    assert!(said.contains("permission denied"), "{said}");
+}
+
 #[test]
 fn a_password_follows_its_secret() {
     let mut init = Init::new();
@@ -136,7 +158,11 @@ fn what_is_wrong_is_named() {
     let init = Init::new();
     let list = init
         .secrets
-        .write("list", "bad bad env:BAD_PASSWORD pgvector\nodd odd plain -\ngone gone env:BAD_PASSWORD nothing\n")
+        .write(
+            "list",
+            "bad bad env:BAD_PASSWORD pgvector\nodd odd plain -\ngone gone env:BAD_PASSWORD nothing\n\
+             much much env:BAD_PASSWORD - superuser\n",
+        )
         .unwrap();
 
     let check = |databases: &str, variables: &[(&str, &str)], expected: &str| {
@@ -151,6 +177,7 @@ fn what_is_wrong_is_named() {
     check("bad", &with_list, "the extension of pgvector is called vector");
     check("odd", &with_list, "'plain': it is file:<secret> or env:<VARIABLE>");
     check("gone", &with_list, "extension nothing cannot be made in database gone");
+    check("much", &with_list, "the right 'superuser'");
     let nobody = free_port().unwrap().to_string();
     check("", &[("INIT_PORT", &nobody), ("INIT_WITHIN", "1")], "does not answer");
     let other = format!("127.0.0.1:{nobody}");

@@ -7,32 +7,55 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(repository().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The stages that become images, by name. Where files come from is taken out: there it is a stage, here the context.
-fn images(path: &str) -> Vec<(String, Vec<String>)> {
+/// A stage that becomes an image: its name, what it is filled with, and everything else that is said of it.
+struct Image {
+    name: String,
+    filled: Vec<String>,
+    said: Vec<String>,
+}
+
+/// The stages that become images.
+fn images(path: &str) -> Vec<Image> {
     let text = read(path);
-    let mut images: Vec<(String, Vec<String>)> = Vec::new();
+    let mut images: Vec<Image> = Vec::new();
     let mut is_image = false;
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
         if let Some(stage) = line.strip_prefix("FROM ") {
             is_image = stage.starts_with("scratch AS ");
             if is_image {
-                images.push((stage.trim_start_matches("scratch AS ").to_owned(), Vec::new()));
+                let name = stage.trim_start_matches("scratch AS ").to_owned();
+                images.push(Image { name, filled: Vec::new(), said: Vec::new() });
             }
-        } else if is_image && let Some((_, lines)) = images.last_mut() {
-            lines.push(line.replace("--from=build ", "").replace("/image/", ""));
+        } else if is_image && let Some(image) = images.last_mut() {
+            let is_filling = line.starts_with("COPY ") || line.starts_with("ADD ");
+            if is_filling { &mut image.filled } else { &mut image.said }.push(line.to_owned());
         }
     }
     images
 }
 
+/// What the archives of `compose/context` hold is looked at in the images themselves, by T22; the other file can only be read.
 #[test]
 fn images_of_prebuilt_binaries_end_as_those_from_source() {
     let (published, tested) = (images("compose/Dockerfile"), images("compose/Dockerfile.prebuilt"));
 
-    let names: Vec<&str> = published.iter().map(|(name, _)| name.as_str()).collect();
+    let names: Vec<&str> = published.iter().map(|image| image.name.as_str()).collect();
     let expected = [&DAEMONS[..], &[SEEDER, "outrigger"]].concat();
     assert_eq!(names, expected, "a target for every daemon, the seeder and the command line");
-    assert_eq!(published, tested);
+    assert_eq!(names, tested.iter().map(|image| image.name.as_str()).collect::<Vec<_>>());
+    for (published, tested) in published.iter().zip(&tested) {
+        let name = &published.name;
+        assert_eq!(published.said, tested.said, "{name}");
+        assert_eq!(tested.filled, [format!("ADD {name}.tar /")]);
+        let state = "COPY --from=build --chown=65532:65532 /image/state /var/lib/outrigger".to_owned();
+        let mut expected = vec![
+            "COPY --from=build /image/passwd /image/group /etc/".to_owned(),
+            "COPY --from=build /image/ca-certificates.crt /etc/ssl/certs/".to_owned(),
+        ];
+        expected.extend(DAEMONS.contains(&name.as_str()).then_some(state));
+        expected.push(format!("COPY --from=build /image/{name} /usr/bin/"));
+        assert_eq!(published.filled, expected);
+    }
 }
 
 #[test]
@@ -41,7 +64,7 @@ fn the_version_is_the_workspace_s_everywhere() {
 
     for path in ["compose/Dockerfile", "compose/Dockerfile.prebuilt"] {
         let wanted = format!("ARG VERSION={version}");
-        let of_images = images(path).into_iter().filter(|(_, lines)| lines.contains(&wanted)).count();
+        let of_images = images(path).into_iter().filter(|image| image.said.contains(&wanted)).count();
         assert_eq!(of_images, DAEMONS.len() + 2, "{path}: {wanted}");
     }
     let example = read("compose/.env.example");

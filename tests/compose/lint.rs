@@ -22,6 +22,7 @@ pub(crate) const RULES: &[(&str, &str)] = &[
     ("no-privilege", "no privileges, devices or namespaces of the host"),
     ("least-privilege", "capabilities are dropped, and none can be gained"),
     ("logging-limits", "logs are bounded"),
+    ("logging-tag", "lines in Loki have the name of their container"),
     ("limits", "memory and processes are bounded"),
     ("restart-policy", "what runs comes back, what runs once does not"),
     ("networks", "networks are declared, and databases have no way out"),
@@ -45,6 +46,7 @@ pub(crate) const RULES: &[(&str, &str)] = &[
     ("sidecar-secrets", "secrets come as files"),
     ("sidecar-admin", "the admin listener has no port on the host"),
     ("sidecar-profile", "each is switched by a profile of its own name"),
+    ("sidecar-image", "nobody else's image is run under the name of ours"),
     ("sidecar-order", "they start in any order"),
     // Variables.
     ("explained", "every variable is explained in .env.example"),
@@ -217,9 +219,15 @@ fn common(project: &Project<'_>, service: &Service<'_>, findings: &mut Vec<Findi
     if !service.list("security_opt").contains(&"no-new-privileges:true") {
         find("least-privilege", "add security_opt: [\"no-new-privileges:true\"]".into());
     }
-    let logging = service.get("logging").and_then(|logging| logging.pointer("/options/max-size"));
-    if logging.is_none() {
+    let logging = |option: &str| service.get("logging").and_then(|logging| logging.get("options")?.get(option));
+    if logging("max-size").is_none() {
         find("logging-limits", "add logging with the options max-size and max-file".into());
+    }
+    if logging("tag").is_none_or(|tag| tag != "{{.Name}}") {
+        find(
+            "logging-tag",
+            "add the logging option tag: \"{{.Name}}\": by it config/vector/vector.yaml knows whose a line is".into(),
+        );
     }
     for key in ["mem_limit", "pids_limit"] {
         if service.get(key).is_none() {

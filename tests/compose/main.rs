@@ -5,6 +5,8 @@
 mod combinations;
 mod databases;
 mod dockerfiles;
+mod entrypoints;
 mod lint;
 mod project;
 mod sbom;
+mod secrets;

@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 /// How long a block may take, and how long it is asked again for what it is to show: a broker that starts on a busy machine.
 const BLOCK_DEADLINE: Duration = Duration::from_secs(120);
 /// How long what a page has left behind may take to end when it is asked to.
-const END_DEADLINE: Duration = Duration::from_secs(10);
+const END_DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(200);
 
 /// A block of commands on a page.

@@ -1,6 +1,6 @@
 //! Environments that nobody should be able to start with.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +9,7 @@ use outrigger_tests::binaries;
 use outrigger_tests::experiment::{Outcome, Trial};
 use outrigger_tests::rig::{DAEMON, Mode, Rig};
 
-const END_DEADLINE: Duration = Duration::from_secs(10);
+const END_DEADLINE: Duration = Duration::from_secs(30);
 /// Stands in for every secret of the table; must not be seen again.
 const CANARY: &str = "canary-5e1f7ab0-short";
 const LONG_CANARY: &str = "canary-5e1f7ab0-long-enough-to-be-a-token-of-the-api";
@@ -131,6 +131,9 @@ fn table(rig: &Rig) -> Result<Vec<Case>> {
         wrong("SIDECAR_LISTEN__MAX_CONNECTIONS", "0"),
         wrong("SIDECAR_LISTEN__HEAD_TIMEOUT_SECONDS", "0"),
         wrong("SIDECAR_LISTEN__MEMORY_BUDGET_BYTES", "1"),
+        // Less than what one request may have: such a request would never be read to its end.
+        wrong("SIDECAR_LISTEN__MEMORY_BUDGET_BYTES", "5000000"),
+        case(&[("SIDECAR_LAGO__BODY_LIMIT_BYTES", "67108864")], &["SIDECAR_LISTEN__MEMORY_BUDGET_BYTES"]),
         // The admin token.
         wrong("SIDECAR_ADMIN__TOKEN_FILE", &short),
         wrong("SIDECAR_ADMIN__TOKEN_FILE", &absent),
@@ -160,6 +163,50 @@ fn table(rig: &Rig) -> Result<Vec<Case>> {
             &[hmac_file, "SIDECAR_ADMIN__TOKEN_FILE", "SIDECAR_GATEWAY__SIGNING_SECRET_FILE"],
         ),
     ])
+}
+
+/// F32: a journal of another user, as a restore by root leaves it, and parts of one, as root's `sqlite3` does.
+pub(crate) async fn a_journal_that_cannot_be_written_is_named(_: Trial) -> Result<Outcome> {
+    let mut rig = Rig::new(Mode::Hmac, &[]).await?;
+    rig.start().await?;
+    rig.kill().await?;
+    // Where this is root, who may write everything, the daemon is another user.
+    let is_root = std::fs::metadata(rig.scratch.path())?.uid() == 0;
+    let state = rig.journal_path().parent().context("the journal has a folder")?.to_owned();
+    let program = rig.scratch.file("daemon");
+    std::fs::copy(binaries::daemon(DAEMON)?, &program)?;
+    for (path, mode) in [(rig.scratch.path().to_owned(), 0o777), (state, 0o777), (program.clone(), 0o755)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    }
+    for file in std::fs::read_dir(rig.scratch.path())? {
+        let file = file?.path();
+        if file.is_file() && file != program {
+            std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o666))?;
+        }
+    }
+    let beside = |suffix: &str| format!("{}{suffix}", rig.journal_path().display());
+    let all = ["", "-wal", "-shm", ".lock"].map(beside);
+    for wrong in &all {
+        for file in &all {
+            let mode = if file == wrong { 0o644 } else { 0o666 };
+            let mode = if is_root || file != wrong { mode } else { 0o444 };
+            std::fs::set_permissions(file, std::fs::Permissions::from_mode(mode))?;
+        }
+        let before = std::fs::read(wrong)?;
+        let mut command = DaemonCommand::new(&program).envs(rig.environment().to_vec());
+        if is_root {
+            command =
+                command.wrapped("/usr/bin/setpriv", ["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]);
+        }
+        let mut process = command.spawn()?;
+        let exit = process.wait(END_DEADLINE).await.with_context(|| format!("it started with {wrong}"))?;
+        let said = process.stderr();
+        ensure!(exit.code == Some(78) && said.lines().count() == 1, "{wrong}: {exit}: {said}");
+        ensure!(said.contains(&format!("{wrong} (SIDECAR_JOURNAL__PATH)")), "{wrong} is not named: {said}");
+        ensure!(said.contains("ermission denied"), "{wrong}: no reason: {said}");
+        ensure!(std::fs::read(wrong)? == before, "{wrong} was changed");
+    }
+    Ok(Outcome::new(all.len(), "exit 78, the file named"))
 }
 
 /// F32: with any of these environments the daemon does not start, exits with 78, and says so in one

@@ -484,7 +484,7 @@ pub(crate) async fn account(rig: Rig, load: Load, client: &Client, found: &mut F
 }
 
 /// Stops the daemon, which must have nothing to say.
-async fn finish(mut rig: Rig) -> Result<()> {
+pub(crate) async fn finish(mut rig: Rig) -> Result<()> {
     let (exit, took) = rig.stop().await?;
     ensure!(exit.code == Some(0) && took <= outrigger_tests::rig::STOP_LIMIT, "ended with {exit} after {took:?}");
     let log = std::fs::read_to_string(rig.scratch.file("daemon.log"))?;

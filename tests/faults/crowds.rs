@@ -401,9 +401,9 @@ pub(crate) async fn without_file_descriptors_it_waits_and_recovers(trial: Trial)
         most = most.max(share);
         rig.gateway.wait_for_unique(number + 1, REQUEST_DEADLINE).await.context("deliveries while starved")?;
         if !from_the_start {
-            let said = rig.process()?.stdout();
-            ensure!(said.contains("cannot be accepted"), "nothing was said about it");
-            let lines = said.lines().filter(|line| line.contains("cannot be accepted")).count();
+            let process = rig.process()?;
+            process.wait_for_line(|line| line.contains("cannot be accepted"), REQUEST_DEADLINE).await?;
+            let lines = process.stdout().lines().filter(|line| line.contains("cannot be accepted")).count();
             ensure!(lines <= 4, "it was said {lines} times");
             limit_files(pid, allowed).await?;
         }

@@ -87,6 +87,10 @@ async fn watch(outage: &mut Outage) -> Result<()> {
     let mut reasons = 0;
     while begin.elapsed() < WATCHED {
         ensure!(!outage.send().await?, "a webhook is accepted {:?} after the disk died", begin.elapsed());
+        // It follows the first refusal, and stays as it is.
+        if reasons == 0 {
+            ensure!(!outage.says_ready().await?, "ready on a dead disk");
+        }
         let readiness = raw::get(outage.rig.admin, "/readyz", REQUEST_DEADLINE).await?;
         ensure!(readiness.status == 503, "ready on a dead disk: {}", readiness.text());
         let reason = readiness.json()?["parts"]["journal"].as_str().map(str::to_owned);
@@ -102,6 +106,8 @@ async fn watch(outage: &mut Outage) -> Result<()> {
     ensure!(!outage.send().await?, "a webhook is accepted on a dead disk");
     let process = outage.rig.process()?;
     ensure!(process.try_exit()?.is_none(), "the daemon ended");
+    // Its lines come a moment after its answers.
+    process.wait_for_line(|line| line.contains("journal commit failed"), REQUEST_DEADLINE).await?;
     let log = process.stdout();
     let loud = log.lines().filter(|line| line.contains("\"WARN\"") || line.contains("\"ERROR\"")).count();
     ensure!(loud <= LINES, "{loud} lines of warnings in {WATCHED:?}:\n{log}");

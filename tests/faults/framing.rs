@@ -145,7 +145,11 @@ const TARGETS: &[&str] = &[
 
 /// T9 and T16.
 pub(crate) async fn no_second_request_is_hidden_in_a_first(_: Trial) -> Result<Outcome> {
-    let rig = Rig::started(Mode::Hmac, &[]).await?;
+    none_is_hidden(Rig::started(Mode::Hmac, &[]).await?).await
+}
+
+/// The same for any daemon that takes webhooks.
+pub(crate) async fn none_is_hidden(rig: Rig) -> Result<Outcome> {
     let mut wrong = Vec::new();
     for case in CASES {
         if let Err(error) = judge(&rig, case).await {
@@ -153,7 +157,10 @@ pub(crate) async fn no_second_request_is_hidden_in_a_first(_: Trial) -> Result<O
         }
         ensure!(rig.taken().await? == 0, "{}: a hidden request was taken", case.what);
     }
-    for target in TARGETS {
+    // Authentik's own path may end with a slash: it would follow a redirect with a GET.
+    let taken = format!("{}/", rig.path());
+    let is_forwarder = rig.path() != "/webhooks/lago";
+    for target in TARGETS.iter().filter(|target| !is_forwarder || rig.as_own(target) != taken) {
         if let Err(error) = misses(&rig, target).await {
             wrong.push(format!("{target}: {error:#}"));
         }
@@ -167,15 +174,15 @@ pub(crate) async fn no_second_request_is_hidden_in_a_first(_: Trial) -> Result<O
 }
 
 /// A genuine webhook as it would stand on the wire.
-fn genuine(rig: &Rig, line: &str, headers: &str, body: &str) -> Result<String> {
-    let signature = rig.sign(BODY)?;
-    let headers = headers.replace("{n}", &BODY.len().to_string());
-    Ok(format!("{line}{headers}X-Lago-Unique-Key: hidden\r\nX-Lago-Signature: {signature}\r\n\r\n{body}"))
+fn genuine(rig: &Rig, line: &str, headers: &str, body: Option<&str>) -> Result<String> {
+    let (own, proof) = rig.genuine("hidden", BODY)?;
+    let headers = headers.replace("{n}", &own.len().to_string());
+    Ok(format!("{}{headers}{proof}\r\n{}", rig.as_own(line), body.unwrap_or(&own)))
 }
 
 async fn judge(rig: &Rig, case: &Case) -> Result<()> {
-    let first = genuine(rig, case.line, case.headers, case.body.unwrap_or(BODY))?;
-    let hidden = genuine(rig, LINE, &format!("{HOST}Content-Length: {{n}}\r\n"), BODY)?;
+    let first = genuine(rig, case.line, case.headers, case.body)?;
+    let hidden = genuine(rig, LINE, &format!("{HOST}Content-Length: {{n}}\r\n"), None)?;
     let mut connection = RawConnection::open(rig.public).await?;
     let answer = connection.exchange((first + &hidden).as_bytes(), REQUEST_DEADLINE).await;
     match answer {
@@ -199,7 +206,7 @@ async fn judge(rig: &Rig, case: &Case) -> Result<()> {
 
 async fn misses(rig: &Rig, target: &str) -> Result<()> {
     let line = format!("POST {target} HTTP/1.1\r\n");
-    let request = genuine(rig, &line, &format!("{HOST}Content-Length: {{n}}\r\n"), BODY)?;
+    let request = genuine(rig, &line, &format!("{HOST}Content-Length: {{n}}\r\n"), None)?;
     let answer = kit_workbench::raw::exchange(rig.public, request.as_bytes(), REQUEST_DEADLINE).await?;
     // 401 for what looks like an organisation: whether there is one is nobody's business.
     ensure!(matches!(answer.status, 400 | 401 | 404), "answered {} {}", answer.status, answer.text());

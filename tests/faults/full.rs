@@ -195,7 +195,7 @@ impl Outage {
 
     /// Whether it still says that it is ready, a moment after it has refused a webhook. It may be: what was refused has
     /// made it empty its log, and there is room again.
-    async fn says_ready(&self) -> Result<bool> {
+    pub(crate) async fn says_ready(&self) -> Result<bool> {
         let begin = Instant::now();
         while begin.elapsed() < TOLD_WITHIN {
             if raw::get(self.rig.admin, "/readyz", REQUEST_DEADLINE).await?.status == 503 {

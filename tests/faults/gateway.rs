@@ -135,6 +135,54 @@ pub(crate) async fn every_answer_does_what_is_documented(trial: Trial) -> Result
     every_answer_to(trial, Rig::new(Mode::Hmac, &[]).await?).await
 }
 
+/// F16: a gateway that asks everybody to wait, with the circuit that ships: no event comes again before its time, and nothing
+/// at all once the circuit is open.
+pub(crate) async fn a_gateway_that_asks_all_to_wait_is_left_alone(trial: Trial) -> Result<Outcome> {
+    const ASKED: Duration = Duration::from_secs(3);
+    const EVENTS: usize = 20;
+    /// An answer is noted a moment after it was written.
+    const NOTED: Duration = Duration::from_millis(20);
+    let mut rig = Rig::new(Mode::Hmac, &[]).await?;
+    rig.start().await?;
+    let (mut ledger, mut arrivals) = (Ledger::new(), 0);
+    for round in 0..trial.count {
+        trial.progress(round);
+        rig.gateway.forget();
+        rig.gateway.set_behaviour(Behaviour::retry_after(503, "3"));
+        let names: Vec<String> = (0..EVENTS).map(|number| format!("{number}-{round}")).collect();
+        for sent in try_join_all(names.iter().map(|name| named::post(&rig, name))).await? {
+            ledger.sent(sent);
+        }
+        // Two probes long.
+        tokio::time::sleep(ASKED * 2 + ASKED / 2).await;
+        rig.gateway.set_behaviour(Behaviour::Ok);
+        rig.drained().await?;
+        let received = rig.gateway.received();
+        arrivals += received.len();
+        let mut answered: BTreeMap<String, Moment> = BTreeMap::new();
+        for one in &received {
+            let id = one.event_id.clone().context("an event has an id")?;
+            let before = answered.insert(id.clone(), one.answered_at.unwrap_or(one.at));
+            if let Some(waited) = before.map(|before| one.at.since(before)) {
+                ensure!(waited + NOTED >= ASKED, "event {id} came again after {waited:?}");
+            }
+        }
+        // What went out before the circuit opened was under way together.
+        let times: Vec<Moment> = received.iter().map(|one| one.at).collect();
+        for pair in times.windows(2).take_while(|pair| pair[0].since(times[0]) < ASKED * 2) {
+            let pause = pair[1].since(pair[0]);
+            ensure!(
+                pause < Duration::from_secs(1) || pause + NOTED >= ASKED,
+                "{pause:?} after the one before something came, {} of {}",
+                times.iter().filter(|at| **at < pair[1]).count(),
+                times.len()
+            );
+        }
+    }
+    let report = rig.settle(ledger, &format!("F16-wait-{}", trial.seed)).await?;
+    Ok(Outcome::new(arrivals, format!("{} delivered, 0 lost, none early", report.delivered_unique)))
+}
+
 /// The same for any daemon that takes webhooks; the rig is not started.
 pub(crate) async fn every_answer_to(trial: Trial, mut rig: Rig) -> Result<Outcome> {
     let elsewhere = ChaosProxy::start(rig.gateway.addr()).await?;

@@ -18,7 +18,7 @@ use kit_workbench::raw;
 use outrigger_tests::api::{self, Route, ask, ask_with_token};
 use outrigger_tests::binaries;
 use outrigger_tests::experiment::{Outcome, Trial};
-use outrigger_tests::rig::{DAEMON, ISSUER, Mode, REQUEST_DEADLINE, Rig};
+use outrigger_tests::rig::{DAEMON, ISSUER, Mode, REQUEST_DEADLINE, Rig, forwarder};
 use serde_json::json;
 
 /// One value of a log line, decoded, and the whole line, escapes included.
@@ -90,6 +90,13 @@ fn judge_line(line: &str) -> Result<serde_json::Value> {
 /// stranger, the gateway or an operator fills: each log line is one JSON object of bounded size, none
 /// is forged, and no body, header, path or answer is in them, at the most talkative level.
 pub(crate) async fn no_text_from_outside_forges_or_floods_the_log(trial: Trial) -> Result<Outcome> {
+    let settings =
+        [("SIDECAR_LAGO__BODY_LIMIT_BYTES", "67108864"), ("SIDECAR_LISTEN__MEMORY_BUDGET_BYTES", "134217728")];
+    none_forges_or_floods(trial, Rig::new(Mode::Hmac, &settings).await?).await
+}
+
+/// The same for any daemon that takes webhooks, not started yet, with room for large bodies.
+pub(crate) async fn none_forges_or_floods(trial: Trial, mut rig: Rig) -> Result<Outcome> {
     // The judge sees what it should.
     for bad in [
         "plain text",
@@ -100,18 +107,14 @@ pub(crate) async fn no_text_from_outside_forges_or_floods_the_log(trial: Trial) 
     ] {
         ensure!(judge_line(bad).is_err(), "the judge lets {bad:?} pass");
     }
-    let settings = [
-        ("LOG_LEVEL", "trace"),
-        ("SIDECAR_LAGO__BODY_LIMIT_BYTES", "67108864"),
-        ("SIDECAR_GATEWAY__PATH", "/hook/{tenant}/{type}"),
-    ];
-    let rig = Rig::started(Mode::Hmac, &settings).await?;
+    rig.set("LOG_LEVEL", "trace");
+    rig.set("SIDECAR_GATEWAY__PATH", "/hook/{tenant}/{type}");
+    rig.start().await?;
     let mut sent = 0_u64;
     for _ in 0..trial.count {
         sent += fill_every_field(&rig).await?;
     }
     rig.drained().await?;
-    let mut rig = rig;
     rig.stop().await?;
 
     let log = std::fs::read(rig.scratch.file("daemon.log"))?;
@@ -141,16 +144,29 @@ async fn fill_every_field(rig: &Rig) -> Result<u64> {
         .collect();
     rig.gateway.set_behaviour(Behaviour::Script(answers));
     for (nth, text) in nasty(BODY_MARK).iter().enumerate() {
-        let body = body(text, nth);
-        let answer = rig.post(&format!("{HEADER_MARK}-{nth}"), &body).await?;
+        let (key, body) = (format!("{HEADER_MARK}-{sent}"), body(text, nth));
+        let answer = rig.post(&key, &body).await?;
         ensure!(answer.status == 200, "text {nth}: {} {}", answer.status, answer.text());
+        if rig.daemon == forwarder::DAEMON {
+            let answer = rig.post_event(&forwarder::full_of(&format!("{key}-full"), text)).await?;
+            ensure!(answer.status == 200, "text {nth} everywhere: {} {}", answer.status, answer.text());
+            sent += 1;
+        }
         // The same unsigned, and with the body as the signature.
-        let answer = rig.post_signed(HEADER_MARK, &body, HEADER_MARK).await?;
+        let answer = if rig.daemon == forwarder::DAEMON {
+            rig.post_envelope(body.as_bytes(), HEADER_MARK).await?
+        } else {
+            rig.post_signed(HEADER_MARK, &body, HEADER_MARK).await?
+        };
         ensure!(answer.status == 401, "unsigned text {nth}: {}", answer.status);
         sent += 2;
     }
     // What no HTTP library sends: bytes in names, values, targets and methods.
-    let (right, small) = (rig.sign("{}")?, "{}");
+    let small = "{}";
+    let right = match rig.daemon {
+        forwarder::DAEMON => forwarder::signature(rig.webhook_secret(), small.as_bytes()),
+        _ => rig.sign(small)?,
+    };
     for text in nasty(HEADER_MARK) {
         let text = &text[..text.floor_char_boundary(70_000)];
         for request in [
@@ -168,12 +184,12 @@ async fn fill_every_field(rig: &Rig) -> Result<u64> {
             format!("{PATH_MARK}{text} / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{small}"),
         ] {
             // Any answer will do, also none: the log is looked at.
-            let _ = raw::exchange(rig.public, request.as_bytes(), REQUEST_DEADLINE).await;
+            let _ = raw::exchange(rig.public, rig.as_own(&request).as_bytes(), REQUEST_DEADLINE).await;
             sent += 1;
         }
     }
     for path in ["%0a", "%0d%0a", "%1b%5b31m", "%e2%80%ae", "%00", "%ff"] {
-        let path = format!("/webhooks/lago/{PATH_MARK}{path}");
+        let path = format!("{}/{PATH_MARK}{path}", rig.path());
         let headers = [("X-Lago-Signature", right.as_str())];
         let answer = raw::request(rig.public, "POST", &path, &headers, b"{}", REQUEST_DEADLINE).await?;
         ensure!(answer.status == 404, "{path}: {}", answer.status);

@@ -1,21 +1,14 @@
-//! What leaves the daemon, where to, and whom it trusts.
+//! What leaves the daemon, and where to.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
-use std::net::SocketAddr;
-use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kit_workbench::chaos::ChaosProxy;
-use kit_workbench::ledger::{Crash, Ledger};
+use kit_workbench::ledger::Ledger;
 use kit_workbench::raw;
-use kit_workbench::scratch::{Scratch, free_port};
 use outrigger_tests::experiment::{Outcome, Trial};
-use outrigger_tests::named;
-use outrigger_tests::rig::{Mode, REQUEST_DEADLINE, Rig};
+use outrigger_tests::rig::{Mode, REQUEST_DEADLINE, Rig, forwarder};
 use outrigger_tests::strict::{self, Reply, StrictGateway, StrictRequest};
-use outrigger_tests::tls::{Authority, TlsFront, Validity};
 use serde_json::json;
 
 /// Every shape of request.
@@ -72,7 +65,7 @@ const WISHES: [&str; 14] = [
 ];
 
 /// A text of any characters, an attacker's wish, or both.
-fn any_text(random: &mut fastrand::Rng) -> String {
+pub(crate) fn any_text(random: &mut fastrand::Rng) -> String {
     let mut text = String::new();
     if random.bool() {
         text.push_str(WISHES[random.usize(..WISHES.len())]);
@@ -140,7 +133,16 @@ fn any_body(random: &mut fastrand::Rng) -> String {
 
 /// T8: whatever bytes a sender puts into its headers and into every field of a body, each outgoing
 /// request is right to the letter, has the daemon's own headers only, and goes to the configured path.
-pub(crate) async fn nothing_in_a_webhook_bends_the_outgoing_request(mut trial: Trial) -> Result<Outcome> {
+pub(crate) async fn nothing_in_a_webhook_bends_the_outgoing_request(trial: Trial) -> Result<Outcome> {
+    nothing_bends(trial, async |settings| Rig::started(Mode::Hmac, settings).await, any_request).await
+}
+
+/// The same for any daemon that takes webhooks; `any` makes a request of a number, genuine and full of an attacker's wishes.
+pub(crate) async fn nothing_bends(
+    mut trial: Trial,
+    start: impl AsyncFn(&[(&str, &str)]) -> Result<Rig>,
+    any: impl Fn(&Rig, u32, &mut fastrand::Rng) -> Result<Vec<u8>>,
+) -> Result<Outcome> {
     /// Sent before the gateway is waited for.
     const BATCH: u32 = 250;
     strict::check_parser()?;
@@ -154,16 +156,15 @@ pub(crate) async fn nothing_in_a_webhook_bends_the_outgoing_request(mut trial: T
             ("SIDECAR_GATEWAY__HEADERS__X_SENT_BY", "outrigger".to_owned()),
         ];
         let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        rigs.push(Rig::started(Mode::Hmac, &settings).await?);
+        rigs.push(start(&settings).await?);
     }
+    let source = if rigs[0].path() == forwarder::PATH { "authentik/default" } else { "lago/default" };
     let (mut accepted, mut fresh, mut refused, mut checked) = (0, 0, 0, 0);
     let mut ids = BTreeSet::new();
     for number in 0..trial.count {
         trial.progress(number);
         let rig = &rigs[number as usize % rigs.len()];
-        // An empty body still has its length said: some servers want one of every POST (411).
-        let body = if (number as usize) < rigs.len() { String::new() } else { any_body(&mut trial.random) };
-        let request = hostile_request(rig, &body, &mut trial.random)?;
+        let request = any(rig, number, &mut trial.random)?;
         let answer = raw::exchange(rig.public, &request, REQUEST_DEADLINE).await;
         let answer = answer.with_context(|| String::from_utf8_lossy(&request).into_owned())?;
         match answer.status {
@@ -181,7 +182,8 @@ pub(crate) async fn nothing_in_a_webhook_bends_the_outgoing_request(mut trial: T
         if number % BATCH == BATCH - 1 || number + 1 == trial.count {
             gateway.wait_for(fresh, REQUEST_DEADLINE).await?;
             for request in gateway.take_requests() {
-                check_outgoing(&request, &ids).with_context(|| format!("{} {:?}", request.target, request.headers))?;
+                check_outgoing(&request, &ids, source)
+                    .with_context(|| format!("{} {:?}", request.target, request.headers))?;
                 checked += 1;
             }
         }
@@ -197,16 +199,29 @@ pub(crate) async fn nothing_in_a_webhook_bends_the_outgoing_request(mut trial: T
     Ok(Outcome::new(trial.count, format!("{accepted} accepted, {refused} refused at the door, all requests right")))
 }
 
-fn hostile_request(rig: &Rig, body: &str, random: &mut fastrand::Rng) -> Result<Vec<u8>> {
-    let mut request = b"POST /webhooks/lago HTTP/1.1\r\nHost: daemon\r\nConnection: close\r\n".to_vec();
+fn any_request(rig: &Rig, number: u32, random: &mut fastrand::Rng) -> Result<Vec<u8>> {
+    // An empty body still has its length said: some servers want one of every POST (411).
+    let body = if (number as usize) < FORMATS.len() { String::new() } else { any_body(random) };
+    let signature = rig.sign(&body)?;
+    let key = any_value(random);
+    Ok(hostile_request(
+        rig.path(),
+        &body,
+        &[("X-Lago-Signature", signature.as_bytes()), ("X-Lago-Unique-Key", &key)],
+        random,
+    ))
+}
+
+/// A request with these headers, and with others of any kind.
+pub(crate) fn hostile_request(path: &str, body: &str, own: &[(&str, &[u8])], random: &mut fastrand::Rng) -> Vec<u8> {
+    let mut request = format!("POST {path} HTTP/1.1\r\nHost: daemon\r\nConnection: close\r\n").into_bytes();
     let mut header = |name: &str, value: &[u8]| {
         request.extend_from_slice(format!("{name}: ").as_bytes());
         request.extend_from_slice(value);
         request.extend_from_slice(b"\r\n");
     };
-    header("X-Lago-Signature", rig.sign(body)?.as_bytes());
+    own.iter().for_each(|(name, value)| header(name, value));
     header("Content-Length", body.len().to_string().as_bytes());
-    header("X-Lago-Unique-Key", &any_value(random));
     for name in [
         "X-Lago-Unique-Key",
         "X-Lago-Signature-Algorithm",
@@ -235,14 +250,15 @@ fn hostile_request(rig: &Rig, body: &str, random: &mut fastrand::Rng) -> Result<
     }
     request.extend_from_slice(b"\r\n");
     request.extend_from_slice(body.as_bytes());
-    Ok(request)
+    request
 }
 
-fn check_outgoing(request: &StrictRequest, ids: &BTreeSet<String>) -> Result<()> {
+fn check_outgoing(request: &StrictRequest, ids: &BTreeSet<String>, source: &str) -> Result<()> {
     let segments: Vec<&str> = request.target.split('/').collect();
-    let ["", "in", "lago%2Fdefault", event_type, tenant, "end"] = segments[..] else {
+    let ["", "in", from, event_type, tenant, "end"] = segments[..] else {
         anyhow::bail!("the path was left");
     };
+    ensure!(from == source.replace('/', "%2F"), "the path was left");
     ensure!(!event_type.is_empty() && !tenant.is_empty(), "an empty part of the path");
     ensure!(!request.target.contains(['?', '#']), "a query");
     let names: BTreeSet<&str> = request.headers.iter().map(|(name, _)| name.as_str()).collect();
@@ -260,16 +276,13 @@ fn check_outgoing(request: &StrictRequest, ids: &BTreeSet<String>) -> Result<()>
         "an own header was replaced"
     );
     if names.contains("ce-id") {
-        ensure!(
-            one("ce-id") == id && one("ce-source") == "lago/default" && one("ce-specversion") == "1.0",
-            "attributes"
-        );
+        ensure!(one("ce-id") == id && one("ce-source") == source && one("ce-specversion") == "1.0", "attributes");
         let printable = |(name, value): &(String, Vec<u8>)| !name.starts_with("ce-") || value.is_ascii();
         ensure!(request.headers.iter().all(printable), "an attribute that is not encoded");
     }
     if one("content-type").starts_with("application/cloudevents+json") {
         let event: serde_json::Value = serde_json::from_slice(&request.body).context("the body is no JSON")?;
-        ensure!(event["id"] == id.as_str() && event["source"] == "lago/default", "attributes: {event}");
+        ensure!(event["id"] == id.as_str() && event["source"] == source, "attributes: {event}");
     }
     Ok(())
 }
@@ -277,8 +290,54 @@ fn check_outgoing(request: &StrictRequest, ids: &BTreeSet<String>) -> Result<()>
 /// T7: where events go is said by the configuration and by nothing else: not by a URL of another kind,
 /// not by a proxy in the environment, not by anything in a webhook, not by a redirect.
 pub(crate) async fn destinations_come_from_the_configuration_only(_: Trial) -> Result<Outcome> {
+    let names = ["BRAIN_GATEWAY_URL", "SIDECAR_GATEWAY__OAUTH__TOKEN_URL"];
+    let mut cases = wrong_urls_are_refused(&Rig::new(Mode::Hmac, &[]).await?, &names).await?;
+    let mut rig = Rig::new(Mode::Hmac, &[]).await?;
+    let canary = lure(&mut rig).await?;
+    rig.start().await?;
+    let mut ledger = Ledger::new();
+    let elsewhere = canary.url();
+    for name in ["webhook_url", "url", "callback", "location", "file_url", "redirect_uri", "dataref"] {
+        let body = json!({
+            "webhook_type": &elsewhere, "object_type": "invoice", name: &elsewhere, "source": &elsewhere,
+            "invoice": { "lago_id": &elsewhere, name: &elsewhere, "customer": { "external_id": &elsewhere } },
+        });
+        let (key, body) = (format!("{elsewhere}/{name}"), body.to_string());
+        let digest = kit_workbench::Digest::of(body.as_bytes());
+        let mut sent = kit_workbench::ledger::SentRequest::begin("default", key.as_str(), "", digest);
+        let headers = [
+            ("X-Lago-Signature", &rig.sign(&body)?),
+            ("X-Lago-Unique-Key", &key),
+            ("Location", &elsewhere),
+            ("X-Forwarded-Host", &elsewhere),
+            ("Origin", &elsewhere),
+        ];
+        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let answer =
+            raw::request(rig.public, "POST", "/webhooks/lago", &headers, body.as_bytes(), REQUEST_DEADLINE).await?;
+        sent.finish(answer.status, &answer.body);
+        ensure!(answer.status == 200, "{} {}", answer.status, answer.text());
+        ledger.sent(sent);
+        cases += 1;
+    }
+    rig.settle(ledger, "T7").await?;
+    ensure!(canary.connections() == 0, "{} connections to somebody who was not configured", canary.connections());
+    Ok(Outcome::new(cases, "exit 78 for each URL, 0 connects to proxies and to addresses in webhooks"))
+}
+
+/// Proxies in the environment of the daemon that nobody has configured; they notice whoever comes.
+pub(crate) async fn lure(rig: &mut Rig) -> Result<ChaosProxy> {
+    let canary = ChaosProxy::start(rig.gateway.addr()).await?;
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
+        rig.set(name, &canary.url());
+    }
+    rig.set("NO_PROXY", "");
+    Ok(canary)
+}
+
+/// No URL of another kind is taken for any of these variables; how many were tried.
+pub(crate) async fn wrong_urls_are_refused(rig: &Rig, names: &[&str]) -> Result<u64> {
     let mut cases = 0;
-    let rig = Rig::new(Mode::Hmac, &[]).await?;
     for url in [
         "",
         "gateway:8000",
@@ -317,13 +376,13 @@ pub(crate) async fn destinations_come_from_the_configuration_only(_: Trial) -> R
         "http://gate<way/",
         "http://gate^way/",
     ] {
-        for name in ["BRAIN_GATEWAY_URL", "SIDECAR_GATEWAY__OAUTH__TOKEN_URL"] {
-            // No token URL is no mistake.
-            if url.is_empty() && name != "BRAIN_GATEWAY_URL" {
+        for name in names {
+            // Only the gateway's must be there.
+            if url.is_empty() && *name != "BRAIN_GATEWAY_URL" {
                 continue;
             }
             let oauth = ["ID", "SECRET"].map(|what| (format!("SIDECAR_GATEWAY__OAUTH__CLIENT_{what}"), "x".to_owned()));
-            let mut process = rig.command()?.envs(oauth).env(name, url).spawn()?;
+            let mut process = rig.command()?.envs(oauth).env(*name, url).spawn()?;
             let exit = process.wait(REQUEST_DEADLINE).await.with_context(|| format!("{name}={url:?} is taken"))?;
             let said = process.stderr();
             ensure!(exit.code == Some(78), "{name}={url:?}: {exit}: {said}");
@@ -332,162 +391,5 @@ pub(crate) async fn destinations_come_from_the_configuration_only(_: Trial) -> R
             cases += 1;
         }
     }
-    let canary = ChaosProxy::start(rig.gateway.addr()).await?;
-    let mut rig = Rig::new(Mode::Hmac, &[]).await?;
-    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
-        rig.set(name, &canary.url());
-    }
-    rig.set("NO_PROXY", "");
-    rig.start().await?;
-    let mut ledger = Ledger::new();
-    let elsewhere = canary.url();
-    for name in ["webhook_url", "url", "callback", "location", "file_url", "redirect_uri", "dataref"] {
-        let body = json!({
-            "webhook_type": &elsewhere, "object_type": "invoice", name: &elsewhere, "source": &elsewhere,
-            "invoice": { "lago_id": &elsewhere, name: &elsewhere, "customer": { "external_id": &elsewhere } },
-        });
-        let (key, body) = (format!("{elsewhere}/{name}"), body.to_string());
-        let digest = kit_workbench::Digest::of(body.as_bytes());
-        let mut sent = kit_workbench::ledger::SentRequest::begin("default", key.as_str(), "", digest);
-        let headers = [
-            ("X-Lago-Signature", &rig.sign(&body)?),
-            ("X-Lago-Unique-Key", &key),
-            ("Location", &elsewhere),
-            ("X-Forwarded-Host", &elsewhere),
-            ("Origin", &elsewhere),
-        ];
-        let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let answer =
-            raw::request(rig.public, "POST", "/webhooks/lago", &headers, body.as_bytes(), REQUEST_DEADLINE).await?;
-        sent.finish(answer.status, &answer.body);
-        ensure!(answer.status == 200, "{} {}", answer.status, answer.text());
-        ledger.sent(sent);
-        cases += 1;
-    }
-    rig.settle(ledger, "T7").await?;
-    ensure!(canary.connections() == 0, "{} connections to somebody who was not configured", canary.connections());
-    Ok(Outcome::new(cases, "exit 78 for each URL, 0 connects to proxies and to addresses in webhooks"))
-}
-
-/// T20: a gateway with an expired, future, foreign, self-signed or otherwise wrong certificate, with an
-/// old protocol or with none, gets not one request; the events wait, and go to the right one.
-pub(crate) async fn a_gateway_that_cannot_prove_itself_gets_nothing(trial: Trial) -> Result<Outcome> {
-    let keys = Scratch::new("outrigger-keys")?;
-    let (authority, stranger) = (Authority::new(&keys.file("own"))?, Authority::new(&keys.file("other"))?);
-    let port = free_port()?;
-    let mut notes = String::new();
-    let mut cases = 0;
-    for round in 0..trial.count {
-        let mut rig = Rig::new(Mode::Hmac, &[]).await?;
-        let authorities = authority.certificate().display().to_string();
-        // By the platform's variable, or by the setting.
-        let by = if round % 2 == 0 { "SSL_CERT_FILE" } else { "SIDECAR_GATEWAY__CA_FILE" };
-        rig.set(by, &authorities);
-        rig.set("BRAIN_GATEWAY_URL", &format!("https://localhost:{port}"));
-        rig.set("SIDECAR_GATEWAY__CIRCUIT__PROBE_MAX_SECONDS", "1");
-        rig.start().await?;
-        let mut ledger = Ledger::new();
-        let wrong = [
-            ("expired", authority.identity("DNS:localhost", Validity::PAST)?),
-            ("not yet valid", authority.identity("DNS:localhost", Validity::FUTURE)?),
-            ("of another host", authority.identity("DNS:gateway.example", Validity::NOW)?),
-            ("of an address", authority.identity("IP:127.0.0.1", Validity::NOW)?),
-            ("of a wider domain", authority.identity("DNS:*.localhost", Validity::NOW)?),
-            ("self-signed", authority.self_signed("DNS:localhost")?),
-            ("by a stranger", stranger.identity("DNS:localhost", Validity::NOW)?),
-        ];
-        for (what, identity) in &wrong {
-            free(port).await?;
-            let front = TlsFront::start(identity, port, rig.gateway.addr()).await?;
-            refused(&rig, &mut ledger, what).await?;
-            let (_, broken_off) = front.handshakes();
-            ensure!(broken_off > 0, "{what}: nobody tried");
-            cases += 1;
-        }
-        for version in ["-tls1", "-tls1_1"] {
-            free(port).await?;
-            let Some(_server) = old_server(&authority, port, version).await? else {
-                let _ = write!(notes, "openssl cannot speak {version}; ");
-                continue;
-            };
-            refused(&rig, &mut ledger, version).await?;
-            cases += 1;
-        }
-        // No TLS at all, on the port where it should be.
-        free(port).await?;
-        let plain = ChaosProxy::start_on(SocketAddr::from(([127, 0, 0, 1], port)), rig.gateway.addr()).await?;
-        refused(&rig, &mut ledger, "in the clear").await?;
-        ensure!(plain.connections() > 0, "in the clear: nobody tried");
-        drop(plain);
-        cases += 1;
-        let waiting = rig.api("/api/v1/statistics").await?["sinks"][0]["pending"].as_u64();
-        ensure!(waiting == Some(ledger.sent_requests().len() as u64), "not all are waiting: {waiting:?}");
-
-        free(port).await?;
-        let right = authority.identity("DNS:localhost", Validity::NOW)?;
-        let front = TlsFront::start(&right, port, rig.gateway.addr()).await?;
-        let wanted = ledger.sent_requests().len() as u64;
-        rig.gateway.wait_for_unique(wanted, REQUEST_DEADLINE).await.with_context(|| format!("by {by}"))?;
-        ensure!(front.handshakes().0 > 0, "delivered, but not through the right gateway");
-        rig.drained().await?;
-        let from = kit_workbench::Moment::from_micros(0);
-        ledger.crash(Crash { what: "none".to_owned(), from, until: from, in_flight: 0 });
-        rig.settle(ledger, &format!("T20-{}-{round}", trial.seed)).await?;
-        let _ = write!(notes, "{wanted} events waited and went to the right one, trusted by {by}; ");
-    }
-    Ok(Outcome::new(cases, notes.trim_end_matches("; ")))
-}
-
-/// Waits until nobody listens on the port: whoever was just dropped takes a moment.
-async fn free(port: u16) -> Result<()> {
-    let deadline = Instant::now() + REQUEST_DEADLINE;
-    while tokio::net::TcpListener::bind(("127.0.0.1", port)).await.is_err() {
-        ensure!(Instant::now() < deadline, "port {port} stays taken");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
-}
-
-/// Sends an event, waits until it has been tried in vain, and sees that the gateway has not got it.
-async fn refused(rig: &Rig, ledger: &mut Ledger, what: &str) -> Result<()> {
-    let tried =
-        || async { anyhow::Ok(rig.metrics().await?.sum("delivery_attempts_total", &[("outcome", "unreachable")])) };
-    let before = tried().await?;
-    named::send(rig, ledger, &what.replace(' ', "-")).await?;
-    let deadline = Instant::now() + REQUEST_DEADLINE;
-    // Two: the first may have begun with the gateway before.
-    while tried().await? < before + 2.0 {
-        ensure!(Instant::now() < deadline, "{what}: no attempt has failed");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    let counts = rig.gateway.counts();
-    ensure!(counts.received == 0, "{what}: {} requests reached the gateway", counts.received);
-    Ok(())
-}
-
-/// A server that speaks an old version only, with a certificate that would be right; `None` where
-/// openssl is missing or no longer knows the version.
-async fn old_server(authority: &Authority, port: u16, version: &str) -> Result<Option<tokio::process::Child>> {
-    let identity = authority.identity("DNS:localhost", Validity::NOW)?;
-    let server = tokio::process::Command::new("openssl")
-        .args(["s_server", "-quiet", "-www", version, "-cipher", "ALL:@SECLEVEL=0"])
-        .args(["-accept", &format!("127.0.0.1:{port}"), "-cert"])
-        .arg(&identity.certificate)
-        .arg("-key")
-        .arg(&identity.key)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn();
-    let Ok(mut server) = server else { return Ok(None) };
-    let deadline = Instant::now() + REQUEST_DEADLINE;
-    while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-        if server.try_wait()?.is_some() {
-            return Ok(None);
-        }
-        ensure!(Instant::now() < deadline, "openssl does not listen");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(Some(server))
+    Ok(cases)
 }

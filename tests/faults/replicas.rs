@@ -22,17 +22,17 @@ const TAKEOVER_LIMIT: Duration = Duration::from_secs(8);
 const DRAIN_LIMIT: Duration = Duration::from_secs(120);
 
 /// Replicas of one daemon, their database and the one gateway that all deliver to.
-struct Fleet {
-    server: Option<Database>,
+pub(crate) struct Fleet {
+    pub(crate) server: Option<Database>,
     _pooler: Option<Pooler>,
-    replicas: Vec<Rig>,
+    pub(crate) replicas: Vec<Rig>,
 }
 
 /// What senders have been told.
 #[derive(Default)]
-struct Account {
+pub(crate) struct Account {
     /// By subject, in the order of sending: event id and the digest of the body.
-    accepted: BTreeMap<String, Vec<(String, Digest)>>,
+    pub(crate) accepted: BTreeMap<String, Vec<(String, Digest)>>,
     refused: u64,
 }
 
@@ -43,10 +43,21 @@ impl Fleet {
         server.create("journal")?;
         let pooler = if pooled { Some(Pooler::start(&server, "transaction")?) } else { None };
         let url = pooler.as_ref().map_or_else(|| server.url("journal"), |pooler| pooler.url("journal"));
+        let mut fleet = Self::over(&url, REPLICAS, variables).await?;
+        (fleet.server, fleet._pooler) = (Some(server), pooler);
+        Ok(fleet)
+    }
+
+    /// So many replicas over the journal in this database.
+    pub(crate) async fn over(
+        url: &str,
+        count: usize,
+        variables: impl Fn(usize) -> Vec<(&'static str, String)>,
+    ) -> Result<Self> {
         let mut replicas: Vec<Rig> = Vec::new();
-        for number in 0..REPLICAS {
+        for number in 0..count {
             let mut rig = Rig::new(Mode::Hmac, &[("SIDECAR_JOURNAL__ENGINE", "postgres")]).await?;
-            rig.set("DATABASE_URL", &url);
+            rig.set("DATABASE_URL", url);
             if let Some(first) = replicas.first() {
                 // One organisation and one gateway for all of them.
                 for shared in
@@ -63,12 +74,12 @@ impl Fleet {
             rig.start().await?;
             replicas.push(rig);
         }
-        Ok(Self { server: Some(server), _pooler: pooler, replicas })
+        Ok(Self { server: None, _pooler: None, replicas })
     }
 
     /// Sends until it is told to stop, to whichever replica takes it; the next of a subject only when the one before
     /// was accepted.
-    fn send(&self, stop: &Arc<AtomicBool>) -> Result<Vec<tokio::task::JoinHandle<Result<Account>>>> {
+    pub(crate) fn send(&self, stop: &Arc<AtomicBool>) -> Result<Vec<tokio::task::JoinHandle<Result<Account>>>> {
         let addresses: Arc<Vec<_>> = Arc::new(self.replicas.iter().map(|rig| rig.public).collect());
         let senders = (0..SUBJECTS).map(|number| {
             let (stop, addresses) = (Arc::clone(stop), Arc::clone(&addresses));
@@ -121,7 +132,7 @@ impl Fleet {
     }
 
     /// Waits until everything has arrived, and checks what and in which order.
-    async fn check(self, accounts: Vec<Account>) -> Result<(usize, usize, u64)> {
+    pub(crate) async fn check(self, accounts: Vec<Account>) -> Result<(usize, usize, u64)> {
         let gateway = &self.replicas[0].gateway;
         let total: usize = accounts.iter().flat_map(|account| account.accepted.values()).map(Vec::len).sum();
         let begin = Instant::now();
@@ -154,7 +165,7 @@ impl Fleet {
             }
         }
         ensure!(first.len() == total, "{} arrived that nobody was told of", first.len() - total);
-        // A fourth reader: every replica's own account, from the one journal.
+        // What a replica says of the one journal.
         let begin = Instant::now();
         loop {
             let statistics = self.replicas[1].api("/api/v1/statistics").await?;
@@ -165,6 +176,12 @@ impl Fleet {
             ensure!(begin.elapsed() < DRAIN_LIMIT, "the journal says {statistics}, and {total} arrived");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+        let server = self.server.context("no server")?;
+        let compared = tokio::task::spawn_blocking(move || -> Result<(Database, Vec<Account>)> {
+            compare_with_the_database(&server, &accounts, total)?;
+            Ok((server, accounts))
+        });
+        let (_server, accounts) = compared.await??;
         let refused = accounts.iter().map(|account| account.refused).sum();
         let mut replicas = self.replicas;
         for rig in &mut replicas {
@@ -175,7 +192,29 @@ impl Fleet {
     }
 }
 
-async fn gathered(senders: Vec<tokio::task::JoinHandle<Result<Account>>>) -> Result<Vec<Account>> {
+/// A fourth reader, which is none of those that took, delivered and were killed: the database itself has every event once,
+/// each subject's in the order in which they were sent, and all of them delivered.
+fn compare_with_the_database(server: &Database, accounts: &[Account], total: usize) -> Result<()> {
+    let ids = "SELECT k.id FROM outrigger.events e JOIN outrigger.keys k USING (seq) ORDER BY e.seq";
+    let said = server.sql("journal", ids)?;
+    let places: HashMap<&str, usize> = said.lines().enumerate().map(|(place, id)| (id, place)).collect();
+    ensure!(said.lines().count() == total && places.len() == total, "the database has {} of {total}", places.len());
+    for (subject, events) in accounts.iter().flat_map(|account| &account.accepted) {
+        let mut last = None;
+        for (n, (id, _)) in events.iter().enumerate() {
+            let place = places.get(id.as_str()).with_context(|| format!("{n} of {subject} is not in the database"))?;
+            ensure!(last < Some(*place), "{n} of {subject} lies before the one before it");
+            last = Some(*place);
+        }
+    }
+    let sums = "SELECT h.last_seq, s.cursor, s.delivered, (SELECT count(*) FROM outrigger.exceptions)
+        FROM outrigger.head h, outrigger.sinks s";
+    let said = server.sql("journal", sums)?;
+    ensure!(said == format!("{total}|{total}|{total}|0"), "the database says {said}, and {total} arrived");
+    Ok(())
+}
+
+pub(crate) async fn gathered(senders: Vec<tokio::task::JoinHandle<Result<Account>>>) -> Result<Vec<Account>> {
     let mut accounts = Vec::new();
     for sender in senders {
         accounts.push(sender.await??);
@@ -184,7 +223,7 @@ async fn gathered(senders: Vec<tokio::task::JoinHandle<Result<Account>>>) -> Res
 }
 
 /// The longest time in which the gateway took nothing.
-fn longest_silence(fleet: &Fleet, since: Instant, until: Instant) -> Duration {
+pub(crate) fn longest_silence(fleet: &Fleet, since: Instant, until: Instant) -> Duration {
     let span = until.duration_since(since);
     let mut taken: Vec<_> = fleet.replicas[0].gateway.received().iter().filter(|r| r.taken).map(|r| r.at).collect();
     taken.sort_unstable();

@@ -8,6 +8,8 @@ use anyhow::{Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kit::secret::Secret;
+use kit_authentik::envelope::{BEARER_PREFIX, SIGNATURE_PREFIX};
+use kit_authentik::signature::{Secrets, sign};
 use kit_lago::signature::{HmacKeys, sign_hmac};
 use outrigger_tests::experiment::{Outcome, Trial};
 
@@ -145,4 +147,50 @@ fn compare_all(trial: &mut Trial) -> Result<Outcome> {
         samples * 2,
         format!("samples each; |t| {mac:.1} for signatures, {token:.1} for secrets, {naive:.0} for a plain =="),
     ))
+}
+
+/// T6 of Authentik's proofs: as [`no_comparison_tells_how_much_was_right`], of the signature over a body and of the secret
+/// itself, as the event forwarder compares them.
+pub(crate) async fn no_proof_of_authentiks_tells_how_much_was_right(mut trial: Trial) -> Result<Outcome> {
+    tokio::task::spawn_blocking(move || compare_authentiks(&mut trial)).await?
+}
+
+fn compare_authentiks(trial: &mut Trial) -> Result<Outcome> {
+    let (samples, random) = (trial.count, &mut trial.random);
+    let secret = Secret::from(text(random, 64));
+    let secrets = Secrets::new(&[secret.clone(), Secret::from(text(random, 64))])?;
+    let bodies: Vec<Vec<u8>> = (0..INPUTS).map(|_| bytes(random, 64)).collect();
+    // The last digit is changed within hexadecimal: another one would be refused for its form.
+    let last = |hex: &str| {
+        let other = if hex.ends_with('0') { '1' } else { '0' };
+        format!("{SIGNATURE_PREFIX}{}{other}", &hex[..hex.len() - 1])
+    };
+    let genuine: Vec<String> = bodies.iter().map(|body| sign(&secret, body)).collect();
+    let headers: Vec<[String; 2]> =
+        (0..INPUTS).map(|nth| [last(&genuine[nth]), last(&genuine[(nth + 1) % INPUTS])]).collect();
+    let verify =
+        |class: usize, nth: usize| secrets.verify_header(Some(headers[nth][class].as_bytes()), &bodies[nth]).is_ok();
+    ensure!(!(0..INPUTS).any(|nth| verify(0, nth) || verify(1, nth)), "a wrong signature was accepted");
+    let right = format!("{SIGNATURE_PREFIX}{}", genuine[0]);
+    ensure!(secrets.verify_header(Some(right.as_bytes()), &bodies[0]).is_ok(), "the right one was not");
+    let mac = measured(samples, random, |class, nth| verify(usize::from(class), nth));
+    ensure!(mac < LIMIT, "the time to refuse a signature tells how much of it was right: |t| = {mac:.1}");
+
+    // Right but for the last character, or for the first.
+    let many: Vec<(Secrets, [String; 2])> = (0..INPUTS)
+        .map(|_| {
+            let secret = text(random, 64);
+            let wrong = |place: usize| {
+                let mut guess = secret.clone();
+                guess.replace_range(place..=place, "~");
+                format!("{BEARER_PREFIX}{guess}")
+            };
+            Ok((Secrets::new(&[Secret::from(secret.clone())])?, [wrong(secret.len() - 1), wrong(0)]))
+        })
+        .collect::<Result<_>>()?;
+    let bearer = measured(samples, random, |class, nth| {
+        many[nth].0.verify_bearer(Some(many[nth].1[usize::from(class)].as_bytes())).is_ok()
+    });
+    ensure!(bearer < LIMIT, "the time to refuse a secret tells how much of it was right: |t| = {bearer:.1}");
+    Ok(Outcome::new(samples * 2, format!("samples each; |t| {mac:.1} for signatures, {bearer:.1} for the secret")))
 }

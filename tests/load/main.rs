@@ -29,7 +29,8 @@ struct Arguments {
     command: Option<Command>,
     /// Sections to run, all without one: accept, deliver, jwt, fresh, peers, latency, open, restart,
     /// memory, size, counts; of the usage tracker usage-intake, usage-batch, usage-drain, usage-memory,
-    /// usage-client; routes; with RabbitMQ amqp-forward, amqp-accept, amqp-memory, amqp-peer; with PostgreSQL postgres, replicas.
+    /// usage-client; of the event forwarder authentik; routes; with RabbitMQ amqp-forward, amqp-accept, amqp-memory, amqp-peer;
+    /// with PostgreSQL postgres, replicas; beside Temporal's own server temporal.
     sections: Vec<String>,
     /// Rounds of each comparison; a round runs every variant once.
     #[arg(long, default_value_t = 5)]

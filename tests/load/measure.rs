@@ -83,7 +83,8 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
+/// The value below which this share of them lies; 0 of nothing.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index within a short list")]
-fn quantile(sorted: &[f64], share: f64) -> f64 {
+pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
     sorted.get(((sorted.len().max(1) - 1) as f64 * share).round() as usize).copied().unwrap_or_default()
 }

@@ -10,9 +10,10 @@ use kit::config::{Problems, WellKnown};
 use kit::lifecycle::Shell;
 use kit::run::{Daemon, StartError};
 use kit::telemetry::Metrics;
+use kit_delivery::start::begin_over;
 use kit_journal::engine::{
-    ActionOutcome, Attempt, AuditRecord, Commit, Committed, Engine, ExceptionRow, ExceptionState, Found, Page, Reader,
-    SinkRow, Statistics, Verdict,
+    Action, ActionOutcome, Attempt, AuditRecord, Commit, Committed, Engine, ExceptionRow, ExceptionState, Found, Page,
+    Reader, SinkRow, Statistics, Verdict,
 };
 use kit_journal::{EventFilter, EventId, Journal, JournalError, Seq, StoredEvent};
 use lago_webhook_processor::LagoWebhookProcessor;
@@ -28,6 +29,7 @@ struct OverNothing;
 impl Daemon for OverNothing {
     const NAME: &'static str = "null-journal";
     const VERSION: &'static str = "0";
+    const REFERENCE: &'static str = "";
     const ABOUT: &'static str = "The webhook processor over a journal that stores nothing.";
     type Config = Config;
 
@@ -48,7 +50,8 @@ impl Daemon for OverNothing {
             Journal::over(Box::new(Handle(memory)), readers, &config.journal, Arc::clone(&clock), registry)
         });
         let opened = opened.map_err(|error| StartError { code: 1, message: kit::error::chain(&error) })?;
-        LagoWebhookProcessor::start_over(opened, clock, config, metrics, shell).await
+        let begun = begin_over(shell, opened);
+        LagoWebhookProcessor::start_over(begun, config, metrics, shell).await
     }
 }
 
@@ -57,6 +60,7 @@ struct Memory {
     last: Seq,
     cursor: Seq,
     delivered: u64,
+    /// Nothing is kept for a sink that takes nothing: memory that grows would be measured with it.
     paused: bool,
     events: VecDeque<StoredEvent>,
 }
@@ -77,8 +81,10 @@ impl Engine for Handle {
             memory.last += 1;
             let seq = memory.last;
             verdicts.push(Verdict { id: append.head().id, seq, duplicate: false, conflict: false, withheld: false });
-            let (head, body) = (append.head().clone(), append.body().to_vec().into());
-            memory.events.push_back(StoredEvent { seq, at: commit.at, head, body });
+            if !memory.paused {
+                let (head, body) = (append.head().clone(), append.body().to_vec().into());
+                memory.events.push_back(StoredEvent { seq, at: commit.at, head, body });
+            }
         }
         for settlement in &commit.settlements {
             memory.cursor = memory.cursor.max(settlement.cursor);
@@ -86,6 +92,11 @@ impl Engine for Handle {
         }
         while memory.events.front().is_some_and(|event| event.seq <= memory.cursor) {
             memory.events.pop_front();
+        }
+        for action in &commit.actions {
+            if let Action::Pause { paused, .. } = action {
+                memory.paused = *paused;
+            }
         }
         let actions = commit.actions.iter().map(|_| ActionOutcome::default()).collect();
         Ok(Committed { verdicts, actions, last_seq: memory.last, synced: true, ..Committed::default() })

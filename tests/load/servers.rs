@@ -57,7 +57,10 @@ pub(crate) enum Variant {
         delivering: bool,
     },
     /// The webhook processor over a journal that stores nothing.
-    NullJournal,
+    NullJournal {
+        /// It delivers; otherwise what it has taken is gone at once.
+        delivering: bool,
+    },
     /// The usage tracker.
     Tracker {
         /// Where Lago is, or nobody.
@@ -91,7 +94,8 @@ impl Variant {
             Self::Ours { jwt: false, delivering: true } => "outrigger, delivering",
             Self::Ours { jwt: true, delivering: false } => "outrigger, JWT",
             Self::Ours { jwt: true, delivering: true } => "outrigger, JWT, delivering",
-            Self::NullJournal => "outrigger over a journal that stores nothing, delivering",
+            Self::NullJournal { delivering: false } => "outrigger over a journal that stores nothing",
+            Self::NullJournal { delivering: true } => "outrigger over a journal that stores nothing, delivering",
             Self::Tracker { .. } => "usage tracker",
             Self::Lago { .. } => "Lago for usage",
             Self::FastApi => "FastAPI, uvicorn and SQLite",
@@ -102,7 +106,7 @@ impl Variant {
 
     /// Whether events go on to a gateway.
     pub(crate) fn delivers(self) -> bool {
-        matches!(self, Self::NullJournal | Self::Ours { delivering: true, .. })
+        matches!(self, Self::NullJournal { delivering: true } | Self::Ours { delivering: true, .. })
     }
 
     /// What it delivers to.
@@ -231,14 +235,14 @@ impl Stage {
         let mut admin = None;
         let command = match variant {
             Variant::Bare => bare(address)?,
-            Variant::Ours { .. } | Variant::NullJournal => {
+            Variant::Ours { .. } | Variant::NullJournal { .. } => {
                 let to = free_address()?;
                 // A paused sink needs no gateway, but one that is there must not be the difference.
                 gateway = Some(Receiver::launch(variant, bare(to)?, to, None, None, None).await?);
                 let own = free_address()?;
                 admin = Some(own);
                 let program = match variant {
-                    Variant::NullJournal => DaemonCommand::new(std::env::current_exe()?).args(["null-journal"]),
+                    Variant::NullJournal { .. } => DaemonCommand::new(std::env::current_exe()?).args(["null-journal"]),
                     _ => DaemonCommand::new(binaries::daemon(DAEMON)?),
                 };
                 let jwt = matches!(variant, Variant::Ours { jwt: true, .. });
@@ -292,7 +296,10 @@ impl Stage {
         };
         let command = settings.iter().fold(command, |command, (name, value)| command.env(*name, value.clone()));
         let receiver = Receiver::launch(variant, command, address, admin, gateway, Some(folder)).await?;
-        if let Variant::Ours { delivering: false, .. } | Variant::Tracker { paused: true, .. } = variant {
+        if let Variant::Ours { delivering: false, .. }
+        | Variant::NullJournal { delivering: false }
+        | Variant::Tracker { paused: true, .. } = variant
+        {
             receiver.set_paused(self, receiver.sink, true).await?;
         }
         Ok(receiver)

@@ -12,7 +12,7 @@ use crate::live::Server;
 use crate::tools::run;
 
 const CONFIG: &str = "config/alertmanager/alertmanager.yml";
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 #[test]
 fn amtool_takes_the_configuration_and_every_alert_goes_to_the_gateway() {

@@ -152,6 +152,22 @@ async fn a_running_daemon_is_alive_ready_and_found_healthy() {
     }
 }
 
+/// Keys, certificates and jq programs are the daemon's own business: a check every ten seconds must cost next to nothing.
+#[tokio::test]
+async fn a_health_check_reads_no_file_that_the_configuration_names() {
+    for name in DAEMONS {
+        let rig = rig_of(name).await;
+        // Whoever opens it waits for a writer that never comes.
+        let pipe = rig.scratch.file("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let mut environment = rig.environment().to_vec();
+        environment.retain(|(name, _)| name != "SIDECAR_ADMIN__TOKEN_FILE");
+        environment.push(("SIDECAR_ADMIN__TOKEN_FILE".to_owned(), pipe.display().to_string()));
+        let health = command(name, &["health"]).envs(environment);
+        assert_eq!(run(health).await.0.code, Some(0), "{name}");
+    }
+}
+
 #[tokio::test]
 async fn a_frozen_daemon_is_found_unhealthy() {
     for name in DAEMONS {

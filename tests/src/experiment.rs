@@ -2,7 +2,6 @@
 //! them a table at the end. The last line has the form of the standard harness, so that one reader
 //! adds up everything.
 
-use std::fmt::Write as _;
 use std::future::Future;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Write as _;
@@ -11,6 +10,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use futures_util::stream::{self, StreamExt as _};
 
 /// Name of the variable that chooses the tier: `pr` (default) or `release`.
 pub const COUNTS_VARIABLE: &str = "OUTRIGGER_COUNTS";
@@ -109,6 +109,16 @@ pub struct Experiment {
     pub release: u32,
     /// The function.
     pub run: fn(Trial) -> Run,
+    /// Nothing runs beside it.
+    pub alone: bool,
+}
+
+impl Experiment {
+    /// It judges by times, or by what the whole machine has left: nothing may run beside it.
+    #[must_use]
+    pub fn alone(self) -> Self {
+        Self { alone: true, ..self }
+    }
 }
 
 /// `experiment!("F1", kills::nothing_is_lost, 100, 2_000)`: id, function, repetitions for a pull
@@ -122,15 +132,16 @@ macro_rules! experiment {
             pr: $pr,
             release: $release,
             run: |trial| Box::pin($module::$function(trial)),
+            alone: false,
         }
     };
 }
 
 /// Runs the experiments that the arguments choose (by id or by a part of the name; all without one),
-/// one after the other, and prints what became of them.
+/// `beside` at a time and then those that want to be alone, and prints what became of them.
 ///
 /// With [`CAMPAIGN_VARIABLE`] they are a campaign instead, see `campaign.rs`.
-pub fn main(experiments: &[Experiment]) -> ExitCode {
+pub fn main(experiments: &[Experiment], beside: usize) -> ExitCode {
     // Options of the standard harness mean nothing here; whoever passes them means all tests.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
     if std::env::args().any(|argument| argument == "--list") {
@@ -141,7 +152,7 @@ pub fn main(experiments: &[Experiment]) -> ExitCode {
     }
     let result = match std::env::var_os(CAMPAIGN_VARIABLE) {
         Some(ledger) => crate::campaign::run(experiments, &wanted, ledger.as_ref()),
-        None => run_all(experiments, &wanted),
+        None => run_all(experiments, &wanted, beside),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -153,42 +164,52 @@ pub fn main(experiments: &[Experiment]) -> ExitCode {
     }
 }
 
-fn run_all(experiments: &[Experiment], wanted: &[String]) -> Result<bool> {
+/// What became of one.
+#[derive(Clone, Debug)]
+struct End {
+    /// `ok`, `FAILED` or `SKIPPED`.
+    word: &'static str,
+    /// Its line of the table, without the note.
+    line: String,
+    note: String,
+}
+
+fn run_all(experiments: &[Experiment], wanted: &[String], beside: usize) -> Result<bool> {
     let release = match std::env::var(COUNTS_VARIABLE).as_deref() {
         Ok("release") => true,
         Err(_) | Ok("pr" | "") => false,
         Ok(other) => anyhow::bail!("{COUNTS_VARIABLE} is {other}, must be pr or release"),
     };
     let base = base_seed()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    // Some of them block a thread for a while, and the gateways of others answer meanwhile.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4 * beside).enable_all().build();
+    let runtime = runtime.context("start the runtime")?;
     say(&format!("tier {}, {SEED_VARIABLE}={base}\n", if release { "release" } else { "pr" }));
-    let mut table = String::new();
-    let (mut passed, mut failed, mut skipped, mut left_out) = (0, 0, 0, 0);
-    for experiment in experiments {
-        if !wanted.is_empty() && !wanted.iter().any(|word| experiment.is_meant(word)) {
-            left_out += 1;
-            continue;
-        }
-        let begin = Instant::now();
-        let count = if release { experiment.release } else { experiment.pr };
-        let result = runtime.block_on(experiment.once(base, count, 0));
-        let seconds = begin.elapsed().as_secs_f64();
-        let (word, repetitions, note) = match &result {
-            Ok(outcome) if outcome.skipped => ("SKIPPED", "-".to_owned(), outcome.note.clone()),
-            Ok(outcome) => ("ok", outcome.repetitions.to_string(), outcome.note.clone()),
-            Err(error) => ("FAILED", "-".to_owned(), format!("{error:#}")),
-        };
-        let line = format!("{:<4} {:<58} {repetitions:>7} {word:<7} {seconds:>6.1} s", experiment.id, experiment.name);
-        say(&format!("\r{line}  {note}\n"));
+    let is_wanted = |experiment: &&Experiment| wanted.is_empty() || wanted.iter().any(|word| experiment.is_meant(word));
+    let chosen: Vec<&Experiment> = experiments.iter().filter(is_wanted).collect();
+    let left_out = experiments.len() - chosen.len();
+    let of_kind = |alone: bool| {
+        let chosen = chosen.iter().copied().enumerate().filter(move |(_, experiment)| experiment.alone == alone);
+        stream::iter(chosen).map(|(nth, experiment)| async move { (nth, experiment.told(base, release).await) })
+    };
+    let mut ends: Vec<(usize, End)> = runtime.block_on(async {
+        let beside = of_kind(false).buffer_unordered(beside).collect::<Vec<_>>().await;
+        let alone = of_kind(true).buffer_unordered(1).collect::<Vec<_>>().await;
+        [beside, alone].concat()
+    });
+    ends.sort_unstable_by_key(|(nth, _)| *nth);
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    say(&format!("\n{:<4} {:<58} {:>7} {:<7} {:>8}\n", "id", "experiment", "n", "result", "time"));
+    for (_, end) in &ends {
         // The whole story of a failure is above; the table has its first line.
-        let _ = writeln!(table, "{line}  {}", note.lines().next().unwrap_or_default());
-        match result {
-            Ok(outcome) if outcome.skipped => skipped += 1,
-            Ok(_) => passed += 1,
-            Err(_) => failed += 1,
+        say(&format!("{}  {}\n", end.line, end.note.lines().next().unwrap_or_default()));
+        match end.word {
+            "ok" => passed += 1,
+            "SKIPPED" => skipped += 1,
+            _ => failed += 1,
         }
     }
-    say(&format!("\n{:<4} {:<58} {:>7} {:<7} {:>8}\n{table}\n", "id", "experiment", "n", "result", "time"));
+    say("\n");
     let word = if failed == 0 { "ok" } else { "FAILED" };
     say(&format!(
         "test result: {word}. {passed} passed; {failed} failed; {skipped} ignored; 0 measured; {left_out} filtered out\n"
@@ -207,6 +228,22 @@ pub(crate) fn base_seed() -> Result<u64> {
 impl Experiment {
     pub(crate) fn is_meant(&self, word: &str) -> bool {
         self.id.eq_ignore_ascii_case(word) || self.name.contains(word)
+    }
+
+    /// Runs it and prints its line.
+    async fn told(&self, base: u64, release: bool) -> End {
+        let count = if release { self.release } else { self.pr };
+        let begin = Instant::now();
+        let result = self.once(base, count, 0).await;
+        let seconds = begin.elapsed().as_secs_f64();
+        let (word, repetitions, note) = match result {
+            Ok(outcome) if outcome.skipped => ("SKIPPED", "-".to_owned(), outcome.note),
+            Ok(outcome) => ("ok", outcome.repetitions.to_string(), outcome.note),
+            Err(error) => ("FAILED", "-".to_owned(), format!("{error:#}")),
+        };
+        let line = format!("{:<4} {:<58} {repetitions:>7} {word:<7} {seconds:>6.1} s", self.id, self.name);
+        say(&format!("\r{line}  {note}\n"));
+        End { word, line, note }
     }
 
     pub(crate) async fn once(&self, base: u64, count: u32, offset: u32) -> Result<Outcome> {

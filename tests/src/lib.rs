@@ -9,6 +9,7 @@ mod campaign;
 pub mod captures;
 pub mod dns;
 pub mod experiment;
+pub mod grpc;
 pub mod images;
 pub mod journal_file;
 pub mod limits;

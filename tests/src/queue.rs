@@ -14,7 +14,7 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 
 /// How long the broker may take for one answer.
-const ANSWER: Duration = Duration::from_secs(20);
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// A client of a broker.
 #[derive(Debug)]
@@ -96,6 +96,25 @@ impl Client {
     pub async fn delete_queue(&self, queue: &str) -> Result<()> {
         self.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
         Ok(())
+    }
+
+    /// Makes a queue that outlives a restart.
+    ///
+    /// # Errors
+    /// The broker does not answer, or has another one of that name.
+    pub async fn declare(&self, queue: &str) -> Result<()> {
+        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        self.channel.queue_declare(queue.into(), durable, FieldTable::default()).await?;
+        Ok(())
+    }
+
+    /// Messages that lie in a queue.
+    ///
+    /// # Errors
+    /// There is none of that name; the channel is closed then.
+    pub async fn messages(&self, queue: &str) -> Result<u32> {
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        Ok(self.channel.queue_declare(queue.into(), passive, FieldTable::default()).await?.message_count())
     }
 
     /// Empties a queue.

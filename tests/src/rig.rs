@@ -7,6 +7,8 @@ mod bridge;
 pub mod forwarder;
 mod tracker;
 
+pub use self::bridge::EventSender;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,9 +34,9 @@ pub const DAEMON: &str = "lago-webhook-processor";
 /// The issuer of a rig's tokens.
 pub const ISSUER: &str = "http://lago-api:3000";
 /// How long a daemon may take to say that it is ready. Far above the promise, which tests check.
-pub const START_DEADLINE: Duration = Duration::from_secs(20);
+pub const START_DEADLINE: Duration = Duration::from_secs(60);
 /// How long one request may take before a test gives up.
-pub const REQUEST_DEADLINE: Duration = Duration::from_secs(20);
+pub const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 /// Deliveries that may be unsettled when a daemon dies: those it has results of but has not recorded
 /// (`UNSETTLED` in `kit-delivery/src/dispatcher.rs`), and those in flight.
 pub const UNSETTLED: u64 = 1024 + 16;

@@ -12,9 +12,11 @@ use kit_workbench::process::{DaemonCommand, DaemonProcess};
 use kit_workbench::scratch::Scratch;
 
 /// How long it may take until every thread is traced.
-const ATTACH_DEADLINE: Duration = Duration::from_secs(10);
+const ATTACH_DEADLINE: Duration = Duration::from_secs(30);
+/// A thread that is stopped for so long is not merely being attached.
+const HELD: Duration = Duration::from_secs(1);
 /// How long `strace` may take to end when it is asked to.
-const DETACH_DEADLINE: Duration = Duration::from_secs(5);
+const DETACH_DEADLINE: Duration = Duration::from_secs(30);
 /// What `strace` notes behind a call that it has changed.
 pub const CHANGED: &str = "(INJECTED)";
 
@@ -99,7 +101,7 @@ pub async fn watch(daemon: &DaemonProcess, calls: &str, options: &[&str]) -> Res
 
 async fn attach(
     pid: u32,
-    is_attached: impl Fn(u32) -> Result<bool>,
+    how_far: impl Fn(u32) -> Result<Tracing>,
     arguments: impl Fn(&Path) -> Vec<OsString>,
 ) -> Result<Attached> {
     let scratch = Scratch::new("outrigger-strace")?;
@@ -107,7 +109,15 @@ async fn attach(
     let mut process = DaemonProcess::spawn("strace", arguments(&log), Vec::new()).context("run strace")?;
     let tracer = process.pid();
     let begin = Instant::now();
-    while !is_attached(tracer)? {
+    let mut held_since = None;
+    loop {
+        match how_far(tracer)? {
+            Tracing::Runs => break,
+            // One that stays so is not being attached any more: its first call came at once, and is held up.
+            Tracing::Stopped if held_since.get_or_insert(Instant::now()).elapsed() >= HELD => break,
+            Tracing::Stopped => {}
+            Tracing::NotYet => held_since = None,
+        }
         if process.try_exit()?.is_some() {
             // With the daemon, if the fault is a kill and came at once.
             ensure!(is_gone(pid), "strace ended: {}", process.stderr());
@@ -189,24 +199,39 @@ fn thread(pid: u32, name: &str) -> Result<Option<u32>> {
     Ok(None)
 }
 
-/// Whether one thread of a process is traced by this tracer and runs.
-fn has_tracer(pid: u32, thread: u32, tracer: u32) -> Result<bool> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/status"))?;
-    let wanted = format!("TracerPid:\t{tracer}");
-    Ok(status.lines().any(|line| line == wanted) && !status.lines().any(|line| line.starts_with("State:\tt")))
+/// How far a tracer has come with what it is to trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Tracing {
+    NotYet,
+    /// All of it is traced, and some of it is stopped by that.
+    Stopped,
+    Runs,
 }
 
-/// Whether every thread of a process is traced by this tracer and runs.
-fn is_traced_by(pid: u32, tracer: u32) -> Result<bool> {
-    let wanted = format!("TracerPid:\t{tracer}");
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Ok(false) };
+impl Tracing {
+    fn of(status: &str, tracer: u32) -> Self {
+        let wanted = format!("TracerPid:\t{tracer}");
+        match status.lines().any(|line| line == wanted) {
+            false => Self::NotYet,
+            true if status.lines().any(|line| line.starts_with("State:\tt")) => Self::Stopped,
+            true => Self::Runs,
+        }
+    }
+}
+
+/// How far this tracer has come with one thread of a process.
+fn has_tracer(pid: u32, thread: u32, tracer: u32) -> Result<Tracing> {
+    Ok(Tracing::of(&std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/status"))?, tracer))
+}
+
+/// How far this tracer has come with every thread of a process.
+fn is_traced_by(pid: u32, tracer: u32) -> Result<Tracing> {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Ok(Tracing::NotYet) };
+    let mut least = Tracing::Runs;
     for thread in threads {
         // A thread may end while it is looked at.
         let Ok(status) = std::fs::read_to_string(thread?.path().join("status")) else { continue };
-        let stopped = status.lines().any(|line| line.starts_with("State:\tt"));
-        if stopped || !status.lines().any(|line| line == wanted) {
-            return Ok(false);
-        }
+        least = least.min(Tracing::of(&status, tracer));
     }
-    Ok(true)
+    Ok(least)
 }

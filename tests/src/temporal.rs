@@ -1,17 +1,23 @@
 //! The bridge beside a real Temporal, of two releases, and what a test does there through Temporal's own HTTP API: none of
 //! it is our client.
 
+mod api;
+
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use futures_util::future::try_join_all;
 use kit_workbench::Moment;
 use kit_workbench::process::{DaemonCommand, DaemonProcess};
 use kit_workbench::raw::RawResponse;
 use kit_workbench::temporal::{TemporalOptions, TemporalServer};
 use serde_json::{Value, json};
 
+pub use self::api::TemporalApi;
 use crate::binaries::repository;
+use crate::experiment::COUNTS_VARIABLE;
 use crate::rig::Rig;
 
 /// Names of the variables that say where the Python environments are.
@@ -19,10 +25,21 @@ const ENVIRONMENT: &str = "OUTRIGGER_TEMPORAL_VENV";
 const OLD_ENVIRONMENT: &str = "OUTRIGGER_TEMPORAL_OLD_VENV";
 /// Until the SDK has been loaded and polls.
 const WORKER_DEADLINE: Duration = Duration::from_secs(60);
-/// Of one request to Temporal.
-const REQUEST: Duration = Duration::from_secs(30);
+/// Requests to Temporal's HTTP API at a time.
+const AT_ONCE: usize = 20;
 /// The task queue of the worker.
 pub const QUEUE: &str = "work";
+
+/// Everything that the bridge asks of a server while it observes.
+const ASKED: [&str; 7] = [
+    "ListClosedWorkflowExecutions",
+    "ListWorkflowExecutions",
+    "GetWorkflowExecutionHistory",
+    "DescribeWorkflowExecution",
+    "DescribeTaskQueue",
+    "DescribeNamespace",
+    "GetSystemInfo",
+];
 
 /// A server's release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +65,11 @@ impl Release {
     }
 }
 
+/// A count for `./test`, or the one for a release where [`COUNTS_VARIABLE`] says so.
+pub fn scaled(ordinary: usize, release: usize) -> usize {
+    if std::env::var(COUNTS_VARIABLE).is_ok_and(|counts| counts == "release") { release } else { ordinary }
+}
+
 /// The end of a workflow as the gateway received it.
 #[derive(Clone, Debug)]
 pub struct Told {
@@ -68,6 +90,16 @@ impl Told {
     pub fn workflow(&self) -> &str {
         self.data["workflow_id"].as_str().unwrap_or_default()
     }
+
+    /// How much later than the workflow ended it was received.
+    ///
+    /// # Errors
+    /// It says no time.
+    pub fn lateness(&self) -> Result<Duration> {
+        let closed = self.data["close_time"].as_str().context("an end has a time")?;
+        let closed: jiff::Timestamp = closed.parse()?;
+        Ok(self.at.since(Moment::from_micros(u64::try_from(closed.as_microsecond())?)))
+    }
 }
 
 /// A server, the bridge, and who they talk to.
@@ -77,7 +109,8 @@ pub struct Bench {
     pub server: TemporalServer,
     /// The bridge with its gateway.
     pub rig: Rig,
-    http: reqwest::Client,
+    /// The server's HTTP API.
+    pub api: TemporalApi,
     worker: Option<DaemonProcess>,
 }
 
@@ -98,8 +131,8 @@ impl Bench {
     /// There is no room for the bridge.
     pub async fn over(server: TemporalServer, settings: &[(&str, &str)]) -> Result<Self> {
         let rig = Rig::bridge(&server.address(), settings).await?;
-        let http = reqwest::Client::builder().timeout(REQUEST).build()?;
-        Ok(Self { server, rig, http, worker: None })
+        let api = TemporalApi::new(server.http())?;
+        Ok(Self { server, rig, api, worker: None })
     }
 
     /// A server, and a bridge that has begun to observe.
@@ -143,17 +176,24 @@ impl Bench {
         Ok(())
     }
 
+    /// How much the server was asked by whoever observes, since it was started.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn asked(&self) -> Result<u64> {
+        let mut sum = 0;
+        for operation in ASKED {
+            sum += self.server.requests(operation).await?;
+        }
+        Ok(sum)
+    }
+
     /// Posts to Temporal's HTTP API, below the namespace.
     ///
     /// # Errors
     /// It is not answered 200.
     pub async fn post(&self, namespace: &str, path: &str, body: &Value) -> Result<Value> {
-        let url = format!("http://{}/api/v1/namespaces/{namespace}{path}", self.server.http());
-        let answer = self.http.post(url).json(body).send().await?;
-        let status = answer.status();
-        let text = answer.text().await?;
-        ensure!(status == 200, "{path} is answered {status}: {text}");
-        Ok(serde_json::from_str(&text)?)
+        self.api.post(namespace, path, body).await
     }
 
     /// Asks Temporal's HTTP API, below the namespace.
@@ -161,12 +201,7 @@ impl Bench {
     /// # Errors
     /// It is not answered 200.
     pub async fn get(&self, namespace: &str, path: &str) -> Result<Value> {
-        let url = format!("http://{}/api/v1/namespaces/{namespace}{path}", self.server.http());
-        let answer = self.http.get(url).send().await?;
-        let status = answer.status();
-        let text = answer.text().await?;
-        ensure!(status == 200, "{path} is answered {status}: {text}");
-        Ok(serde_json::from_str(&text)?)
+        self.api.get(namespace, path).await
     }
 
     /// Every run of a namespace: workflow and run, as far as Temporal's index knows them.
@@ -211,15 +246,7 @@ impl Bench {
     /// # Errors
     /// It is refused, or not taken within half a minute.
     pub async fn taken(&self, event: &Value) -> Result<bool> {
-        let begin = Instant::now();
-        loop {
-            match self.send(event).await {
-                Ok(answer) if answer.status == 200 => return Ok(answer.json()?["duplicate"] == json!(true)),
-                Ok(answer) if answer.status < 500 => bail!("answered {}: {}", answer.status, answer.text()),
-                other => ensure!(begin.elapsed() < REQUEST, "not taken: {other:?}"),
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        self.rig.sender()?.taken(event).await
     }
 
     /// How many events are in a state at Temporal's sink.
@@ -286,7 +313,38 @@ impl Bench {
     /// # Errors
     /// The server refuses.
     pub async fn terminate(&self, id: &str, reason: &str) -> Result<()> {
-        self.post("default", &format!("/workflows/{id}/terminate"), &json!({ "reason": reason })).await.map(drop)
+        self.terminate_in("default", id, reason).await
+    }
+
+    /// As [`Self::terminate`], in any namespace.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub async fn terminate_in(&self, namespace: &str, id: &str, reason: &str) -> Result<()> {
+        self.api.terminate(namespace, id, reason).await
+    }
+
+    /// Starts so many workflows of `default` that nobody works on; returns their ids.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub async fn start_idle(&self, name: &str, count: usize) -> Result<Vec<String>> {
+        let ids: Vec<String> = (0..count).map(|number| format!("{name}-{number}")).collect();
+        for chunk in ids.chunks(AT_ONCE) {
+            try_join_all(chunk.iter().map(|id| self.start(id, "Wait", Value::Null, json!({})))).await?;
+        }
+        Ok(ids)
+    }
+
+    /// Terminates workflows of `default`, some at once.
+    ///
+    /// # Errors
+    /// The server refuses.
+    pub async fn terminate_all(&self, ids: &[String]) -> Result<()> {
+        for chunk in ids.chunks(AT_ONCE) {
+            try_join_all(chunk.iter().map(|id| self.terminate(id, "over"))).await?;
+        }
+        Ok(())
     }
 
     /// Asks a workflow of `default` to end itself.
@@ -302,7 +360,7 @@ impl Bench {
     /// # Errors
     /// The gateway received something that is no event, or the same id with two contents.
     pub fn told(&self) -> Result<Vec<Told>> {
-        let mut told: Vec<Told> = Vec::new();
+        let (mut told, mut places) = (Vec::<Told>::new(), HashMap::<String, usize>::new());
         for received in self.rig.gateway.received() {
             ensure!(received.signature_ok == Some(true), "an event is not signed");
             let body: Value = serde_json::from_slice(received.body.as_deref().unwrap_or_default())?;
@@ -314,8 +372,11 @@ impl Bench {
                 data: body["data"].clone(),
                 at: received.at,
             };
-            match told.iter().find(|known| known.id == event.id) {
-                None => told.push(event),
+            match places.get(&event.id).and_then(|place| told.get(*place)) {
+                None => {
+                    places.insert(event.id.clone(), told.len());
+                    told.push(event);
+                }
                 Some(known) => ensure!(known.data == event.data, "{} came with two contents", event.id),
             }
         }

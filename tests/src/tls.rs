@@ -11,14 +11,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Far more than what a handshake takes.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+const HANDSHAKE: Duration = Duration::from_secs(30);
 /// Everything that `openssl` would otherwise take from the machine's own file.
 const CONFIGURATION: &str = "[req]\ndistinguished_name=name\n[name]\n[ca]\ndefault_ca=own\n[own]\ndatabase=index\nserial=serial\n\
     new_certs_dir=.\ncertificate=ca.pem\nprivate_key=ca.key\ndefault_md=sha256\npolicy=any\nunique_subject=no\n\
@@ -79,9 +80,21 @@ impl Authority {
     /// # Errors
     /// It cannot be made.
     pub fn identity(&self, name: &str, validity: Validity) -> Result<Identity> {
+        self.signed(name, validity, "serverAuth")
+    }
+
+    /// A certificate that a client shows.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn client(&self, name: &str, validity: Validity) -> Result<Identity> {
+        self.signed(name, validity, "clientAuth")
+    }
+
+    fn signed(&self, name: &str, validity: Validity, usage: &str) -> Result<Identity> {
         let file = file_name(name, validity.0);
         let (request, extensions) = (format!("{file}.csr"), format!("{file}.ext"));
-        let text = format!("subjectAltName={name}\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n");
+        let text = format!("subjectAltName={name}\nbasicConstraints=CA:FALSE\nextendedKeyUsage={usage}\n");
         std::fs::write(self.folder.join(&extensions), text)?;
         let (key, certificate) = (format!("{file}.key"), format!("{file}.pem"));
         let asked = ["req", "-new", "-config", "openssl.cnf", "-subj", "/CN=test", "-keyout", &key, "-out", &request];
@@ -141,12 +154,41 @@ impl TlsFront {
     /// # Errors
     /// The certificate cannot be used, or the port not be bound.
     pub async fn start(identity: &Identity, port: u16, target: SocketAddr) -> Result<Self> {
+        Self::start_for(identity, port, target, None).await
+    }
+
+    /// The same before a server that speaks HTTP/2, for clients that show a certificate of this authority, where one is named.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn http2(identity: &Identity, target: SocketAddr, clients: Option<&Authority>) -> Result<Self> {
+        Self::start_for(identity, 0, target, Some(clients)).await
+    }
+
+    async fn start_for(
+        identity: &Identity,
+        port: u16,
+        target: SocketAddr,
+        http2: Option<Option<&Authority>>,
+    ) -> Result<Self> {
         let key = PrivateKeyDer::from_pem_file(&identity.key).context("read the key")?;
         let certificate = CertificateDer::from_pem_file(&identity.certificate).context("read the certificate")?;
-        let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate], key)?;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let config =
+            ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+        let config = match http2.flatten() {
+            None => config.with_no_client_auth(),
+            Some(authority) => {
+                let mut roots = RootCertStore::empty();
+                roots.add(CertificateDer::from_pem_file(authority.certificate()).context("read the authority")?)?;
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
+                config.with_client_cert_verifier(verifier)
+            }
+        };
+        let mut config = config.with_single_cert(vec![certificate], key)?;
+        if http2.is_some() {
+            config.alpn_protocols = vec![b"h2".to_vec()];
+        }
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.context("bind the TLS port")?;
         let address = listener.local_addr()?;

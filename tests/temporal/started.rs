@@ -145,11 +145,12 @@ pub(crate) async fn what_the_bridge_starts_calls_back_where_the_server_allows_it
     assert_eq!(told[0].workflow(), "uncalled");
 }
 
-/// What dunning does: a failed payment begins it, or is signalled to the one that goes on; one that succeeds ends it.
+/// What dunning does: a failed payment begins it, or is signalled to the one that goes on; one that succeeds ends it. Its
+/// patience outlasts the first wait of both daemons' retry schedules, which a kill may cost a payment.
 const DUNNING: &str = "[ \
     { name = \"dunning\", types = [\"lago.invoice.payment_failure\"], action = \"signal_with_start\", signal = \"payment_failed\", \
     workflow_id = \"dunning:{data.payment_provider_invoice_payment_error.lago_invoice_id}\", workflow_type = \"Dunning\", \
-    task_queue = \"work\", transform = \"{patience_seconds: 8}\", signal_transform = \"{id: .id}\", \
+    task_queue = \"work\", transform = \"{patience_seconds: 20}\", signal_transform = \"{id: .id}\", \
     on_conflict = \"ignore\" }, \
     { name = \"paid\", types = [\"lago.invoice.payment_status_updated\"], action = \"signal\", signal = \"payment_succeeded\", \
     workflow_id = \"dunning:{data.invoice.lago_id}\", on_missing = \"retry\" } \

@@ -5,15 +5,18 @@
 
 use std::borrow::Cow;
 
+use kit_authentik::envelope::Envelope;
 use kit_authentik::event::Event;
-use kit_journal::{BodyDigest, Dedupe, EventHead, EventId, NewEvent};
+use kit_journal::{BodyDigest, Dedupe, EventHead, EventId, NewEvent, StoredEvent};
 
 use crate::exclude::{Excluded, Rules};
 use crate::names::{self, Aliases};
 use crate::people::Known;
 
-/// Type of a proven body that is not our envelope.
+/// Type of a proven body that is not our envelope, and of a row of the API that is no event.
 const UNREADABLE: &str = "authentik.unreadable";
+/// What the subject of a webhook begins with that cannot be read.
+const WEBHOOK: &str = "webhook/";
 /// Tenants that stand for nobody in particular.
 const UNATTRIBUTED: [&str; 4] = ["default", "default_tenant", "global", "system"];
 
@@ -59,12 +62,12 @@ impl Admission {
     }
 
     /// A body that is proven and cannot be read: a mapping of another version, or one that somebody changed. Where nothing
-    /// else brings its event it is kept for a person to look at.
+    /// else brings its event it is kept, and parked ([`parked`]) for a person to look at.
     pub(crate) fn unreadable(&self, body: Vec<u8>) -> (NewEvent, BodyDigest) {
         let digest = BodyDigest::of(&body);
         let key = digest.0.iter().fold(String::from("sha256-"), |text, byte| text + &format!("{byte:02x}"));
         let id = EventId::derive(&self.source, &key, Some(&digest));
-        let subject = format!("webhook/{key}");
+        let subject = format!("{WEBHOOK}{key}");
         let json = serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok();
         let head =
             EventHead { json, headers: self.headers(), ..EventHead::new(id, &self.source, UNREADABLE, subject, key) };
@@ -74,6 +77,22 @@ impl Admission {
     fn headers(&self) -> Vec<(Cow<'static, str>, String)> {
         let own = (Cow::Borrowed("content-type"), "application/json".to_owned());
         if self.keep_headers { vec![own] } else { Vec::new() }
+    }
+}
+
+/// Why an event is a dead letter from the beginning: nobody that it is routed to can read it either. Replayed, it is
+/// delivered as it is.
+pub(crate) fn parked(event: &StoredEvent) -> Option<String> {
+    if event.head.event_type != UNREADABLE {
+        return None;
+    }
+    // An action may have this name, too.
+    let text = std::str::from_utf8(&event.body).unwrap_or_default();
+    if event.head.subject.starts_with(WEBHOOK) {
+        let why = Envelope::read(&event.body).err().map_or_else(String::new, |why| format!(": {why}"));
+        Some(format!("a webhook that could not be read{why}"))
+    } else {
+        Event::read(text).err().map(|why| format!("an event of Authentik's API that cannot be read: {why}"))
     }
 }
 
@@ -135,6 +154,23 @@ mod tests {
         let expected = raw.strip_suffix('}').unwrap().to_owned() + r#","enriched":{"user":{}}}"#;
         assert_eq!(String::from_utf8(event.body).unwrap(), expected);
         assert_eq!((event.head.tenant.as_deref(), event.head.unattributed), (Some("default"), true));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_parked_with_the_reason_and_an_action_of_that_name_is_not() {
+        let reason = |new: NewEvent| {
+            let at = "2026-11-22T13:27:00Z".parse().unwrap();
+            parked(&StoredEvent { seq: 1, at, head: new.head, body: new.body.into() })
+        };
+        let (webhook, _) = admission().unreadable(br#"{"schema":"outrigger.authentik/2","event":{}}"#.to_vec());
+        assert!(reason(webhook).unwrap().contains("is of another version"));
+        let (mut row, _) = admission().unreadable(br#"{"pk":"0f0e0d0c0b0a49088706050403020100"}"#.to_vec());
+        row.head.subject = "event/0f0e0d0c0b0a49088706050403020100".to_owned();
+        assert!(reason(row).unwrap().contains("its action is missing"));
+        for action in ["unreadable", "login"] {
+            let raw = format!(r#"{{"pk":"0f0e0d0c0b0a49088706050403020100","action":"{action}"}}"#);
+            assert_eq!(reason(admitted(&raw, None)), None, "{action}");
+        }
     }
 
     #[test]

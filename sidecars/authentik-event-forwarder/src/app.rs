@@ -3,33 +3,31 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kit::admin::{Part, Readiness};
+use kit::admin::Part;
+use kit::api::Title;
 use kit::client::{ClientOptions, http_client};
-use kit::clock::{SharedClock, SystemClock};
+use kit::clock::SharedClock;
 use kit::config::{Problems, WellKnown, variable};
 use kit::lifecycle::Shell;
 use kit::run::{Daemon, StartError};
 use kit::secret;
 use kit::serve::Limits;
 use kit::telemetry::Metrics;
-use kit_amqp::AmqpMetrics;
-use kit_authentik::api::{ANSWER_TIMEOUT, AuthentikApi};
-use kit_delivery::DispatcherSettings;
+use kit_authentik::api::AuthentikApi;
 use kit_delivery::api::{ApiState, Choosy};
-use kit_delivery::start::{self, Served, configuration};
+use kit_delivery::start::{self, Begun, Served, configuration};
 use kit_journal::Journal;
-use kit_routes::{Base, Builder, BuiltSink, Routed, SinkError};
-use utoipa::OpenApi as _;
+use kit_routes::{Base, Intended};
 
-use crate::admit::Admission;
+use crate::admit::{self, Admission};
 use crate::authentication::Authenticator;
-use crate::config::{AuthentikSection, Config, GATEWAY, RABBITMQ, well_known};
+use crate::config::{AuthentikSection, Config, well_known};
 use crate::exclude::Rules;
 use crate::http::{self, Intake, Said};
 use crate::metrics::IntakeMetrics;
 use crate::names::Aliases;
 use crate::people::People;
-use crate::poll::{PollSettings, Poller};
+use crate::poll::{Around, PollSettings, Poller};
 use crate::seen::Seen;
 
 /// Authentik's heads are small.
@@ -39,16 +37,17 @@ const HEAD_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub struct AuthentikEventForwarder;
 
-#[derive(utoipa::OpenApi)]
-#[openapi(info(
-    title = "authentik-event-forwarder",
-    description = "Events and deliveries of the event forwarder. Every path needs the bearer token of SIDECAR_ADMIN__TOKEN_FILE."
-))]
-struct ApiDescription;
+/// What the admin API is.
+const TITLE: Title = Title {
+    name: "authentik-event-forwarder",
+    version: env!("CARGO_PKG_VERSION"),
+    text: "Events and deliveries of the event forwarder. Every path needs the bearer token of SIDECAR_ADMIN__TOKEN_FILE.",
+};
 
 impl Daemon for AuthentikEventForwarder {
     const NAME: &'static str = "authentik-event-forwarder";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const REFERENCE: &'static str = include_str!("../../../docs/reference/authentik-event-forwarder.md");
     const ABOUT: &'static str =
         "Takes Authentik's events by webhook and from its API, has each on disk once, and brings it to the gateway.";
     const OUTLIVES_HANGUP: bool = true;
@@ -64,32 +63,22 @@ impl Daemon for AuthentikEventForwarder {
             problems.add(&format!("authentik.{field}"), &message);
         }
         config.journal.check("journal", problems);
-        if let Err((field, message)) = config.admin.resolve() {
-            problems.add(&format!("admin.{field}"), &message);
-        }
-        let clock: SharedClock = Arc::new(SystemClock);
-        let builder = Builder { daemon: Self::NAME, clock: &clock, amqp: &AmqpMetrics::default() };
-        for error in own_sinks(config, builder).err().into_iter().flatten() {
-            problems.add(&error.path, &error.message);
-        }
-        kit_routes::check(config.routing(), builder, problems);
+        config.process.check(problems);
+        config.outgoing().check(Self::NAME, problems);
     }
 
     async fn start(config: Config, metrics: Arc<Metrics>, shell: &mut Shell) -> Result<(), StartError> {
-        let opened = start::open_journal(&config.journal, &(Arc::new(SystemClock) as SharedClock), &metrics).await?;
-        let (journal, task) = opened;
-        let clock = journal.clock();
-        let readiness = Readiness::default();
-        shell.at_end(move || task.close());
-        start::watch_journal(shell, &journal, &readiness);
-
+        let Begun { journal, clock, readiness } = start::begin(shell, &config.journal, &metrics).await?;
         let mut problems = Problems::default();
         let authenticator = Authenticator::load(&config.authentik, &mut problems);
         let Some(authenticator) = authenticator.filter(|_| problems.is_empty()) else {
             return Err(configuration(problems.lines(&well_known()).join("; ")));
         };
         let base = Base { journal: &journal, clock: &clock, metrics: &metrics, readiness: &readiness };
-        let routed = start_delivery(shell, &config, base).await?;
+        let routed = config
+            .outgoing()
+            .start(shell, Self::NAME, base, Intended { parks: admit::parked, ..Intended::ALL })
+            .await?;
         let intake = Intake {
             authenticator,
             admission: Arc::new(admission(&config)),
@@ -102,7 +91,7 @@ impl Daemon for AuthentikEventForwarder {
             said: Said::default(),
         };
         start_reading(shell, &config, &intake, &clock, readiness.part("authentik"))?;
-        let limits = Limits::new(&config.listen, &config.stop, HEAD_BYTES);
+        let limits = Limits::new(&config.process.listen, &config.process.stop, HEAD_BYTES);
         let api_state = ApiState {
             journal,
             clock,
@@ -113,13 +102,13 @@ impl Daemon for AuthentikEventForwarder {
         let served = Served {
             business: http::router(Arc::new(intake)),
             limits,
-            description: ApiDescription::openapi(),
+            title: TITLE,
             api: api_state,
             more: routed.api,
             metrics,
             readiness,
         };
-        start::serve(shell, &config, &config.admin, served).await
+        start::serve(shell, &config.process, served).await
     }
 }
 
@@ -128,7 +117,7 @@ fn admission(config: &Config) -> Admission {
         source: config.authentik.source(),
         rules: Rules::new(&config.events),
         aliases: Aliases::new(&config.events),
-        keep_headers: config.sends_raw(),
+        keep_headers: config.outgoing().sends_raw(),
     }
 }
 
@@ -162,6 +151,7 @@ fn start_reading(
         ready,
         covered: None,
         clock_said: false,
+        around: Around::default(),
     };
     shell.spawn("poller", poller.run(shell.stop_token()));
     Ok(())
@@ -193,7 +183,8 @@ fn api(section: &AuthentikSection) -> Result<Option<AuthentikApi>, (&'static str
         return Ok(None);
     };
     let client = http_client(&client_options(section)).map_err(|error| ("ca_file", kit::error::chain(&error)))?;
-    AuthentikApi::new(client, url, &token).map(Some).map_err(|error| {
+    let api = AuthentikApi::new(client, url, &token).map(|api| Some(api.within(section.timeout())));
+    api.map_err(|error| {
         let field = if error == kit_authentik::api::SetupError::BadToken { at } else { "url" };
         (field, error.to_string())
     })
@@ -201,39 +192,9 @@ fn api(section: &AuthentikSection) -> Result<Option<AuthentikApi>, (&'static str
 
 /// Authentik may be silent for as long as an answer may take at all: a page of a large table is.
 fn client_options(section: &AuthentikSection) -> ClientOptions {
-    ClientOptions { ca_file: section.ca_file.clone(), read_timeout: ANSWER_TIMEOUT, ..ClientOptions::default() }
-}
-
-async fn start_delivery(shell: &mut Shell, config: &Config, base: Base<'_>) -> Result<Routed, StartError> {
-    let amqp = base.metrics.with_registry(AmqpMetrics::register);
-    let builder = Builder { daemon: AuthentikEventForwarder::NAME, clock: base.clock, amqp: &amqp };
-    let own = own_sinks(config, builder)
-        .map_err(|errors| configuration(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
-    kit_routes::start(shell, base, builder, config.routing(), own).await
-}
-
-/// The sinks of `[gateway]` and, where it is configured, `[amqp]`, the gateway first: it begins with the journal's first
-/// event.
-///
-/// # Errors
-/// All settings that cannot be used.
-pub fn own_sinks(
-    config: &Config,
-    builder: Builder<'_>,
-) -> Result<Vec<(BuiltSink, DispatcherSettings)>, Vec<SinkError>> {
-    let mut errors = Vec::new();
-    let mut sinks = Vec::new();
-    match builder.http("gateway", GATEWAY, &config.gateway) {
-        Ok(sink) => sinks.push((BuiltSink::Http(Box::new(sink)), DispatcherSettings::from(&config.gateway))),
-        Err(more) => errors.extend(more),
-    }
-    if config.amqp.is_set() {
-        match builder.amqp("amqp", RABBITMQ, &config.amqp) {
-            Ok(sink) => sinks.push((sink, DispatcherSettings::from(&config.amqp))),
-            Err(more) => errors.extend(more),
-        }
-    }
-    if errors.is_empty() { Ok(sinks) } else { Err(errors) }
+    let timeout = section.timeout();
+    let ca_file = section.ca_file.clone();
+    ClientOptions { ca_file, read_timeout: timeout, total_timeout: timeout, ..ClientOptions::default() }
 }
 
 #[cfg(test)]
@@ -242,6 +203,8 @@ mod tests {
 
     #[test]
     fn authentik_may_be_silent_as_long_as_an_answer_may_take() {
-        assert!(client_options(&AuthentikSection::default()).read_timeout >= ANSWER_TIMEOUT);
+        let section = AuthentikSection { timeout_seconds: 90.0, ..AuthentikSection::default() };
+        let options = client_options(&section);
+        assert!(options.read_timeout >= section.timeout() && options.total_timeout >= section.timeout());
     }
 }

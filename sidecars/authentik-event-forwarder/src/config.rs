@@ -2,28 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use kit::clock::Timestamp;
-use kit::config::{
-    AdminSection, COMMON_WELL_KNOWN, ListenSection, LogSection, Problems, Section, StopSection, WellKnown,
-};
-use kit::run::Common;
+use kit::config::{COMMON_WELL_KNOWN, Problems, ProcessSections, Section, WellKnown};
 use kit::secret::Secret;
-use kit_amqp::AmqpSection;
+use kit_authentik::api::ANSWER_TIMEOUT;
 use kit_authentik::signature::Proof;
-use kit_delivery::GatewaySection;
-use kit_delivery::format::Format;
 use kit_journal::JournalSection;
-use kit_routes::{RouteSection, RoutesSection, Routing, SinkSection};
+use kit_routes::{Outgoing, OutgoingSections};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::tenant::Pattern;
-
-/// The sink of `[gateway]`, by its name in the journal, metrics and the API.
-pub const GATEWAY: &str = "gateway";
-/// Name of the sink of `[amqp]`.
-pub const RABBITMQ: &str = "rabbitmq";
 
 /// Variables known under names of their own.
 pub fn well_known() -> Vec<WellKnown> {
@@ -47,8 +38,8 @@ pub fn well_known() -> Vec<WellKnown> {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Addresses and limits of the two listeners.
-    pub listen: ListenSection,
+    /// What every daemon has: `listen`, `admin`, `log` and `stop`.
+    pub process: ProcessSections,
     /// How webhooks prove themselves, and where Authentik's API is.
     pub authentik: AuthentikSection,
     /// How events are read from Authentik's API; without `authentik.url` they are not.
@@ -57,25 +48,10 @@ pub struct Config {
     pub events: EventsSection,
     /// What is added to an event about its user.
     pub enrichment: EnrichmentSection,
-    /// Where events go and how the answer is judged.
-    pub gateway: GatewaySection,
-    /// The RabbitMQ exchange that events are published to as well; none without a URL.
-    pub amqp: AmqpSection,
-    /// Further sinks by name (`a` to `z`, digits, `-` and `_`), each with a `type`; `type = "http"` has everything that
-    /// `[gateway]` has, `type = "amqp"` everything that `[amqp]` has. In the environment `SIDECAR_SINKS__AUDIT__TYPE=http`, `SIDECAR_SINKS__AUDIT__URL` and so on.
-    pub sinks: BTreeMap<String, SinkSection>,
-    /// Which events go to which sinks: a list of `[[route]]`, see [Routes](routes.md).
-    pub route: Vec<RouteSection>,
-    /// Where routes come from, what gets no route, and what jq may use.
-    pub routes: RoutesSection,
+    /// Where events go: `gateway`, `amqp`, `sinks`, `route` and `routes`.
+    pub outgoing: OutgoingSections,
     /// Where and how events are kept.
     pub journal: JournalSection,
-    /// Access to the admin API.
-    pub admin: AdminSection,
-    /// What is logged and how.
-    pub log: LogSection,
-    /// How the daemon stops.
-    pub stop: StopSection,
 }
 
 /// How webhooks prove themselves, and where Authentik's API is.
@@ -102,6 +78,8 @@ pub struct AuthentikSection {
     pub token_file: Option<PathBuf>,
     /// PEM file with certificate authorities to trust beside the platform's, for `https`.
     pub ca_file: Option<PathBuf>,
+    /// Seconds that one answer of the API may take, 1 to 600. Raise it where Authentik is slow as a whole.
+    pub timeout_seconds: f64,
     /// Largest body of a webhook in bytes.
     pub body_limit_bytes: usize,
 }
@@ -200,6 +178,7 @@ impl Default for AuthentikSection {
             token: None,
             token_file: None,
             ca_file: None,
+            timeout_seconds: ANSWER_TIMEOUT.as_secs_f64(),
             body_limit_bytes: 4 << 20,
         }
     }
@@ -239,80 +218,44 @@ impl Default for EnrichmentSection {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: ListenSection {
-                public: "0.0.0.0:8083".to_owned(),
-                admin: "127.0.0.1:9083".to_owned(),
-                ..ListenSection::default()
-            },
+            process: ProcessSections::at_ports(8083, 9083),
             authentik: AuthentikSection::default(),
             poll: PollSection::default(),
             events: EventsSection::default(),
             enrichment: EnrichmentSection::default(),
-            gateway: GatewaySection::default(),
-            amqp: AmqpSection::default(),
-            sinks: BTreeMap::new(),
-            route: Vec::new(),
-            routes: RoutesSection::default(),
+            outgoing: OutgoingSections::default(),
             journal: JournalSection {
                 path: PathBuf::from("/var/lib/outrigger/authentik-event-forwarder.db"),
                 ..JournalSection::default()
             },
-            admin: AdminSection::default(),
-            log: LogSection::default(),
-            stop: StopSection::default(),
         }
     }
 }
 
-impl Common for Config {
-    fn listen(&self) -> &ListenSection {
-        &self.listen
-    }
-
-    fn log(&self) -> &LogSection {
-        &self.log
-    }
-
-    fn stop(&self) -> &StopSection {
-        &self.stop
+impl AsRef<ProcessSections> for Config {
+    fn as_ref(&self) -> &ProcessSections {
+        &self.process
     }
 }
 
 impl Section for Config {
+    const GROUPS: &'static [&'static str] = &["process", "outgoing"];
+
     fn validate(&self, problems: &mut Problems) {
-        self.listen.validate("listen", problems);
-        self.log.validate("log", problems);
-        self.stop.validate("stop", problems);
+        self.process.validate(problems);
         self.journal.validate("journal", problems);
-        self.gateway.validate("gateway", problems);
-        if self.amqp.is_set() {
-            self.amqp.validate("amqp", problems);
-        }
-        self.amqp.validate_unset("amqp", problems);
         self.authentik.validate(problems);
         self.poll.validate(problems);
         self.events.validate(problems);
         self.enrichment.validate(self.authentik.url.is_some(), problems);
-        self.routing().validate(problems);
+        self.outgoing().validate(problems);
     }
 }
 
 impl Config {
-    /// What is said about routing.
-    pub fn routing(&self) -> Routing<'_> {
-        let own: &[&str] = if self.amqp.is_set() { &[GATEWAY, RABBITMQ] } else { &[GATEWAY] };
-        Routing { own, sinks: &self.sinks, route: &self.route, routes: &self.routes }
-    }
-
-    /// Whether a sink is sent what the sender sent, with its headers.
-    pub(crate) fn sends_raw(&self) -> bool {
-        let raw = |section: &GatewaySection| section.format == Format::Raw;
-        raw(&self.gateway)
-            || self.amqp.is_set() && self.amqp.format == Format::Raw
-            || self.sinks.values().any(|sink| match sink {
-                SinkSection::Http(section) => raw(section),
-                SinkSection::Amqp(section) => section.format == Format::Raw,
-            })
+    /// What is said about where events go.
+    pub fn outgoing(&self) -> Outgoing<'_> {
+        self.outgoing.outgoing()
     }
 }
 
@@ -320,6 +263,11 @@ impl AuthentikSection {
     /// CloudEvents source of this Authentik's events.
     pub fn source(&self) -> String {
         format!("authentik/{}", self.name)
+    }
+
+    /// How long one answer of the API may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        Duration::try_from_secs_f64(self.timeout_seconds).unwrap_or(ANSWER_TIMEOUT)
     }
 
     fn validate(&self, problems: &mut Problems) {
@@ -335,6 +283,9 @@ impl AuthentikSection {
         }
         if !(1024..=64 << 20).contains(&self.body_limit_bytes) {
             problems.add("authentik.body_limit_bytes", "must be between 1024 and 67108864");
+        }
+        if !(1.0..=600.0).contains(&self.timeout_seconds) {
+            problems.add("authentik.timeout_seconds", "must be a number of seconds from 1 to 600");
         }
         let has_token = self.token.is_some() || self.token_file.is_some();
         match &self.url {

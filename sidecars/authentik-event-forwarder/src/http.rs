@@ -15,10 +15,11 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use kit::serve::{BodyRules, read_body};
+use kit::serve::BodyRules;
 use kit::trace::{Kind, Span};
 use kit_authentik::envelope::{BLUEPRINT, Envelope, NotAnEnvelope, is_unmapped};
 use kit_authentik::signature::Rejected;
+use kit_delivery::receive::{body_by, is_plain};
 use kit_journal::{AppendError, Appended, EventId, Journal};
 
 use crate::admit::Admission;
@@ -111,10 +112,7 @@ impl Refusal {
         match self {
             Self::Encoded => "content_encoding",
             Self::Proof(rejected) => rejected.reason(),
-            Self::Body(kit::serve::BodyError::TooLarge(_)) => "too_large",
-            Self::Body(kit::serve::BodyError::TimedOut) => "too_slow",
-            Self::Body(kit::serve::BodyError::Stopping) => "stopping",
-            Self::Body(kit::serve::BodyError::BrokenOff) => "broken_off",
+            Self::Body(error) => error.reason(),
             Self::Journal => "journal",
         }
     }
@@ -141,19 +139,10 @@ async fn take(
     rules: Option<&Arc<BodyRules>>,
     span: &Span,
 ) -> Result<Answer, Refusal> {
-    let encodings = headers.get_all(header::CONTENT_ENCODING);
-    if encodings.iter().any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+    if !is_plain(headers) {
         return Err(Refusal::Encoded);
     }
-    let fallback;
-    let rules = match rules {
-        Some(rules) => rules,
-        None => {
-            fallback = BodyRules::unhurried();
-            &fallback
-        }
-    };
-    let body = read_body(headers, body, intake.body_limit, rules).await.map_err(Refusal::Body)?;
+    let body = body_by(rules, headers, body, intake.body_limit).await.map_err(Refusal::Body)?;
     let envelope = match proven(&intake.authenticator, headers, &body) {
         Ok(envelope) => envelope,
         Err(rejected) => {
@@ -248,7 +237,7 @@ async fn unreadable(intake: &Intake, error: NotAnEnvelope, body: Vec<u8>) -> Res
     let taken = if appended.duplicate { Taken::Duplicate } else { Taken::Unreadable };
     intake.metrics.taken(By::Webhook, taken);
     if taken == Taken::Unreadable && intake.said.unreadable.may() {
-        tracing::error!(event.id = %id, error = %error, "a webhook cannot be read, kept as {id}: {error}");
+        tracing::error!(event.id = %id, error = %error, "a webhook cannot be read, kept as {id} and parked: {error}");
     }
     Ok(Answer::Appended(appended))
 }

@@ -21,7 +21,7 @@ mod tenant;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-pub use app::{AuthentikEventForwarder, own_sinks};
+pub use app::AuthentikEventForwarder;
 
 /// Runs the daemon with these arguments, the first being the program's name.
 pub fn main_with_args(arguments: Vec<OsString>) -> ExitCode {

@@ -98,7 +98,7 @@ pub(crate) enum Taken {
     Accepted,
     Duplicate,
     Excluded,
-    /// Proven, and not our envelope: kept for a person to look at where the API does not bring the event.
+    /// Proven, and not our envelope: parked for a person to look at where the API does not bring the event.
     Unreadable,
     /// The journal could not take it.
     Unavailable,
@@ -136,6 +136,7 @@ pub(crate) struct PollMetrics {
     pub(crate) requests: Counter,
     pub(crate) failures: Counter,
     pub(crate) unreadable: Counter,
+    pub(crate) skipped: Counter,
     pub(crate) watermark: Gauge,
     pub(crate) succeeded: Gauge,
 }
@@ -165,6 +166,11 @@ impl IntakeMetrics {
             "authentik_api_unreadable",
             "Events of Authentik's API that cannot be read",
             polls.unreadable,
+        );
+        registry.register(
+            "authentik_api_skipped",
+            "Events that Authentik's API cannot give, stepped over",
+            polls.skipped,
         );
         registry.register(
             "authentik_poll_watermark_seconds",

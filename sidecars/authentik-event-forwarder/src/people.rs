@@ -235,34 +235,38 @@ impl People {
     }
 
     async fn answer(&self, api: &AuthentikApi, metrics: &PollMetrics) {
-        let mut failures = 0;
-        // Those who were here lately are known before their next event comes.
-        while let Err(error) = self.load(api, metrics, usize::MAX).await {
-            failures += 1;
-            tracing::debug!(error = %error, "users cannot be read yet: {error}");
-            tokio::time::sleep(Duration::from_secs(AGAIN[failures.min(AGAIN.len()) - 1])).await;
-        }
-        failures = 0;
+        let (mut failures, mut failed_loads) = (0, 0);
+        // Those who were here lately are known before their next event comes. A list that Authentik cannot give keeps nobody
+        // from being asked for alone.
+        let mut load_at = Some(Instant::now());
         loop {
-            let next = self.memory().next_wanted();
-            let Some((who, due)) = next else {
-                self.shared.asked.notified().await;
+            if load_at.is_some_and(|at| at <= Instant::now()) {
+                load_at = match self.load(api, metrics, usize::MAX).await {
+                    Ok(()) => None,
+                    Err(error) => {
+                        failed_loads += 1;
+                        tracing::debug!(error = %error, "users cannot be listed yet: {error}");
+                        Some(Instant::now() + after(failed_loads))
+                    }
+                };
                 continue;
-            };
-            if due > Instant::now() {
+            }
+            let next = self.memory().next_wanted();
+            let Some((who, _)) = next.filter(|(_, due)| *due <= Instant::now()) else {
+                let due = load_at.into_iter().chain(next.map(|(_, due)| due)).min();
                 tokio::select! {
-                    () = tokio::time::sleep_until(due) => {}
+                    () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
                     () = self.shared.asked.notified() => {}
                 }
                 continue;
-            }
+            };
             match self.answer_one(api, metrics, who).await {
                 Ok(()) => failures = 0,
                 Err(error) => {
                     failures += 1;
                     // Whoever asks for events says so aloud. Whoever cannot be read is asked for again with the next event.
                     tracing::debug!(error = %error, "users cannot be read: {error}");
-                    tokio::time::sleep(Duration::from_secs(AGAIN[failures.min(AGAIN.len()) - 1])).await;
+                    tokio::time::sleep(after(failures)).await;
                 }
             }
         }
@@ -307,6 +311,11 @@ impl People {
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.shared.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How long to wait after so many answers in a row that did not come.
+fn after(failures: usize) -> Duration {
+    Duration::from_secs(AGAIN[failures.clamp(1, AGAIN.len()) - 1])
 }
 
 /// Who is asked for.
@@ -566,7 +575,7 @@ mod tests {
             known(&people, &change);
             let one = user(1, "{}", &[("tenant_42_admins", "{}")]);
             assert!(!people.learn(1, Some(&one), asked), "{change}");
-            assert!(!people.learn(1, Some(&one), later(100)), "{change}");
+            assert!(!people.learn(1, Some(&one), asked + Duration::from_millis(100)), "{change}");
             assert!(known(&people, &login(1)).is_none() && people.memory().wanted.len() == 1);
             assert!(people.learn(1, Some(&one), later(1100)));
             assert!(known(&people, &login(1)).is_some());

@@ -1,19 +1,20 @@
 //! The sections `[amqp]` (where events are published) and `[amqp_source]` (what is consumed).
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::fmt;
+use std::path::PathBuf;
 
-use kit::config::Problems;
-use kit::secret::{self, Secret};
+use kit::config::{Problems, texts};
+use kit::secret::Secret;
 use kit_delivery::DispatcherSettings;
 use kit_delivery::config::{CircuitSection, Order, RetrySection, check_seconds};
 use kit_delivery::format::Format;
-use percent_encoding::percent_decode_str;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use url::Url;
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{self, SeqAccess, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::address::{Address, Endpoint};
 use crate::message::unknown_placeholder;
 
 /// Bytes of a short string, the type of all names in AMQP 0-9-1.
@@ -27,7 +28,8 @@ const PREFETCH_MAX: u16 = 256;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AmqpSection {
-    /// Address of the broker, `amqp://host:5672/vhost` or `amqps://…`. May hold user and password. Without it nothing is
+    /// Address of the broker, `amqp://host:5672/vhost` or `amqps://…`. May hold user and password, and several hosts of a
+    /// cluster (`amqp://one:5672,two:5672/vhost`): one that does not answer is followed by the next. Without it nothing is
     /// published.
     pub url: Option<Secret>,
     /// File with the address.
@@ -46,7 +48,10 @@ pub struct AmqpSection {
     /// Declare the exchange (topic, durable) and the queues below. Otherwise they are only looked for, and what is missing
     /// is said.
     pub declare: bool,
-    /// Queues by name, each with the patterns it is bound with.
+    /// Queues by name, each with the patterns it is bound with. In the environment `SIDECAR_AMQP__QUEUES__AUDIT=a.*,b.#` is
+    /// the queue `audit`; a name with other than small letters, digits and `_` needs the file.
+    #[serde(deserialize_with = "queues")]
+    #[schemars(with = "BTreeMap<String, Vec<String>>")]
     pub queues: BTreeMap<String, Vec<String>>,
     /// Kind of the declared queues: `quorum` or `classic`. Classic queues confirm before a message is on the disk.
     pub queue_kind: QueueKind,
@@ -69,7 +74,7 @@ pub struct AmqpSection {
     pub confirm_timeout_seconds: f64,
     /// Seconds between two heartbeats. A silent connection is given up after two.
     pub heartbeat_seconds: u16,
-    /// Seconds to connect, name look-up, TLS and login included.
+    /// Seconds to connect, name look-up, TLS and login included. Several hosts and addresses share them.
     pub connect_timeout_seconds: f64,
     /// When and how often to try again.
     pub retry: RetrySection,
@@ -95,6 +100,38 @@ impl QueueKind {
             Self::Quorum => "quorum",
             Self::Classic => "classic",
         }
+    }
+}
+
+/// Queues by name. No default has them, so that a variable's text comes here as it is.
+fn queues<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, Vec<String>>, D::Error> {
+    let queues: BTreeMap<String, Patterns> = Deserialize::deserialize(deserializer)?;
+    Ok(queues.into_iter().map(|(queue, Patterns(patterns))| (queue, patterns)).collect())
+}
+
+struct Patterns(Vec<String>);
+
+impl<'de> Deserialize<'de> for Patterns {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Lists;
+
+        impl<'de> Visitor<'de> for Lists {
+            type Value = Patterns;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of patterns, such as [\"lago.invoice.*\"], or with commas between them")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Patterns, E> {
+                texts(text).map(Patterns).ok_or_else(|| E::invalid_type(Unexpected::Str(text), &self))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Patterns, A::Error> {
+                Deserialize::deserialize(SeqAccessDeserializer::new(list)).map(Patterns)
+            }
+        }
+
+        deserializer.deserialize_any(Lists)
     }
 }
 
@@ -214,7 +251,8 @@ impl From<&AmqpSection> for DispatcherSettings {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AmqpSourceSection {
-    /// Address of the broker, `amqp://host:5672/vhost` or `amqps://…`. May hold user and password.
+    /// Address of the broker, `amqp://host:5672/vhost` or `amqps://…`. May hold user and password, and several hosts of a
+    /// cluster (`amqp://one:5672,two:5672/vhost`): one that does not answer is followed by the next.
     pub url: Option<Secret>,
     /// File with the address.
     pub url_file: Option<PathBuf>,
@@ -249,7 +287,7 @@ pub struct AmqpSourceSection {
     pub hold_max_seconds: f64,
     /// Seconds between two heartbeats.
     pub heartbeat_seconds: u16,
-    /// Seconds to connect, name look-up, TLS and login included.
+    /// Seconds to connect, name look-up, TLS and login included. Several hosts and addresses share them.
     pub connect_timeout_seconds: f64,
 }
 
@@ -362,160 +400,10 @@ pub struct AmqpSetupError {
     pub message: String,
 }
 
-/// Where the broker is and who we are, as configured.
-struct Address<'a> {
-    url: Option<&'a Secret>,
-    url_file: Option<&'a Path>,
-    username_file: Option<&'a Path>,
-    password_file: Option<&'a Path>,
-    ca_file: Option<&'a Path>,
-}
-
-/// The same, read.
-#[derive(Clone, Debug)]
-pub(crate) struct Endpoint {
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    pub(crate) tls: bool,
-    pub(crate) vhost: String,
-    pub(crate) username: String,
-    pub(crate) password: Secret,
-    pub(crate) ca_file: Option<PathBuf>,
-    pub(crate) heartbeat_seconds: u16,
-    pub(crate) connect_timeout: Duration,
-}
-
-impl Address<'_> {
-    fn resolve(&self, heartbeat_seconds: u16, connect_timeout: f64) -> Result<Endpoint, Vec<AmqpSetupError>> {
-        let mut errors = Vec::new();
-        let mut keep = |path: &'static str, message: String| errors.push(AmqpSetupError { path, message });
-        let url = match secret::resolve("AMQP_URL", self.url, "AMQP_URL_FILE", self.url_file) {
-            Ok(Some(url)) => parse(url.expose().trim()).map_err(|text| keep("url", text.to_owned())).ok(),
-            Ok(None) => {
-                keep("url", "must be set to the broker's address, for example amqp://rabbitmq:5672".to_owned());
-                None
-            }
-            Err(error) => {
-                keep("url_file", error.to_string());
-                None
-            }
-        };
-        let mut read = |path: &'static str, file: Option<&Path>| match secret::resolve(path, None, path, file) {
-            Ok(secret) => secret,
-            Err(error) => {
-                keep(path, error.to_string());
-                None
-            }
-        };
-        let username = read("username_file", self.username_file);
-        let password = read("password_file", self.password_file);
-        let Some(parsed) = url else { return Err(errors) };
-        for (path, is_twice) in [
-            ("username_file", username.is_some() && parsed.username.is_some()),
-            ("password_file", password.is_some() && parsed.password.is_some()),
-        ] {
-            if is_twice {
-                errors.push(AmqpSetupError { path, message: "is in the address too: keep one".to_owned() });
-            }
-        }
-        if !errors.is_empty() {
-            return Err(errors);
-        }
-        let guest = || "guest".to_owned();
-        Ok(Endpoint {
-            host: parsed.host,
-            port: parsed.port,
-            tls: parsed.tls,
-            vhost: parsed.vhost,
-            username: username.map(|name| name.expose().to_owned()).or(parsed.username).unwrap_or_else(guest),
-            password: password.or(parsed.password).unwrap_or_else(|| Secret::from(guest())),
-            ca_file: self.ca_file.map(Path::to_owned),
-            heartbeat_seconds,
-            connect_timeout: Duration::try_from_secs_f64(connect_timeout).unwrap_or(Duration::from_secs(5)),
-        })
-    }
-}
-
-#[derive(Debug)]
-struct Parsed {
-    host: String,
-    port: u16,
-    tls: bool,
-    vhost: String,
-    username: Option<String>,
-    password: Option<Secret>,
-}
-
-/// Reads an AMQP URI (RabbitMQ's specification of it, rabbitmq.com/docs/uri-spec). A path that is empty or `/` means the
-/// virtual host `/`, as in most clients. What is wrong is said without the text: it may hold a password.
-fn parse(text: &str) -> Result<Parsed, &'static str> {
-    let url = Url::parse(text).map_err(|_| "must be an address such as amqp://rabbitmq:5672/vhost")?;
-    let tls = match url.scheme() {
-        "amqp" => false,
-        "amqps" => true,
-        _ => return Err("must begin with amqp:// or amqps://"),
-    };
-    let decoded = |text: &str| percent_decode_str(text).decode_utf8().map(String::from);
-    let host = url.host_str().filter(|host| !host.is_empty()).ok_or("must name a host")?;
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err("must not hold a query or fragment: what they would say has settings of its own");
-    }
-    let path = url.path().strip_prefix('/').unwrap_or_default();
-    if path.contains('/') {
-        return Err("names a virtual host with a slash, which must be written %2F");
-    }
-    let vhost = decoded(path).map_err(|_| "names a virtual host that is not UTF-8")?;
-    let username = decoded(url.username()).map_err(|_| "holds a user name that is not UTF-8")?;
-    let password = url.password().map(decoded).transpose().map_err(|_| "holds a password that is not UTF-8")?;
-    if vhost.len() > NAME_BYTES {
-        return Err("names a virtual host of more than 255 bytes");
-    }
-    Ok(Parsed {
-        host: decoded(host).map_err(|_| "must name a host")?,
-        port: url.port().unwrap_or(if tls { 5671 } else { 5672 }),
-        tls,
-        vhost: if vhost.is_empty() { "/".to_owned() } else { vhost },
-        username: (!username.is_empty()).then_some(username),
-        password: password.map(Secret::from),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn addresses_are_read_as_the_uri_specification_says() {
-        let check = |text: &str, host: &str, port: u16, tls: bool, vhost: &str, user: Option<&str>, password: &str| {
-            let parsed = parse(text).unwrap();
-            assert_eq!(
-                (parsed.host.as_str(), parsed.port, parsed.tls, parsed.vhost.as_str()),
-                (host, port, tls, vhost)
-            );
-            assert_eq!(parsed.username.as_deref(), user);
-            assert_eq!(parsed.password.as_ref().map_or("", Secret::expose), password);
-        };
-        check("amqp://mq", "mq", 5672, false, "/", None, "");
-        check("amqps://mq/", "mq", 5671, true, "/", None, "");
-        check("amqp://us%65r:p%40ss@mq:7000/%2Fapps", "mq", 7000, false, "/apps", Some("user"), "p@ss");
-        check("amqp://[::1]:7000/a", "::1", 7000, false, "a", None, "");
-    }
-
-    #[test]
-    fn an_address_that_cannot_be_used_is_not_shown() {
-        for (text, expected) in [
-            ("mq:5672", "begin with"),
-            ("http://u:topsecret@mq", "begin with"),
-            ("amqp://u:topsecret@", "such as"),
-            ("amqp://u:topsecret@mq/a/b", "%2F"),
-            ("amqp://u:topsecret@mq/a?heartbeat=1", "query"),
-        ] {
-            let error = parse(text).unwrap_err();
-            assert!(error.contains(expected) && !error.contains("topsecret"), "{text}: {error}");
-        }
-    }
 
     #[test]
     fn every_mistake_is_said_at_once() {
@@ -561,6 +449,41 @@ mod tests {
         let url = Some(Secret::from("amqp://mq".to_owned()));
         let section = AmqpSourceSection { url, ..AmqpSourceSection::default() };
         assert!(lines(&|problems| section.validate_unset("amqp_source", problems)).is_empty());
+    }
+
+    #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+    #[serde(deny_unknown_fields, default)]
+    struct Config {
+        amqp: AmqpSection,
+    }
+
+    impl kit::config::Section for Config {
+        fn validate(&self, problems: &mut Problems) {
+            self.amqp.validate("amqp", problems);
+        }
+    }
+
+    #[test]
+    fn queues_come_from_the_environment_too() {
+        let read = |env: &[(&str, &str)]| {
+            let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            kit::config::read::<Config>(&kit::config::Source { env, ..kit::config::Source::default() })
+        };
+        let (config, lines) = read(&[
+            ("SIDECAR_AMQP__QUEUES__AUDIT", "lago.invoice.*, lago.fee.#"),
+            ("SIDECAR_AMQP__QUEUES__ALL", r##"["#"]"##),
+        ]);
+        assert!(lines.is_empty(), "{lines:?}");
+        let queue = |name: &str, patterns: &[&str]| {
+            (name.to_owned(), patterns.iter().map(|&pattern| pattern.to_owned()).collect::<Vec<_>>())
+        };
+        let queues = BTreeMap::from([queue("all", &["#"]), queue("audit", &["lago.invoice.*", "lago.fee.#"])]);
+        assert_eq!(config.amqp.queues, queues);
+        for wrong in ["[", "[1]"] {
+            let (_, lines) = read(&[("SIDECAR_AMQP__QUEUES__AUDIT", wrong)]);
+            assert!(lines[0].starts_with("SIDECAR_AMQP__QUEUES__AUDIT: "), "{lines:?}");
+            assert!(lines[0].ends_with("or with commas between them"), "{lines:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The consumer of a queue, that is ended and begun again on one channel: what was taken stays taken meanwhile.
 
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
@@ -29,6 +29,22 @@ pub(crate) enum Left {
     Expired(u16),
 }
 
+/// How many messages are taken at a time, whatever becomes of consumers and connections.
+#[derive(Debug)]
+pub(crate) struct Width {
+    now: AtomicU16,
+    /// A connection has ended with messages on it. One of them may be the reason, and RabbitMQ 4 gives up what it has sent
+    /// too often (rabbitmq.com/docs/quorum-queues, "delivery-limit"): they are to come to it one by one, and not all of
+    /// them with it.
+    is_careful: AtomicBool,
+}
+
+impl Width {
+    pub(crate) fn new(prefetch: u16) -> Self {
+        Self { now: AtomicU16::new(prefetch), is_careful: AtomicBool::new(false) }
+    }
+}
+
 /// A consumer that comes and goes.
 pub(crate) struct Intake<'a> {
     pub(crate) channel: Channel,
@@ -40,7 +56,11 @@ pub(crate) struct Intake<'a> {
     /// How many are taken at a time: the prefetch. After all were given back one, so that only that one is counted as sent
     /// again should it come to nothing, and twice as many where it did: the broker sends the same one first again, and
     /// those behind it may be well.
-    width: &'a AtomicU16,
+    width: &'a Width,
+    /// How many were done at this width.
+    done: u16,
+    /// The broker was asked for messages on this channel: some may have been on their way when it ended.
+    has_asked: bool,
     /// First, next and longest wait after messages were given back.
     waits: (Duration, Duration, Duration),
     not_before: Instant,
@@ -95,7 +115,7 @@ impl<'a> Intake<'a> {
     pub(crate) fn new(
         channel: Channel,
         queue: &ShortString,
-        (prefetch, width): (u16, &'a AtomicU16),
+        (prefetch, width): (u16, &'a Width),
         waits: (Duration, Duration),
     ) -> Self {
         Self {
@@ -105,6 +125,8 @@ impl<'a> Intake<'a> {
             state: State::Off,
             back: watch::Sender::new(false),
             width,
+            done: 0,
+            has_asked: false,
             waits: (waits.0, waits.0, waits.1),
             not_before: Instant::now(),
         }
@@ -148,6 +170,7 @@ impl<'a> Intake<'a> {
         }
         let options = BasicQosOptions { global: false };
         within(ANSWER, "set the prefetch", self.channel.basic_qos(wanted, options)).await?;
+        self.has_asked = true;
         let (queue, options) = (self.queue.clone(), BasicConsumeOptions::default());
         let consuming = self.channel.basic_consume(queue, ShortString::default(), options, FieldTable::default());
         let consumer = within(ANSWER, "let us consume", consuming).await?;
@@ -184,9 +207,17 @@ impl<'a> Intake<'a> {
     pub(crate) fn give_back(&mut self, why: &str) {
         self.end();
         if !self.back.send_replace(true) {
-            self.width.store(1, Ordering::Relaxed);
+            self.width.now.store(1, Ordering::Relaxed);
             let queue = &self.queue;
             tracing::warn!(queue = %queue, reason = %why, "messages that cannot be taken go back to queue {queue}: {why}");
+        }
+    }
+
+    /// The connection has ended while `under_way` messages were here, or on their way.
+    pub(crate) fn suspect(&self, under_way: usize) {
+        if under_way > 0 || self.has_asked {
+            self.width.now.store(1, Ordering::Relaxed);
+            self.width.is_careful.store(true, Ordering::Relaxed);
         }
     }
 
@@ -197,7 +228,7 @@ impl<'a> Intake<'a> {
 
     /// How many are taken at a time.
     pub(crate) fn width(&self) -> u16 {
-        self.width.load(Ordering::Relaxed)
+        self.width.now.load(Ordering::Relaxed)
     }
 
     /// A message has left.
@@ -207,14 +238,28 @@ impl<'a> Intake<'a> {
         }
         match left {
             Left::Done => {
-                self.width.store(self.prefetch, Ordering::Relaxed);
                 self.waits.1 = self.waits.0;
+                if !self.width.is_careful.load(Ordering::Relaxed) {
+                    self.width.now.store(self.prefetch, Ordering::Relaxed);
+                    return;
+                }
+                self.done = self.done.saturating_add(1);
+                if self.done >= self.width() {
+                    self.done = 0;
+                    self.twice_as_many(self.width());
+                }
             }
             // Once for all that came at that width.
-            Left::Expired(width) if width == self.width() => {
-                self.width.store(width.saturating_mul(2).min(self.prefetch), Ordering::Relaxed);
-            }
+            Left::Expired(width) if width == self.width() => self.twice_as_many(width),
             Left::Expired(_) | Left::GivenBack => {}
+        }
+    }
+
+    fn twice_as_many(&self, width: u16) {
+        let wider = width.saturating_mul(2).min(self.prefetch);
+        self.width.now.store(wider, Ordering::Relaxed);
+        if wider == self.prefetch {
+            self.width.is_careful.store(false, Ordering::Relaxed);
         }
     }
 

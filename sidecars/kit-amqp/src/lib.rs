@@ -7,10 +7,12 @@
 //!
 //! Facts about the broker are of RabbitMQ 3.10.8, about the client of lapin 4.12.3.
 
+mod address;
 mod bury;
 pub mod config;
 mod connection;
 mod error;
+mod inbox;
 mod intake;
 mod message;
 mod metrics;
@@ -23,6 +25,7 @@ mod window;
 
 pub use config::{AmqpSection, AmqpSourceSection, QueueKind};
 pub use error::AmqpError;
+pub use inbox::Inbox;
 pub use metrics::AmqpMetrics;
 pub use sink::AmqpSink;
 pub use source::{AmqpSource, Message, Taken};

@@ -28,6 +28,29 @@ pub(crate) struct Outgoing {
     pub(crate) body: Bytes,
 }
 
+impl Outgoing {
+    /// Properties and headers by their names, for people.
+    pub(crate) fn listed(&self) -> Vec<(String, String)> {
+        let Self { properties, .. } = self;
+        let texts = [
+            ("message_id", properties.message_id()),
+            ("content_type", properties.content_type()),
+            ("type", properties.kind()),
+            ("app_id", properties.app_id()),
+        ];
+        let numbers =
+            [("delivery_mode", properties.delivery_mode().map(u64::from)), ("timestamp", *properties.timestamp())];
+        let texts = texts.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text.as_ref()?.to_string())));
+        let numbers = numbers.into_iter().filter_map(|(name, number)| Some((name.to_owned(), number?.to_string())));
+        let headers = properties.headers().iter().flat_map(|headers| headers.inner());
+        let headers = headers.map(|(name, value)| match value {
+            AMQPValue::LongString(text) => (format!("header {name}"), text.to_string()),
+            other => (format!("header {name}"), format!("{other:?}")),
+        });
+        texts.chain(numbers).chain(headers).collect()
+    }
+}
+
 /// How events become messages.
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
@@ -35,15 +58,15 @@ pub(crate) struct Shape {
     pub(crate) routing_key: String,
     pub(crate) app_id: String,
     pub(crate) message_limit: usize,
-    pub(crate) frame_max: usize,
 }
 
 impl Shape {
-    /// The message of an event.
+    /// The message of an event, over a connection on which a frame has at most `frame_max` bytes: a larger one would end it,
+    /// for all messages that are under way.
     ///
     /// # Errors
     /// Why there cannot be one.
-    pub(crate) fn message(&self, event: &StoredEvent) -> Result<Outgoing, String> {
+    pub(crate) fn message(&self, event: &StoredEvent, frame_max: usize) -> Result<Outgoing, String> {
         let (head, id) = (&event.head, event.head.id.to_string());
         let routing_key = self.routing_key(event);
         let bytes = routing_key.len();
@@ -78,11 +101,10 @@ impl Shape {
                 add(name, value);
             }
         }
-        if in_headers > self.frame_max - HEADER_OVERHEAD - 3 * NAME_BYTES {
+        if in_headers > frame_max.saturating_sub(HEADER_OVERHEAD + 3 * NAME_BYTES) {
             return Err(format!(
-                "its headers have {in_headers} bytes, more than a frame of AMQP ({}); the format \
-                 cloudevents-structured has them in the body",
-                self.frame_max
+                "its headers have {in_headers} bytes, more than a frame takes that was agreed with the broker \
+                 ({frame_max}); the format cloudevents-structured has them in the body"
             ));
         }
         if rendered.body.len() > self.message_limit {
@@ -177,14 +199,17 @@ mod tests {
 
     fn shape(format: Format, routing_key: &str) -> Shape {
         let (routing_key, app_id) = (routing_key.to_owned(), "daemon".to_owned());
-        Shape { format, routing_key, app_id, message_limit: 1000, frame_max: 4096 }
+        Shape { format, routing_key, app_id, message_limit: 1000 }
     }
 
+    /// The smallest that there is.
+    const FRAME: usize = 4096;
     const TYPE: &str = "lago.invoice.created";
 
     #[test]
     fn a_structured_message_carries_the_body_verbatim_and_is_persistent() {
-        let message = shape(Format::CloudeventsStructured, "{type}").message(&event(TYPE, b"{\"a\": 1.10}")).unwrap();
+        let message =
+            shape(Format::CloudeventsStructured, "{type}").message(&event(TYPE, b"{\"a\": 1.10}"), FRAME).unwrap();
         let properties = &message.properties;
 
         assert_eq!(message.routing_key.as_str(), TYPE);
@@ -198,7 +223,12 @@ mod tests {
 
     #[test]
     fn a_binary_message_has_the_attributes_as_prefixed_headers() {
-        let message = shape(Format::CloudeventsBinary, "{type}").message(&event(TYPE, b"{}")).unwrap();
+        let message = shape(Format::CloudeventsBinary, "{type}").message(&event(TYPE, b"{}"), FRAME).unwrap();
+        let listed = message.listed();
+        let text = |wanted: &str| listed.iter().find(|(name, _)| name == wanted).map(|(_, text)| text.as_str());
+        assert_eq!((text("delivery_mode"), text("timestamp")), (Some("2"), Some("1700000000")));
+        assert_eq!(text("message_id"), Some(message.id.as_str()));
+        assert_eq!(text("header cloudEvents:specversion"), Some("1.0"));
         let headers = message.properties.headers().as_ref().unwrap();
         let text = |name: &str| match &headers.inner()[name] {
             AMQPValue::LongString(text) => text.to_string(),
@@ -216,7 +246,7 @@ mod tests {
     #[test]
     fn a_routing_key_keeps_its_words() {
         let check = |template: &str, expected: &str| {
-            let message = shape(Format::Raw, template).message(&event(TYPE, b"{}")).unwrap();
+            let message = shape(Format::Raw, template).message(&event(TYPE, b"{}"), FRAME).unwrap();
             assert_eq!(message.routing_key.as_str(), expected);
         };
         check("{type}", TYPE);
@@ -229,7 +259,7 @@ mod tests {
     #[test]
     fn what_amqp_cannot_carry_is_said_of_that_event_alone() {
         let check = |format: Format, event: &StoredEvent, expected: &str| {
-            let error = shape(format, "{type}").message(event).unwrap_err();
+            let error = shape(format, "{type}").message(event, FRAME).unwrap_err();
             assert!(error.contains(expected), "{error}");
         };
         check(Format::CloudeventsStructured, &event(&"t".repeat(256), b"{}"), "routing key has 256 bytes");
@@ -238,6 +268,8 @@ mod tests {
         wide.head.subject = "s".repeat(4000);
         check(Format::CloudeventsBinary, &wide, "more than a frame");
         let long = event(&"t".repeat(256), b"{}");
-        assert!(shape(Format::CloudeventsStructured, "fixed").message(&long).unwrap().properties.kind().is_none());
+        assert!(
+            shape(Format::CloudeventsStructured, "fixed").message(&long, FRAME).unwrap().properties.kind().is_none()
+        );
     }
 }

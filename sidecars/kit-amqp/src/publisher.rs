@@ -22,6 +22,9 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(500), Duration::f
 
 /// A connection that ends sooner, and on which nothing was confirmed, is not made again at once.
 const PROVEN_AFTER: Duration = Duration::from_secs(10);
+/// How long nobody looks whether the topology is still what it was. A queue that is gone shows in nothing else while another
+/// one takes the same messages: they are confirmed, and not returned.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How often the topology is made again because of messages that had no route, at most.
 const REMADE_EVERY: Duration = Duration::from_secs(2);
 
@@ -68,20 +71,42 @@ pub(crate) struct Topology {
 }
 
 impl Topology {
-    /// Makes or looks for it, on a channel of its own: what is refused closes the channel.
+    /// Makes or looks for it, on a channel of its own: what is refused closes the channel. `known`: it was there before.
+    /// Returns whether we may make it, as far as that was tried.
     ///
     /// # Errors
     /// [`AmqpError`], whose text says what the broker said of it.
-    pub(crate) async fn prepare(&self, link: &Link) -> Result<(), AmqpError> {
+    pub(crate) async fn prepare(&self, link: &Link, known: bool, may_make: bool) -> Result<bool, AmqpError> {
+        match self.make(link, known, self.declare && may_make).await {
+            Ok(()) => Ok(may_make),
+            // Whoever may only write publishes to what others have made (the usual set-up of a site with one administrator).
+            // RabbitMQ asks for the right to configure before it looks whether there is something to make.
+            Err(AmqpError::Refused(text)) if self.declare && may_make => {
+                self.make(link, known, false).await.map_err(|error| match error {
+                    AmqpError::Missing(missing) => AmqpError::Refused(format!("{text}; and without that: {missing}")),
+                    other => other,
+                })?;
+                tracing::warn!(
+                    error = %text,
+                    "the user may not make exchanges and queues, and they are taken as they are: all are there, and whether \
+                     they are bound as configured cannot be seen. Let the user configure them, or set declare=false: {text}"
+                );
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn make(&self, link: &Link, known: bool, declare: bool) -> Result<(), AmqpError> {
         let channel = link.channel(ANSWER).await?;
         if !self.exchange.as_str().is_empty() {
             let options =
-                ExchangeDeclareOptions { passive: !self.declare, durable: true, ..ExchangeDeclareOptions::default() };
+                ExchangeDeclareOptions { passive: !declare, durable: true, ..ExchangeDeclareOptions::default() };
             let (name, kind) = (self.exchange.clone(), ExchangeKind::Topic);
             let declared = channel.exchange_declare(name, kind, options, FieldTable::default());
             within(ANSWER, "declare the exchange", declared).await?;
         }
-        let channel = self.make_queues(link, channel).await?;
+        let channel = self.make_queues(link, channel, known, declare).await?;
         let _ = within(ANSWER, "close a channel", channel.close(200, "done".into())).await;
         Ok(())
     }
@@ -89,17 +114,37 @@ impl Topology {
     /// As [`Self::prepare`], for an exchange that is there already.
     pub(crate) async fn prepare_bound(&self, link: &Link) -> Result<(), AmqpError> {
         let channel = link.channel(ANSWER).await?;
-        let channel = self.make_queues(link, channel).await?;
+        let channel = self.make_queues(link, channel, false, self.declare).await?;
         let _ = within(ANSWER, "close a channel", channel.close(200, "done".into())).await;
         Ok(())
     }
 
     /// Returns a channel that is open: the one it got may be closed by a refusal.
-    async fn make_queues(&self, link: &Link, mut channel: Channel) -> Result<Channel, AmqpError> {
+    async fn make_queues(
+        &self,
+        link: &Link,
+        mut channel: Channel,
+        known: bool,
+        declare: bool,
+    ) -> Result<Channel, AmqpError> {
         for queue in &self.queues {
-            match (self.make_queue(&channel, queue, !self.declare).await, &queue.dead) {
+            if known && declare {
+                match self.make_queue(&channel, queue, true).await {
+                    Err(AmqpError::Missing(_)) => {
+                        channel = link.channel(ANSWER).await?;
+                        let name = &queue.name;
+                        tracing::error!(
+                            queue = %name,
+                            "queue {name} was gone and is made again: what was in it is lost, and what was published since then \
+                             did not come to it; replay what its consumer needs"
+                        );
+                    }
+                    looked => looked?,
+                }
+            }
+            match (self.make_queue(&channel, queue, !declare).await, &queue.dead) {
                 // It is another's, or from before: it cannot be changed, and can be consumed all the same.
-                (Err(AmqpError::Precondition(text)), Some(dead)) if self.declare => {
+                (Err(AmqpError::Precondition(text)), Some(dead)) if declare => {
                     channel = link.channel(ANSWER).await?;
                     self.make_queue(&channel, queue, true).await?;
                     let name = &queue.name;
@@ -112,7 +157,7 @@ impl Topology {
                 }
                 (made, _) => made?,
             }
-            for pattern in queue.patterns.iter().filter(|_| self.declare) {
+            for pattern in queue.patterns.iter().filter(|_| declare) {
                 let (queue, exchange) = (queue.name.clone(), self.exchange.clone());
                 let options = QueueBindOptions::default();
                 let bound = channel.queue_bind(queue, exchange, pattern.clone(), options, FieldTable::default());
@@ -140,8 +185,10 @@ struct Session {
     /// How often it seemed that something of the topology may be gone, and for how many of these it was made again.
     doubts: AtomicU64,
     settled: AtomicU64,
-    /// When the topology was made last.
+    /// When the topology was made or looked at last.
     prepared: Mutex<Instant>,
+    /// Whether we may make it, as far as that was tried.
+    may_make: bool,
     since: Instant,
     has_confirmed: AtomicBool,
 }
@@ -152,11 +199,19 @@ pub(crate) struct Publisher {
     topology: Topology,
     limits: Limits,
     session: tokio::sync::Mutex<Option<Arc<Session>>>,
+    /// The topology was there once: what is missing of it from then on was taken away.
+    was_prepared: AtomicBool,
 }
 
 impl Publisher {
     pub(crate) fn new(connector: Connector, topology: Topology, limits: Limits) -> Self {
-        Self { connector, topology, limits, session: tokio::sync::Mutex::new(None) }
+        Self {
+            connector,
+            topology,
+            limits,
+            session: tokio::sync::Mutex::new(None),
+            was_prepared: AtomicBool::new(false),
+        }
     }
 
     pub(crate) fn topology(&self) -> &Topology {
@@ -181,7 +236,7 @@ impl Publisher {
         }
         // What has no route may have had one in a queue that somebody has deleted.
         let is_returned = |fate: &Fate| matches!(fate, Fate::Returned(_));
-        if self.topology.declare && published.fates.iter().any(is_returned) && session.is_prepared_long_ago() {
+        if self.topology.declare && published.fates.iter().any(is_returned) && session.is_prepared_for(REMADE_EVERY) {
             session.doubts.fetch_add(1, Ordering::AcqRel);
         }
         match &published.broken {
@@ -253,6 +308,14 @@ impl Publisher {
 
     /// The connection as it is, or a new one. While the broker blocks publishers that is waited for, up to a limit.
     async fn session(&self) -> Result<Arc<Session>, AmqpError> {
+        match self.any_session().await {
+            // The broker ends the old one just now, for what a window before has left behind on it.
+            Err(error) if error.is_of_a_closed_channel() => self.any_session().await,
+            found => found,
+        }
+    }
+
+    async fn any_session(&self) -> Result<Arc<Session>, AmqpError> {
         let known = self.session.lock().await.clone();
         if let Some(known) = known
             && let Some(reason) = known.link.blocked().filter(|_| known.link.is_up())
@@ -265,8 +328,12 @@ impl Publisher {
         let mut current = self.session.lock().await;
         if let Some(session) = current.as_ref().filter(|session| session.is_good()) {
             let doubts = session.doubts.load(Ordering::Acquire);
-            if doubts != session.settled.load(Ordering::Acquire) {
-                self.topology.prepare(&session.link).await?;
+            if doubts != session.settled.load(Ordering::Acquire) || session.is_prepared_for(LOOK_AGAIN) {
+                self.topology.prepare(&session.link, true, session.may_make).await.inspect_err(|error| {
+                    if matches!(error, AmqpError::Lost(_)) {
+                        session.stale.store(true, Ordering::Release);
+                    }
+                })?;
                 // Only now: whoever waits for it may go away meanwhile, and a doubt that came meanwhile stays.
                 session.settled.store(doubts, Ordering::Release);
                 *session.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
@@ -279,7 +346,9 @@ impl Publisher {
             old.link.cut();
         }
         let link = self.connector.connect().await?;
-        self.topology.prepare(&link).await?;
+        let known = self.was_prepared.load(Ordering::Acquire);
+        let may_make = self.topology.prepare(&link, known, true).await?;
+        self.was_prepared.store(true, Ordering::Release);
         let session = Arc::new(Session {
             link,
             idle: Mutex::default(),
@@ -287,6 +356,7 @@ impl Publisher {
             doubts: AtomicU64::new(0),
             settled: AtomicU64::new(0),
             prepared: Mutex::new(Instant::now()),
+            may_make,
             since: Instant::now(),
             has_confirmed: AtomicBool::new(false),
         });
@@ -314,8 +384,9 @@ impl Session {
         self.has_confirmed.load(Ordering::Acquire) || self.since.elapsed() >= PROVEN_AFTER
     }
 
-    fn is_prepared_long_ago(&self) -> bool {
-        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= REMADE_EVERY
+    /// Whether the topology was made or looked at so long ago.
+    fn is_prepared_for(&self, at_least: Duration) -> bool {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= at_least
     }
 
     async fn channel(&self) -> Result<Channel, AmqpError> {

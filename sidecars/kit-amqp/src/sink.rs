@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use kit::lifecycle::StopToken;
-use kit_delivery::{Batching, Failure, Outcome, Preview, Sink};
+use kit_delivery::{Batching, Failure, Outcome, Preview, Sink, Verdict};
 use kit_journal::StoredEvent;
 use lapin::types::ShortString;
 
@@ -22,12 +23,21 @@ use crate::window::{Fate, Limits};
 /// Bytes of the bodies of a window, but always one.
 const WINDOW_BYTES: usize = 8 << 20;
 
+/// So many connections in a row that end at once are not the doing of what was published on them before.
+const ENDED_IN_VAIN: u32 = 4;
+
+/// So many windows in a row of which the broker did not say everything are enough for now.
+const TRIES_IN_VAIN: u32 = 2;
+
 /// Delivers events to one exchange.
 pub struct AmqpSink {
     name: String,
     shape: Shape,
     publisher: Publisher,
     window: usize,
+    /// Messages that are published at a time: the window, fewer after one of which the broker has not said everything in
+    /// time, and twice as many where it has.
+    width: AtomicUsize,
     /// As long as a window may be tried in parts, because one of it closes the channel.
     patience: Duration,
 }
@@ -81,10 +91,10 @@ impl AmqpSink {
                 routing_key: section.routing_key.clone(),
                 app_id: app_id.to_owned(),
                 message_limit: section.message_limit_bytes,
-                frame_max: FRAME_MAX as usize,
             },
             publisher: Publisher::new(connector, topology, limits),
             window: section.window,
+            width: AtomicUsize::new(section.window),
             patience: limits.publish + limits.confirm,
         })
     }
@@ -92,15 +102,12 @@ impl AmqpSink {
     /// What would be published, without publishing it.
     pub fn preview(&self, event: &StoredEvent) -> Preview {
         let exchange = &self.publisher.topology().exchange;
-        match self.shape.message(event) {
-            Ok(message) => {
-                let properties = format!("{:?}", message.properties);
-                Preview {
-                    target: format!("PUBLISH to exchange {exchange}, routing key {}", message.routing_key),
-                    headers: vec![("properties".to_owned(), properties)],
-                    body: message.body,
-                }
-            }
+        match self.shape.message(event, FRAME_MAX as usize) {
+            Ok(message) => Preview {
+                target: format!("PUBLISH to exchange {exchange}, routing key {}", message.routing_key),
+                headers: message.listed(),
+                body: message.body,
+            },
             Err(why) => Preview { target: format!("nothing: {why}"), headers: Vec::new(), body: bytes::Bytes::new() },
         }
     }
@@ -111,11 +118,16 @@ impl AmqpSink {
     }
 
     async fn deliver_window(&self, events: &[&StoredEvent]) -> Vec<Outcome> {
+        // Of this broker, which may take less than is usual.
+        let frame_max = match self.publisher.frame_max().await {
+            Ok(frame_max) => frame_max,
+            Err(error) => return vec![self.unpublished(&error); events.len()],
+        };
         let mut window = Window { outcomes: vec![None; events.len()], ..Window::default() };
         // What is published under one id goes in different groups: a return names nothing but the id.
         let (mut groups, mut times): (Vec<Vec<_>>, HashMap<String, usize>) = (Vec::new(), HashMap::new());
         for (place, event) in events.iter().enumerate() {
-            match self.shape.message(event) {
+            match self.shape.message(event, frame_max) {
                 Ok(message) => {
                     let time = times.entry(message.id.clone()).or_default();
                     if groups.len() == *time {
@@ -160,13 +172,34 @@ impl AmqpSink {
         let messages: Vec<&Outgoing> = group.iter().map(|(_, message)| message).collect();
         let published = match self.publisher.publish(&messages).await {
             Ok(published) => published,
+            Err(error) if error.is_of_a_closed_channel() && window.may_try_on() => {
+                return group.iter().map(|(place, _)| *place).collect();
+            }
             Err(error) => {
                 let outcome = self.unpublished(&error);
                 group.iter().for_each(|(place, _)| window.outcomes[*place] = Some(outcome.clone()));
                 return Vec::new();
             }
         };
+        match &published.broken {
+            Some(error @ AmqpError::Lost(_)) if !error.is_of_a_closed_channel() => {
+                self.width.store((group.len() / 2).max(1), Ordering::Relaxed);
+            }
+            Some(_) => {}
+            None => {
+                let width = self.width.load(Ordering::Relaxed);
+                if group.len() >= width {
+                    self.width.store((width * 2).min(self.window), Ordering::Relaxed);
+                }
+            }
+        }
         let metrics = &self.publisher.connector.metrics;
+        // One alone may have been hit by what a window before has left behind on the same connection.
+        let is_ended = published.broken.as_ref().is_some_and(AmqpError::is_of_a_closed_channel);
+        let is_of_another = is_ended && (group.len() > 1 || window.may_try_on());
+        if !is_ended {
+            window.ended = 0;
+        }
         let mut open = Vec::new();
         for ((place, message), fate) in group.iter().zip(published.fates) {
             window.may_write |= matches!(fate, Fate::Kept | Fate::Returned(_) | Fate::Nacked);
@@ -186,7 +219,7 @@ impl AmqpSink {
                         open.push(*place);
                         continue;
                     }
-                    Some(error) if error.is_of_a_closed_channel() && group.len() > 1 => {
+                    Some(_) if is_of_another => {
                         open.push(*place);
                         continue;
                     }
@@ -258,6 +291,8 @@ struct Window {
     outcomes: Vec<Option<Outcome>>,
     /// The broker has taken a message of it, so that we may publish to the exchange.
     may_write: bool,
+    /// Connections in a row that were ended under something that is not to blame for it.
+    ended: u32,
     /// Nothing of it may be published, and why.
     denied: Option<Outcome>,
     /// Routing keys that we may not publish with, and what that means: there may be many messages of one.
@@ -265,6 +300,12 @@ struct Window {
 }
 
 impl Window {
+    /// Whether the connection that was ended may have been ended for something else, as a few in a row may.
+    fn may_try_on(&mut self) -> bool {
+        self.ended += 1;
+        self.ended <= ENDED_IN_VAIN
+    }
+
     /// Whether there is a point in publishing this one; otherwise it has its outcome.
     fn is_open(&mut self, place: usize, message: &Outgoing) -> bool {
         let known = self.forbidden.get(&message.routing_key).or(self.denied.as_ref().filter(|_| !self.may_write));
@@ -309,7 +350,18 @@ impl Sink for AmqpSink {
     fn deliver_all<'a>(&'a self, events: &'a [Arc<StoredEvent>]) -> BoxFuture<'a, Vec<Outcome>> {
         async move {
             let events: Vec<&StoredEvent> = events.iter().map(|event| &**event).collect();
-            self.deliver_window(&events).await
+            let mut outcomes = Vec::with_capacity(events.len());
+            let mut in_vain = 0;
+            while outcomes.len() < events.len() && in_vain < TRIES_IN_VAIN {
+                let width = self.width.load(Ordering::Relaxed).clamp(1, events.len() - outcomes.len());
+                let window = self.deliver_window(&events[outcomes.len()..][..width]).await;
+                let is_lost = |outcome: &Outcome| outcome.verdict == Verdict::Failed(Failure::Unreachable);
+                in_vain = if window.iter().any(is_lost) { in_vain + 1 } else { 0 };
+                outcomes.extend(window);
+            }
+            let left_out = || Outcome::failed(Failure::Unreachable, "the broker said nothing of those before it");
+            outcomes.resize_with(events.len(), left_out);
+            outcomes
         }
         .boxed()
     }

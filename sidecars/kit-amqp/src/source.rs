@@ -8,7 +8,6 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU16;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -29,7 +28,7 @@ use crate::bury::Graveyard;
 use crate::config::{AmqpSetupError, AmqpSourceSection};
 use crate::connection::{Connector, FRAME_MAX_OF_OTHERS, Link, Sizes, within};
 use crate::error::AmqpError;
-use crate::intake::{Intake, Left};
+use crate::intake::{Intake, Left, Width};
 use crate::metrics::{AmqpMetrics, ConsumerMetrics};
 use crate::publisher::{Publisher, Queue, Topology};
 use crate::transport::Guard;
@@ -117,7 +116,7 @@ pub struct AmqpSource {
     prefetch: u16,
     hold_max: Duration,
     /// How many are taken at a time; what a connection has found out counts for the next one.
-    width: AtomicU16,
+    width: Width,
     work: Arc<Work>,
 }
 
@@ -192,7 +191,7 @@ impl AmqpSource {
             queue,
             prefetch: section.prefetch,
             hold_max: seconds(section.hold_max_seconds),
-            width: AtomicU16::new(section.prefetch),
+            width: Width::new(section.prefetch),
             work: Arc::new(work),
         })
     }
@@ -269,7 +268,9 @@ impl AmqpSource {
             let is_healthy = *health.borrow_and_update() == Health::Writable;
             let is_full = link.guard().full_for();
             if is_healthy && is_full.is_none() {
-                intake.begin(under_way.len()).await?;
+                if let Err(error) = intake.begin(under_way.len()).await {
+                    break Err(error);
+                }
             } else if !is_healthy && intake.is_on() {
                 tracing::warn!(queue = %self.queue, "the journal takes nothing: no messages are taken from queue {}", self.queue);
                 intake.end();
@@ -288,7 +289,11 @@ impl AmqpSource {
                     Err(_) => break Err(AmqpError::Lost("a message was not handled to its end".to_owned())),
                 },
                 next = intake.next() => {
-                    let Some(delivery) = next? else { continue };
+                    let delivery = match next {
+                        Ok(Some(delivery)) => delivery,
+                        Ok(None) => continue,
+                        Err(error) => break Err(error),
+                    };
                     let (work, receive) = (Arc::clone(&self.work), Arc::clone(receive));
                     let (guard, back) = (Arc::clone(link.guard()), intake.back());
                     let probe = intake.probe().map(|width| (PROBE_HOLD * u32::from(width)).min(self.hold_max));
@@ -304,6 +309,9 @@ impl AmqpSource {
                 }
             }
         };
+        if ended.is_err() {
+            intake.suspect(under_way.len());
+        }
         if ended.is_ok() {
             self.finish(under_way, &intake.channel, &link).await;
         }
@@ -324,9 +332,12 @@ impl Topology {
     /// As [`Topology::prepare`], for an exchange that is somebody else's.
     async fn prepare_queues(&self, link: &Link) -> Result<(), AmqpError> {
         if self.exchange.as_str().is_empty() || !self.declare {
-            return Self { exchange: ShortString::default(), ..self.clone() }.prepare(link).await;
+            return Self { exchange: ShortString::default(), ..self.clone() }
+                .prepare(link, false, true)
+                .await
+                .map(drop);
         }
-        Self { declare: false, queues: Vec::new(), ..self.clone() }.prepare(link).await?;
+        Self { declare: false, queues: Vec::new(), ..self.clone() }.prepare(link, false, true).await?;
         self.prepare_bound(link).await
     }
 }

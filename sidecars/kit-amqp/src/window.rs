@@ -6,6 +6,7 @@
 //! confirms it, so that after the last confirm of a window all its returns have been handed out to somebody.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -37,11 +38,29 @@ pub(crate) struct Published {
     pub(crate) broken: Option<AmqpError>,
 }
 
-/// How long the steps of a window may take.
+/// A step of a window that goes on takes no longer than so many times what it may stand still.
+const AT_MOST: u32 = 6;
+
+/// How long the steps of a window may stand still: a window that is large, or a broker that is slow, is no broker that has
+/// gone, and what is given up is published once more.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub(crate) publish: Duration,
     pub(crate) confirm: Duration,
+}
+
+/// Waits for `work` for as long as `done` grows within each `limit`; `None` where it does not, or all of it takes too long.
+async fn going_on<T>(limit: Duration, done: &AtomicUsize, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = std::pin::pin!(work);
+    let until = Instant::now() + limit * AT_MOST;
+    loop {
+        let before = done.load(Ordering::Relaxed);
+        match tokio::time::timeout_at(until.min(Instant::now() + limit), &mut work).await {
+            Ok(result) => return Some(result),
+            Err(_) if done.load(Ordering::Relaxed) > before && Instant::now() < until => {}
+            Err(_) => return None,
+        }
+    }
 }
 
 /// Publishes one window on a channel that nobody else publishes on.
@@ -55,18 +74,23 @@ pub(crate) async fn publish(
     let mut broken = None;
     let options = BasicPublishOptions { mandatory: true, immediate: false };
     // All at once: each publish waits until its bytes are written, and one by one that is a system call each.
-    let published = join_all(messages.iter().map(|message| {
+    let written = AtomicUsize::new(0);
+    let published = join_all(messages.iter().map(async |message| {
         let (key, properties) = (message.routing_key.clone(), message.properties.clone());
-        channel.basic_publish(exchange.clone(), key, options, &message.body, properties)
+        let published = channel.basic_publish(exchange.clone(), key, options, &message.body, properties).await;
+        written.fetch_add(1, Ordering::Relaxed);
+        published
     }));
-    let confirms = match tokio::time::timeout(limits.publish, published).await {
-        Ok(confirms) => confirms,
-        Err(_) => {
+    let confirms = match going_on(limits.publish, &written, published).await {
+        Some(confirms) => confirms,
+        None => {
             let error = format!("the connection did not take the messages within {:?}", limits.publish);
             return Published { fates, broken: Some(AmqpError::Lost(error)) };
         }
     };
-    let deadline = Instant::now() + limits.confirm;
+    // Since the last one that came, and not for all of them.
+    let until = Instant::now() + limits.confirm * AT_MOST;
+    let mut deadline = Instant::now() + limits.confirm;
     let mut returned: HashMap<String, String> = HashMap::new();
     let mut strays = 0;
     for (fate, confirm) in fates.iter_mut().zip(confirms) {
@@ -78,7 +102,10 @@ pub(crate) async fn publish(
             }
         };
         let confirmation = match tokio::time::timeout_at(deadline, confirm).await {
-            Ok(Ok(confirmation)) => confirmation,
+            Ok(Ok(confirmation)) => {
+                deadline = until.min(Instant::now() + limits.confirm);
+                confirmation
+            }
             Ok(Err(error)) => {
                 broken = worse(broken, AmqpError::from_lapin(&error));
                 continue;

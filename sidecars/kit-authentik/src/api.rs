@@ -8,17 +8,19 @@
 use std::fmt;
 use std::time::Duration;
 
-use kit::client::{ReadError, read_whole};
+use kit::client::{self, ReadError, bearer, read_whole};
 use kit::clock::Timestamp;
 use kit::secret::Secret;
 use reqwest::header::{ACCEPT, AUTHORIZATION, DATE, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use url::Url;
 
-/// Nobody waits longer for one answer. A client's own limits must not be shorter: Authentik is silent while it reads a page.
+/// Usually nobody waits longer for one answer. A client's own limits must not be shorter than what is waited:
+/// Authentik is silent while it reads a page.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest answer that is read: a hundred events with contexts of a hundred kilobytes each.
 const ANSWER_BYTES: usize = 16 << 20;
@@ -49,13 +51,22 @@ pub enum ApiError {
         reqwest::Error,
     ),
     /// Connected, and no complete answer in time.
-    #[error("Authentik at AUTHENTIK_URL gives no complete answer within {ANSWER_TIMEOUT:?}")]
-    TooSlow,
+    #[error("Authentik at AUTHENTIK_URL gives no complete answer within {0:?}")]
+    TooSlow(
+        /// How long was waited.
+        Duration,
+    ),
     /// 502 (2024.10) or 503 (2026.2): the router waits for the server behind it.
     #[error("Authentik is starting, or its server is away ({status})")]
     Starting {
         /// The status.
         status: u16,
+        /// When it wants to be asked again.
+        retry_after: Option<Duration>,
+    },
+    /// 429: Authentik does not limit whoever shows a token (`throttle.default`), what stands before it may.
+    #[error("Authentik, or a proxy before it, wants fewer requests (429)")]
+    Throttled {
         /// When it wants to be asked again.
         retry_after: Option<Duration>,
     },
@@ -158,6 +169,53 @@ pub struct EventPage {
     pub server_time: Option<Timestamp>,
 }
 
+#[derive(Deserialize)]
+struct WirePage {
+    pagination: Pagination,
+    results: Vec<Box<RawValue>>,
+}
+
+#[derive(Deserialize)]
+struct Pagination {
+    /// The next page, 0 where there is none; a decimal in Django's arithmetic.
+    #[serde(default)]
+    next: Value,
+    count: f64,
+}
+
+impl Pagination {
+    /// Whether there is another page, where it says so.
+    fn has_next(&self) -> Option<bool> {
+        match &self.next {
+            Value::Number(next) => next.as_f64().map(|next| next >= 1.0),
+            Value::String(next) => Some(next.parse().is_ok_and(|next: f64| next >= 1.0)),
+            Value::Bool(next) => Some(*next),
+            Value::Null | Value::Array(_) | Value::Object(_) => None,
+        }
+    }
+}
+
+impl WirePage {
+    /// `before` events are on the pages before it.
+    fn into_page(self, before: usize, server_time: Option<Timestamp>) -> EventPage {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of rows, never negative")]
+        let count = self.pagination.count as usize;
+        let has_next = self.pagination.has_next().unwrap_or(before.saturating_add(self.results.len()) < count);
+        EventPage { events: self.results, count, has_next, server_time }
+    }
+}
+
+impl EventPage {
+    /// Reads the answer for the first page.
+    ///
+    /// # Errors
+    /// [`ApiError::NotAuthentik`].
+    pub fn read(answer: &[u8]) -> Result<Self, ApiError> {
+        let page: WirePage = serde_json::from_slice(answer).map_err(|_| ApiError::NotAuthentik)?;
+        Ok(page.into_page(0, None))
+    }
+}
+
 /// Whose a token is.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Account {
@@ -222,6 +280,7 @@ pub struct AuthentikApi {
     client: Client,
     root: Url,
     authorization: HeaderValue,
+    timeout: Duration,
 }
 
 /// The root of the API from whichever form of its address is configured: with or without a trailing slash or `/api/v3`.
@@ -229,20 +288,7 @@ pub struct AuthentikApi {
 /// # Errors
 /// [`SetupError::BadUrl`]; the address is not shown, it may hold a password.
 pub fn api_root(api_url: &str) -> Result<Url, SetupError> {
-    let mut url = Url::parse(api_url.trim()).map_err(|_| SetupError::BadUrl("not a URL"))?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(SetupError::BadUrl("its scheme is neither http nor https"));
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(SetupError::BadUrl("it holds a user name or password"));
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(SetupError::BadUrl("it has a query or a fragment"));
-    }
-    let path = url.path().trim_end_matches('/');
-    let root = format!("{}/api/v3/", path.strip_suffix("/api/v3").unwrap_or(path).trim_end_matches('/'));
-    url.set_path(&root);
-    Ok(url)
+    client::api_root(api_url, "/api/v3").map_err(SetupError::BadUrl)
 }
 
 impl AuthentikApi {
@@ -251,10 +297,19 @@ impl AuthentikApi {
     /// # Errors
     /// [`SetupError`].
     pub fn new(client: Client, api_url: &str, token: &Secret) -> Result<Self, SetupError> {
-        let mut authorization =
-            HeaderValue::from_str(&format!("Bearer {}", token.expose())).map_err(|_| SetupError::BadToken)?;
-        authorization.set_sensitive(true);
-        Ok(Self { client, root: api_root(api_url)?, authorization })
+        let authorization = bearer(token).ok_or(SetupError::BadToken)?;
+        Ok(Self { client, root: api_root(api_url)?, authorization, timeout: ANSWER_TIMEOUT })
+    }
+
+    /// Waits so long for one answer; the client must wait as long.
+    #[must_use]
+    pub fn within(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// How long it waits for one answer.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// Which version it is. Any user may ask.
@@ -287,17 +342,6 @@ impl AuthentikApi {
     /// # Errors
     /// [`ApiError::NotFound`] where the page is past the end; others of [`ApiError`].
     pub async fn events(&self, page: usize, page_size: usize, filter: &Filter) -> Result<EventPage, ApiError> {
-        #[derive(Deserialize)]
-        struct Answer {
-            pagination: Pagination,
-            results: Vec<Box<RawValue>>,
-        }
-        #[derive(Deserialize)]
-        struct Pagination {
-            /// The next page, 0 where there is none; a decimal in Django's arithmetic.
-            next: f64,
-            count: f64,
-        }
         let mut url = self.at("events/events/");
         {
             let mut query = url.query_pairs_mut();
@@ -314,10 +358,8 @@ impl AuthentikApi {
                 }
             }
         }
-        let (answer, server_time): (Answer, _) = self.get(url, Some("authentik_events.view_event")).await?;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of rows, never negative")]
-        let count = answer.pagination.count as usize;
-        Ok(EventPage { events: answer.results, count, has_next: answer.pagination.next >= 1.0, server_time })
+        let (answer, server_time): (WirePage, _) = self.get(url, Some("authentik_events.view_event")).await?;
+        Ok(answer.into_page(page.saturating_sub(1).saturating_mul(page_size), server_time))
     }
 
     /// A user with its groups; `None` where there is none of this number.
@@ -342,17 +384,14 @@ impl AuthentikApi {
             pagination: Pagination,
             results: Vec<User>,
         }
-        #[derive(Deserialize)]
-        struct Pagination {
-            next: f64,
-        }
         let mut url = self.at("core/users/");
         url.query_pairs_mut()
             .append_pair("ordering", "-last_login")
             .append_pair("page_size", &PAGE_SIZE.to_string())
             .append_pair("page", &page.to_string());
         let (answer, _): (Answer, _) = self.get(url, Some("authentik_core.view_user")).await?;
-        Ok((answer.results, answer.pagination.next >= 1.0))
+        let has_next = answer.pagination.has_next().unwrap_or(answer.results.len() == PAGE_SIZE);
+        Ok((answer.results, has_next))
     }
 
     /// Paths below the root end with a slash: without it Authentik answers with a redirect.
@@ -370,7 +409,7 @@ impl AuthentikApi {
         let request =
             self.client.get(url).header(AUTHORIZATION, &self.authorization).header(ACCEPT, "application/json");
         let unreachable = |error: reqwest::Error| match error.is_timeout() && !error.is_connect() {
-            true => ApiError::TooSlow,
+            true => ApiError::TooSlow(self.timeout),
             false => ApiError::Unreachable(error.without_url()),
         };
         let ask = async {
@@ -387,6 +426,7 @@ impl AuthentikApi {
                 StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE => {
                     Err(ApiError::Starting { status: response.status().as_u16(), retry_after: retry_after(&response) })
                 }
+                StatusCode::TOO_MANY_REQUESTS => Err(ApiError::Throttled { retry_after: retry_after(&response) }),
                 StatusCode::UNAUTHORIZED => Err(ApiError::Denied(401)),
                 StatusCode::FORBIDDEN => Err(forbidden(response, permission).await),
                 StatusCode::NOT_FOUND => Err(ApiError::NotFound),
@@ -394,7 +434,8 @@ impl AuthentikApi {
                 other => Err(ApiError::Status(other.as_u16())),
             }
         };
-        let (body, server_time) = tokio::time::timeout(ANSWER_TIMEOUT, ask).await.map_err(|_| ApiError::TooSlow)??;
+        let answer = tokio::time::timeout(self.timeout, ask).await;
+        let (body, server_time) = answer.map_err(|_| ApiError::TooSlow(self.timeout))??;
         let answer = serde_json::from_slice(&body).map_err(|_| ApiError::NotAuthentik)?;
         Ok((answer, server_time))
     }
@@ -459,8 +500,29 @@ mod tests {
             let url = format!("http://127.0.0.1:{port}");
             AuthentikApi::new(client.clone(), &url, &Secret::from("t".to_owned())).unwrap().version().await.unwrap_err()
         };
-        assert!(matches!(ask(silent.local_addr().unwrap().port()).await, ApiError::TooSlow));
+        assert!(matches!(ask(silent.local_addr().unwrap().port()).await, ApiError::TooSlow(_)));
         assert!(matches!(ask(1).await, ApiError::Unreachable(_)));
+    }
+
+    #[test]
+    fn whether_there_is_another_page_is_understood_in_any_form() {
+        let check = |pagination: &str, expected: bool| {
+            let page =
+                EventPage::read(format!(r#"{{"pagination":{{{pagination}}},"results":[{{}},{{}}]}}"#).as_bytes());
+            assert_eq!(page.unwrap().has_next, expected, "{pagination}");
+        };
+        for none in ["0", "0.0", "\"\"", "\"0\"", "false"] {
+            check(&format!(r#""next":{none},"count":5"#), false);
+        }
+        for next in ["2", "2.0", "\"2\"", "true"] {
+            check(&format!(r#""next":{next},"count":2"#), true);
+        }
+        // Where it is not said the number of rows tells.
+        for (count, expected) in [(2, false), (3, true)] {
+            check(&format!(r#""next":null,"count":{count}"#), expected);
+            check(&format!(r#""count":{count}"#), expected);
+        }
+        assert!(EventPage::read(br#"{"pagination":{"next":0},"results":[]}"#).is_err());
     }
 
     #[test]

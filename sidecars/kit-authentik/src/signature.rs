@@ -142,13 +142,17 @@ impl Secrets {
         self.verify_hex(signature.as_bytes(), text.as_bytes())
     }
 
-    /// Checks `Authorization: Bearer <secret>`.
+    /// Checks `Authorization: Bearer <secret>`; the scheme may be written in any case (RFC 9110, section 11.1).
     ///
     /// # Errors
     /// [`Rejected`].
     pub fn verify_bearer(&self, header: Option<&[u8]>) -> Result<(), Rejected> {
         let header = header.ok_or(Rejected::Missing)?;
-        self.verify_text(header.strip_prefix(BEARER_PREFIX.as_bytes()).ok_or(Rejected::Malformed)?)
+        let (scheme, secret) = header.split_at_checked(BEARER_PREFIX.len()).ok_or(Rejected::Malformed)?;
+        if !scheme.eq_ignore_ascii_case(BEARER_PREFIX.as_bytes()) {
+            return Err(Rejected::Malformed);
+        }
+        self.verify_text(secret)
     }
 
     /// Checks the secret in the body.
@@ -237,6 +241,21 @@ mod tests {
         check(&genuine[..genuine.len() - 1], Rejected::Malformed);
         check(&format!("sha256={}", sign(&secret(), b"Body")), Rejected::Mismatch);
         assert_eq!(secrets.verify_header(None, b"body"), Err(Rejected::Missing));
+    }
+
+    #[test]
+    fn the_scheme_of_a_bearer_may_be_written_in_any_case_and_the_secret_not() {
+        let secrets = Secrets::new(&[secret()]).unwrap();
+        let check = |header: &str, expected: Result<(), Rejected>| {
+            assert_eq!(secrets.verify_bearer(Some(header.as_bytes())), expected, "{header}");
+        };
+        for scheme in ["Bearer", "bearer", "BEARER"] {
+            check(&format!("{scheme} {}", secret().expose()), Ok(()));
+        }
+        check(&format!("Bearer  {}", secret().expose()), Err(Rejected::Mismatch));
+        check(&format!("Bearer {}", secret().expose().to_uppercase()), Err(Rejected::Mismatch));
+        check(&format!("Basic {}", secret().expose()), Err(Rejected::Malformed));
+        check("Bearer", Err(Rejected::Malformed));
     }
 
     /// RFC 4231, test case 2.

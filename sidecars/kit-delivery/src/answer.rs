@@ -13,7 +13,10 @@ use crate::outcome::{Failure, Outcome, Verdict};
 /// Bytes of a response that the delivery log keeps.
 const LOGGED_BYTES: usize = 256;
 
-/// Judges a complete answer. `retry_after` is the header of that name, `now` the time it came.
+/// Bytes of a response that are looked at.
+pub(crate) const READ_BYTES: usize = 64 * 1024;
+
+/// Judges an answer, of a longer one its first 64 KiB and a byte. `retry_after` is the header of that name, `now` the time it came.
 pub fn judge(
     section: &GatewaySection,
     status: StatusCode,
@@ -34,7 +37,14 @@ pub fn judge(
 
 fn verdict(section: &GatewaySection, status: StatusCode, body: &[u8]) -> (Verdict, Option<String>) {
     if status.is_success() {
-        return match first_unmet(&section.success.conditions, body) {
+        let unmet = match &*section.success.conditions {
+            // Cut off it would not be JSON, and the gateway would be blamed for that.
+            [_, ..] if body.len() > READ_BYTES => {
+                Some(format!("the answer has more than {READ_BYTES} bytes, and its conditions cannot be looked at"))
+            }
+            conditions => first_unmet(conditions, body),
+        };
+        return match unmet {
             None => (Verdict::Delivered, None),
             Some(unmet) => {
                 let failure = match section.success.otherwise {

@@ -1,5 +1,5 @@
 //! The circuit of one sink: closed while it works, open after consecutive failures, probed with one
-//! event at growing distances until one gets through.
+//! event at growing distances until one gets through, and not before the time that the sink asks for.
 
 use std::time::{Duration, Instant};
 
@@ -59,33 +59,34 @@ impl Circuit {
         closed
     }
 
-    /// A failure that speaks for the sink being away. True when this opened the circuit.
-    pub(crate) fn failed(&mut self, now: Instant) -> bool {
+    /// A failure that speaks for the sink being away, with the time for which the sink asks to be left alone. True when
+    /// this opened the circuit.
+    pub(crate) fn failed(&mut self, now: Instant, left_alone: Duration) -> bool {
         match self.state {
             State::Closed { failures } if failures + 1 < self.threshold => {
                 self.state = State::Closed { failures: failures + 1 };
                 false
             }
             State::Closed { .. } => {
-                self.state = State::Open { probe_at: now + self.first_delay, delay: self.first_delay };
+                self.state = State::Open { probe_at: now + self.first_delay.max(left_alone), delay: self.first_delay };
                 true
             }
             // A delivery that began before the circuit opened says nothing new.
             State::Open { .. } => false,
             State::Probing { delay } => {
                 let delay = (delay * 2).min(self.longest_delay);
-                self.state = State::Open { probe_at: now + delay, delay };
+                self.state = State::Open { probe_at: now + delay.max(left_alone), delay };
                 false
             }
         }
     }
 
     /// The sink wants nothing of us: no need to count failures. True when this opened the circuit.
-    pub(crate) fn denied(&mut self, now: Instant) -> bool {
+    pub(crate) fn denied(&mut self, now: Instant, left_alone: Duration) -> bool {
         if let State::Closed { failures } = &mut self.state {
             *failures = self.threshold;
         }
-        self.failed(now)
+        self.failed(now, left_alone)
     }
 
     /// The probe was of an event that no request could be made of: the next one may go at once.
@@ -111,6 +112,8 @@ impl Circuit {
 mod tests {
     use super::*;
 
+    const NOTHING_ASKED: Duration = Duration::ZERO;
+
     fn circuit() -> Circuit {
         Circuit::new(3, Duration::from_secs(1), Duration::from_secs(60))
     }
@@ -120,10 +123,10 @@ mod tests {
         let now = Instant::now();
         let mut circuit = circuit();
 
-        assert!(!circuit.failed(now) && !circuit.failed(now));
+        assert!(!circuit.failed(now, NOTHING_ASKED) && !circuit.failed(now, NOTHING_ASKED));
         assert!(!circuit.alive());
-        assert!(!circuit.failed(now) && !circuit.failed(now));
-        assert!(circuit.failed(now), "the third in a row opens it");
+        assert!(!circuit.failed(now, NOTHING_ASKED) && !circuit.failed(now, NOTHING_ASKED));
+        assert!(circuit.failed(now, NOTHING_ASKED), "the third in a row opens it");
 
         assert_eq!(circuit.permit(now), Permit::WaitUntil(now + Duration::from_secs(1)));
     }
@@ -132,15 +135,15 @@ mod tests {
     fn who_wants_nothing_of_us_is_asked_no_further_and_is_said_so_once() {
         let mut now = Instant::now();
         let mut circuit = circuit();
-        assert!(!circuit.failed(now));
+        assert!(!circuit.failed(now, NOTHING_ASKED));
 
-        assert!(circuit.denied(now), "the first refusal opens it");
+        assert!(circuit.denied(now, NOTHING_ASKED), "the first refusal opens it");
 
         assert_eq!(circuit.permit(now), Permit::WaitUntil(now + Duration::from_secs(1)));
-        assert!(!circuit.denied(now), "it is open");
+        assert!(!circuit.denied(now, NOTHING_ASKED), "it is open");
         now += Duration::from_secs(1);
         circuit.probing();
-        assert!(!circuit.denied(now), "a probe opens nothing");
+        assert!(!circuit.denied(now, NOTHING_ASKED), "a probe opens nothing");
         assert_eq!(circuit.permit(now), Permit::WaitUntil(now + Duration::from_secs(2)));
     }
 
@@ -149,7 +152,7 @@ mod tests {
         let mut now = Instant::now();
         let mut circuit = circuit();
         for _ in 0..3 {
-            circuit.failed(now);
+            circuit.failed(now, NOTHING_ASKED);
         }
 
         for expected in [1, 2, 4, 8, 16, 32, 60, 60] {
@@ -158,7 +161,7 @@ mod tests {
             assert_eq!(circuit.permit(now), Permit::Probe);
             circuit.probing();
             assert_eq!(circuit.permit(now), Permit::WaitForProbe);
-            circuit.failed(now);
+            circuit.failed(now, NOTHING_ASKED);
         }
         now += Duration::from_secs(60);
         circuit.probing();
@@ -170,9 +173,12 @@ mod tests {
     fn a_probe_that_asked_nobody_is_made_again_after_the_same_time() {
         let mut now = Instant::now();
         let mut circuit = circuit();
-        circuit.failed(now);
+        circuit.failed(now, NOTHING_ASKED);
         circuit.inconclusive(now);
-        assert!(!circuit.failed(now) && circuit.failed(now), "nothing is forgotten and nothing is added");
+        assert!(
+            !circuit.failed(now, NOTHING_ASKED) && circuit.failed(now, NOTHING_ASKED),
+            "nothing is forgotten and nothing is added"
+        );
         circuit.inconclusive(now);
         assert_eq!(circuit.permit(now), Permit::WaitUntil(now + Duration::from_secs(1)), "only a probe is made again");
 
@@ -189,14 +195,14 @@ mod tests {
         let mut now = Instant::now();
         let mut circuit = circuit();
         for _ in 0..3 {
-            circuit.failed(now);
+            circuit.failed(now, NOTHING_ASKED);
         }
         now += Duration::from_secs(1);
         circuit.probing();
         circuit.unspent(now);
         assert_eq!(circuit.permit(now), Permit::Probe);
         circuit.probing();
-        circuit.failed(now);
+        circuit.failed(now, NOTHING_ASKED);
         assert_eq!(
             circuit.permit(now),
             Permit::WaitUntil(now + Duration::from_secs(2)),
@@ -205,15 +211,38 @@ mod tests {
     }
 
     #[test]
+    fn no_probe_comes_before_the_time_that_the_sink_asks_for() {
+        let mut now = Instant::now();
+        let mut circuit = circuit();
+        let asked = Duration::from_secs(100);
+        assert!(!circuit.failed(now, asked) && !circuit.failed(now, asked) && circuit.failed(now, asked));
+
+        for asked_next in [90, 2, 0, 0] {
+            let expected = if let Permit::WaitUntil(at) = circuit.permit(now) { at } else { now };
+            assert_eq!(circuit.permit(expected), Permit::Probe);
+            now = expected;
+            circuit.probing();
+            circuit.failed(now, Duration::from_secs(asked_next));
+            let Permit::WaitUntil(next) = circuit.permit(now) else { panic!("{:?}", circuit.permit(now)) };
+            assert!(next.duration_since(now) >= Duration::from_secs(asked_next), "{asked_next}");
+        }
+        assert_eq!(
+            circuit.permit(now),
+            Permit::WaitUntil(now + Duration::from_secs(16)),
+            "its own distance has grown on"
+        );
+    }
+
+    #[test]
     fn a_late_failure_does_not_move_the_probe() {
         let now = Instant::now();
         let mut circuit = circuit();
         for _ in 0..3 {
-            circuit.failed(now);
+            circuit.failed(now, NOTHING_ASKED);
         }
         let before = circuit.permit(now);
 
-        circuit.failed(now + Duration::from_millis(900));
+        circuit.failed(now + Duration::from_millis(900), NOTHING_ASKED);
 
         assert_eq!(circuit.permit(now), before);
     }

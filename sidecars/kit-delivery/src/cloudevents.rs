@@ -14,11 +14,20 @@ use serde_json::value::RawValue;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotCloudEvents {
     /// Nothing says that it holds any.
-    #[error("the content type is none of CloudEvents, and there are no ce- headers")]
+    #[error(
+        "the content type is not one of CloudEvents (application/cloudevents+json), and there is no header ce-id (in a \
+         message cloudEvents:id, a text)"
+    )]
     Type,
-    /// The body is not what the content type says, or lacks what every event has.
+    /// The body is not what the content type says.
     #[error("the body is not JSON of that content type")]
     Body,
+    /// It lacks what every event has.
+    #[error("specversion (1.0), id or source is missing or empty")]
+    Unnamed,
+    /// CloudEvents' JSON format, section 3.1.1: one of the two at most, and bytes are a text.
+    #[error("data and data_base64 are both there, or data_base64 is no text")]
+    Data,
     /// A batch of none.
     #[error("there are no events")]
     Empty,
@@ -64,9 +73,12 @@ pub struct CloudEvent<'a> {
     /// JSON only.
     #[serde(borrow, default)]
     pub data: Option<&'a RawValue>,
-    /// Data that is no JSON, in structured mode.
+    /// Data that is bytes, in structured mode.
     #[serde(skip)]
     pub data_base64: Option<String>,
+    /// The media type of the data says JSON, in structured mode.
+    #[serde(skip)]
+    pub says_json: bool,
     /// The same in binary mode: the body.
     #[serde(skip)]
     pub bytes: Option<&'a [u8]>,
@@ -94,7 +106,12 @@ pub fn event<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<CloudEvent<'a>, 
             // Of two of the same name the last one counts: they are read by nobody who decides.
             let all: HashMap<String, &RawValue> = parse(raw.get().as_bytes())?;
             let text = |name: &str| serde_json::from_str::<String>(all.get(name)?.get()).ok();
+            let has_bytes = all.get("data_base64").is_some_and(|bytes| bytes.get() != "null");
+            if has_bytes && (event.data.is_some() || text("data_base64").is_none()) {
+                return Err(NotCloudEvents::Data);
+            }
             CloudEvent {
+                says_json: text("datacontenttype").is_some_and(|kind| is_json(&essence(&kind))),
                 tenant: text("tenantid"),
                 traceparent: text("traceparent"),
                 tracestate: text("tracestate"),
@@ -103,19 +120,27 @@ pub fn event<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<CloudEvent<'a>, 
             }
         }
         media_type if headers.contains_key("ce-id") => {
-            let is_json = media_type.ends_with("json");
+            let is_json = is_json(media_type);
             let event = binary(headers, if is_json { body } else { b"" })?;
             CloudEvent { bytes: (!is_json && !body.is_empty()).then_some(body), ..event }
         }
         _ => return Err(NotCloudEvents::Type),
     };
-    if event.is_named() { Ok(event) } else { Err(NotCloudEvents::Body) }
+    if event.is_named() { Ok(event) } else { Err(NotCloudEvents::Unnamed) }
 }
 
 /// The content type without its parameters, in small letters.
 pub fn media_type(headers: &HeaderMap) -> String {
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    essence(content_type)
+}
+
+fn essence(content_type: &str) -> String {
     content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+fn is_json(media_type: &str) -> bool {
+    media_type.ends_with("json")
 }
 
 /// Reads JSON.
@@ -158,6 +183,7 @@ pub fn binary<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<CloudEvent<'a>,
         tracestate: text("ce-tracestate"),
         data,
         data_base64: None,
+        says_json: false,
         bytes: None,
         is_binary: true,
     })
@@ -205,6 +231,15 @@ mod tests {
         }
         let batch = headers(&[("content-type", "application/cloudevents-batch+json")]);
         assert_eq!(event(&batch, format!("[{EVENT}]").as_bytes()).unwrap_err(), NotCloudEvents::Type);
-        assert_eq!(event(&structured, b"{}").unwrap_err(), NotCloudEvents::Body);
+        assert_eq!(event(&structured, b"{}").unwrap_err(), NotCloudEvents::Unnamed);
+        for lacking in [&named[1..], &[("ce-specversion", "1.0"), ("ce-id", ""), ("ce-source", "a")]] {
+            assert_eq!(event(&headers(lacking), b"").unwrap_err(), NotCloudEvents::Unnamed, "{lacking:?}");
+        }
+        for more in [r#""data_base64":"AA==","#, r#""data_base64":5,"#] {
+            let odd = EVENT.replacen('{', &format!("{{{more}"), 1);
+            assert_eq!(event(&structured, odd.as_bytes()).unwrap_err(), NotCloudEvents::Data, "{more}");
+        }
+        let odd = EVENT.replacen("\"data\":{\"calls\": 0.10000000000000000001}", "\"data_base64\":5", 1);
+        assert_eq!(event(&structured, odd.as_bytes()).unwrap_err(), NotCloudEvents::Data);
     }
 }

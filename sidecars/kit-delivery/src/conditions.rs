@@ -46,8 +46,8 @@ impl Condition {
     }
 }
 
-/// The first condition that the body does not meet, as a sentence. A body that is not JSON (or was
-/// cut off at the read limit) has no values.
+/// The first condition that the body does not meet, as a sentence. A body that is not JSON has no
+/// values.
 pub(crate) fn first_unmet(conditions: &[Condition], body: &[u8]) -> Option<String> {
     if conditions.is_empty() {
         return None;

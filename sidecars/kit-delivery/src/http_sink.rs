@@ -21,8 +21,6 @@ use crate::oauth::TokenSource;
 use crate::outcome::{Failure, Outcome, Sink, Verdict};
 use crate::signature::{self, SigningSecret, signature_header};
 
-/// Bytes of a response that are read at most.
-const RESPONSE_BYTES: usize = 64 * 1024;
 /// What stays as it is within one path segment.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -108,7 +106,8 @@ impl HttpSink {
             }
         }
         let secrets = signing_secrets(place, section).unwrap_or_else(|message| {
-            keep("signing_secret_file", message);
+            let of_value = section.signing_secret.is_some() && section.signing_secret_file.is_none();
+            keep(if of_value { "signing_secret" } else { "signing_secret_file" }, message);
             Vec::new()
         });
         let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or(Duration::from_secs(30));
@@ -273,7 +272,8 @@ impl HttpSink {
     async fn judge(&self, response: reqwest::Response) -> Outcome {
         let (status, now) = (response.status(), self.clock.now());
         let retry_after = response.headers().get(http::header::RETRY_AFTER).cloned();
-        match read_capped(response, RESPONSE_BYTES).await {
+        // One byte more tells that it is longer.
+        match read_capped(response, answer::READ_BYTES + 1).await {
             Ok(body) => answer::judge(&self.section, status, retry_after.as_ref(), &body, now),
             // The status alone does not say that the gateway has it: the answer broke off.
             Err(error) => {
@@ -403,6 +403,6 @@ mod tests {
         section.headers.insert("x-key".to_owned(), HeaderSource::File { file: "/nonexistent/key".into() });
         let errors = HttpSink::new("gateway", &section, Arc::new(kit::clock::SystemClock)).unwrap_err();
         let paths: Vec<&str> = errors.iter().map(|e| e.path.as_str()).collect();
-        assert_eq!(paths, ["url", "headers.x-key", "signing_secret_file"]);
+        assert_eq!(paths, ["url", "headers.x-key", "signing_secret"]);
     }
 }

@@ -43,15 +43,17 @@ pub(crate) fn decide(outcome: &Outcome, schedule: &Schedule, c: &Circumstances) 
         return Decision::Park { reason: error.to_owned() };
     }
     let asked = outcome.retry_after.unwrap_or(Duration::ZERO);
+    // What the sink itself wants to know first is nobody's wish to be left alone.
+    let left_alone = if failure == Failure::Withheld { Duration::ZERO } else { asked };
     if !is_charged(failure, c) {
         let doubled = Duration::from_secs(1) * 2_u32.pow(c.history.uncharged.min(6));
         let longest = if failure == Failure::Throttled { LONGEST_THROTTLED_WAIT } else { LONGEST_FREE_WAIT };
         let delay = doubled.min(longest).mul_f64(0.8 + 0.4 * c.random).max(asked);
-        return retry(false, delay, c.now, error);
+        return retry(false, delay, left_alone, c.now, error);
     }
     let attempts = c.history.attempts + 1;
     match schedule.delay_for(attempts, c.random) {
-        Some(delay) => retry(true, delay.max(asked), c.now, error),
+        Some(delay) => retry(true, delay.max(asked), left_alone, c.now, error),
         None => Decision::Park { reason: format!("gave up after {attempts} attempts: {error}") },
     }
 }
@@ -66,9 +68,9 @@ fn is_charged(failure: Failure, c: &Circumstances) -> bool {
     }
 }
 
-fn retry(charged: bool, delay: Duration, now: Timestamp, error: &str) -> Decision {
+fn retry(charged: bool, delay: Duration, left_alone: Duration, now: Timestamp, error: &str) -> Decision {
     let next_at = now.plus_millis(i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
-    Decision::Retry { charged, delay, next_at, reason: error.to_owned() }
+    Decision::Retry { charged, delay, left_alone, next_at, reason: error.to_owned() }
 }
 
 #[cfg(test)]
@@ -104,7 +106,9 @@ mod tests {
             let delay = Duration::from_secs(expected);
             let next_at = NOW.plus_millis(i64::try_from(expected).unwrap_or_default() * 1000);
             let reason = "not known yet".to_owned();
-            assert_eq!(decision, Decision::Retry { charged: false, delay, next_at, reason }, "{uncharged} {asked}");
+            let left_alone = Duration::ZERO;
+            let expected = Decision::Retry { charged: false, delay, left_alone, next_at, reason };
+            assert_eq!(decision, expected, "{uncharged} {asked}");
         }
         let unreachable = decide(&Outcome::failed(Failure::Unreachable, ""), &schedule, &charging(1));
         assert!(matches!(unreachable, Decision::Retry { charged: true, .. }), "{unreachable:?}");

@@ -29,7 +29,7 @@ pub struct DeliveryMetrics {
     gauges: Vec<(&'static str, Family<SinkLabels, Gauge>)>,
 }
 
-/// The gauges, in the order of [`SinkGauges`].
+/// The gauges, in the order of [`SinkGauges`] and then of [`OwnGauges`].
 const GAUGES: [(&str, &str); 11] = [
     ("delivery_accepted", "Events this sink is responsible for"),
     ("delivery_delivered", "Events delivered"),
@@ -44,6 +44,15 @@ const GAUGES: [(&str, &str); 11] = [
     ("delivery_leading", "1 while this process delivers to the sink; of several on one journal one does"),
 ];
 
+/// Places in [`GAUGES`].
+const PENDING: usize = 2;
+const OLDEST: usize = 6;
+const OWN: usize = 7;
+
+fn to_gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
 /// Values of one sink's gauges; they close: accepted = delivered + pending + parked + dropped + filtered.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SinkGauges {
@@ -54,6 +63,11 @@ pub(crate) struct SinkGauges {
     pub(crate) dropped: u64,
     pub(crate) filtered: u64,
     pub(crate) oldest_seconds: u64,
+}
+
+/// What the process knows of a sink by itself, whether the journal can be read or not.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct OwnGauges {
     pub(crate) circuit_open: bool,
     pub(crate) paused: bool,
     pub(crate) stalled: bool,
@@ -91,6 +105,7 @@ impl DeliveryMetrics {
             drop(self.attempts.get_or_create(&AttemptLabels { sink: sink.to_owned(), outcome }));
         }
         self.set(sink, &SinkGauges::default());
+        self.set_own(sink, OwnGauges::default());
     }
 
     pub(crate) fn attempted(&self, sink: &str, outcome: &'static str, seconds: f64) {
@@ -107,13 +122,26 @@ impl DeliveryMetrics {
             gauges.dropped,
             gauges.filtered,
             gauges.oldest_seconds,
-            u64::from(gauges.circuit_open),
-            u64::from(gauges.paused),
-            u64::from(gauges.stalled),
-            u64::from(gauges.leading),
         ];
-        for ((_, family), value) in self.gauges.iter().zip(values) {
-            family.get_or_create(&SinkLabels { sink: sink.to_owned() }).set(i64::try_from(value).unwrap_or(i64::MAX));
+        self.show(sink, 0, values);
+    }
+
+    pub(crate) fn set_own(&self, sink: &str, own: OwnGauges) {
+        self.show(sink, OWN, [own.circuit_open, own.paused, own.stalled, own.leading].map(u64::from));
+    }
+
+    /// What waits without the journal being asked: at least so many, and the oldest for so long.
+    pub(crate) fn wait_on(&self, sink: &str, pending: u64, oldest_seconds: Option<u64>) {
+        let label = SinkLabels { sink: sink.to_owned() };
+        let shown = |at: usize| self.gauges.get(at).map(|(_, family)| family.get_or_create_owned(&label));
+        let (pending, oldest) = (to_gauge(pending), oldest_seconds.map(to_gauge));
+        shown(PENDING).filter(|gauge| gauge.get() < pending).map(|gauge| gauge.set(pending));
+        shown(OLDEST).zip(oldest).map(|(gauge, oldest)| gauge.set(oldest));
+    }
+
+    fn show(&self, sink: &str, from: usize, values: impl IntoIterator<Item = u64>) {
+        for ((_, family), value) in self.gauges.iter().skip(from).zip(values) {
+            family.get_or_create(&SinkLabels { sink: sink.to_owned() }).set(to_gauge(value));
         }
     }
 }

@@ -41,6 +41,9 @@ pub enum Interest {
     Unwanted,
     /// Passed by, and listed with the reason.
     PassedBy(PassedBy, String),
+    /// A dead letter before anybody was asked, with the reason: a person is to look at it. Replayed, it is delivered as it
+    /// is.
+    Parked(String),
 }
 
 /// How a delivery ends that nobody was asked about.

@@ -53,6 +53,8 @@ impl Receiver {
     /// Reads the secrets; `None` without one. What is wrong goes to `problems`, without showing any.
     pub fn load(settings: ReceiverSettings<'_>, problems: &mut Problems) -> Option<Self> {
         let ReceiverSettings { variable, path, secret, secret_file, tolerance_seconds } = settings;
+        // The one that is set is the one to mend.
+        let path = if secret.is_some() { path.strip_suffix("_file").unwrap_or(path) } else { path };
         let lines = secret::resolve_lines(variable, secret, &format!("{variable}_FILE"), secret_file);
         let lines = lines.unwrap_or_else(|error| {
             problems.add(path, &error.to_string());
@@ -107,18 +109,32 @@ pub async fn plain_body(parts: &Parts, body: Body, limit: usize) -> Result<Vec<u
 /// # Errors
 /// [`BodyError`].
 pub async fn body_within(parts: &Parts, body: Body, limit: usize) -> Result<Vec<u8>, BodyError> {
+    body_by(parts.extensions.get(), &parts.headers, body, limit).await
+}
+
+/// A body within these limits of the listener's, where there is a listener, and this one.
+///
+/// # Errors
+/// [`BodyError`].
+pub async fn body_by(
+    rules: Option<&Arc<BodyRules>>,
+    headers: &HeaderMap,
+    body: Body,
+    limit: usize,
+) -> Result<Vec<u8>, BodyError> {
     let fallback;
-    let rules = match parts.extensions.get::<Arc<BodyRules>>() {
+    let rules = match rules {
         Some(rules) => rules,
         None => {
             fallback = BodyRules::unhurried();
             &fallback
         }
     };
-    read_body(&parts.headers, body, limit, rules).await
+    read_body(headers, body, limit, rules).await
 }
 
-fn is_plain(headers: &HeaderMap) -> bool {
+/// Whether a body is not compressed: unpacking is work that a sender chooses.
+pub fn is_plain(headers: &HeaderMap) -> bool {
     let is_identity = |encoding: &HeaderValue| encoding.as_bytes().eq_ignore_ascii_case(b"identity");
     headers.get_all(header::CONTENT_ENCODING).iter().all(is_identity)
 }

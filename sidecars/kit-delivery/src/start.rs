@@ -1,25 +1,28 @@
 //! What every daemon over a journal does alike when it starts.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use kit::admin::{self, AdminState, Readiness};
-use kit::clock::SharedClock;
-use kit::config::AdminSection;
+use kit::api::{Api, Title};
+use kit::clock::{SharedClock, SystemClock};
+use kit::config::ProcessSections;
 use kit::lifecycle::{Shell, StopToken, exit};
-use kit::run::{Common, StartError};
+use kit::run::StartError;
 use kit::serve::{Limits, ServeMetrics, Server};
 use kit::telemetry::Metrics;
 use kit_journal::engine::Action;
 use kit_journal::{Health, Journal, JournalSection, JournalTask, OpenError};
-use utoipa::openapi::OpenApi;
-use utoipa_axum::router::OpenApiRouter;
 
 use crate::api::{self, ApiState};
 use crate::{DeliveryMetrics, Dispatcher, DispatcherSettings, Sink, SinkStatus};
 
 /// The admin listener's heads are small.
 const ADMIN_HEAD: usize = 16 << 10;
+
+/// How often a sink that is not configured any more is told of, while something waits for it.
+const UNCONFIGURED_TOLD_EVERY: Duration = Duration::from_secs(3_600);
 
 /// A configuration that cannot be started with: exit code 78.
 pub fn configuration(message: impl Into<String>) -> StartError {
@@ -47,6 +50,7 @@ pub async fn open_journal(
             OpenError::Newer { .. } => exit::JOURNAL_NEWER,
             OpenError::Foreign { .. }
             | OpenError::Unfinished { .. }
+            | OpenError::LogAlone { .. }
             | OpenError::Io { .. }
             | OpenError::Database { .. } => exit::CONFIG,
             OpenError::Store { .. } => exit::DIED,
@@ -55,8 +59,37 @@ pub async fn open_journal(
     })
 }
 
+/// What a daemon over a journal goes on with.
+#[derive(Debug)]
+pub struct Begun {
+    /// Where events are.
+    pub journal: Journal,
+    /// The journal's clock.
+    pub clock: SharedClock,
+    /// What `/readyz` shows; the journal is a part of it already.
+    pub readiness: Readiness,
+}
+
+/// Opens the journal, shows whether it can be used, and has it closed at the end.
+///
+/// # Errors
+/// As [`open_journal`].
+pub async fn begin(shell: &mut Shell, section: &JournalSection, metrics: &Arc<Metrics>) -> Result<Begun, StartError> {
+    let clock: SharedClock = Arc::new(SystemClock);
+    let opened = open_journal(section, &clock, metrics).await?;
+    Ok(begin_over(shell, opened))
+}
+
+/// As [`begin`], over a journal that is open.
+pub fn begin_over(shell: &mut Shell, (journal, task): (Journal, JournalTask)) -> Begun {
+    let readiness = Readiness::default();
+    shell.at_end(move || task.close());
+    watch_journal(shell, &journal, &readiness);
+    Begun { clock: journal.clock(), journal, readiness }
+}
+
 /// Mirrors in the readiness whether the journal takes events, and whether it can be read; its thread ending ends the
-/// daemon.
+/// daemon, and so does a journal that is over for this process: what supervises it starts another one.
 pub fn watch_journal(shell: &mut Shell, journal: &Journal, readiness: &Readiness) {
     let ready = readiness.part("journal");
     let (mut health, mut unreadable) = (journal.health(), journal.unreadable());
@@ -66,6 +99,10 @@ pub fn watch_journal(shell: &mut Shell, journal: &Journal, readiness: &Readiness
             let unread = unreadable.borrow_and_update().clone();
             match (&*health.borrow_and_update(), unread) {
                 (Health::Failing(reason), _) => ready.set_not_ready(reason),
+                (Health::Over(reason), _) => {
+                    ready.set_not_ready(reason);
+                    return Err(reason.clone());
+                }
                 (Health::Writable, Some(reason)) => ready.set_not_ready(&format!("it cannot be read: {reason}")),
                 (Health::Writable, None) => ready.set_ready(),
             }
@@ -73,12 +110,12 @@ pub fn watch_journal(shell: &mut Shell, journal: &Journal, readiness: &Readiness
                 () = stop.stopped() => return Ok(()),
                 Ok(()) = unreadable.changed() => {}
                 changed = health.changed() => {
-                    changed.map_err(|_| "the journal's thread has ended")?;
+                    changed.map_err(|_| "the journal's thread has ended".to_owned())?;
                 }
             }
         }
         #[expect(unreachable_code, reason = "names the error type")]
-        Ok::<(), &'static str>(())
+        Ok::<(), String>(())
     });
 }
 
@@ -116,12 +153,12 @@ pub struct Served {
     pub business: Router,
     /// How the listener for that is limited.
     pub limits: Limits,
-    /// Title and text of the admin API's description.
-    pub description: OpenApi,
+    /// What the admin API's description says of the whole.
+    pub title: Title,
     /// What the admin API works on.
     pub api: ApiState,
-    /// Routes of the admin API that only this daemon has, below `/api/v1`.
-    pub more: OpenApiRouter,
+    /// What only this daemon's admin API has.
+    pub more: Api,
     /// What `/metrics` shows.
     pub metrics: Arc<Metrics>,
     /// What `/readyz` shows.
@@ -139,22 +176,16 @@ impl std::fmt::Debug for Served {
 ///
 /// # Errors
 /// An address is not ours to listen on, or the admin API's token cannot be had.
-pub async fn serve<C: Common>(
-    shell: &mut Shell,
-    config: &C,
-    admin_section: &AdminSection,
-    served: Served,
-) -> Result<(), StartError> {
-    let Served { business, limits, mut description, api, more, metrics, readiness } = served;
+pub async fn serve(shell: &mut Shell, sections: &ProcessSections, served: Served) -> Result<(), StartError> {
+    let Served { business, limits, title, api, more, metrics, readiness } = served;
     let serve_metrics = metrics.with_registry(ServeMetrics::register);
-    let (listen, stop) = (config.listen(), shell.stop_token());
+    let (listen, stop) = (&sections.listen, shell.stop_token());
     let public = bind(&listen.public, "public", limits, &serve_metrics, &stop).await?;
-    let limits = Limits::new(listen, config.stop(), ADMIN_HEAD);
+    let limits = Limits::new(listen, &sections.stop, ADMIN_HEAD);
     let admin = bind(&listen.admin, "admin", limits, &serve_metrics, &stop).await?;
-    let (routes, described) = api::router(api).merge(more).split_for_parts();
-    description.merge(described);
-    let token = admin_section.resolve().map_err(|(_, message)| configuration(message))?;
-    let state = AdminState { metrics, readiness: readiness.clone(), token, api: routes, openapi: description };
+    say_what_waits_for_nobody(shell, &api);
+    let token = sections.admin.resolve().map_err(|(_, message)| configuration(message))?;
+    let state = AdminState { metrics, readiness: readiness.clone(), token, api: api::api(api).merge(more), title };
     shell.spawn("public listener", public.run(business));
     shell.spawn("admin listener", admin.run(admin::router(state)));
     say_when_stopping(shell, &readiness);
@@ -172,6 +203,28 @@ async fn bind(
     bound.map_err(|error| {
         configuration(format!("SIDECAR_LISTEN__{}: cannot listen on {address}: {error}", name.to_uppercase()))
     })
+}
+
+/// Tells of sinks that the journal keeps events for and that are not configured: what waits for them is never removed, and
+/// every new event waits for them too.
+fn say_what_waits_for_nobody(shell: &mut Shell, api: &ApiState) {
+    let (api, stop) = (api.clone(), shell.stop_token());
+    shell.spawn("sinks that are not configured", async move {
+        loop {
+            for (sink, pending) in api.unconfigured().await {
+                tracing::warn!(
+                    sink = %sink,
+                    pending,
+                    "{pending} events wait for sink {sink}, which is not configured any more, and every new one does: \
+                     configure it again, or give up what is kept for it with outrigger sinks forget {sink}"
+                );
+            }
+            tokio::select! {
+                () = stop.stopped() => return Ok::<(), std::convert::Infallible>(()),
+                () = tokio::time::sleep(UNCONFIGURED_TOLD_EVERY) => {}
+            }
+        }
+    });
 }
 
 /// Says in the readiness when the daemon begins to stop.

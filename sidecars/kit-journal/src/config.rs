@@ -54,8 +54,8 @@ pub struct JournalSection {
     /// Largest size in bytes of what the journal holds; above it webhooks are answered 503 until
     /// deliveries and the retention make room. 0 means no limit but the disk's.
     pub max_bytes: u64,
-    /// How long a deduplication key is remembered, in days that the journal was open; at least as long
-    /// as `retention.days`.
+    /// How long a deduplication key is remembered, in days that the journal was open. A shorter time than `retention.days`
+    /// counts as that.
     pub dedupe_days: f64,
     /// How many appends may wait for the disk before further ones are answered 503. Their bodies may be 48 MiB together.
     pub queue: usize,

@@ -249,21 +249,42 @@ pub trait Engine: Send {
         Ok(None)
     }
 
+    /// Why nothing can be done any more, whatever is tried: this process has to end, and the next one goes on with what
+    /// is there. `None` as long as there is a way.
+    fn over(&self) -> Option<String> {
+        None
+    }
+
     /// Flushes and closes.
     fn close(self: Box<Self>);
 }
 
 /// Keeps leases that [`Engine::lease`] has given. Owned by a thread of its own.
 pub trait LeaseKeeper: Send {
-    /// Has the lease of this epoch last on; `None`: it is over, another replica may have it.
+    /// Has these leases last on, sink and epoch each, with one question; what became of each, in their order.
     ///
     /// # Errors
     /// The store cannot be asked; what was given before lasts for as long as it was given.
-    fn keep(&mut self, sink: &str, epoch: u64) -> Result<Option<Lease>, JournalError>;
+    fn keep(&mut self, leases: &[(&str, u64)]) -> Result<Vec<Kept>, JournalError>;
+}
+
+/// What became of a lease that was to last on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// It lasts for that long from now.
+    For(Lease),
+    /// It is over, another replica may have it.
+    Over,
+    /// Something holds it fast: it may be asked for again, and the others are not held up by it.
+    NotNow,
 }
 
 /// The reading side of a store. Many may exist; none blocks the writer.
 pub trait Reader: Send {
+    /// The store is known to have come as far as this: what answers from less far is not it, and says nothing of what is
+    /// not there.
+    fn expects(&mut self, _last_seq: Seq) {}
+
     /// Events after `after`, in order, at most `limit` and at most about `max_bytes` of bodies (but always one).
     /// Positions that have a row of their own already – dropped or asked for again ahead of the cursor – come
     /// back in the second list.

@@ -55,6 +55,17 @@ pub enum OpenError {
         /// The operating system's word.
         source: std::io::Error,
     },
+    /// The main file is not there, or is empty, and the write-ahead log beside it is not: SQLite would remove that. Nothing
+    /// was touched (exit 78).
+    #[error(
+        "journal {path} (SIDECAR_JOURNAL__PATH) is missing or empty, and {path}-wal beside it holds what was accepted: put the \
+         file that belongs to it back, or move {path}-wal away",
+        path = path.display()
+    )]
+    LogAlone {
+        /// The journal file.
+        path: PathBuf,
+    },
     /// The store refused (exit 1).
     #[error("open journal {path}", path = path.display())]
     Store {
@@ -77,6 +88,17 @@ pub enum JournalError {
     /// The database was asked and says nothing.
     #[error("the database does not answer")]
     NoAnswer,
+    /// What answers reads is not where commits go.
+    #[error(
+        "what answers reads has come to position {last_seq}, and {known} is committed: it is a standby that lags, or a \
+         server that was replaced; name one that takes writes, for all transactions"
+    )]
+    Behind {
+        /// Where it is.
+        last_seq: i64,
+        /// Where the journal is.
+        known: i64,
+    },
     /// The database was asked to look for something, and takes too long.
     #[error(
         "the database takes longer than {seconds} s to look for this: ask for less, or for a shorter time, or by \
@@ -98,6 +120,9 @@ pub enum JournalError {
     /// would be a guess.
     #[error("journal is damaged: {0}")]
     Inconsistent(String),
+    /// The database knows less than it has said.
+    #[error("{0}")]
+    Forgotten(String),
     /// The journal has stopped or is being reopened after a failure.
     #[error("journal unavailable: {0}")]
     Unavailable(String),
@@ -142,7 +167,7 @@ impl JournalError {
 
     /// The database cannot be asked, or says that it cannot do it: not that there is something wrong with what it holds.
     pub(crate) fn is_of_the_database(&self) -> bool {
-        matches!(self, Self::NoAnswer | Self::Database(_))
+        matches!(self, Self::NoAnswer | Self::Database(_) | Self::Behind { .. })
     }
 
     /// The server has no room for another session now (class 53).
@@ -155,6 +180,13 @@ impl JournalError {
     pub(crate) fn is_refused_transaction(&self) -> bool {
         let says = |error: &tokio_postgres::error::DbError| error.message().contains("statement pooling");
         matches!(self, Self::Database(error) if error.as_db_error().is_some_and(says))
+    }
+
+    /// What the database says where its user lacks a right.
+    pub(crate) fn missing_right(&self) -> Option<&str> {
+        let Self::Database(error) = self else { return None };
+        let said = error.as_db_error().filter(|said| said.code().code() == "42501");
+        said.map(tokio_postgres::error::DbError::message)
     }
 
     /// A statement was stopped, because it took longer than it may.

@@ -57,6 +57,8 @@ pub enum Health {
     Writable,
     /// It does not, and why.
     Failing(String),
+    /// It does not, and this process never will again, whatever is tried: it has to end. The next one goes on.
+    Over(String),
 }
 
 /// Makes one more reader of an engine's store.
@@ -381,6 +383,7 @@ impl Journal {
                 Some(reader) => reader,
                 None => (shared.open_reader)()?,
             };
+            reader.expects(*shared.tail.borrow());
             let result = read(reader.as_mut());
             if matches!(&result, Err(JournalError::Store(_)))
                 || result.as_ref().is_err_and(JournalError::is_of_the_database)

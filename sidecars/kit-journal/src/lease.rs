@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use crate::engine::{Lease, LeaseKeeper};
+use crate::engine::{Kept, Lease, LeaseKeeper};
 use crate::error::JournalError;
 use crate::journal::Journal;
 use crate::request::Reply;
@@ -14,7 +14,7 @@ use crate::request::Reply;
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 /// This part of a lease's time is not used, so that nobody else has it yet when it counts as lost here.
 const MARGIN: u32 = 10;
-/// Renewals that wait for each other at most: more than there are sinks.
+/// Renewals that wait for each other, and go together, at most: more than there are sinks.
 const KEPT_AT_ONCE: usize = 64;
 
 /// One renewal: the sink, the epoch, and where the answer goes.
@@ -28,16 +28,41 @@ pub(crate) fn start_keeping(keeper: Box<dyn LeaseKeeper>) -> std::io::Result<mps
     let (asking, mut asked) = mpsc::channel::<Keep>(KEPT_AT_ONCE);
     let mut keeper = keeper;
     let keep = move || {
-        while let Some((sink, epoch, answer)) = asked.blocking_recv() {
-            // Nobody waits for this one any more, and others do.
-            if answer.is_closed() {
+        while let Some(first) = asked.blocking_recv() {
+            // Those that came meanwhile go with it: where an answer takes long, the last of many would come too late.
+            let mut asking = vec![first];
+            while asking.len() < KEPT_AT_ONCE
+                && let Ok(next) = asked.try_recv()
+            {
+                asking.push(next);
+            }
+            // Nobody waits for these any more.
+            asking.retain(|(.., answer)| !answer.is_closed());
+            if asking.is_empty() {
                 continue;
             }
-            let _ = answer.send(keeper.keep(&sink, epoch));
+            let leases: Vec<(&str, u64)> = asking.iter().map(|(sink, epoch, _)| (sink.as_str(), *epoch)).collect();
+            let kept = keeper.keep(&leases);
+            for (place, (.., answer)) in asking.into_iter().enumerate() {
+                let said = match &kept {
+                    Ok(kept) => match kept.get(place) {
+                        Some(Kept::For(lease)) => Ok(Some(*lease)),
+                        Some(Kept::Over) => Ok(None),
+                        Some(Kept::NotNow) => Err(unavailable("somebody else's transaction holds the lease's row")),
+                        None => Err(JournalError::NoAnswer),
+                    },
+                    Err(error) => Err(unavailable(kit::error::chain(error))),
+                };
+                let _ = answer.send(said);
+            }
         }
     };
     std::thread::Builder::new().name("journal-leases".to_owned()).spawn(keep)?;
     Ok(asking)
+}
+
+fn unavailable(why: impl Into<String>) -> JournalError {
+    JournalError::Unavailable(why.into())
 }
 
 /// Until when a lease is held, for whoever works under it.
@@ -155,7 +180,7 @@ async fn keep(journal: Journal, sink: String, epoch: u64, until: watch::Sender<I
                 }
             }
             // Somebody else's, or of a journal that has lost what this process did.
-            Ok(_) | Err(JournalError::Inconsistent(_)) => {
+            Ok(_) | Err(JournalError::Forgotten(_)) => {
                 until.send_replace(asked);
                 return;
             }

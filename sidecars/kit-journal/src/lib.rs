@@ -5,6 +5,7 @@
 //! done, the attempt log, the audit trail and small values such as a cached key live here too.
 //! Nothing in this crate speaks a network protocol or knows what an event is about.
 
+mod account;
 mod age;
 mod commit;
 pub mod config;

@@ -20,7 +20,9 @@ impl JournalLock {
     /// Takes the lock on `<journal>.lock`.
     pub(crate) fn take(journal: &Path) -> Result<Self, OpenError> {
         let path = lock_path(journal);
-        let io = |source| OpenError::Io { path: journal.to_owned(), source };
+        // Where there is no lock file yet it is the journal's folder that takes none.
+        let named = if path.exists() { path.as_path() } else { journal };
+        let io = |source| OpenError::Io { path: named.to_owned(), source };
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(io)?;
         let deadline = Instant::now() + PATIENCE;
         loop {

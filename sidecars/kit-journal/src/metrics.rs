@@ -16,6 +16,7 @@ pub(crate) struct JournalMetrics {
     pub(crate) refused_busy: Counter,
     pub(crate) refused_late: Counter,
     pub(crate) failures: Counter,
+    pub(crate) writable: Gauge,
     pub(crate) read_failures: Counter,
     pub(crate) purged: Counter,
     pub(crate) used_bytes: Gauge,
@@ -37,6 +38,7 @@ impl JournalMetrics {
             refused_busy: Counter::default(),
             refused_late: Counter::default(),
             failures: Counter::default(),
+            writable: Gauge::default(),
             read_failures: Counter::default(),
             purged: Counter::default(),
             used_bytes: Gauge::default(),
@@ -65,6 +67,8 @@ impl JournalMetrics {
             metrics.refused_late.clone(),
         );
         registry.register("journal_failures", "Commits that failed", metrics.failures.clone());
+        metrics.writable.set(1);
+        registry.register("journal_writable", "1 while events are taken", metrics.writable.clone());
         registry.register(
             "journal_read_failures",
             "Reads that the store did not answer, or could not",

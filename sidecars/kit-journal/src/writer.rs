@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use kit::clock::SharedClock;
+use kit::clock::{SharedClock, Timestamp};
 use tokio::sync::{mpsc, watch};
 
 use crate::age::Age;
@@ -61,7 +61,7 @@ impl Writer {
     pub(crate) fn run(mut self) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let Ok(runtime) = runtime else {
-            self.health.send_replace(Health::Failing("no timer for the journal's thread".to_owned()));
+            self.refuses("no timer for the journal's thread".to_owned());
             return;
         };
         loop {
@@ -183,7 +183,7 @@ impl Writer {
     fn commit_group(&mut self, mut commit: Commit, mut waiting: Waiting) {
         if self.next_reopen.is_some() {
             let reason = match &*self.health.borrow() {
-                Health::Failing(reason) => reason.clone(),
+                Health::Failing(reason) | Health::Over(reason) => reason.clone(),
                 Health::Writable => "it is being reopened".to_owned(),
             };
             waiting.refuse(&reason);
@@ -274,8 +274,20 @@ impl Writer {
     fn works_again(&mut self) {
         if *self.health.borrow() != Health::Writable && !self.is_too_large() {
             self.health.send_replace(Health::Writable);
+            self.shared.metrics.writable.set(1);
             tracing::info!("journal takes events again");
         }
+    }
+
+    /// Events are refused from now on, for this reason: until something works again, or for good.
+    fn refuses(&self, reason: String) {
+        self.shared.metrics.writable.set(0);
+        let health = self.engine.over().map_or(Health::Failing(reason), Health::Over);
+        self.health.send_if_modified(|known| {
+            let is_news = *known != health;
+            *known = health;
+            is_news
+        });
     }
 
     fn poisoned(&mut self, error: &JournalError) -> String {
@@ -285,7 +297,7 @@ impl Writer {
         if *self.health.borrow() == Health::Writable {
             tracing::error!(reason = %reason, "journal commit failed, refusing events until one succeeds: {reason}");
         }
-        self.health.send_replace(Health::Failing(reason.clone()));
+        self.refuses(reason.clone());
         self.next_purge = self.next_purge.min(Instant::now() + PURGE_WHILE_FAILING);
         self.next_reopen = Some(Instant::now());
         reason
@@ -315,7 +327,7 @@ impl Writer {
             Err(error) => {
                 let reason = kit::error::chain(&error);
                 tracing::debug!(reason = %reason, "journal still failing: {reason}");
-                self.health.send_replace(Health::Failing(reason));
+                self.refuses(reason);
                 self.next_reopen = Some(Instant::now() + REOPEN_EVERY);
             }
         }
@@ -356,7 +368,7 @@ impl Writer {
         if *self.health.borrow() == Health::Writable {
             tracing::error!(reason = %reason, "refusing events: {reason}");
         }
-        self.health.send_replace(Health::Failing(reason.clone()));
+        self.refuses(reason.clone());
         self.next_purge = self.next_purge.min(Instant::now() + PURGE_WHILE_FAILING);
         // What takes the place of other events makes room.
         let mut appends = std::mem::take(&mut commit.appends).into_iter();
@@ -382,16 +394,7 @@ impl Writer {
         }
         let failing = *self.health.borrow() != Health::Writable;
         self.next_purge = Instant::now() + if failing { PURGE_WHILE_FAILING } else { PURGE_EVERY };
-        let days = self.section.retention.days;
-        let (delivered, keys) = (days_in_millis(days), days_in_millis(self.section.dedupe_days));
-        commit.purge = Some(Purge {
-            delivered_before: commit.age.plus_millis(-delivered),
-            max_bytes: self.section.bytes_to_keep(),
-            // Keys tell how old events are: they stay at least as long.
-            keys_before: commit.age.plus_millis(-keys.max(delivered)),
-            audit_before: commit.age.min(commit.at).plus_millis(-keys),
-            limit: PURGE_ROWS,
-        });
+        commit.purge = Some(purge(&self.section, commit.age, commit.at));
         commit.values.extend(self.age.due(commit.age, commit.at).map(|value| (Age::NAME.to_owned(), value)));
     }
 
@@ -409,7 +412,41 @@ impl Writer {
     }
 }
 
+/// What may go by now.
+fn purge(section: &JournalSection, age: Timestamp, at: Timestamp) -> Purge {
+    let delivered = days_in_millis(section.retention.days);
+    // Keys tell how old events are, and what was done to an event is told as long as it is there: they stay at least as long.
+    let keys = days_in_millis(section.dedupe_days).max(delivered);
+    Purge {
+        delivered_before: age.plus_millis(-delivered),
+        max_bytes: section.bytes_to_keep(),
+        keys_before: age.plus_millis(-keys),
+        audit_before: age.min(at).plus_millis(-keys),
+        limit: PURGE_ROWS,
+    }
+}
+
 #[expect(clippy::cast_possible_truncation, reason = "validated to at most 36,500 days")]
 fn days_in_millis(days: f64) -> i64 {
     (days * 86_400_000.0) as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RetentionSection;
+
+    #[test]
+    fn keys_and_audit_records_stay_as_long_as_the_events_they_tell_of() {
+        let day = 86_400_000;
+        let (age, at) = (Timestamp::from_millis(100 * day), Timestamp::from_millis(90 * day));
+        for (dedupe_days, longest) in [(30.0, 30), (1.0, 7)] {
+            let retention = RetentionSection { days: 7.0, ..RetentionSection::default() };
+            let section = JournalSection { dedupe_days, retention, ..JournalSection::default() };
+            let purge = purge(&section, age, at);
+            assert_eq!(purge.delivered_before, age.plus_millis(-7 * day));
+            assert_eq!(purge.keys_before, age.plus_millis(-longest * day));
+            assert_eq!(purge.audit_before, at.plus_millis(-longest * day));
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use kit::client::{ReadError, read_whole};
+use kit::client::{self, ReadError, read_whole};
 use kit::clock::Timestamp;
 use kit::secret::{self, Secret, SecretError};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue};
@@ -87,20 +87,7 @@ pub enum ApiError {
 /// # Errors
 /// [`SetupError::BadUrl`]; the address is not shown, it may hold a password.
 pub fn api_root(api_url: &str) -> Result<Url, SetupError> {
-    let mut url = Url::parse(api_url.trim()).map_err(|_| SetupError::BadUrl("not a URL"))?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err(SetupError::BadUrl("its scheme is neither http nor https"));
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(SetupError::BadUrl("it holds a user name or password"));
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(SetupError::BadUrl("it has a query or a fragment"));
-    }
-    let path = url.path().trim_end_matches('/');
-    let root = format!("{}/api/v1/", path.strip_suffix("/api/v1").unwrap_or(path).trim_end_matches('/'));
-    url.set_path(&root);
-    Ok(url)
+    client::api_root(api_url, "/api/v1").map_err(SetupError::BadUrl)
 }
 
 /// The API key from `LAGO_API_KEY` or `LAGO_API_KEY_FILE`; `None` where neither is set.
@@ -116,10 +103,7 @@ pub fn api_key(value: Option<&Secret>, file: Option<&Path>) -> Result<Option<Sec
 /// # Errors
 /// [`SetupError::BadApiKey`].
 pub fn authorization(api_key: &Secret) -> Result<HeaderValue, SetupError> {
-    let mut value =
-        HeaderValue::from_str(&format!("Bearer {}", api_key.expose())).map_err(|_| SetupError::BadApiKey)?;
-    value.set_sensitive(true);
-    Ok(value)
+    client::bearer(api_key).ok_or(SetupError::BadApiKey)
 }
 
 /// Asks Lago, one question at a time; when to ask again is the caller's.
@@ -309,13 +293,24 @@ impl LagoApi {
     ///
     /// Source: getlago/lago-api `app/controllers/api/v1/subscriptions_controller.rb`: active ones only, unless asked.
     pub async fn subscriptions(&self) -> Result<Vec<Subscription>, ApiError> {
+        self.subscriptions_of("subscriptions?status[]=active&status[]=terminated").await
+    }
+
+    /// Every active subscription: where all that ever were are too many ([`ApiError::TooMany`], after one page).
+    ///
+    /// # Errors
+    /// As [`LagoApi::billable_metrics`].
+    pub async fn active_subscriptions(&self) -> Result<Vec<Subscription>, ApiError> {
+        self.subscriptions_of("subscriptions?status[]=active").await
+    }
+
+    async fn subscriptions_of(&self, resource: &str) -> Result<Vec<Subscription>, ApiError> {
         #[derive(Deserialize)]
         struct Page {
             subscriptions: Vec<Entry<Subscription>>,
             meta: Meta,
         }
-        let both = "subscriptions?status[]=active&status[]=terminated";
-        self.pages(both, |page: Page| (page.subscriptions, page.meta)).await
+        self.pages(resource, |page: Page| (page.subscriptions, page.meta)).await
     }
 
     /// What Lago has counted of an active subscription. It counts a while after it has taken events, and caches.
@@ -440,6 +435,10 @@ impl LagoApi {
             let (is_full, known) = (entries.len() >= PER_PAGE, all.len());
             all.extend(entries.into_iter().map(|entry| (entry.lago_id, entry.item)));
             count = count.into_iter().chain(meta.total_count).min();
+            // Known with the first page: the other nine hundred and more would be asked for in vain.
+            if meta.total_count.is_some_and(|count| count > PAGES * PER_PAGE) {
+                return Err(ApiError::TooMany);
+            }
             next = match meta.next_page {
                 // One that leads back would be read for ever.
                 Some(next) => Some(next).filter(|next| *next > page),

@@ -11,6 +11,7 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use kit::clock::Timestamp;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::api::{ApiError, LagoApi};
 use crate::management::Object;
@@ -32,43 +33,64 @@ pub struct Trace {
 }
 
 /// What can be seen of the clock.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct ClockTraces {
     /// The latest that it has done: it was alive after that moment.
     pub done: Option<Trace>,
     /// What it should have done long ago, the oldest first.
     pub undone: Vec<Trace>,
+    /// What could not be looked at, and why; nothing where the time was over.
+    pub unseen: Vec<(&'static str, Option<ApiError>)>,
 }
 
 impl LagoApi {
-    /// Looks for what the clock has done and has not: seven questions at most. Sees nothing where nothing was to be done, as in
-    /// an organisation without subscriptions.
-    ///
-    /// # Errors
-    /// As [`LagoApi::billable_metrics`].
-    pub async fn clock_traces(&self, now: Timestamp) -> Result<ClockTraces, ApiError> {
+    /// Looks for what the clock has done and has not: eight questions at most, all within this time. Sees nothing where nothing
+    /// was to be done, as in an organisation without subscriptions; and what one question does not tell costs nothing of what the
+    /// others do.
+    pub async fn clock_traces(&self, now: Timestamp, within: Duration) -> ClockTraces {
+        let until = Instant::now() + within;
+        let list = async |list: &str| soon(until, self.first_page(list)).await;
         let mut traces = ClockTraces::default();
-        for subscription in self.first_page("subscriptions?status[]=pending&per_page=100").await? {
-            traces.undone.extend(pending(&subscription, now));
+        match list("subscriptions?status[]=pending&per_page=100").await {
+            Ok(all) => traces.undone.extend(all.iter().filter_map(|one| pending(one, now))),
+            Err(error) => traces.unseen.push(("pending subscriptions", error)),
         }
-        for invoice in self.first_page("invoices?status=draft&per_page=100").await? {
-            traces.undone.extend(draft(&invoice, now));
+        match list("invoices?status=draft&per_page=100").await {
+            Ok(all) => traces.undone.extend(all.iter().filter_map(|one| draft(one, now))),
+            Err(error) => traces.unseen.push(("drafts of invoices", error)),
         }
-        for invoice in self.first_page("invoices?status=finalized&payment_status=pending&per_page=100").await? {
-            match unpaid(&invoice, now) {
-                Some((trace, true)) => traces.see(trace),
-                Some((trace, false)) => traces.undone.push(trace),
-                None => {}
+        // By themselves: where nobody pays through Lago, the overdue ones fill the first page.
+        for is_overdue in [false, true] {
+            let query = "invoices?status=finalized&payment_status=pending&per_page=100&payment_overdue=";
+            match list(&format!("{query}{is_overdue}")).await {
+                Ok(all) => all.iter().filter_map(|one| unpaid(one, now)).for_each(|(trace, is_done)| {
+                    if is_done {
+                        traces.see(trace)
+                    } else if !traces.undone.contains(&trace) {
+                        traces.undone.push(trace)
+                    }
+                }),
+                Err(error) => traces.unseen.push(("unpaid invoices", error)),
             }
         }
-        for subscription in self.first_page("subscriptions?per_page=100").await?.iter().take(SAMPLE) {
+        let subscriptions = match list("subscriptions?per_page=100").await {
+            Ok(subscriptions) => subscriptions,
+            Err(error) => {
+                traces.unseen.push(("subscriptions", error));
+                Vec::new()
+            }
+        };
+        for subscription in subscriptions.iter().take(SAMPLE) {
             let ids = (text(subscription, "external_customer_id"), text(subscription, "external_id"));
             let (Some(customer), Some(id)) = ids else { continue };
-            let periods = match self.past_usage(customer, id).await {
+            let periods = match soon(until, self.past_usage(customer, id)).await {
                 Ok(periods) => periods,
                 // Versions before it, and ids with a dot.
-                Err(ApiError::NotFound | ApiError::NotAllowed) => continue,
-                Err(error) => return Err(error),
+                Err(Some(ApiError::NotFound | ApiError::NotAllowed)) => continue,
+                Err(error) => {
+                    traces.unseen.push(("invoices of past periods", error));
+                    break;
+                }
             };
             if let Some(period) =
                 periods.iter().filter(|period| period.to_datetime <= now).max_by_key(|p| p.to_datetime)
@@ -78,8 +100,13 @@ impl LagoApi {
             }
         }
         traces.undone.sort_by_key(|trace| trace.at);
-        Ok(traces)
+        traces
     }
+}
+
+/// An answer by then, or none.
+async fn soon<T>(until: Instant, question: impl Future<Output = Result<T, ApiError>>) -> Result<T, Option<ApiError>> {
+    tokio::time::timeout_at(until, question).await.map_err(|_| None)?.map_err(Some)
 }
 
 impl ClockTraces {

@@ -3,7 +3,7 @@
 //!
 //! [`webhook_type`] is the table of everything Lago announces, [`signature`] proves that it was
 //! Lago, [`describe()`] reads the little the envelope needs, and [`public_key`] asks Lago for its RSA
-//! key. [`sample`], [`sender`] and [`stand_in`] are Lago's side of the wire, for the demo, the
+//! key. [`sample`], [`sender`] and `stand_in` (feature `stand-in`) are Lago's side of the wire, for the demo, the
 //! command-line tool and the tests.
 //!
 //! ```
@@ -33,10 +33,14 @@ mod payload;
 pub mod public_key;
 pub mod sample;
 pub mod sender;
+mod shown;
 pub mod signature;
+#[cfg(feature = "stand-in")]
 pub mod stand_in;
 pub mod usage;
 pub mod webhook_type;
 
 pub use describe::{Description, describe};
+pub use shown::shown_url;
+#[cfg(feature = "stand-in")]
 pub use stand_in::{LagoServer, PublicKeyServer};

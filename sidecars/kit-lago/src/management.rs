@@ -275,22 +275,59 @@ impl LagoApi {
         self.send(Method::DELETE, url, None).await.map(drop)
     }
 
-    /// Whether anybody has an active subscription to a plan.
+    /// Whether anybody has a subscription to a plan, one that begins later among them.
     ///
     /// # Errors
     /// As [`LagoApi::billable_metrics`].
     pub async fn is_subscribed(&self, plan: &str) -> Result<bool, ApiError> {
+        self.has_subscription(plan, &["active", "pending"]).await
+    }
+
+    /// Whether a subscription to a plan begins later, such as a first one or a downgrade.
+    ///
+    /// # Errors
+    /// As [`LagoApi::billable_metrics`].
+    pub async fn is_awaited(&self, plan: &str) -> Result<bool, ApiError> {
+        self.has_subscription(plan, &["pending"]).await
+    }
+
+    async fn has_subscription(&self, plan: &str, statuses: &[&str]) -> Result<bool, ApiError> {
         #[derive(Deserialize)]
         struct Answer {
             subscriptions: Vec<Value>,
         }
         let mut url = self.below(&["subscriptions"])?;
-        url.query_pairs_mut()
-            .append_pair("plan_code", plan)
-            .append_pair("status[]", "active")
-            .append_pair("status[]", "pending")
-            .append_pair("per_page", "1");
+        url.query_pairs_mut().append_pair("plan_code", plan).append_pair("per_page", "1");
+        statuses.iter().for_each(|status| _ = url.query_pairs_mut().append_pair("status[]", status));
         self.get(url).await.map(|answer: Answer| !answer.subscriptions.is_empty())
+    }
+
+    /// Whether a customer has a coupon now. Older versions do not know the filter, so that all of them may be looked at.
+    ///
+    /// # Errors
+    /// As [`LagoApi::billable_metrics`].
+    pub async fn is_coupon_applied(&self, code: &str) -> Result<bool, ApiError> {
+        #[derive(Deserialize)]
+        struct Page {
+            meta: Meta,
+            applied_coupons: Vec<Applied>,
+        }
+        #[derive(Deserialize)]
+        struct Applied {
+            lago_id: String,
+            coupon_code: String,
+            #[serde(default)]
+            status: Option<String>,
+        }
+        let mut list = self.below(&["applied_coupons"])?;
+        list.query_pairs_mut().append_pair("status", "active").append_pair("coupon_code[]", code);
+        let take = |page: Page| {
+            let entries = page.applied_coupons.into_iter();
+            (entries.map(|item| Entry { lago_id: item.lago_id.clone(), item }).collect(), page.meta)
+        };
+        let applied: Vec<Applied> = self.pages(list.as_str(), take).await?;
+        let is_active = |applied: &Applied| applied.status.as_deref().is_none_or(|status| status == "active");
+        Ok(applied.iter().any(|applied| applied.coupon_code == code && is_active(applied)))
     }
 
     async fn send(&self, method: Method, url: Url, body: Option<Value>) -> Result<Value, ManagementError> {

@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use kit::api::Api;
 use serde::Serialize;
 use utoipa::ToSchema;
-use utoipa_axum::router::OpenApiRouter;
-use utoipa_axum::routes;
 
 use crate::reload::Current;
 
@@ -52,8 +51,11 @@ struct RoutesState {
     file: Arc<Option<PathBuf>>,
 }
 
-pub(crate) fn router(current: Current, file: Option<PathBuf>) -> OpenApiRouter {
-    OpenApiRouter::new().routes(routes!(show)).with_state(RoutesState { current, file: Arc::new(file) })
+kit::api_routes! { RoutesState, "src/openapi.json": get "/routes" => show }
+
+pub(crate) fn api(current: Current, file: Option<PathBuf>) -> Api {
+    let state = RoutesState { current, file: Arc::new(file) };
+    part(state)
 }
 
 /// The routes in force.

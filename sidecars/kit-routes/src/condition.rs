@@ -1,32 +1,27 @@
 //! Conditions on fields of an event.
 
 use std::borrow::Cow;
-use std::cell::OnceCell;
 
 use kit_journal::StoredEvent;
 use serde_json::Value;
 
 use crate::config::WhenSection;
+use crate::data::Data;
 
 /// An event and its body as JSON, parsed when the first condition asks for it.
 #[derive(Debug)]
 pub(crate) struct Looked<'a> {
     event: &'a StoredEvent,
-    body: OnceCell<Option<Value>>,
+    data: Data<'a>,
 }
 
 impl<'a> Looked<'a> {
     pub(crate) fn new(event: &'a StoredEvent) -> Self {
-        Self { event, body: OnceCell::new() }
+        Self { event, data: Data::new(event) }
     }
 
     pub(crate) fn event(&self) -> &'a StoredEvent {
         self.event
-    }
-
-    fn body(&self) -> Option<&Value> {
-        let parse = || self.event.head.json.then(|| serde_json::from_slice(&self.event.body).ok()).flatten();
-        self.body.get_or_init(parse).as_ref()
     }
 }
 
@@ -137,13 +132,7 @@ impl Condition {
             Field::TypeAlias => text(head.alias.as_deref()?),
             Field::Subject => text(&head.subject),
             Field::Tenant => text(head.tenant.as_deref()?),
-            Field::Data(steps) => {
-                let found = steps.iter().try_fold(looked.body()?, |value, step| match value {
-                    Value::Array(values) => values.get(step.parse::<usize>().ok()?),
-                    value => value.get(step),
-                });
-                found.map(Cow::Borrowed)
-            }
+            Field::Data(steps) => looked.data.find(steps),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kit::admin::Part;
 use kit::clock::{SharedClock, Timestamp};
@@ -17,6 +17,9 @@ use crate::jq::{Jq, JqLimits};
 use crate::metrics::RouteMetrics;
 use crate::start::compile_all;
 use crate::table::Table;
+
+/// Longest distance of attempts to read a file again that was refused.
+const READ_AGAIN_MAX: Duration = Duration::from_secs(60);
 
 /// Largest file of routes.
 const FILE_BYTES: u64 = 4 << 20;
@@ -143,6 +146,8 @@ impl Watch {
             }
         };
         let mut seen = taken.clone();
+        // Not every refusal is the file's fault: a process that could not be started, a disk that could not be read.
+        let mut again: Option<(Instant, Duration)> = None;
         loop {
             let asked = tokio::select! {
                 () = stop.stopped() => return Ok(()),
@@ -152,18 +157,28 @@ impl Watch {
             let now = Look::at(&path);
             // A file that is being written changes from look to look; who sends a signal says that it is done.
             let settled = now == std::mem::replace(&mut seen, now.clone());
-            if asked || (settled && now != taken) {
+            let is_due = settled && again.is_some_and(|(due, _)| Instant::now() >= due);
+            if asked || is_due || (settled && now != taken) {
+                let is_same = !asked && now == taken;
                 taken = now;
                 // Programs are compiled one after the other, and there may be hundreds.
                 tokio::select! {
                     () = stop.stopped() => return Ok(()),
-                    () = self.read(&path) => {}
+                    is_taken = self.read(&path, is_same) => again = match again.filter(|_| is_same) {
+                        _ if is_taken => None,
+                        None => Some((Instant::now() + self.every, self.every)),
+                        Some((_, wait)) => {
+                            let wait = (wait * 2).clamp(self.every, READ_AGAIN_MAX.max(self.every));
+                            Some((Instant::now() + wait, wait))
+                        }
+                    },
                 }
             }
         }
     }
 
-    async fn read(&self, path: &Path) {
+    /// Whether what is in force is what the file says. `again`: the file is the one that was refused before.
+    async fn read(&self, path: &Path, again: bool) -> bool {
         let (path, sinks, limits) = (path.to_owned(), self.sinks.clone(), self.limits);
         let old = self.current.get();
         let read = tokio::task::spawn_blocking(move || {
@@ -176,8 +191,17 @@ impl Watch {
             Ok(Some(Loaded { table, jq: Arc::clone(&old.jq), sections }))
         });
         match read.await.unwrap_or_else(|_| Err("reading it panicked".to_owned())) {
-            Ok(loaded) => self.take(loaded),
-            Err(problem) => self.refuse(problem),
+            Ok(loaded) => {
+                self.take(loaded);
+                true
+            }
+            Err(problem) => {
+                // Said once, as long as it stays the same.
+                if !again || self.current.news().problem.as_ref() != Some(&problem) {
+                    self.refuse(problem);
+                }
+                false
+            }
         }
     }
 

@@ -31,8 +31,10 @@ fn read<T: Serialize + DeserializeOwned + Default>(members: Dict) -> Result<T, S
     let mut mistakes = Vec::new();
     // Every round takes one value out.
     while mistakes.len() < 100 {
-        let Value::Dict(_, dict) = &members else { break };
-        let error = match Figment::from(Serialized::defaults(dict)).extract::<T>() {
+        if !matches!(members, Value::Dict(..)) {
+            break;
+        }
+        let error = match kit::config::from_values::<T>(&members) {
             Ok(section) if mistakes.is_empty() => return Ok(section),
             Ok(_) => break,
             Err(error) => error,
@@ -71,15 +73,7 @@ fn adapt(value: &mut Value, default: &Value) {
         (Value::String(_, text), Value::Num(_, Num::F32(_) | Num::F64(_))) => text.parse::<f64>().ok().map(Value::from),
         (Value::String(_, text), Value::Num(..)) => text.parse::<u64>().ok().map(Value::from),
         (Value::String(_, text), Value::Bool(..)) => text.parse::<bool>().ok().map(Value::from),
-        // As everywhere in the environment: values separated by commas.
-        (Value::String(_, text), Value::Array(_, likes)) => {
-            let elements = text.split(',').map(|part| {
-                let mut element = Value::from(part.trim());
-                likes.first().iter().for_each(|like| adapt(&mut element, like));
-                element
-            });
-            Some(Value::from(elements.collect::<Vec<_>>()))
-        }
+        (Value::String(_, text), Value::Array(_, likes)) => Some(kit::config::list(text, likes.first())),
         _ => None,
     };
     if let Some(adapted) = adapted {
@@ -119,6 +113,15 @@ mod tests {
     }
 
     #[test]
+    fn lists_may_be_texts_as_in_the_environment() {
+        let text = "type = \"http\"\nurl = \"http://a\"\nretry.schedule_seconds = \"[0.5, 2]\"\n\
+                    success.conditions = '[{ pointer = \"/status\", equals = \"ok\" }]'\n";
+        let SinkSection::Http(section) = section(text).unwrap() else { unreachable!("it is by HTTP") };
+        assert_eq!(section.retry.schedule_seconds, [0.5, 2.0]);
+        assert_eq!(section.success.conditions.len(), 1);
+    }
+
+    #[test]
     fn every_mistake_has_its_place_and_no_value() {
         let text = "type = \"http\"\nurll = \"x\"\nconcurrency = \"many\"\nformat = \"xml\"\ntimeout.read_seconds = \"s3cret\"\n";
         let told = section(text).unwrap_err();
@@ -136,9 +139,11 @@ mod tests {
 
     #[test]
     fn a_broker_has_the_settings_of_amqp() {
-        let text = "type = \"amqp\"\nurl = \"amqp://broker\"\nwindow = \"64\"\ndeclare = \"false\"\n";
+        let text = "type = \"amqp\"\nurl = \"amqp://broker\"\nwindow = \"64\"\ndeclare = \"false\"\n\
+                    queues.audit = \"a.*, b.#\"\n";
         let SinkSection::Amqp(read) = section(text).unwrap() else { unreachable!("it is a broker") };
         assert_eq!((read.window, read.declare), (64, false));
+        assert_eq!(read.queues["audit"], ["a.*", "b.#"]);
         assert!(section("type = \"amqp\"\npath = \"/x\"\n").unwrap_err().contains("path is not a setting"));
     }
 

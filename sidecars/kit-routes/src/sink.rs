@@ -27,6 +27,23 @@ const CHANGED_BYTES: usize = 8 << 20;
 /// What such bytes are counted in.
 const UNIT: usize = 1 << 10;
 
+/// Why an event is a dead letter at these sinks from the beginning, where it is.
+pub type Parks = fn(&StoredEvent) -> Option<String>;
+
+/// What sinks make of a journal's events, whatever the routes say.
+#[derive(Clone, Copy, Debug)]
+pub struct Intended {
+    /// Which events are for any of them at all; the others are passed by and only counted.
+    pub wants: Wants,
+    /// Which events a person is to look at. Asked of what the routes lead to a sink; replayed, they are delivered.
+    pub parks: Parks,
+}
+
+impl Intended {
+    /// All events, as the routes say.
+    pub const ALL: Self = Self { wants: |_| true, parks: |_| None };
+}
+
 /// A sink behind the routes.
 #[derive(Debug)]
 pub struct RoutedSink<S> {
@@ -40,8 +57,7 @@ pub struct RoutedSink<S> {
     at_once: usize,
     /// Room for what programs make, in [`UNIT`]s.
     room: Arc<Semaphore>,
-    /// Which events are for any of these sinks at all.
-    wants: Wants,
+    intended: Intended,
 }
 
 /// What is to be done with an event.
@@ -70,13 +86,13 @@ impl<S: Sink> RoutedSink<S> {
             questions: Semaphore::new(at_once),
             at_once,
             room: Arc::new(Semaphore::new(room)),
-            wants: |_| true,
+            intended: Intended::ALL,
         }
     }
 
-    /// Only these events; the others are passed by and only counted.
-    pub(crate) fn only(self, wants: Wants) -> Self {
-        Self { wants, ..self }
+    /// With what is made of events before the routes are asked.
+    pub(crate) fn intended(self, intended: Intended) -> Self {
+        Self { intended, ..self }
     }
 
     fn passed_by(&self, loaded: &Loaded, decision: &Decision) -> Option<(PassedBy, String)> {
@@ -235,7 +251,7 @@ impl<S: Sink> Sink for RoutedSink<S> {
     }
 
     fn wants(&self, head: &EventHead) -> bool {
-        (self.wants)(head) && self.inner.wants(head)
+        (self.intended.wants)(head) && self.inner.wants(head)
     }
 
     fn interest(&self, event: &StoredEvent) -> Interest {
@@ -243,10 +259,11 @@ impl<S: Sink> Sink for RoutedSink<S> {
             return Interest::Unwanted;
         }
         let loaded = self.current.get();
-        let Walk::Done(decision) = loaded.table.walk(self.number, event, |_| None) else { return Interest::Wanted };
+        let parked = || (self.intended.parks)(event).map_or(Interest::Wanted, Interest::Parked);
+        let Walk::Done(decision) = loaded.table.walk(self.number, event, |_| None) else { return parked() };
         self.count(&loaded, &decision);
         match self.passed_by(&loaded, &decision) {
-            None => Interest::Wanted,
+            None => parked(),
             Some((how, reason)) => Interest::PassedBy(how, reason),
         }
     }

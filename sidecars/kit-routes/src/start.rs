@@ -5,27 +5,26 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kit::admin::Readiness;
+use kit::api::Api;
 use kit::clock::SharedClock;
 use kit::config::Problems;
 use kit::lifecycle::{Shell, exit};
 use kit::run::StartError;
 use kit::telemetry::Metrics;
-use kit_delivery::api::Wants;
 use kit_delivery::start::{configuration, deliver, register};
 use kit_delivery::{DeliveryMetrics, DispatcherSettings, SinkStatus};
 use kit_journal::Journal;
-use utoipa_axum::router::OpenApiRouter;
 
 use crate::built::{Builder, BuiltSink, SinkError, settings};
 use crate::config::{RouteSection, Routing};
 use crate::jq::{Jq, JqLimits, check_programs};
 use crate::metrics::RouteMetrics;
 use crate::reload::{Current, Loaded, Look, RoutesFile, Watch, read_file};
-use crate::sink::RoutedSink;
+use crate::sink::{Intended, RoutedSink};
 use crate::table::{Table, programs_of};
 
 /// What routing stands on.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Base<'a> {
     /// Where events are.
     pub journal: &'a Journal,
@@ -41,8 +40,8 @@ pub struct Base<'a> {
 pub struct Routed {
     /// What each sink is doing, by name.
     pub sinks: BTreeMap<String, Arc<Mutex<SinkStatus>>>,
-    /// Routes of the admin API, below `/api/v1`.
-    pub api: OpenApiRouter,
+    /// What the admin API shows of it.
+    pub api: Api,
 }
 
 impl std::fmt::Debug for Routed {
@@ -52,7 +51,7 @@ impl std::fmt::Debug for Routed {
 }
 
 /// Checks what only reading files and compiling tells: secrets of the sinks, the routes and their programs.
-pub fn check(routing: Routing<'_>, builder: Builder<'_>, problems: &mut Problems) {
+pub(crate) fn check(routing: Routing<'_>, builder: Builder<'_>, problems: &mut Problems) {
     for error in build_sinks(routing, builder).err().into_iter().flatten() {
         problems.add(&error.path, &error.message);
     }
@@ -135,32 +134,18 @@ pub fn build_sinks(
 }
 
 /// Makes every sink known to the journal and starts delivering to all of them, as the routes say. `own` are the
-/// daemon's own sinks, in the order of [`Routing::own`].
+/// daemon's own sinks, in the order of [`Routing::own`]. What they do not want of the journal's events is passed by and only
+/// counted, whatever the routes say.
 ///
 /// # Errors
 /// The configuration cannot be used, or the journal cannot write the sinks down.
-pub async fn start(
+pub(crate) async fn start(
     shell: &mut Shell,
     base: Base<'_>,
     builder: Builder<'_>,
     routing: Routing<'_>,
     own: Vec<(BuiltSink, DispatcherSettings)>,
-) -> Result<Routed, StartError> {
-    start_for(shell, base, builder, routing, own, |_| true).await
-}
-
-/// As [`start`], where only some of the journal's events are for these sinks: the others are passed by and only counted,
-/// whatever the routes say. Tell the admin API so ([`kit_delivery::api::Choosy`]).
-///
-/// # Errors
-/// As [`start`].
-pub async fn start_for(
-    shell: &mut Shell,
-    base: Base<'_>,
-    builder: Builder<'_>,
-    routing: Routing<'_>,
-    own: Vec<(BuiltSink, DispatcherSettings)>,
-    wants: Wants,
+    intended: Intended,
 ) -> Result<Routed, StartError> {
     let Base { journal, clock, metrics, readiness } = base;
     let all = |texts: Vec<String>| configuration(texts.join("; "));
@@ -185,9 +170,9 @@ pub async fn start_for(
     let mut sinks = BTreeMap::new();
     for (number, (sink, settings)) in own.into_iter().chain(further).enumerate() {
         sink.keep(shell);
-        let sink = Arc::new(RoutedSink::new(sink, number, current.clone(), route_metrics.clone()).only(wants));
+        let sink = RoutedSink::new(sink, number, current.clone(), route_metrics.clone()).intended(intended);
         let name = names.get(number).cloned().unwrap_or_default();
-        sinks.insert(name, deliver(shell, sink, journal, clock, settings, &delivery_metrics));
+        sinks.insert(name, deliver(shell, Arc::new(sink), journal, clock, settings, &delivery_metrics));
     }
     let ready = readiness.part("routes");
     ready.set_ready();
@@ -203,5 +188,5 @@ pub async fn start_for(
         hangups,
     };
     shell.spawn("routes", watch.run(shell.stop_token()));
-    Ok(Routed { sinks, api: crate::api::router(current, routing.routes.file.clone()) })
+    Ok(Routed { sinks, api: crate::api::api(current, routing.routes.file.clone()) })
 }

@@ -16,10 +16,10 @@ use temporalio_protos::temporal::api::history::v1::HistoryEvent;
 use temporalio_protos::temporal::api::workflowservice::v1 as ws;
 use temporalio_protos::temporal::api::workflowservice::v1::workflow_service_client::WorkflowServiceClient;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::Channel;
 
 use crate::config::TemporalSection;
 use crate::error::TemporalError;
+use crate::genuine::Genuine;
 use crate::setup::{Authorization, Metadata, parts};
 pub use crate::setup::{SetupError, check};
 
@@ -40,8 +40,8 @@ const FOLLOWS_NEXT_RUN: (&str, &str) = ("supported-features", "follows-next-run-
 /// A client of one Temporal. Cheap to clone; all clones share one connection.
 #[derive(Clone, Debug)]
 pub struct Temporal {
-    workflows: WorkflowServiceClient<Channel>,
-    health: HealthClient<Channel>,
+    workflows: WorkflowServiceClient<Genuine>,
+    health: HealthClient<Genuine>,
     shared: Arc<Shared>,
 }
 
@@ -51,6 +51,37 @@ struct Shared {
     authorization: Authorization,
     metadata: Metadata,
     timeout: Duration,
+    /// For namespaces that may not be asked for theirs.
+    retention: Option<Duration>,
+}
+
+/// Id of a workflow that nobody starts.
+const NOBODY: &str = "outrigger-nobody";
+
+/// Temporal keeps ended workflows no shorter than this.
+///
+/// Source: temporalio/temporal `system.namespaceMinRetentionLocal`.
+pub const LEAST_RETENTION: Duration = Duration::from_secs(3600);
+
+/// How long a namespace keeps what has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retention {
+    /// Temporal has said so.
+    Told(Duration),
+    /// We may not ask, and the configuration says so.
+    Configured(Duration),
+    /// We may not ask, or Temporal does not say, and nobody else does: it may be [`LEAST_RETENTION`].
+    Unknown,
+}
+
+impl Retention {
+    /// So long at least.
+    pub fn at_least(self) -> Duration {
+        match self {
+            Self::Told(retention) | Self::Configured(retention) => retention,
+            Self::Unknown => LEAST_RETENTION,
+        }
+    }
 }
 
 /// Calls a method within the limit, with the client's metadata.
@@ -101,13 +132,14 @@ impl Temporal {
                 "access tokens go to Temporal unencrypted: set TEMPORAL_TLS=true, unless the network is your own"
             );
         }
-        let channel = endpoint.connect_lazy();
+        let channel = Genuine(endpoint.connect_lazy());
         let workflows = WorkflowServiceClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES);
         let shared = Shared {
             namespace: section.namespace.clone(),
             authorization,
             metadata,
             timeout: section.request_timeout(),
+            retention: section.retention(),
         };
         Ok(Self { workflows, health: HealthClient::new(channel), shared: Arc::new(shared) })
     }
@@ -277,6 +309,29 @@ impl Temporal {
         call!(self, describe_namespace, request, "DescribeNamespace")
     }
 
+    /// How long a namespace keeps what has ended. Where we may do everything else and not ask for this, the configuration
+    /// tells.
+    ///
+    /// # Errors
+    /// [`TemporalError`]; [`crate::ErrorClass::Denied`] only where nothing may be asked with these credentials.
+    pub async fn retention(&self, namespace: &str) -> Result<Retention, TemporalError> {
+        match self.describe_namespace(namespace).await {
+            Ok(answer) => Ok(told(&answer).map_or_else(|| self.retention_untold(), Retention::Told)),
+            Err(error) if error.may_not_be_asked() => {
+                // Of credentials that are refused altogether nothing is known, neither this.
+                match self.describe(namespace, NOBODY, None).await {
+                    Err(error) if error.class != crate::ErrorClass::NoWorkflow => Err(error),
+                    _ => Ok(self.retention_untold()),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn retention_untold(&self) -> Retention {
+        self.shared.retention.map_or(Retention::Unknown, Retention::Configured)
+    }
+
     async fn request<T>(
         &self,
         message: T,
@@ -316,6 +371,11 @@ impl Temporal {
             tokens.forget(&header).await;
         }
     }
+}
+
+fn told(namespace: &ws::DescribeNamespaceResponse) -> Option<Duration> {
+    let kept = namespace.config.as_ref()?.workflow_execution_retention_ttl.as_ref()?;
+    u64::try_from(kept.seconds).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
 }
 
 /// A run of a workflow, or the newest one.

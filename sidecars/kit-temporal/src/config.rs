@@ -37,6 +37,9 @@ pub const WELL_KNOWN: [WellKnown; 14] = [
 /// Source: temporalio/temporal `common/dynamicconfig` `frontend.keepAliveMinTime`, 10 s.
 const LEAST_KEEP_ALIVE: f64 = 10.0;
 
+/// What a namespace can have: an hour (`LEAST_RETENTION`), and what does not end.
+const RETENTIONS: std::ops::RangeInclusive<f64> = 3_600.0..=3_153_600_000.0;
+
 /// Where Temporal is and how it is asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -61,6 +64,10 @@ pub struct TemporalSection {
     pub request_timeout_seconds: f64,
     /// Seconds between two pings of a quiet connection, at least 10: the server closes what pings more often.
     pub keep_alive_seconds: f64,
+    /// Seconds for which a namespace keeps what has ended, at least 3600; of several the shortest. Only used where we may
+    /// not ask Temporal for it (`DescribeNamespace` is refused): with 0 an hour is assumed then, the least there is, and
+    /// `/readyz` says so.
+    pub retention_seconds: f64,
 }
 
 /// Encryption, and a certificate of our own.
@@ -122,6 +129,7 @@ impl Default for TemporalSection {
             connect_timeout_seconds: 5.0,
             request_timeout_seconds: 10.0,
             keep_alive_seconds: 30.0,
+            retention_seconds: 0.0,
         }
     }
 }
@@ -197,12 +205,22 @@ impl TemporalSection {
                 "must be a number of seconds from 10, which is what the server allows, to an hour",
             );
         }
+        if self.retention_seconds != 0.0 && !RETENTIONS.contains(&self.retention_seconds) {
+            problem(
+                "retention_seconds",
+                "must be a number of seconds from 3600, below which Temporal takes none, to 3153600000, or 0 for not known",
+            );
+        }
         for (name, value) in [
             ("connect_timeout_seconds", self.connect_timeout_seconds),
             ("request_timeout_seconds", self.request_timeout_seconds),
         ] {
             check_seconds(&format!("{prefix}.{name}"), value, problems);
         }
+    }
+
+    pub(crate) fn retention(&self) -> Option<Duration> {
+        Duration::try_from_secs_f64(self.retention_seconds).ok().filter(|retention| !retention.is_zero())
     }
 
     pub(crate) fn request_timeout(&self) -> Duration {
@@ -316,6 +334,7 @@ mod tests {
             ("TEMPORAL_TLS_CLIENT_CERT_PATH", "/c"),
             ("TEMPORAL_GRPC_META_CLIENT_NAME", "me"),
             ("SIDECAR_TEMPORAL__KEEP_ALIVE_SECONDS", "5"),
+            ("SIDECAR_TEMPORAL__RETENTION_SECONDS", "72"),
         ]);
 
         let all = mistakes.join("\n");
@@ -327,10 +346,11 @@ mod tests {
             "TEMPORAL_TLS_CLIENT_KEY_PATH: must be set together with a client certificate",
             "TEMPORAL_GRPC_META_*: \"client_name\" is set by the client itself",
             "SIDECAR_TEMPORAL__KEEP_ALIVE_SECONDS: must be a number of seconds from 10",
+            "SIDECAR_TEMPORAL__RETENTION_SECONDS: must be a number of seconds from 3600",
         ] {
             assert!(all.contains(expected), "{expected}:\n{all}");
         }
-        assert_eq!(mistakes.len(), 7, "{all}");
+        assert_eq!(mistakes.len(), 8, "{all}");
         let (_, mistakes) = read_from(&[]);
         assert_eq!(mistakes, ["TEMPORAL_ADDRESS: must be set to Temporal's host and port, for example temporal:7233"]);
     }

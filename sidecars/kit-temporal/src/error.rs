@@ -111,6 +111,13 @@ impl TemporalError {
         Self { class, code: Some(status.code() as i32), message }
     }
 
+    /// Whether this call is refused, and not the credentials: others may be allowed. What is not implemented was refused by
+    /// something before Temporal.
+    pub fn may_not_be_asked(&self) -> bool {
+        const REFUSED: [i32; 2] = [Code::PermissionDenied as i32, Code::Unimplemented as i32];
+        self.code.is_some_and(|code| REFUSED.contains(&code))
+    }
+
     /// Whether Temporal may have done what it was asked, though nothing says so.
     pub fn is_in_doubt(&self) -> bool {
         matches!(self.class, ErrorClass::NoAnswer | ErrorClass::Unavailable | ErrorClass::Failed)

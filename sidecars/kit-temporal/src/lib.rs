@@ -2,7 +2,7 @@
 //!
 //! `config` what can be set, official variables included · `client` the connection, which is made when it is needed and
 //! made again for ever, and thin typed calls · `setup` what it is made of · `error` what an answer that is none means ·
-//! `payload` values as Temporal keeps them.
+//! `genuine` answers that are no gRPC · `payload` values as Temporal keeps them.
 //!
 //! The high-level client of Temporal's SDK is deliberately not used: it chooses the `request_id` of a start itself, and
 //! that id is what keeps an event from starting two workflows
@@ -13,10 +13,11 @@
 pub mod client;
 pub mod config;
 pub mod error;
+mod genuine;
 pub mod payload;
 mod setup;
 
-pub use client::Temporal;
+pub use client::{LEAST_RETENTION, Retention, Temporal};
 pub use config::{TemporalSection, TlsSection};
 pub use error::{ErrorClass, TemporalError};
 

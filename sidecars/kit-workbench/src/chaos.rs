@@ -4,21 +4,19 @@
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use kit::stand_in::{ANY_PORT, listen};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 const BUFFER_BYTES: usize = 16 * 1024;
-/// The kernel is out of descriptors or the like: wait instead of spinning.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A limited rate is spread over so many steps a second, where it has as many bytes.
 const STEPS_PER_SECOND: u64 = 50;
 
@@ -78,7 +76,7 @@ impl ChaosProxy {
     /// # Errors
     /// The loopback has no free port.
     pub async fn start(target: SocketAddr) -> io::Result<Self> {
-        Self::start_on(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), target).await
+        Self::start_on(ANY_PORT, target).await
     }
 
     /// As [`Self::start`], on an address of choice.
@@ -86,7 +84,7 @@ impl ChaosProxy {
     /// # Errors
     /// The address cannot be bound.
     pub async fn start_on(address: SocketAddr, target: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
+        let listener = listen(address).await?;
         let address = listener.local_addr()?;
         let nothing: Plan = Arc::new(|_, _| Fault::None);
         let link = Arc::new(Link {
@@ -170,31 +168,16 @@ impl Link {
 }
 
 async fn accept(link: Arc<Link>, listener: TcpListener, stop: CancellationToken) {
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((client, _)) => {
-                let number = link.connections.fetch_add(1, Ordering::Relaxed) + 1;
-                link.open.fetch_add(1, Ordering::SeqCst);
-                let link = Arc::clone(&link);
-                connections.spawn(async move {
-                    connection(&link, number, client).await;
-                    link.open.fetch_sub(1, Ordering::SeqCst);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the chaos proxy cannot accept");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+    let handle = |client| {
+        let number = link.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        link.open.fetch_add(1, Ordering::SeqCst);
+        let link = Arc::clone(&link);
+        async move {
+            connection(&link, number, client).await;
+            link.open.fetch_sub(1, Ordering::SeqCst);
         }
-    }
-    drop(listener);
-    connections.shutdown().await;
+    };
+    kit::stand_in::accept(listener, stop, "the chaos proxy", handle).await;
 }
 
 async fn connection(link: &Link, number: u64, mut client: TcpStream) {
@@ -303,6 +286,7 @@ async fn pump(
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::net::Ipv4Addr;
     use std::time::Instant;
 
     use super::*;

@@ -34,6 +34,8 @@ pub enum End {
     Fast,
     /// As a crash would: what was committed is recovered at the next start.
     Crash,
+    /// SIGKILL, as the machine would be gone: nobody is told anything, and sessions end as they notice.
+    Kill,
 }
 
 /// A running server. Dropping it ends it.
@@ -52,9 +54,7 @@ impl Database {
     /// # Errors
     /// There is no server to be found, or it does not start; what it said is in the error.
     pub fn start(options: &[&str]) -> io::Result<Self> {
-        let scratch = Scratch::new("postgres")?;
-        let bin = newest_server()?;
-        hand_over(scratch.path())?;
+        let (scratch, bin) = room()?;
         let password = scratch.write("password", PASSWORD)?;
         hand_over(&password)?;
         let mut initdb = unprivileged(&bin.join("initdb"), &scratch);
@@ -68,6 +68,71 @@ impl Database {
         let mut database = Self { scratch, bin, port: free_port()?, options, keeper: None };
         database.run()?;
         Ok(database)
+    }
+
+    /// Makes a standby of this one that receives all it commits (streaming, asynchronous), and starts it on this port, or on
+    /// a free one; with the same settings.
+    ///
+    /// # Errors
+    /// It cannot be copied, or does not start; what was said is in the error.
+    pub fn standby(&self, port: Option<u16>) -> io::Result<Self> {
+        let (scratch, bin) = room()?;
+        let mut copy = unprivileged(&bin.join("pg_basebackup"), &scratch);
+        copy.arg("-D").arg(scratch.file("data")).args(["-R", "-X", "stream", "-c", "fast", "--no-sync", "-d"]);
+        let output = copy.arg(self.url("postgres")).stdin(Stdio::null()).output()?;
+        if !output.status.success() {
+            return Err(io::Error::other(format!("pg_basebackup: {}", String::from_utf8_lossy(&output.stderr))));
+        }
+        let port = port.map_or_else(free_port, Ok)?;
+        let mut standby = Self { scratch, bin, port, options: self.options.clone(), keeper: None };
+        standby.run()?;
+        Ok(standby)
+    }
+
+    /// Sets something while it runs (`ALTER SYSTEM`), and returns when it counts for new transactions.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub fn set(&self, name: &str, value: &str) -> io::Result<()> {
+        self.sql("postgres", &format!("ALTER SYSTEM SET {name} = '{value}'"))?;
+        self.sql("postgres", "SELECT pg_reload_conf()")?;
+        let shown = format!("SHOW {name}");
+        self.wait_until(&format!("{name} is {value:?}"), || Ok(self.sql("postgres", &shown)? == value))
+    }
+
+    /// Has every commit wait from now on until a standby has it on its disk.
+    ///
+    /// # Errors
+    /// There is no standby that could be waited for.
+    pub fn wait_for_standbys(&self) -> io::Result<()> {
+        self.set("synchronous_standby_names", "*")?;
+        let of_use = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync' AND state = 'streaming'";
+        self.wait_until("a synchronous standby", || Ok(self.sql("postgres", of_use)? != "0"))
+    }
+
+    /// Makes a standby the primary; returns when it takes writes.
+    ///
+    /// # Errors
+    /// It is none, or does not become it.
+    pub fn promote(&self) -> io::Result<()> {
+        let mut promote = unprivileged(&self.bin.join("pg_ctl"), &self.scratch);
+        let output = promote.arg("promote").arg("-D").arg(self.scratch.file("data")).arg("-w").output()?;
+        if !output.status.success() {
+            return Err(io::Error::other(format!("pg_ctl promote: {}", String::from_utf8_lossy(&output.stderr))));
+        }
+        let is_standby = "SELECT pg_is_in_recovery()";
+        self.wait_until("a primary", || Ok(self.sql("postgres", is_standby)? == "f"))
+    }
+
+    fn wait_until(&self, what: &str, mut holds: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
+        let deadline = Instant::now() + STARTS_WITHIN;
+        while !holds()? {
+            if Instant::now() > deadline {
+                return Err(io::Error::other(format!("{what}: not within {STARTS_WITHIN:?}\n{}", self.log())));
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+        Ok(())
     }
 
     /// Starts it again after [`Database::end`], on the same port.
@@ -104,9 +169,14 @@ impl Database {
         let signal = match how {
             End::Fast => Signal::INT,
             End::Crash => Signal::QUIT,
+            End::Kill => Signal::KILL,
         };
         if let Some(pid) = self.pid() {
             kill_process(pid, signal)?;
+        }
+        if how == End::Kill {
+            // It leaves its file of the process id behind.
+            return self.keeper.take().map_or(Ok(()), |mut keeper| let_go(&mut keeper));
         }
         self.close()
     }
@@ -138,6 +208,13 @@ impl Database {
     /// The URL of a database.
     pub fn url(&self, database: &str) -> String {
         url(self.port, database)
+    }
+
+    /// The URL of a database that is on this server or on `other`, whichever takes writes.
+    pub fn url_of_both(&self, other: &Self, database: &str) -> String {
+        let both = format!("127.0.0.1:{},127.0.0.1:{}/", self.port, other.port);
+        let url = self.url(database).replace(&format!("127.0.0.1:{}/", self.port), &both);
+        format!("{url}?target_session_attrs=read-write")
     }
 
     /// Its port on 127.0.0.1.
@@ -236,6 +313,14 @@ fn url(port: u16, database: &str) -> String {
     format!("postgres://{USER}:{PASSWORD}@127.0.0.1:{port}/{database}")
 }
 
+/// A folder of its own for a server, and where the programs are.
+fn room() -> io::Result<(Scratch, PathBuf)> {
+    let scratch = Scratch::new("postgres")?;
+    let bin = newest_server()?;
+    hand_over(scratch.path())?;
+    Ok((scratch, bin))
+}
+
 fn newest_server() -> io::Result<PathBuf> {
     let missing = || io::Error::other("no PostgreSQL server in /usr/lib/postgresql: apt-get install postgresql-15");
     let versions = std::fs::read_dir(SERVERS).map_err(|_| missing())?;
@@ -313,5 +398,22 @@ mod tests {
         database.end(End::Crash).unwrap();
         database.run().unwrap();
         assert_eq!(database.sql("kept", "SELECT 1").unwrap(), "1");
+    }
+
+    #[test]
+    fn a_standby_takes_over_with_all_that_was_committed() {
+        let mut primary = Database::start(&[]).unwrap();
+        let standby = primary.standby(None).unwrap();
+        primary.wait_for_standbys().unwrap();
+        primary.sql("postgres", "CREATE TABLE kept AS SELECT 7 AS n").unwrap();
+
+        primary.end(End::Kill).unwrap();
+        standby.promote().unwrap();
+
+        assert_eq!(standby.sql("postgres", "DELETE FROM kept RETURNING n").unwrap(), "7");
+        assert!(primary.sql("postgres", "SELECT 1").is_err());
+        // The place of the first one is free for the next standby.
+        let next = standby.standby(Some(primary.port())).unwrap();
+        assert_eq!(next.sql("postgres", "SELECT pg_is_in_recovery()").unwrap(), "t");
     }
 }

@@ -10,16 +10,14 @@ mod signature;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kit::stand_in::{ANY_PORT, StandIn};
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 pub use self::behaviour::{Behaviour, Decide};
 pub use self::received::{Format, Received, ReceivedHead};
@@ -61,7 +59,7 @@ pub struct GatewayOptions {
 impl Default for GatewayOptions {
     fn default() -> Self {
         Self {
-            addr: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            addr: ANY_PORT,
             secrets: Vec::new(),
             signature_tolerance: Some(Duration::from_secs(300)),
             record_limit: 1_000_000,
@@ -162,12 +160,7 @@ pub struct Counts {
 pub struct Gateway {
     shared: Arc<Shared>,
     address: SocketAddr,
-    running: Mutex<Option<Running>>,
-}
-
-struct Running {
-    stop: CancellationToken,
-    task: JoinHandle<()>,
+    running: Mutex<Option<StandIn<Shared>>>,
 }
 
 /// What the connections and the handle have in common.
@@ -209,8 +202,7 @@ impl Gateway {
                     .map_err(|source| GatewayError::Journal { path: path.clone(), source })?,
             ),
         };
-        let listener = bind(options.addr).await?;
-        let address = listener.local_addr().map_err(|source| GatewayError::Bind { address: options.addr, source })?;
+        let address = options.addr;
         let shared = Arc::new(Shared {
             secrets,
             state: Mutex::new(State {
@@ -224,8 +216,8 @@ impl Gateway {
             options,
             counts: watch::Sender::new(Counts::default()),
         });
-        let running = Running::begin(&shared, listener);
-        Ok(Self { shared, address, running: Mutex::new(Some(running)) })
+        let running = listen(address, &shared).await?;
+        Ok(Self { shared, address: running.address(), running: Mutex::new(Some(running)) })
     }
 
     /// Where it listens, or listened before [`Self::stop`].
@@ -301,10 +293,7 @@ impl Gateway {
     pub async fn stop(&self) {
         let running = lock(&self.running).take();
         if let Some(running) = running {
-            running.stop.cancel();
-            if let Err(error) = running.task.await {
-                tracing::warn!(%error, "the gateway's listener ended badly");
-            }
+            running.stop().await;
         }
     }
 
@@ -316,8 +305,8 @@ impl Gateway {
         if self.is_running() {
             return Ok(());
         }
-        let listener = bind(self.address).await?;
-        *lock(&self.running) = Some(Running::begin(&self.shared, listener));
+        let running = listen(self.address, &self.shared).await?;
+        *lock(&self.running) = Some(running);
         Ok(())
     }
 
@@ -336,24 +325,8 @@ impl fmt::Debug for Gateway {
     }
 }
 
-impl Drop for Gateway {
-    fn drop(&mut self) {
-        if let Some(running) = lock(&self.running).take() {
-            running.stop.cancel();
-        }
-    }
-}
-
-impl Running {
-    fn begin(shared: &Arc<Shared>, listener: TcpListener) -> Self {
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(server::run(Arc::clone(shared), listener, stop.clone()));
-        Self { stop, task }
-    }
-}
-
-async fn bind(address: SocketAddr) -> Result<TcpListener, GatewayError> {
-    TcpListener::bind(address).await.map_err(|source| GatewayError::Bind { address, source })
+async fn listen(address: SocketAddr, shared: &Arc<Shared>) -> Result<StandIn<Shared>, GatewayError> {
+    StandIn::start(address, Arc::clone(shared)).await.map_err(|source| GatewayError::Bind { address, source })
 }
 
 /// A panic elsewhere must not hide what was recorded before it.

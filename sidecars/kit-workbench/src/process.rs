@@ -24,7 +24,7 @@ const READY_POLL: Duration = Duration::from_millis(5);
 /// One readiness question may take this long before it counts as no answer.
 const READY_QUESTION: Duration = Duration::from_secs(2);
 /// After an exit, a grandchild may hold the pipes open; its output is not waited for longer.
-const OUTPUT_GRACE: Duration = Duration::from_secs(2);
+const OUTPUT_GRACE: Duration = Duration::from_secs(10);
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,6 +229,18 @@ impl DaemonProcess {
         }
     }
 
+    /// Asks it to stop and, when it has ended, returns all that it printed on standard output. A running daemon's lines
+    /// come a moment after what they tell of – another thread writes them, and a pipe is in between –, so whoever counts
+    /// lines, or looks for what must not be among them, ends it first.
+    ///
+    /// # Errors
+    /// [`ProcessError::Control`], and [`ProcessError::TimedOut`] when it is still there at the deadline.
+    pub async fn whole_stdout(&mut self, deadline: Duration) -> Result<String, ProcessError> {
+        self.term()?;
+        self.wait(deadline).await?;
+        Ok(self.stdout())
+    }
+
     /// How it ended, or `None` while it runs.
     ///
     /// # Errors
@@ -241,7 +253,8 @@ impl DaemonProcess {
         Ok(self.exit)
     }
 
-    /// What it printed on standard output, without what the bounded memory let go of.
+    /// What has come of its standard output, without what the bounded memory let go of. While it runs there may be
+    /// more on the way: see [`Self::whole_stdout`] and [`Self::wait_for_line`].
     pub fn stdout(&self) -> String {
         self.output.text(true)
     }

@@ -1,9 +1,10 @@
 //! Scratch folders and free ports for runs on the loopback.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+pub use kit::stand_in::ports::free_port;
 use tempfile::TempDir;
 
 /// Name of the environment variable that keeps scratch folders for a look afterwards.
@@ -69,30 +70,14 @@ impl Drop for Scratch {
     }
 }
 
-/// A port on 127.0.0.1 that nobody listens on at this moment.
-///
-/// It is not reserved: someone else may take it before the caller binds it. Prefer letting the
-/// daemon bind port 0 and reading the port from its log; use this where an address must be known
-/// before its listener exists, or must stay unused.
-///
-/// # Errors
-/// When the loopback has no free port.
-pub fn free_port() -> io::Result<u16> {
-    free_ports::<1>().map(|[port]| port)
-}
-
 /// Several different free ports at once; see [`free_port`].
 ///
 /// # Errors
 /// When the loopback has not enough free ports.
 pub fn free_ports<const N: usize>() -> io::Result<[u16; N]> {
-    // All are held until the last one is known: otherwise the kernel could hand out one twice.
-    let mut held = Vec::with_capacity(N);
     let mut ports = [0; N];
     for port in &mut ports {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        *port = listener.local_addr()?.port();
-        held.push(listener);
+        *port = free_port()?;
     }
     Ok(ports)
 }
@@ -110,6 +95,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::collections::BTreeSet;
+    use std::net::TcpListener;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;

@@ -17,6 +17,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use crate::api::{self, Api, Title};
 use crate::secret::Secret;
 use crate::serve::ConnInfo;
 use crate::telemetry::Metrics;
@@ -112,9 +113,9 @@ pub struct AdminState {
     /// Bearer token of the API; without one it is closed.
     pub token: Option<Secret>,
     /// The API, mounted at `/api/v1`.
-    pub api: Router,
-    /// Its description.
-    pub openapi: utoipa::openapi::OpenApi,
+    pub api: Api,
+    /// What its description says of the whole.
+    pub title: Title,
 }
 
 impl std::fmt::Debug for AdminState {
@@ -128,7 +129,8 @@ struct Shared {
     readiness: Readiness,
     token: Option<[u8; 32]>,
     failures: DefaultKeyedRateLimiter<IpAddr>,
-    openapi: String,
+    title: Title,
+    described: Vec<&'static str>,
 }
 
 /// The admin listener's router.
@@ -138,12 +140,13 @@ pub fn router(state: AdminState) -> Router {
         readiness: state.readiness,
         token: state.token.map(|token| digest(token.expose().as_bytes())),
         failures: RateLimiter::keyed(Quota::per_second(FAILURES_PER_SECOND)),
-        openapi: state.openapi.to_json().unwrap_or_default(),
+        title: state.title,
+        described: state.api.described,
     });
     let api = Router::new()
         .route("/openapi.json", get(openapi))
         .with_state(Arc::clone(&shared))
-        .merge(state.api)
+        .merge(state.api.routes)
         .fallback(|| async { refusal(StatusCode::NOT_FOUND, "no such path") })
         .layer(from_fn_with_state(Arc::clone(&shared), authorise));
     Router::new()
@@ -166,7 +169,7 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 async fn openapi(State(shared): State<Arc<Shared>>) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], shared.openapi.clone()).into_response()
+    ([(header::CONTENT_TYPE, "application/json")], api::document(shared.title, &shared.described)).into_response()
 }
 
 async fn authorise(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
@@ -224,8 +227,8 @@ mod tests {
             metrics: Arc::new(Metrics::new("probe", "1")),
             readiness: readiness.clone(),
             token: token.map(|token| Secret::from(token.to_owned())),
-            api: Router::new().route("/things", get(|| async { "things" })),
-            openapi: utoipa::openapi::OpenApiBuilder::new().build(),
+            api: Api { routes: Router::new().route("/things", get(|| async { "things" })), described: Vec::new() },
+            title: Title { name: "probe", version: "1", text: "" },
         };
         (router(state), readiness)
     }

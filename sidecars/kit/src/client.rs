@@ -4,6 +4,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::HeaderValue;
+use url::Url;
+
+use crate::secret::Secret;
+
 /// How a client behaves.
 #[derive(Clone, Debug)]
 pub struct ClientOptions {
@@ -115,6 +120,35 @@ pub async fn read_capped(mut response: reqwest::Response, limit: usize) -> Resul
         body.extend_from_slice(&chunk[..chunk.len().min(room)]);
     }
     Ok(body)
+}
+
+/// The root of an API from whichever form of its address is configured: with or without a trailing slash or the API's own
+/// path, such as `/api/v1`.
+///
+/// # Errors
+/// What is wrong with it; the address is not shown, it may hold a password.
+pub fn api_root(address: &str, path: &str) -> Result<Url, &'static str> {
+    let mut url = Url::parse(address.trim()).map_err(|_| "not a URL")?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err("its scheme is neither http nor https");
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("it holds a user name or password");
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("it has a query or a fragment");
+    }
+    let before = url.path().trim_end_matches('/');
+    let root = format!("{}{path}/", before.strip_suffix(path).unwrap_or(before).trim_end_matches('/'));
+    url.set_path(&root);
+    Ok(url)
+}
+
+/// The `Authorization` that shows a bearer token; it prints as sensitive. `None` where the token cannot stand in a header.
+pub fn bearer(token: &Secret) -> Option<HeaderValue> {
+    let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose())).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 #[cfg(test)]

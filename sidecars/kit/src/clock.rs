@@ -56,8 +56,19 @@ impl FromStr for Timestamp {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let time: jiff::Timestamp = text.parse().map_err(|_| NotATime)?;
+        // The parser takes offsets that no place has, of which RFC 3339 knows none (section 5.6: hours up to 23).
+        if is_offset_of_a_day(text) {
+            return Err(NotATime);
+        }
         Ok(Self(time.as_millisecond()))
     }
+}
+
+/// Whether a time that could be read ends in an offset of 24 hours or more: `+24:00`, `-2530`, `+25`.
+fn is_offset_of_a_day(text: &str) -> bool {
+    let time = text.split_once(['T', 't', ' ']).map_or("", |(_, time)| time);
+    let offset = time.find(['+', '-']).and_then(|sign| time.get(sign + 1..sign + 3));
+    offset.and_then(|hours| hours.parse::<u8>().ok()).is_some_and(|hours| hours > 23)
 }
 
 impl Serialize for Timestamp {
@@ -127,6 +138,18 @@ mod tests {
         }
         assert_eq!(Timestamp::from_millis(1_700_000_000_120).to_string(), "2023-11-14T22:13:20.120Z");
         assert!("yesterday".parse::<Timestamp>().is_err());
+        for (offset, is_known) in [
+            ("Z", true),
+            ("+23:59", true),
+            ("-2359", true),
+            ("+05", true),
+            ("+24:00", false),
+            ("+25:00", false),
+            ("-2430", false),
+        ] {
+            let text = format!("2024-01-01T00:00:00{offset}");
+            assert_eq!(text.parse::<Timestamp>().is_ok(), is_known, "{text}");
+        }
     }
 
     #[test]

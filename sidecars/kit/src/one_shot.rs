@@ -122,11 +122,14 @@ fn run<O: OneShot>(config: O::Config, verb: Option<O::Verb>) -> u8 {
     });
     // A look-up of a name on a blocking thread must not hold up the exit.
     runtime.shutdown_background();
+    telemetry::flush_logs();
     code
 }
 
 /// Prints a text on standard output, and returns the exit code.
 pub fn say(text: &str) -> u8 {
+    // What was logged before stands before it.
+    telemetry::flush_logs();
     match std::io::stdout().write_all(text.as_bytes()) {
         Ok(()) => exit::DRAINED,
         Err(_) => exit::DIED,

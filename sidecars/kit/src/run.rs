@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::config::{self, ListenSection, LogSection, Problems, Section, Source, StopSection, WellKnown};
+use crate::config::{self, Problems, ProcessSections, Section, Source, WellKnown};
 use crate::lifecycle::{Shell, Signals, exit};
 use crate::telemetry::{self, Metrics, complain};
 
@@ -28,10 +28,13 @@ pub trait Daemon: 'static {
     const VERSION: &'static str;
     /// What it does, in a sentence for `--help`.
     const ABOUT: &'static str;
+    /// Its page in `docs/reference`, which a release prints. A debug build makes the page anew from the types: that takes a
+    /// twentieth of the binary.
+    const REFERENCE: &'static str;
     /// SIGHUP means something to it, so that none may end it, however early it comes.
     const OUTLIVES_HANGUP: bool = false;
     /// Its configuration.
-    type Config: Section + Common + Send;
+    type Config: Section + AsRef<ProcessSections> + Send;
 
     /// Variables known under names of their own.
     fn well_known() -> Vec<WellKnown>;
@@ -45,16 +48,6 @@ pub trait Daemon: 'static {
         metrics: Arc<Metrics>,
         shell: &mut Shell,
     ) -> impl Future<Output = Result<(), StartError>> + Send;
-}
-
-/// The sections that every daemon's configuration has.
-pub trait Common {
-    /// Listeners.
-    fn listen(&self) -> &ListenSection;
-    /// Logging.
-    fn log(&self) -> &LogSection;
-    /// Stopping.
-    fn stop(&self) -> &StopSection;
 }
 
 /// Why a daemon did not start.
@@ -112,16 +105,20 @@ pub fn main_with_args<D: Daemon>(arguments: Vec<OsString>) -> ExitCode {
         }
     };
     if arguments.print_config_reference {
-        return say(&config::reference::<D::Config>(D::NAME, &D::well_known()));
+        if cfg!(debug_assertions) {
+            return say(&config::reference::<D::Config>(D::NAME, &D::well_known()));
+        }
+        return say(D::REFERENCE);
     }
     if D::OUTLIVES_HANGUP {
         outlive_hangups();
     }
-    let (config, mistakes) = checked::<D>(arguments.config);
     if matches!(arguments.command, Some(Command::Health)) {
-        // Asked every few seconds beside a running daemon: only the address matters.
-        return health(&config.listen().admin);
+        // Asked every few seconds beside a running daemon: only the address matters, and no file that it names is read.
+        let (config, _) = config::read::<D::Config>(&Source::of_process(arguments.config, &D::well_known()));
+        return health(&config.as_ref().listen.admin);
     }
+    let (config, mistakes) = checked::<D>(arguments.config);
     if !mistakes.is_empty() {
         mistakes.iter().for_each(|line| complain(line));
         return ExitCode::from(exit::CONFIG);
@@ -143,7 +140,7 @@ fn checked<D: Daemon>(file: Option<PathBuf>) -> (D::Config, Vec<String>) {
 }
 
 fn run<D: Daemon>(config: D::Config) -> ExitCode {
-    telemetry::init_logs(config.log());
+    telemetry::init_logs(&config.as_ref().log);
     // No core dumps and no debugger of the same user: the memory holds keys and bodies.
     let undumpable = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     if undumpable.is_err() {
@@ -164,7 +161,7 @@ fn run<D: Daemon>(config: D::Config) -> ExitCode {
             return ExitCode::from(exit::DIED);
         }
     };
-    let drain = Duration::try_from_secs_f64(config.stop().drain_seconds).unwrap_or(Duration::from_secs(8));
+    let drain = Duration::try_from_secs_f64(config.as_ref().stop.drain_seconds).unwrap_or(Duration::from_secs(8));
     let code = runtime.block_on(async move {
         let signals = Signals::receive();
         outlive_file_limits();
@@ -187,6 +184,7 @@ fn run<D: Daemon>(config: D::Config) -> ExitCode {
     crate::trace::flush();
     // Whatever is left on blocking threads must not hold up the exit.
     runtime.shutdown_timeout(Duration::from_millis(200));
+    telemetry::flush_logs();
     ExitCode::from(code)
 }
 

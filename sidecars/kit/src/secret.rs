@@ -78,14 +78,14 @@ pub enum SecretError {
         file: String,
     },
     /// The file cannot be read.
-    #[error("{name}: cannot read {path}: {source}")]
+    #[error("{name}: cannot read {path}: {reason}")]
     Unreadable {
         /// Name of the variable.
         name: String,
         /// The file.
         path: String,
         /// The operating system's word.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// The value holds nothing.
     #[error("{name} is empty")]
@@ -162,7 +162,7 @@ fn empty(name: &str, file: Option<&Path>) -> SecretError {
 
 fn read(name: &str, path: &Path) -> Result<String, SecretError> {
     let shown = path.display().to_string();
-    let unreadable = |source| SecretError::Unreadable { name: name.to_owned(), path: shown.clone(), source };
+    let unreadable = |reason| SecretError::Unreadable { name: name.to_owned(), path: shown.clone(), reason };
     let unlikely = |what| SecretError::Unlikely { name: name.to_owned(), path: shown.clone(), what };
     let mut bytes = Vec::new();
     // Bounded by what is read and not by the length it tells: devices and pipes tell none.
@@ -171,7 +171,15 @@ fn read(name: &str, path: &Path) -> Result<String, SecretError> {
     if bytes.len() as u64 > FILE_BYTES {
         return Err(unlikely("is larger than 64 KiB"));
     }
-    String::from_utf8(bytes).map_err(|_| unlikely("is not UTF-8 text"))
+    let text = String::from_utf8(bytes).map_err(|_| unlikely("is not UTF-8 text"))?;
+    // It would be part of the secret, and nobody would see why nothing fits.
+    if text.starts_with('\u{feff}') {
+        return Err(unlikely("begins with a byte order mark: save it without one"));
+    }
+    if text.contains('\0') {
+        return Err(unlikely("holds a NUL: is it text in another encoding?"));
+    }
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -207,6 +215,8 @@ mod tests {
         let value = Secret::from("topsecret".to_owned());
         let (_keep, empty) = file(b"\n");
         let (_keep, binary) = file(b"\xff\xfe");
+        let (_keep, marked) = file("\u{feff}topsecret".as_bytes());
+        let (_keep, wide) = file(b"t\0o\0p\0");
         let (_keep, large) = file(&vec![b'x'; 70_000]);
         let check = |value: Option<&Secret>, path: Option<&Path>, expected: &str| {
             let error = resolve("K", value, "K_FILE", path).unwrap_err().to_string();
@@ -217,6 +227,8 @@ mod tests {
         check(None, Some(&empty), &format!("K_FILE: {} is empty", empty.display()));
         check(None, Some(&binary), "not UTF-8");
         check(None, Some(&large), "64 KiB");
+        check(None, Some(&marked), "byte order mark");
+        check(None, Some(&wide), "NUL");
         // Tells no length and never ends.
         check(None, Some(Path::new("/dev/zero")), "64 KiB");
         check(None, Some(Path::new("/nonexistent/secret")), "cannot read /nonexistent/secret");

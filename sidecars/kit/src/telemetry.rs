@@ -8,7 +8,8 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -19,6 +20,7 @@ use prometheus_client::registry::Registry;
 use tracing::field::{Field, Visit};
 use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
@@ -26,10 +28,15 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::LogSection;
+use crate::log_writer::LogWriter;
 
 /// Libraries that write what passes through them into their lines: bodies never get into a log, at no level. What matters
 /// of theirs is said by those who use them.
 const MUTE: [&str; 1] = ["lapin"];
+/// Where lines go, once logging has been started.
+static WRITER: OnceLock<Arc<LogWriter>> = OnceLock::new();
+/// How long the end of the process waits for whoever reads the log.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
 /// Bytes of one field's value that are kept.
 const VALUE_BYTES: usize = 8 * 1024;
 
@@ -64,7 +71,13 @@ fn muted(filter: Targets) -> Targets {
 pub fn init_logs(section: &LogSection) {
     let filter = filter(&section.level).unwrap_or_else(|_| Targets::new().with_default(LevelFilter::INFO));
     let filter = muted(filter);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stdout);
+    let writer = WRITER.get().map_or_else(|| LogWriter::start(std::io::stdout()), |writer| Ok(Arc::clone(writer)));
+    let output = match writer {
+        Ok(writer) => BoxMakeWriter::new(Arc::clone(WRITER.get_or_init(|| writer))),
+        // Without a thread for it whoever says something waits for the reader.
+        Err(_) => BoxMakeWriter::new(std::io::stdout),
+    };
+    let lines = tracing_subscriber::fmt::layer().with_writer(output);
     let registry = tracing_subscriber::registry().with(filter);
     let _ = if section.json {
         registry.with(lines.event_format(JsonLines).fmt_fields(DefaultFields::new())).try_init()
@@ -75,7 +88,15 @@ pub fn init_logs(section: &LogSection) {
         // Where, but not what: a panic's text may hold input.
         let place = panic.location().map_or_else(|| "unknown place".to_owned(), ToString::to_string);
         tracing::error!(place = %place, "panic at {place}");
+        flush_logs();
     }));
+}
+
+/// Waits until what was logged is written, for a second at most. For whoever is about to end the process.
+pub fn flush_logs() {
+    if let Some(writer) = WRITER.get() {
+        writer.flush(FLUSH_WITHIN);
+    }
 }
 
 struct JsonLines;

@@ -12,7 +12,7 @@ use opentelemetry::trace::{
     Tracer as _, TracerProvider as _,
 };
 use opentelemetry::{Context, KeyValue};
-use opentelemetry_otlp::SpanExporter;
+use opentelemetry_otlp::{SpanExporter, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 
@@ -27,7 +27,21 @@ pub fn init(daemon: &'static str, version: &'static str) {
     if !asked.iter().any(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty())) {
         return;
     }
-    let exporter = match SpanExporter::builder().with_http().build() {
+    // As every client of ours: no proxy from the environment, no redirects. The exporter gives no limit to a client that it
+    // has not made.
+    let client = reqwest::blocking::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(export_timeout(|name| std::env::var(name).ok()))
+        .build();
+    let client = match client {
+        Ok(client) => client,
+        Err(error) => {
+            tracing::error!(error = %error, "traces cannot be exported: {error}");
+            return;
+        }
+    };
+    let exporter = match SpanExporter::builder().with_http().with_http_client(client).build() {
         Ok(exporter) => exporter,
         Err(error) => {
             // Traces are a convenience: without them the daemon does its work all the same.
@@ -44,6 +58,13 @@ pub fn init(daemon: &'static str, version: &'static str) {
     if TRACES.set((provider, tracer)).is_ok() {
         tracing::info!("traces are exported by OTLP");
     }
+}
+
+/// The specification's variables, in milliseconds, and its default.
+fn export_timeout(variable: impl Fn(&str) -> Option<String>) -> Duration {
+    let set = |name| variable(name).and_then(|value| value.trim().parse().ok());
+    let millis = set("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT").or_else(|| set("OTEL_EXPORTER_OTLP_TIMEOUT"));
+    Duration::from_millis(millis.unwrap_or(10_000))
 }
 
 /// Sends what is left. Blocks for at most two seconds.

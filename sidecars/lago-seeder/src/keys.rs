@@ -111,7 +111,8 @@ pub fn examine(arguments: &Arguments, variable: Option<&str>) -> Vec<Finding> {
         findings.push(variable_finding(value, judged, key));
     }
     if let Some(key) = key {
-        findings.push(forms(version, arguments.file.is_some()));
+        let has_variable = in_variable.is_some() || arguments.env_file.is_some();
+        findings.push(forms(version, has_variable));
         let line = format!("{VARIABLE}={}\n", key.variable().expose());
         for (path, content, mode, what) in [
             (&arguments.env_file, line, 0o600, "env file"),
@@ -226,14 +227,17 @@ fn variable_finding(
     }
 }
 
-/// Which forms this Lago takes.
-fn forms(version: Option<(u64, u64)>, has_file: bool) -> Finding {
+/// Which forms this Lago takes, and whether one of them is there.
+fn forms(version: Option<(u64, u64)>, has_variable: bool) -> Finding {
     let by_variable = format!("{VARIABLE}, the Base64 of the PEM on one line");
     match version {
         Some(version) if version < FILE_SINCE => {
             let shown = format!("v{}.{}", version.0, version.1);
-            let file = if has_file { ", and no file: use --env-file" } else { "" };
-            good("forms", format!("Lago {shown} takes {by_variable}{file}"))
+            if has_variable {
+                return good("forms", format!("Lago {shown} takes {by_variable}, and no file"));
+            }
+            let text = format!("Lago {shown} takes {by_variable}, and no file: it would not start");
+            bad("forms", text, "--env-file FILE writes it")
         }
         Some(version) => {
             let shown = format!("v{}.{}", version.0, version.1);

@@ -4,7 +4,9 @@ use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use kit_lago::api::{ApiError, LagoApi};
+use kit_lago::exchange::Place;
 use kit_lago::management::ManagementError;
+use reqwest::Method;
 
 use crate::Notice;
 
@@ -18,7 +20,9 @@ const BETWEEN_WORDS: Duration = Duration::from_secs(15);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RunError {
     /// Lago did not come up, or went away for longer than is waited.
-    #[error("Lago was not there for {waited:?} ({reason}): start it, or set SIDECAR_WAIT__SECONDS higher")]
+    #[error(
+        "Lago was not there for {waited:?} ({reason}): start it, or set SIDECAR_WAIT__SECONDS (outrigger lago: --wait) higher"
+    )]
     Away {
         /// How long it was waited for.
         waited: Duration,
@@ -111,9 +115,20 @@ impl<'a> Patience<'a> {
                     self.answered();
                     return Ok(version);
                 }
+                // A proxy that lets only the API through: it is there all the same, and has its database.
+                Err(ApiError::NotFound) if is_lagos_api(api).await => {
+                    self.answered();
+                    return Ok("of a version that nobody says (/health is hidden)".to_owned());
+                }
                 // What stands in front of it may answer in its own words until it is up.
                 Err(error) => self.pause(&kit::error::chain(&error), None).await?,
             }
         }
     }
+}
+
+/// Whether the API answers in Lago's words that it knows no such thing.
+async fn is_lagos_api(api: &LagoApi) -> bool {
+    let answer = api.exchange(Method::GET, Place::Api("health"), None).await;
+    answer.is_ok_and(|answer| answer.status == 404 && answer.body["code"] == "resource_not_found")
 }

@@ -44,7 +44,7 @@ pub enum Notice<'a> {
     },
     /// Something is to answer at a webhook endpoint before that is registered.
     WaitingForEndpoint {
-        /// Where.
+        /// Where, without what may be a secret in the address.
         url: &'a str,
         /// How much longer.
         left: Duration,

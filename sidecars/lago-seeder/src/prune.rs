@@ -27,7 +27,9 @@ impl Seeder<'_> {
                 Err(error) => return Err(other(&error)),
             };
             let name = |object: &Object| object.get(kind.identity()).and_then(Value::as_str).map(str::to_owned);
-            let others = listed.iter().filter_map(|object| Some((name(object)?, object)));
+            // What Lago is deleting already is shown until its worker has done it.
+            let there = listed.iter().filter(|object| !is_going(object));
+            let others = there.filter_map(|object| Some((name(object)?, object)));
             for (id, object) in others.filter(|(id, _)| !wanted.contains(id.as_str())) {
                 entries.push(self.extra(kind, &id, object).await?);
             }
@@ -65,10 +67,12 @@ impl Seeder<'_> {
         }
     }
 
-    /// Who would lose something with it. With a plan Lago ends its subscriptions, and with a metric what plans charge for
-    /// it.
+    /// Who would lose something with it. With a plan Lago ends its subscriptions, with a metric what plans charge for it, with
+    /// a tax what it is on goes untaxed, with a coupon the discounts of those who have it, and with a feature what anybody is
+    /// entitled to.
     ///
-    /// Source: getlago/lago-api `app/services/plans/destroy_service.rb`, `app/services/billable_metrics/destroy_service.rb`.
+    /// Source: getlago/lago-api `app/services/{plans,billable_metrics,taxes,coupons}/destroy_service.rb`,
+    /// `app/services/entitlement/feature_destroy_service.rb`, `app/serializers/v1/tax_serializer.rb`.
     async fn needed_by(&self, kind: Kind, id: &str, object: &Object) -> Result<Option<String>, RunError> {
         match kind {
             Kind::Plan if self.is_subscribed(id).await? => {
@@ -78,6 +82,9 @@ impl Seeder<'_> {
                 let listed = self.patience.ask(async || self.api.objects(Kind::Plan).await).await?;
                 let plans = listed.map_err(|error| other(&error))?;
                 let charges = |plan: &&Object| {
+                    if is_going(plan) {
+                        return false;
+                    }
                     let charges = plan.get("charges").and_then(Value::as_array).into_iter().flatten();
                     charges.into_iter().any(|charge| charge["billable_metric_code"] == id)
                 };
@@ -88,13 +95,36 @@ impl Seeder<'_> {
                 Ok(plan.filter(stays).map(|plan| format!("the plan {plan} charges it")))
             }
             Kind::Tax => {
-                let count = |name: &str| object.get(name).and_then(Value::as_u64).unwrap_or_default();
-                let customers = count("customers_count");
+                // Lago says of how many add-ons, customers, plans, charges and commitments it is, each in a count of its own.
+                let is_count = |name: &str| name.ends_with("_count");
+                let is_used = object.iter().any(|(name, count)| is_count(name) && count.as_u64() != Some(0));
                 let is_for_all = object.get("applied_to_organization") == Some(&Value::Bool(true));
-                let reason = "it is on everything that names no taxes, or on customers: take it off them first";
-                Ok((is_for_all || customers > 0).then(|| reason.to_owned()))
+                let reason = "it is on everything that names no taxes, or on customers, plans, charges or add-ons, which would go untaxed: take it off them first";
+                Ok((is_for_all || is_used).then(|| reason.to_owned()))
             }
+            Kind::Coupon => {
+                let reason = match self.patience.ask(async || self.api.is_coupon_applied(id).await).await? {
+                    Ok(false) => None,
+                    Ok(true) => Some("customers have it, whose discounts Lago would end".to_owned()),
+                    Err(error) => {
+                        let error = kit::error::chain(&error);
+                        Some(format!("whether customers have it cannot be seen ({error})"))
+                    }
+                };
+                Ok(reason.map(|reason| format!("{reason}: delete it in Lago, if that is meant")))
+            }
+            Kind::Feature => Ok(Some(
+                "Lago would take it off every plan and subscription, and shows nowhere which have it: delete it in Lago, if that is meant"
+                    .to_owned(),
+            )),
             _ => Ok(None),
         }
     }
+}
+
+/// Whether Lago has noted that it is to be deleted, and its worker has not come to it: plans, in most versions.
+///
+/// Source: getlago/lago-api `app/services/plans/prepare_destroy_service.rb`.
+pub(crate) fn is_going(object: &Object) -> bool {
+    object.get("pending_deletion") == Some(&Value::Bool(true))
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use kit_lago::management::Kind;
+use kit_lago::shown_url;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -50,7 +51,7 @@ pub struct Problem {
 pub struct Entry {
     /// What it is.
     pub kind: Kind,
-    /// Its code, or its address.
+    /// Its code, or its address without what may be a secret in it.
     pub id: String,
     /// What became of it.
     pub outcome: Outcome,
@@ -70,7 +71,8 @@ pub struct Entry {
 
 impl Entry {
     pub(crate) fn new(kind: Kind, id: &str, outcome: Outcome) -> Self {
-        let id = id.to_owned();
+        // An address may hold a password, and goes to log lines.
+        let id = if kind == Kind::WebhookEndpoint { shown_url(id) } else { id.to_owned() };
         Self { kind, id, outcome, changes: Vec::new(), extras: Vec::new(), problems: Vec::new(), notes: Vec::new() }
     }
 

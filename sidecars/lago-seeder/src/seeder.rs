@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use kit_lago::api::{ApiError, LagoApi};
 use kit_lago::management::{Kind, ManagementError, Object};
+use kit_lago::shown_url;
 use reqwest::Client;
 use serde_json::{Value, json};
 
@@ -12,11 +13,15 @@ use crate::Notice;
 use crate::catalogue::Catalogue;
 use crate::diff::{self, Change, Comparison, Extra, MetricIds, Part};
 use crate::lago::{Patience, RunError};
+use crate::prune::is_going;
 use crate::report::{Entry, Outcome, Report};
 use crate::wanted::{self, Entitlements, Wanted};
 
 /// Lago's own errors, and refusals because somebody was faster, that one object is tried again after.
 const TRIES: u32 = 5;
+/// What may be on its way to a plan without an answer gets so long before it is sent again: a charge that is sent twice is
+/// there twice.
+const PLAN_SETTLES_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks whether something answers at a webhook endpoint.
 const BETWEEN_PROBES: Duration = Duration::from_secs(1);
 
@@ -53,6 +58,19 @@ pub struct Seeder<'a> {
     metric_ids: MetricIds,
     /// Why this Lago has no features, if so.
     no_features: Option<&'static str>,
+}
+
+/// What was sent in one run, so that nothing is sent for ever.
+#[derive(Default)]
+struct Sent {
+    changes: Vec<Change>,
+    extras: Vec<Extra>,
+}
+
+impl Sent {
+    fn has(&self, change: &Change) -> bool {
+        self.changes.iter().any(|sent| sent.field == change.field)
+    }
 }
 
 /// What Lago has of an object.
@@ -120,13 +138,21 @@ impl<'a> Seeder<'a> {
             return Ok(Entry::new(kind, id, Outcome::Unavailable).note(reason));
         }
         let mut done = Outcome::Same;
-        let mut mended: Vec<Change> = Vec::new();
+        let mut mended = Sent::default();
         let mut tries = 0;
         loop {
             let actual = match self.find(wanted).await? {
                 Ok(actual) => actual,
                 Err(error) => return Ok(failed(wanted, &error)),
             };
+            if let Some(actual) = &actual
+                && is_going(&actual.object)
+            {
+                let fix = "run this again once Lago's worker has deleted it";
+                return Ok(
+                    Entry::new(kind, id, Outcome::Waiting).problem("Lago is deleting the one that is there", fix)
+                );
+            }
             let Some(actual) = actual else {
                 if self.mode == Mode::Look {
                     return Ok(self.noted(Entry::new(kind, id, Outcome::Missing), wanted, None));
@@ -135,6 +161,15 @@ impl<'a> Seeder<'a> {
                     return Ok(entry);
                 }
                 match self.create(wanted).await {
+                    Ok(()) if done == Outcome::Created => {
+                        tries += 1;
+                        let text = "Lago says that it has made it, and does not show it";
+                        if tries >= TRIES {
+                            let entry = Entry::new(kind, id, Outcome::Failed);
+                            return Ok(entry.problem(text, "Lago's own log says more"));
+                        }
+                        self.patience.pause(text, None).await?;
+                    }
                     Ok(()) => done = Outcome::Created,
                     Err(error) => {
                         if let Some(entry) = self.after(wanted, error, &mut tries).await? {
@@ -151,19 +186,22 @@ impl<'a> Seeder<'a> {
             let may_be_locked = kind == Kind::Plan && comparison.changes.iter().any(|change| change.is_locked);
             let in_use = may_be_locked && self.is_subscribed(id).await?;
             // What was sent already and is still otherwise, and what need not be sent.
-            let is_stuck =
-                |change: &Change| (in_use && change.is_locked) || mended.iter().any(|sent| sent.field == change.field);
+            let is_stuck = |change: &Change| (in_use && change.is_locked) || mended.has(change);
             let open: Vec<&Change> = comparison.changes.iter().filter(|change| !is_stuck(change)).collect();
-            let prunes = self.settings.prune && !comparison.extras.is_empty();
+            let prunes = self.settings.prune && comparison.extras.iter().any(|extra| !mended.extras.contains(extra));
             if self.mode == Mode::Look || (open.is_empty() && !prunes) {
-                return Ok(self.judged(wanted, &comparison, done, &mended, is_stuck));
+                let entry = self.judged(wanted, &comparison, done, &mended, is_stuck);
+                return self.with_awaited(entry, wanted).await;
             }
             match self.mend(wanted, &actual.object, &comparison, &open).await {
                 Ok(()) => {
                     if done == Outcome::Same {
                         done = Outcome::Updated;
                     }
-                    mended.extend(open.into_iter().cloned());
+                    mended.changes.extend(open.into_iter().cloned());
+                    if self.settings.prune {
+                        mended.extras.extend(comparison.extras);
+                    }
                 }
                 Err(error) => {
                     if let Some(mut entry) = self.after(wanted, error, &mut tries).await? {
@@ -181,7 +219,7 @@ impl<'a> Seeder<'a> {
         wanted: &Wanted,
         comparison: &Comparison,
         done: Outcome,
-        mended: &[Change],
+        mended: &Sent,
         is_stuck: impl Fn(&Change) -> bool,
     ) -> Entry {
         let mut entry = Entry::new(wanted.kind, &wanted.identity, done);
@@ -193,7 +231,22 @@ impl<'a> Seeder<'a> {
             }
             entry.changes = comparison.changes.clone();
         } else if done == Outcome::Updated {
-            entry.changes = mended.to_vec();
+            entry.changes = mended.changes.clone();
+        }
+        for extra in &comparison.extras {
+            let (text, fix) = match extra {
+                _ if mended.extras.contains(extra) => (
+                    format!("{} is still there, though Lago has answered that it is gone", extra.text()),
+                    "take it away in Lago; its log says more",
+                ),
+                Extra::Twin(_) => (
+                    format!("{} bills the same usage twice", extra.text()),
+                    "--prune takes one of them away; or do that in Lago",
+                ),
+                Extra::Charge(_) | Extra::Entitlement { .. } => continue,
+            };
+            entry = entry.problem(text, fix);
+            entry.outcome = if self.mode == Mode::Look { Outcome::Differs } else { Outcome::Failed };
         }
         for change in comparison.changes.iter().filter(|change| is_stuck(change)) {
             let (why, fix) = why_it_stays(wanted.kind, change);
@@ -201,6 +254,26 @@ impl<'a> Seeder<'a> {
             entry.outcome = if self.mode == Mode::Look { Outcome::Differs } else { Outcome::Failed };
         }
         self.noted(entry, wanted, comparison.missing_ability)
+    }
+
+    /// With what Lago does by itself when the price of a plan changes that subscriptions are about to begin with.
+    ///
+    /// Source: getlago/lago-api `app/services/plans/update_service.rb` at v1.16.0 (`process_pending_subscriptions`) and at
+    /// the head of 2026-08-21.
+    async fn with_awaited(&self, entry: Entry, wanted: &Wanted) -> Result<Entry, RunError> {
+        let has_new_price = entry.changes.iter().any(|change| change.field == "amount_cents");
+        if wanted.kind != Kind::Plan || !has_new_price || self.mode == Mode::Apply {
+            return Ok(entry);
+        }
+        let id = wanted.identity.as_str();
+        let answer = self.patience.ask(async || self.api.is_awaited(id).await).await?;
+        Ok(if answer.map_err(|error| other(&error))? {
+            entry.note(
+                "subscriptions are pending on it: with a new price Lago may end such a downgrade, or make and bill it at once",
+            )
+        } else {
+            entry
+        })
     }
 
     fn noted(&self, entry: Entry, wanted: &Wanted, missing_ability: Option<&str>) -> Entry {
@@ -236,7 +309,13 @@ impl<'a> Seeder<'a> {
             // Somebody was faster: what they have made is looked at next.
             self.patience.answered();
         } else {
-            let asked = if let ManagementError::TooMany(asked) = &error { *asked } else { None };
+            let asked = match &error {
+                ManagementError::TooMany(asked) => *asked,
+                ManagementError::Api(ApiError::TooSlow | ApiError::Status(504)) if wanted.kind == Kind::Plan => {
+                    Some(PLAN_SETTLES_WITHIN)
+                }
+                _ => None,
+            };
             self.patience.pause(&text, asked).await?;
         }
         Ok(None)
@@ -330,20 +409,23 @@ impl<'a> Seeder<'a> {
         let begun = Instant::now();
         let mut is_told = false;
         loop {
-            // Any answer will do: it takes posts only, and only signed ones.
-            let Err(error) = self.client.get(url).send().await else { return None };
+            // It takes posts only, and only signed ones: any answer will do that is not a proxy's for nobody behind it.
+            let nobody = match self.client.get(url).send().await {
+                Ok(answer) if matches!(answer.status().as_u16(), 502..=504) => {
+                    format!("a proxy says {} in its place", answer.status())
+                }
+                Ok(_) => return None,
+                Err(error) => kit::error::chain(&error.without_url()),
+            };
             let waited = begun.elapsed();
             if waited >= limit {
-                let text = format!(
-                    "nothing answers there within {limit:?} ({}), so it is not registered",
-                    kit::error::chain(&error.without_url())
-                );
-                let fix = "start what listens there and this again, or set SIDECAR_WAIT__ENDPOINT_SECONDS=0";
+                let text = format!("nothing answers there within {limit:?} ({nobody}), so it is not registered");
+                let fix = "start what listens there and this again, or set SIDECAR_WAIT__ENDPOINT_SECONDS=0 (outrigger lago: without --wait-for-endpoint)";
                 return Some(Entry::new(wanted.kind, url, Outcome::Waiting).problem(text, fix));
             }
             if !is_told {
                 is_told = true;
-                (self.notice)(Notice::WaitingForEndpoint { url, left: limit - waited });
+                (self.notice)(Notice::WaitingForEndpoint { url: &shown_url(url), left: limit - waited });
             }
             tokio::time::sleep(BETWEEN_PROBES.min(limit - waited)).await;
         }

@@ -21,8 +21,10 @@ pub(crate) const ROLLUP: &str = "usage.rollup";
 pub(crate) const CUSTOMERS: &str = "usage/customer";
 /// Type of an event whose subscription is to be found.
 pub(crate) const UNRESOLVED: &str = "usage.unresolved";
+/// About what an answer has more than what is stored.
+const ANSWER_ROOM: usize = 256;
 /// Tenants that mean nobody in particular: whatever is reported for them is nobody's bill.
-const NOBODY: [&str; 4] = ["default", "default_tenant", "global", "system"];
+pub(crate) const NOBODY: [&str; 4] = ["default", "default_tenant", "global", "system"];
 
 /// Turns a producer's event into one for the journal; what is wrong with it is said as Lago would. `name` is its
 /// transaction id where it has none. One that names only a customer is [`UNRESOLVED`].
@@ -36,7 +38,7 @@ pub(crate) fn admit_answered(
     name: Option<String>,
     now: Timestamp,
 ) -> Result<(NewEvent, String), FieldErrors> {
-    let event = UsageEvent::read(event)?;
+    let (event, content) = UsageEvent::read_hashed(event)?;
     let mut errors = FieldErrors::new();
     let Some(transaction_id) = event.transaction_id.as_deref().or(name.as_deref()) else {
         // Never made here: an id of ours would be another one when the same event comes again.
@@ -49,9 +51,15 @@ pub(crate) fn admit_answered(
         return Err(errors);
     }
     let timestamp = event.timestamp.clone().unwrap_or_else(|| EpochSeconds::from(now));
-    let content = BodyDigest(event.content().0);
+    let content = BodyDigest(content.0);
+    // As what is stored will be answered with when it comes again.
+    let properties = match event.external_subscription_id {
+        Some(_) => event.outgoing_properties(),
+        None => event.properties.map(Cow::Borrowed),
+    };
+    let properties = properties.as_deref();
     let new = match (event.external_subscription_id.as_deref(), customer) {
-        (Some(subscription), _) => ready(&event, transaction_id, subscription, &timestamp, &content),
+        (Some(subscription), _) => ready(&event, transaction_id, subscription, &timestamp, &content, properties),
         (None, Some(customer)) => {
             let id = EventId::derive_scoped(CUSTOMERS, transaction_id, customer, &content);
             let head = EventHead {
@@ -62,7 +70,11 @@ pub(crate) fn admit_answered(
                 json: true,
                 ..EventHead::new(id, CUSTOMERS, UNRESOLVED, format!("customer/{customer}"), transaction_id)
             };
-            NewEvent { head, body: event.to_json(transaction_id, None, &timestamp), dedupe: Dedupe::Key }
+            NewEvent {
+                head,
+                body: event.to_json_with(transaction_id, None, &timestamp, properties),
+                dedupe: Dedupe::Key,
+            }
         }
         (None, None) => {
             errors.insert("external_subscription_id", vec!["value_is_mandatory"]);
@@ -70,11 +82,6 @@ pub(crate) fn admit_answered(
         }
     };
     let mut id = EventId::buffer();
-    // As what is stored will be answered with when it comes again.
-    let properties = match event.external_subscription_id {
-        Some(_) => event.outgoing_properties(),
-        None => event.properties.map(Cow::Borrowed),
-    };
     let answer = EventAnswer {
         lago_id: new.head.id.text(&mut id),
         transaction_id,
@@ -82,23 +89,25 @@ pub(crate) fn admit_answered(
         code: &event.code,
         timestamp: timestamp.to_timestamp(),
         precise_total_amount_cents: event.precise_total_amount_cents.as_deref(),
-        properties: properties.as_deref(),
+        properties,
         lago_subscription_id: None,
         external_subscription_id: event.external_subscription_id.as_deref(),
         created_at: None,
     };
     // Texts and values that were read from JSON: nothing in it can fail to be written.
-    let answer = serde_json::to_string(&answer).unwrap_or_default();
-    Ok((new, answer))
+    let mut written = Vec::with_capacity(new.body.len() + ANSWER_ROOM);
+    let _ = serde_json::to_writer(&mut written, &answer);
+    Ok((new, String::from_utf8(written).unwrap_or_default()))
 }
 
-/// An event for Lago. `content` is what its producer sent.
+/// An event for Lago. `content` is what its producer sent, `properties` are what Lago is sent.
 fn ready(
     event: &UsageEvent<'_>,
     transaction_id: &str,
     subscription: &str,
     timestamp: &EpochSeconds,
     content: &BodyDigest,
+    properties: Option<&RawValue>,
 ) -> NewEvent {
     let id = EventId::derive_scoped(SOURCE, transaction_id, subscription, content);
     let head = EventHead {
@@ -107,7 +116,11 @@ fn ready(
         json: true,
         ..EventHead::new(id, SOURCE, READY, format!("subscription/{subscription}"), transaction_id)
     };
-    NewEvent { head, body: event.to_json(transaction_id, Some(subscription), timestamp), dedupe: Dedupe::Key }
+    NewEvent {
+        head,
+        body: event.to_json_with(transaction_id, Some(subscription), timestamp, properties),
+        dedupe: Dedupe::Key,
+    }
 }
 
 /// An [`UNRESOLVED`] event as the event of this subscription: the same, id and all, as if its producer had named it.
@@ -118,7 +131,8 @@ pub(crate) fn resolved(unresolved: &StoredEvent, subscription: &str) -> Option<N
         Some(_) => event.content(),
         None => UsageEvent { timestamp: None, ..event.clone() }.content(),
     };
-    Some(ready(&event, &unresolved.head.key, subscription, &timestamp, &BodyDigest(sent.0)))
+    let properties = event.outgoing_properties();
+    Some(ready(&event, &unresolved.head.key, subscription, &timestamp, &BodyDigest(sent.0), properties.as_deref()))
 }
 
 /// A stored event, read back for an answer.

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
+use axum::{Extension, Json};
+use kit::api::Api;
 use kit::clock::SharedClock;
+use kit::serve::ConnInfo;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
-use utoipa_axum::router::OpenApiRouter;
-use utoipa_axum::routes;
 
 use crate::ledger::{Booked, Name, Pair};
 use crate::reconcile::{Books, Compared, Results, State as Stands};
@@ -17,6 +17,8 @@ use crate::reconcile::{Books, Compared, Results, State as Stands};
 /// Rows of a page at most, and without a wish.
 const MOST: usize = 1_000;
 const USUAL: usize = 200;
+/// Longest reason that is kept.
+const REASON_CHARS: usize = 500;
 
 /// What the routes work on.
 #[derive(Clone, Debug)]
@@ -26,9 +28,15 @@ pub(crate) struct LedgerState {
     pub(crate) clock: SharedClock,
 }
 
+kit::api_routes! { LedgerState, "src/openapi.json":
+    get "/usage/ledger" => show_ledger,
+    post "/usage/reconcile" => reconcile,
+    post "/usage/accept" => accept,
+}
+
 /// The routes below `/api/v1`, with their description.
-pub(crate) fn router(state: LedgerState) -> OpenApiRouter {
-    OpenApiRouter::new().routes(routes!(show_ledger)).routes(routes!(reconcile)).with_state(state)
+pub(crate) fn api(state: LedgerState) -> Api {
+    part(state)
 }
 
 /// Which rows.
@@ -137,7 +145,9 @@ async fn show_ledger(
         Some(Err(_)) => return Err(wrong("after: must be the `next` of a page")),
     };
     if query.state.as_deref().is_some_and(|word| Stands::ALL.iter().all(|state| state.word() != word)) {
-        return Err(wrong("state: must be equal, missing, surplus, uncertain, settling, not_charged or unknown"));
+        return Err(wrong(
+            "state: must be equal, missing, surplus, uncertain, settling, not_charged, accepted or unknown",
+        ));
     }
     let limit = query.limit.unwrap_or(USUAL).clamp(1, MOST);
     if let Err(error) = state.books.look().await {
@@ -182,4 +192,66 @@ async fn reconcile(State(state): State<LedgerState>) -> (StatusCode, Json<Starte
     let at = state.clock.now().to_string();
     state.asked.notify_one();
     (StatusCode::ACCEPTED, Json(Started { at }))
+}
+
+/// What is accepted.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+struct AcceptRequest {
+    /// External id of the subscription.
+    subscription: String,
+    /// Only of this metric.
+    code: Option<String>,
+    /// Kept with it and in the audit trail: "billed by hand, invoice 123".
+    reason: String,
+}
+
+/// What was missing and is accepted.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+struct AcceptedRows {
+    rows: Vec<AcceptedRow>,
+}
+
+/// One of these.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+struct AcceptedRow {
+    subscription: String,
+    code: String,
+    /// Events; 0 where only units are missing.
+    missing_events: u64,
+}
+
+/// Accepts that Lago never counts what is missing of a subscription's period that has ended, as usage that came after its
+/// invoice was final. It is `missing` no more, unless more of it is.
+#[utoipa::path(post, path = "/usage/accept", tag = "usage", request_body = AcceptRequest,
+    responses((status = 200, body = AcceptedRows), (status = 400, description = "no reason"),
+        (status = 404, description = "nothing is missing of a period that has ended"),
+        (status = 503, description = "the journal takes nothing, or another replica compares")))]
+async fn accept(
+    State(state): State<LedgerState>,
+    peer: Extension<ConnInfo>,
+    Json(request): Json<AcceptRequest>,
+) -> Result<Json<AcceptedRows>, (StatusCode, Json<serde_json::Value>)> {
+    let error = |status, message: &str| (status, Json(serde_json::json!({ "error": message })));
+    let reason: String = request.reason.trim().chars().take(REASON_CHARS).collect();
+    if reason.is_empty() {
+        return Err(error(StatusCode::BAD_REQUEST, "reason: must say why, such as \"billed by hand\""));
+    }
+    if !state.books.leads() {
+        return Err(error(StatusCode::SERVICE_UNAVAILABLE, "another replica sends and compares: ask that one"));
+    }
+    let of = (request.subscription.as_str(), request.code.as_deref());
+    let accepted = state.books.accept(of, (&reason, peer.peer.ip().to_string()), state.clock.now()).await;
+    let accepted = accepted.map_err(|why| {
+        error(StatusCode::SERVICE_UNAVAILABLE, &format!("the journal takes nothing: {}", kit::error::chain(&why)))
+    })?;
+    if accepted.is_empty() {
+        return Err(error(
+            StatusCode::NOT_FOUND,
+            "nothing is missing of a period of it that has ended, by the last comparison",
+        ));
+    }
+    tracing::info!(count = accepted.len(), subscription = %request.subscription, "what Lago misses is accepted: {reason}");
+    let row = |((subscription, code), missing_events)| AcceptedRow { subscription, code, missing_events };
+    Ok(Json(AcceptedRows { rows: accepted.into_iter().map(row).collect() }))
 }

@@ -1,10 +1,11 @@
 //! How the parts are put together.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kit::admin::Readiness;
+use kit::api::Title;
 use kit::client::http_client;
 use kit::clock::{SharedClock, SystemClock};
 use kit::config::{Problems, WellKnown};
@@ -15,17 +16,17 @@ use kit::serve::Limits;
 use kit::telemetry::Metrics;
 use kit_delivery::api::{ApiState, Choosy, Wants};
 use kit_delivery::config::GatewaySection;
-use kit_delivery::start::{self, Served, configuration};
+use kit_delivery::start::{self, Begun, Served, configuration};
 use kit_delivery::{DeliveryMetrics, DispatcherSettings, HttpSink, Sink, SinkStatus};
 use kit_journal::Journal;
 use kit_lago::api::{LagoApi, api_root};
 use tokio::sync::{Notify, Semaphore};
-use utoipa::OpenApi as _;
 
 use crate::alerts::{self, Alerts, Gateway};
 use crate::api::{self, LedgerState};
 use crate::canary::Canary;
 use crate::catalogue::{CatalogueWorker, Known};
+use crate::check::Policy;
 use crate::config::{Config, LagoSection, well_known};
 use crate::http::{self, Intake};
 use crate::metrics::UsageMetrics;
@@ -46,16 +47,17 @@ const PUBLIC_HEAD: usize = 16 << 10;
 #[derive(Debug)]
 pub struct LagoUsageTracker;
 
-#[derive(utoipa::OpenApi)]
-#[openapi(info(
-    title = "lago-usage-tracker",
-    description = "Usage events and their way to Lago. Every path needs the bearer token of SIDECAR_ADMIN__TOKEN_FILE."
-))]
-struct ApiDescription;
+/// What the admin API is.
+const TITLE: Title = Title {
+    name: "lago-usage-tracker",
+    version: env!("CARGO_PKG_VERSION"),
+    text: "Usage events and their way to Lago. Every path needs the bearer token of SIDECAR_ADMIN__TOKEN_FILE.",
+};
 
 impl Daemon for LagoUsageTracker {
     const NAME: &'static str = "lago-usage-tracker";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const REFERENCE: &'static str = include_str!("../../../docs/reference/lago-usage-tracker.md");
     const ABOUT: &'static str = "Takes usage in Lago's own words, has it on disk before the answer, and brings each event to Lago exactly once.";
     type Config = Config;
 
@@ -70,9 +72,7 @@ impl Daemon for LagoUsageTracker {
             problems.add("lago.api_key_file", &message);
         }
         config.journal.check("journal", problems);
-        if let Err((field, message)) = config.admin.resolve() {
-            problems.add(&format!("admin.{field}"), &message);
-        }
+        config.process.check(problems);
         if config.gateway.url.is_some()
             && let Err(errors) = HttpSink::new(alerts::SINK, &config.gateway, Arc::new(SystemClock))
         {
@@ -80,17 +80,11 @@ impl Daemon for LagoUsageTracker {
                 problems.add(&format!("gateway.{}", error.path), &error.message);
             }
         }
-        queue::check(&config.amqp_source, problems);
+        queue::inbox(&config.amqp_source).check(problems);
     }
 
     async fn start(config: Config, metrics: Arc<Metrics>, shell: &mut Shell) -> Result<(), StartError> {
-        let clock: SharedClock = Arc::new(SystemClock);
-        let (journal, task) = start::open_journal(&config.journal, &clock, &metrics).await?;
-        let clock = journal.clock();
-        let readiness = Readiness::default();
-        shell.at_end(move || task.close());
-        start::watch_journal(shell, &journal, &readiness);
-
+        let Begun { journal, clock, readiness } = start::begin(shell, &config.journal, &metrics).await?;
         let mut problems = Problems::default();
         let producers = Producers::load(&config.usage, &mut problems);
         let webhooks = Webhooks::load(&config.webhooks, &mut problems);
@@ -122,8 +116,14 @@ impl Daemon for LagoUsageTracker {
             Arc::clone(&books),
         )
         .map_err(|error| configuration(error.to_string()))?;
+        if config.checks.late != Policy::Pass {
+            let asks = (api.clone(), known.clone(), Arc::clone(&parts.clock));
+            let stop = shell.stop_token();
+            shell.spawn("billing periods", sink.periods().run(asks, stop));
+        }
         let settings =
             DispatcherSettings::unordered((lago.concurrency, lago.rate_per_second), &lago.retry(), &lago.circuit);
+        let settings = DispatcherSettings { ramps: true, ..settings };
         // All before anything is taken: a sink that is new to a journal begins with the next event.
         let names: Vec<&str> = [SINK, RESOLVE].into_iter().chain(sinks.keys().map(String::as_str)).collect();
         start::register(&parts.journal, &names).await?;
@@ -157,23 +157,16 @@ impl Daemon for LagoUsageTracker {
             room: Semaphore::new(http::EVENTS_AT_ONCE),
         };
         let intake = Arc::new(intake);
-        queue::start(shell, &config.amqp_source, &metrics, &intake, &clock)?;
-        let more = api::router(LedgerState { books, asked, clock: Arc::clone(&clock) });
-        let limits = Limits::new(&config.listen, &config.stop, PUBLIC_HEAD);
+        queue::inbox(&config.amqp_source).start(shell, &metrics, &intake.journal, queue::taker(&intake))?;
+        let more = api::api(LedgerState { books, asked, clock: Arc::clone(&clock) });
+        let limits = Limits::new(&config.process.listen, &config.process.stop, PUBLIC_HEAD);
         // Producers choose transaction ids, and ask for them in the path.
         let limits = Limits { any_path: true, ..limits };
         let api_state =
             ApiState { journal, clock, sinks: Arc::new(sinks), at_work: Arc::new(at_work), choosy: choosy() };
-        let served = Served {
-            business: http::router(intake),
-            limits,
-            description: ApiDescription::openapi(),
-            api: api_state,
-            more,
-            metrics,
-            readiness,
-        };
-        start::serve(shell, &config, &config.admin, served).await
+        let served =
+            Served { business: http::router(intake), limits, title: TITLE, api: api_state, more, metrics, readiness };
+        start::serve(shell, &config.process, served).await
     }
 }
 
@@ -224,7 +217,8 @@ impl Parts {
     /// What Lago knows, and what is sent after all because it knows more by now.
     async fn start_catalogue(&self, shell: &mut Shell, api: LagoApi, config: &Config) -> Known {
         let refresh = Duration::try_from_secs_f64(config.checks.refresh_seconds).unwrap_or(Duration::from_secs(300));
-        let (worker, known) = CatalogueWorker::new(api, self.journal.clone(), Arc::clone(&self.clock), refresh).await;
+        let (journal, clock) = (self.journal.clone(), Arc::clone(&self.clock));
+        let (worker, known) = CatalogueWorker::new(api, journal, clock, refresh, self.usage.clone()).await;
         let stop = shell.stop_token();
         shell.spawn("catalogue", worker.run(stop));
         let redrive = Redrive {
@@ -287,6 +281,7 @@ impl Parts {
                 books: Arc::clone(books),
                 metrics: self.usage.clone(),
                 alerts: alerts.clone(),
+                is_unsuited: AtomicBool::default(),
             };
             let stop = shell.stop_token();
             shell.spawn("canary", canary.run(stop));

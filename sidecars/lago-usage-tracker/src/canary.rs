@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kit::clock::{SharedClock, Timestamp};
 use kit::lifecycle::StopToken;
 use kit_journal::Journal;
-use kit_lago::api::LagoApi;
-use kit_lago::usage::EpochSeconds;
+use kit_lago::api::{Aggregation, LagoApi};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -37,6 +37,8 @@ pub(crate) struct Canary {
     pub(crate) books: Arc<Books>,
     pub(crate) metrics: UsageMetrics,
     pub(crate) alerts: Alerts,
+    /// It was said that the metric is none for a canary.
+    pub(crate) is_unsuited: AtomicBool,
 }
 
 /// What was told last, where that is not over: it outlives a restart.
@@ -101,7 +103,7 @@ impl Canary {
         loop {
             let millis = i64::try_from(every.as_millis()).unwrap_or(i64::MAX).max(1);
             let slot = self.clock.now().as_millis().div_euclid(millis);
-            if sent != Some(slot) && self.send(slot, millis).await {
+            if sent != Some(slot) && self.send(slot).await {
                 sent = Some(slot);
             }
             // Only who sends to Lago knows what Lago has confirmed.
@@ -145,17 +147,15 @@ impl Canary {
         Some((self.section.subscription.clone()?, self.section.code.clone()?))
     }
 
-    /// The event of an interval: the same one when the daemon was started again within it. True when it is on disk.
-    async fn send(&self, slot: i64, millis: i64) -> bool {
+    /// The event of an interval: the same one when the daemon was started again within it, with the time of its first
+    /// receipt. The interval may have begun before the subscription did. True when it is on disk.
+    async fn send(&self, slot: i64) -> bool {
         let Some((subscription, code)) = self.name() else { return true };
         let now = self.clock.now();
-        let timestamp =
-            EpochSeconds::from(Timestamp::from_millis(slot.saturating_mul(millis)).max(Timestamp::from_millis(0)));
         let event = serde_json::json!({
             "transaction_id": format!("canary-{slot}"),
             "external_subscription_id": subscription,
             "code": code,
-            "timestamp": timestamp.as_str(),
             "properties": self.section.properties,
         });
         let Ok(event) = RawValue::from_string(event.to_string()) else { return true };
@@ -176,6 +176,9 @@ impl Canary {
 
     async fn look(&self, waiting: &mut Waiting, late: &mut Option<Late>) {
         let Some(name) = self.name() else { return };
+        if !self.suits(&name.1) {
+            return;
+        }
         let (period, events) = self.booked(&name);
         waiting.confirmed(period, events, self.clock.now());
         // A subscription that has ended is counted no more, and its last events wait for ever.
@@ -195,6 +198,23 @@ impl Canary {
         let counted = of_code.map(|charge| charge.events_count).max().unwrap_or(0);
         waiting.counted(counted);
         self.judge(waiting, late, true).await;
+    }
+
+    /// Whether Lago says of the metric how many events it has counted in a period; said once where it does not.
+    fn suits(&self, code: &str) -> bool {
+        let catalogue = self.known.current().catalogue;
+        let Some(metric) = catalogue.as_ref().and_then(|catalogue| catalogue.metric(code)) else { return true };
+        let is_suited = metric.aggregation_type != Aggregation::UniqueCountAgg && !metric.recurring;
+        if !is_suited {
+            self.metrics.canary_waits(0.0);
+        }
+        if !is_suited && !self.is_unsuited.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                code,
+                "the canary cannot tell whether Lago counts: {code} counts different values, or goes on from period to period. Set canary.code to another metric"
+            );
+        }
+        is_suited
     }
 
     /// Nothing is said to be over that Lago has not `answered`.

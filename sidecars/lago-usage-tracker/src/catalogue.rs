@@ -4,7 +4,7 @@
 //! came (a *doubt*): the more such looks have shown nothing new, the further they are apart. Usage that names only a customer
 //! fits whatever was seen, and may be another subscription's since: a look that begins after it came confirms it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,11 +18,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::admit::Stored;
+use crate::metrics::UsageMetrics;
 
 /// Name of the value in the journal.
 const NAME: &str = "catalogue";
 /// Subscriptions that ended longer ago are forgotten.
 const ENDED_MILLIS: i64 = 90 * 86_400_000;
+/// Ended ones that are kept where Lago has too many to tell them again: those that ended last.
+const ENDED: usize = 100_000;
 /// At least this long between two looks, whatever producers send.
 const AT_LEAST: Duration = Duration::from_secs(2);
 /// At most this long between two looks where there are doubts, unless looks take long …
@@ -60,6 +63,26 @@ impl Catalogue {
         Self { metrics, subscriptions: by_id, customers: BTreeMap::new(), asked_at }.with_customers()
     }
 
+    /// Of a Lago that has too many subscriptions to tell them all: these are the active ones. Those that have ended are known
+    /// as far as they were told before; of those that were active then and are not now, they ended at the latest now.
+    fn of_active(
+        metrics: Vec<BillableMetric>,
+        active: Vec<Subscription>,
+        before: Option<&Self>,
+        asked_at: Timestamp,
+    ) -> Self {
+        let is_active: HashSet<(&str, Option<Timestamp>)> =
+            active.iter().map(|own| (own.external_id.as_str(), own.started_at)).collect();
+        let known = before.into_iter().flat_map(|before| before.subscriptions.values().flatten());
+        let gone = known.filter(|own| !is_active.contains(&(own.external_id.as_str(), own.started_at)));
+        let mut ended: Vec<Subscription> = gone
+            .map(|own| Subscription { terminated_at: own.terminated_at.or(Some(asked_at)), ..own.clone() })
+            .collect();
+        ended.sort_unstable_by_key(|own| std::cmp::Reverse(own.terminated_at));
+        ended.truncate(ENDED);
+        Self::new(metrics, ended.into_iter().chain(active).collect(), asked_at)
+    }
+
     fn with_customers(mut self) -> Self {
         for own in self.subscriptions.values().flatten() {
             let ids = self.customers.entry(own.external_customer_id.clone()).or_default();
@@ -83,9 +106,16 @@ impl Catalogue {
         ids.flat_map(|id| self.subscriptions(id)).filter(move |own| own.external_customer_id == customer)
     }
 
-    /// Whether this customer has, or had, a subscription with this id.
-    pub(crate) fn is_of(&self, external_id: &str, customer: &str) -> bool {
-        self.subscriptions(external_id).iter().any(|own| own.external_customer_id == customer)
+    /// Whether a subscription with this id was this customer's at that time: an id may be another customer's after it
+    /// has ended. Where nobody had it, it is of who had it last before, or first after.
+    pub(crate) fn is_of(&self, external_id: &str, customer: &str, at: Timestamp) -> bool {
+        let all = self.subscriptions(external_id).iter();
+        let begun = all.clone().filter(|own| own.started_at.is_none_or(|started| started <= at));
+        let held = begun.clone().filter(|own| own.terminated_at.is_none_or(|ended| at < ended));
+        // Of several Lago takes the one that began last.
+        let holder = held.max_by_key(|own| own.started_at).or_else(|| begun.max_by_key(|own| own.started_at));
+        let holder = holder.or_else(|| all.min_by_key(|own| own.started_at));
+        holder.is_some_and(|own| own.external_customer_id == customer)
     }
 
     /// How much of its metric an event is: of metrics that count events or add up a property.
@@ -115,6 +145,8 @@ pub(crate) struct Seen {
     /// When the last look began, and why it failed if it did.
     pub(crate) looked_at: Timestamp,
     pub(crate) failed: Option<Failed>,
+    /// Of subscriptions only the active ones were told.
+    partial: bool,
     /// Before then no doubt leads to another look, and nothing that is to be confirmed.
     next_look: Option<Instant>,
     next_confirming_look: Option<Instant>,
@@ -250,6 +282,7 @@ pub(crate) struct CatalogueWorker {
     api: LagoApi,
     journal: Journal,
     clock: SharedClock,
+    metrics: UsageMetrics,
     refresh: Duration,
     seen: watch::Sender<Seen>,
     wanted: watch::Receiver<Wanted>,
@@ -257,17 +290,26 @@ pub(crate) struct CatalogueWorker {
 
 impl CatalogueWorker {
     /// Begins with what is remembered.
-    pub(crate) async fn new(api: LagoApi, journal: Journal, clock: SharedClock, refresh: Duration) -> (Self, Known) {
+    pub(crate) async fn new(
+        api: LagoApi,
+        journal: Journal,
+        clock: SharedClock,
+        refresh: Duration,
+        metrics: UsageMetrics,
+    ) -> (Self, Known) {
         let stored = journal.read(|reader| reader.value(NAME)).await.unwrap_or_else(|error| {
             tracing::warn!(error = %error, "the remembered catalogue cannot be read, Lago is asked: {error}");
             None
         });
         let catalogue: Option<Catalogue> = stored.and_then(|stored| serde_json::from_slice(&stored).ok());
         let catalogue = catalogue.map(|catalogue| Arc::new(catalogue.with_customers()));
+        if let Some(catalogue) = &catalogue {
+            metrics.catalogue(catalogue.asked_at, catalogue.subscriptions.len(), false);
+        }
         let (seen, receiver) = watch::channel(Seen { catalogue, ..Seen::default() });
         let (want, wanted) = watch::channel(Wanted::default());
         let known = Known { seen: receiver, wanted: Arc::new(want) };
-        (Self { api, journal, clock, refresh, seen, wanted }, known)
+        (Self { api, journal, clock, metrics, refresh, seen, wanted }, known)
     }
 
     pub(crate) async fn run(self, stop: StopToken) -> Result<(), std::convert::Infallible> {
@@ -320,13 +362,27 @@ impl CatalogueWorker {
     /// Reads everything; true where it differs from what was known.
     async fn look(&self) -> bool {
         let looked_at = self.clock.now();
+        let before = self.seen.borrow().clone();
         let asked = async {
             let metrics = self.api.billable_metrics().await?;
-            Ok::<_, ApiError>(Catalogue::new(metrics, self.api.subscriptions().await?, looked_at))
+            match self.api.subscriptions().await {
+                Ok(all) => Ok((Catalogue::new(metrics, all, looked_at), false)),
+                Err(ApiError::TooMany) => {
+                    let active = self.api.active_subscriptions().await?;
+                    Ok((Catalogue::of_active(metrics, active, before.catalogue.as_deref(), looked_at), true))
+                }
+                Err(error) => Err(error),
+            }
         };
-        let before = self.seen.borrow().clone();
         match asked.await {
-            Ok(catalogue) => {
+            Ok((catalogue, partial)) => {
+                self.metrics.catalogue(looked_at, catalogue.subscriptions.len(), partial);
+                if partial && !before.partial {
+                    tracing::warn!(
+                        "Lago has more than 100,000 subscriptions with those that have ended: only the active ones are read, \
+                         ended ones are known as far as they were seen before"
+                    );
+                }
                 let same = before.catalogue.as_ref().is_some_and(|before| before.says_the_same(&catalogue));
                 if before.failed.is_some() || before.catalogue.is_none() {
                     tracing::info!(
@@ -339,17 +395,16 @@ impl CatalogueWorker {
                     self.store(&catalogue).await;
                 }
                 let catalogue = Some(Arc::new(catalogue));
-                self.seen.send_replace(Seen { catalogue, looked_at, failed: None, ..before });
+                self.seen.send_replace(Seen { catalogue, looked_at, failed: None, partial, ..before });
                 !same
             }
             Err(error) => {
                 let failed = match error {
-                    ApiError::Unreachable(_)
-                    | ApiError::TooSlow
-                    | ApiError::NotLago
-                    | ApiError::Unsteady
-                    | ApiError::Status(408 | 429 | 500..) => Failed::Away,
-                    _ => Failed::Refused,
+                    // A key that may not read, unless it did before: then it is being replaced.
+                    ApiError::Denied(_) if before.catalogue.is_none() => Failed::Refused,
+                    ApiError::TooMany | ApiError::TooLarge(_) => Failed::Refused,
+                    // Also 404 and the like: a proxy without its backend, or a wrong address.
+                    _ => Failed::Away,
                 };
                 if before.failed != Some(failed) {
                     let error = kit::error::chain(&error);

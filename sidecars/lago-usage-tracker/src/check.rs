@@ -14,7 +14,7 @@ use kit_lago::usage::Quantity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::admit::Stored;
+use crate::admit::{NOBODY, Stored};
 use crate::catalogue::Catalogue;
 use crate::config::ChecksSection;
 
@@ -189,8 +189,8 @@ pub(crate) fn whose<'a>(customer: &'a str, at: Timestamp, catalogue: &'a Catalog
     }
 }
 
-// Lago's times are whole seconds.
-fn began(own: &Subscription, at: Timestamp) -> bool {
+/// Whether a subscription had begun at that time; Lago's times are whole seconds.
+pub(crate) fn began(own: &Subscription, at: Timestamp) -> bool {
     own.started_at.is_none_or(|started| at.plus_millis(1_000) > started)
 }
 
@@ -231,17 +231,24 @@ fn subscription(event: &Stored<'_>, catalogue: &Catalogue, checks: &ChecksSectio
             ),
         };
     };
+    let customer = subscription.external_customer_id.as_str();
+    if NOBODY.contains(&customer) {
+        return none(format!("the subscription {id:?} is of the customer {customer:?}, who is nobody"));
+    }
     if let Some(period) =
         subscription.current_billing_period_started_at.filter(|period| at.plus_millis(1_000) <= *period)
     {
-        return wrong(
-            Kind::Late,
-            format!(
-                "its time, {at}, is before the current billing period, which began {period}: if that invoice is final, Lago never bills it"
-            ),
-        );
+        return Some(late(at, period));
     }
     None
+}
+
+/// Usage of before the current billing period.
+pub(crate) fn late(at: Timestamp, period: Timestamp) -> Finding {
+    let sentence = format!(
+        "its time, {at}, is before the current billing period, which began {period}: if that invoice is final, Lago never bills it"
+    );
+    Finding { kind: Kind::Late, field: "timestamp", code: "value_is_out_of_range", sentence }
 }
 
 #[cfg(test)]
@@ -285,6 +292,10 @@ mod tests {
                 subscription("up", "2026-10-01T00:00:00Z", Some("2026-11-20T00:00:00Z"), None),
                 subscription("up", "2026-11-20T00:00:00Z", None, None),
                 subscription("over", "2026-01-01T00:00:00Z", Some("2026-11-20T00:00:00Z"), None),
+                Subscription {
+                    external_customer_id: "global".to_owned(),
+                    ..subscription("nobody's", "2026-01-01T00:00:00Z", None, None)
+                },
             ],
             NOW.parse().unwrap(),
         )
@@ -402,6 +413,13 @@ mod tests {
             ("s", "gb", NOW, r#"{"gb":null}"#, "property: "),
             ("s", "users", NOW, r#"{"usr":1}"#, "property: users counts the property \"user\""),
             ("x", "calls", NOW, "{}", "no_subscription: Lago has no active subscription \"x\""),
+            (
+                "nobody's",
+                "calls",
+                NOW,
+                "{}",
+                "no_subscription: the subscription \"nobody's\" is of the customer \"global\", who is nobody",
+            ),
             (
                 "over",
                 "calls",

@@ -7,10 +7,14 @@
 //!
 //! Source: cloudevents/spec `cloudevents/spec.md`, `bindings/http-protocol-binding.md` at v1.0.2.
 
+use std::borrow::Cow;
+
 use axum::http::HeaderMap;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use kit_delivery::cloudevents::{CloudEvent, NotCloudEvents, attributes, binary, media_type, parse};
 use kit_lago::usage::{BadBody, elements};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
@@ -24,7 +28,7 @@ pub(crate) fn usage_events(
     most: usize,
 ) -> Result<Vec<Box<RawValue>>, NotCloudEvents> {
     Ok(match media_type(headers).as_str() {
-        "application/cloudevents+json" => vec![usage(&attributes(parse(body)?)?)?],
+        "application/cloudevents+json" => vec![structured(parse(body)?)?],
         "application/cloudevents-batch+json" => {
             let batch: &RawValue = parse(body)?;
             let events = elements(batch, most).map_err(|error| match error {
@@ -32,16 +36,36 @@ pub(crate) fn usage_events(
                 _ if batch.get().starts_with('[') => NotCloudEvents::Empty,
                 _ => NotCloudEvents::Body,
             })?;
-            events.into_iter().map(|event| usage(&attributes(event)?)).collect::<Result<_, _>>()?
+            events.into_iter().map(structured).collect::<Result<_, _>>()?
         }
         _ if headers.contains_key("ce-id") => vec![usage(&binary(headers, body)?)?],
         _ => return Err(NotCloudEvents::Type),
     })
 }
 
+/// An event in the structured mode, whose data may be written as bytes.
+fn structured(raw: &RawValue) -> Result<Box<RawValue>, NotCloudEvents> {
+    let event = attributes(raw)?;
+    if !raw.get().contains("\"data_base64\"") {
+        return usage(&event);
+    }
+    let Bytes { data_base64 } = parse(raw.get().as_bytes())?;
+    let Some(written) = data_base64 else { return usage(&event) };
+    // One of the two at most, says CloudEvents' JSON format, section 3.1.1.
+    let bytes = STANDARD.decode(&*written).ok().filter(|_| event.data.is_none()).ok_or(NotCloudEvents::Body)?;
+    usage(&CloudEvent { data: Some(parse(&bytes)?), ..event })
+}
+
+/// Data that a library keeps as bytes.
+#[derive(Deserialize)]
+struct Bytes<'a> {
+    #[serde(borrow, default)]
+    data_base64: Option<Cow<'a, str>>,
+}
+
 fn usage(event: &CloudEvent<'_>) -> Result<Box<RawValue>, NotCloudEvents> {
     if !event.is_named() {
-        return Err(NotCloudEvents::Body);
+        return Err(NotCloudEvents::Unnamed);
     }
     let (mut subscription, mut customer) = (None, None);
     match event.subject.as_deref().unwrap_or_default().split_once('/') {
@@ -178,8 +202,8 @@ mod tests {
         for (headers, body, expected) in [
             (&[("content-type", "application/json")][..], EVENT, NotCloudEvents::Type),
             (&structured, "", NotCloudEvents::Body),
-            (&structured, r#"{"specversion":"1.0","source":"a","type":"t"}"#, NotCloudEvents::Body),
-            (&structured, r#"{"specversion":"0.3","id":"1","source":"a","type":"t"}"#, NotCloudEvents::Body),
+            (&structured, r#"{"specversion":"1.0","source":"a","type":"t"}"#, NotCloudEvents::Unnamed),
+            (&structured, r#"{"specversion":"0.3","id":"1","source":"a","type":"t"}"#, NotCloudEvents::Unnamed),
             (&[("content-type", "application/cloudevents-batch+json")], "[]", NotCloudEvents::Empty),
             (&[("content-type", "application/cloudevents-batch+json")], EVENT, NotCloudEvents::Body),
             (&[("content-type", "application/cloudevents-batch+json")], "[{},{},{}]", NotCloudEvents::TooMany),

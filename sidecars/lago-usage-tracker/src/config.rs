@@ -5,10 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use kit::client::ClientOptions;
-use kit::config::{
-    AdminSection, COMMON_WELL_KNOWN, ListenSection, LogSection, Problems, Section, StopSection, WellKnown,
-};
-use kit::run::Common;
+use kit::config::{COMMON_WELL_KNOWN, Problems, ProcessSections, Section, WellKnown};
 use kit::secret::Secret;
 use kit_amqp::AmqpSourceSection;
 use kit_delivery::config::{CircuitSection, GatewaySection, RetrySection, TimeoutSection, parse_url};
@@ -40,8 +37,8 @@ pub fn well_known() -> Vec<WellKnown> {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Addresses and limits of the two listeners.
-    pub listen: ListenSection,
+    /// What every daemon has: `listen`, `admin`, `log` and `stop`.
+    pub process: ProcessSections,
     /// Who may report usage, and what is taken.
     pub usage: UsageSection,
     /// A RabbitMQ queue that usage is taken from as well: in Lago's shape, or as CloudEvents. Whoever may publish to it
@@ -63,12 +60,6 @@ pub struct Config {
     pub gateway: GatewaySection,
     /// Where and how events are kept.
     pub journal: JournalSection,
-    /// Access to the admin API.
-    pub admin: AdminSection,
-    /// What is logged and how.
-    pub log: LogSection,
-    /// How the daemon stops.
-    pub stop: StopSection,
 }
 
 /// Who may report usage, and what is taken.
@@ -150,7 +141,8 @@ pub struct ChecksSection {
     /// The event is of a time before its subscription began, or in the future.
     pub time: Policy,
     /// The event is of a time before the current billing period. Lago bills it only as long as that period's invoice is
-    /// a draft.
+    /// a draft. v1.16 does not tell the period in its list of subscriptions: there it is asked for, where this is not
+    /// `pass`, and nothing is rejected at once.
     pub late: Policy,
     /// Seconds that an event may lie in the future.
     pub future_seconds: f64,
@@ -247,9 +239,10 @@ pub struct LagoSection {
     pub batch_size: usize,
     /// Seconds that the first event of a batch waits for others.
     pub linger_seconds: f64,
-    /// Requests in flight at most. Lago's API has five threads by default, and kills them when they stall.
+    /// Requests in flight at most. Lago's API has five threads by default, and kills them when they stall. After a start
+    /// and after each outage one is, and one more with each round that gets through.
     pub concurrency: usize,
-    /// Requests started per second at most; 0 means no limit.
+    /// Requests per second at most; 0 means no limit.
     pub rate_per_second: u32,
     /// Time limits of a request.
     pub timeout: TimeoutSection,
@@ -312,11 +305,7 @@ impl Default for LagoSection {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: ListenSection {
-                public: "0.0.0.0:8082".to_owned(),
-                admin: "127.0.0.1:9082".to_owned(),
-                ..ListenSection::default()
-            },
+            process: ProcessSections::at_ports(8082, 9082),
             usage: UsageSection::default(),
             amqp_source: AmqpSourceSection::default(),
             webhooks: WebhooksSection::default(),
@@ -330,32 +319,21 @@ impl Default for Config {
                 path: PathBuf::from("/var/lib/outrigger/lago-usage-tracker.db"),
                 ..JournalSection::default()
             },
-            admin: AdminSection::default(),
-            log: LogSection::default(),
-            stop: StopSection::default(),
         }
     }
 }
 
-impl Common for Config {
-    fn listen(&self) -> &ListenSection {
-        &self.listen
-    }
-
-    fn log(&self) -> &LogSection {
-        &self.log
-    }
-
-    fn stop(&self) -> &StopSection {
-        &self.stop
+impl AsRef<ProcessSections> for Config {
+    fn as_ref(&self) -> &ProcessSections {
+        &self.process
     }
 }
 
 impl Section for Config {
+    const GROUPS: &'static [&'static str] = &["process"];
+
     fn validate(&self, problems: &mut Problems) {
-        self.listen.validate("listen", problems);
-        self.log.validate("log", problems);
-        self.stop.validate("stop", problems);
+        self.process.validate(problems);
         self.journal.validate("journal", problems);
         self.usage.validate(problems);
         if self.amqp_source.is_set() {

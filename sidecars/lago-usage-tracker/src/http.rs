@@ -3,6 +3,7 @@
 //! Source: getlago/lago-api `app/controllers/api/v1/events_controller.rb` and `app/controllers/concerns/api_errors.rb`,
 //! at v1.16.0 and at the head of 2026-08-21.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,10 +88,15 @@ async fn other(State(intake): State<Arc<Intake>>, request: Request) -> Response 
     } else {
         "Not Found"
     };
+    match spelled(request.method(), request.uri().path()) {
+        Some(Spelled::Take(shape)) => return answered(&intake, take(&intake, request, shape).await),
+        Some(Spelled::Show(id)) => return answered(&intake, show::find(&intake, request.headers(), &id).await),
+        None => {}
+    }
     let Some(proxy) = &intake.proxy else {
         return plain(StatusCode::NOT_FOUND, unknown, Some("resource_not_found"));
     };
-    // Rails takes other spellings of a path, and usage that took one would not be kept here.
+    // Whatever else Rails might take for it: usage that went there would not be kept here.
     if request.method() == Method::POST && is_intake(request.uri().path()) {
         return no_such_path();
     }
@@ -104,6 +110,32 @@ async fn other(State(intake): State<Arc<Intake>>, request: Request) -> Response 
         let (status, text) = error.answer();
         plain(status, text, None)
     })
+}
+
+/// What another spelling of a path of ours asks for.
+enum Spelled {
+    Take(Shape),
+    Show(String),
+}
+
+/// Rails takes slashes twice or at the end, and `.json`; Lago's Go client makes `//api/v1/` of a base URL that ends with a
+/// slash.
+///
+/// Source: getlago/lago-go-client `lago.go` (`SetBaseURL`), rails/rails `actionpack/lib/action_dispatch/journey/router/utils.rb`.
+fn spelled(method: &Method, path: &str) -> Option<Spelled> {
+    let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+    let plain = |segment: &'static str, found: &str| found.strip_suffix(".json").unwrap_or(found) == segment;
+    match segments.as_slice() {
+        ["api", "v1", one] if method == Method::POST && plain("events", one) => Some(Spelled::Take(Shape::One)),
+        ["api", "v1", "events", batch] if method == Method::POST && plain("batch", batch) => {
+            Some(Spelled::Take(Shape::Batch))
+        }
+        ["api", "v1", "cloudevents"] if method == Method::POST => Some(Spelled::Take(Shape::CloudEvents)),
+        ["api", "v1", "events", id] if method == Method::GET => {
+            Some(Spelled::Show(percent_encoding::percent_decode_str(id).decode_utf8().ok()?.into_owned()))
+        }
+        _ => None,
+    }
 }
 
 async fn one(State(intake): State<Arc<Intake>>, request: Request) -> Response {
@@ -202,14 +234,19 @@ async fn admitted<'a>(
     };
     // More than there is room for has all of it.
     let room = u32::try_from(events.len().min(EVENTS_AT_ONCE)).unwrap_or(u32::MAX);
-    let room = tokio::time::timeout(WAIT_FOR_ROOM, intake.room.acquire_many(room)).await;
-    let room = room.ok().and_then(Result::ok).ok_or(Refusal::Busy)?;
+    let room = match intake.room.try_acquire_many(room) {
+        Ok(room) => room,
+        Err(_) => {
+            let room = tokio::time::timeout(WAIT_FOR_ROOM, intake.room.acquire_many(room)).await;
+            room.ok().and_then(Result::ok).ok_or(Refusal::Busy)?
+        }
+    };
     let request_key = idempotency_key(headers);
     let mut admitted =
         Admitted { _room: room, events: Vec::with_capacity(events.len()), answers: Vec::with_capacity(events.len()) };
     let mut errors = BTreeMap::new();
     for (place, event) in events.into_iter().enumerate() {
-        let name = request_key.map(|key| cloudevents::place_in_request(producer.name(), key, place));
+        let name = request_key.as_deref().map(|key| cloudevents::place_in_request(producer.name(), key, place));
         match admit::admit_answered(event, name, now) {
             Ok((event, answer)) => {
                 admitted.events.push(rollup::route(&intake.rollup, event));
@@ -239,11 +276,14 @@ async fn may_report(intake: &Intake, producer: &Producer, events: &[NewEvent], n
         return Err(Refusal::Forbidden);
     }
     let allows = |seen: &Seen| {
-        let is_of = |subscription: &str, customer: &str| {
-            seen.catalogue.as_ref().is_some_and(|catalogue| catalogue.is_of(subscription, customer))
-        };
         let mut named = events.iter().filter(|event| event.head.event_type != UNRESOLVED);
-        named.all(|event| producer.may_report(event.head.scope.as_deref(), is_of))
+        named.all(|event| {
+            let is_of = |subscription: &str, customer: &str| {
+                let at = Stored::read(&event.body).and_then(|stored| stored.time()).unwrap_or(now);
+                seen.catalogue.as_ref().is_some_and(|catalogue| catalogue.is_of(subscription, customer, at))
+            };
+            producer.may_report(event.head.scope.as_deref(), is_of)
+        })
     };
     if allows(&intake.known.current()) {
         return Ok(());
@@ -254,8 +294,8 @@ async fn may_report(intake: &Intake, producer: &Producer, events: &[NewEvent], n
     let seen = intake.known.newer_than(now, LOOK_AGAIN).await;
     match allows(&seen) {
         true => Ok(()),
-        // A no is for ever: the subscription may be a minute old.
-        false if seen.may_tell() && seen.is_behind(now) => Err(Refusal::Undecided),
+        // A no is for ever: the subscription may be a minute old, and Lago's key just being replaced.
+        false if seen.is_behind(now) => Err(Refusal::Undecided),
         false => Err(Refusal::Forbidden),
     }
 }
@@ -316,10 +356,15 @@ async fn taken_before(intake: &Intake, events: &[NewEvent], places: Vec<usize>) 
 }
 
 /// A name of the whole request, for producers whose events have none: the same request has the same one.
-fn idempotency_key(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn idempotency_key(headers: &HeaderMap) -> Option<Cow<'_, str>> {
     let mut keys = headers.get_all("idempotency-key").iter();
     let (Some(key), None) = (keys.next(), keys.next()) else { return None };
-    key.to_str().ok().map(str::trim).filter(|key| !key.is_empty())
+    let key = match std::str::from_utf8(key.as_bytes()) {
+        Ok(key) => Cow::Borrowed(key.trim()),
+        // Letters of the older kind, each a byte.
+        Err(_) => Cow::Owned(key.as_bytes().iter().map(|byte| char::from(*byte)).collect()),
+    };
+    (!key.is_empty()).then_some(key)
 }
 
 /// Lago's errors: of a single event by field, of a batch by place and field.

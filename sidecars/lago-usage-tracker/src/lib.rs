@@ -8,9 +8,10 @@
 //! far an event has come · `rollup` many events made few before they are sent · `ledger` what Lago has confirmed, without
 //! I/O · `reconcile` whether Lago has counted it · `canary` an event that is known to be billable · `alerts` events of the
 //! daemon's own for the gateway · `api` the ledger for operators · `proxy` Lago's other paths ·
-//! `webhooks` other daemons' events · `complained` what Lago says is wrong with events that are tried · `rules` what those count as, without I/O · `fuzzing` what
+//! `webhooks` other daemons' events · `complained` what Lago says is wrong with events that are tried or parked · `rules` what those count as, without I/O · `fuzzing` what
 //! fuzz targets reach.
 
+mod accepted;
 mod admit;
 mod alerts;
 mod api;
@@ -26,6 +27,7 @@ pub mod fuzzing;
 mod http;
 mod ledger;
 mod metrics;
+mod periods;
 mod producers;
 mod proxy;
 mod queue;

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
+use kit::clock::Timestamp;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -141,6 +142,9 @@ pub(crate) struct UsageMetrics {
     pairs: Family<Stands, Gauge>,
     missing: Gauge,
     uninvoiced: Gauge<f64, AtomicU64>,
+    catalogue_told: Gauge<f64, AtomicU64>,
+    catalogue_subscriptions: Gauge,
+    catalogue_partial: Gauge,
     canary_events: Counter,
     canary_waits: Gauge<f64, AtomicU64>,
     rollup: Family<Result, Counter>,
@@ -189,6 +193,21 @@ impl UsageMetrics {
             "usage_uninvoiced_seconds",
             "How long ago the first of the billing periods ended that Lago has put on no invoice, at the last comparison",
             metrics.uninvoiced.clone(),
+        );
+        registry.register(
+            "usage_catalogue_told_timestamp_seconds",
+            "When Lago was asked for what the last whole list of its metrics and subscriptions says; 0 where it never told",
+            metrics.catalogue_told.clone(),
+        );
+        registry.register(
+            "usage_catalogue_subscriptions",
+            "External ids of subscriptions that are known, of active ones and of those that ended lately",
+            metrics.catalogue_subscriptions.clone(),
+        );
+        registry.register(
+            "usage_catalogue_partial",
+            "Whether Lago has too many subscriptions to read those that have ended",
+            metrics.catalogue_partial.clone(),
         );
         registry.register("usage_canary_events", "Canary events stored", metrics.canary_events.clone());
         registry.register(
@@ -281,6 +300,14 @@ impl UsageMetrics {
 
     pub(crate) fn uninvoiced(&self, seconds: f64) {
         self.uninvoiced.set(seconds);
+    }
+
+    /// What Lago has told at that time.
+    pub(crate) fn catalogue(&self, told_at: Timestamp, subscriptions: usize, partial: bool) {
+        #[expect(clippy::cast_precision_loss, reason = "a time of this age")]
+        self.catalogue_told.set(told_at.as_millis() as f64 / 1_000.0);
+        self.catalogue_subscriptions.set(i64::try_from(subscriptions).unwrap_or(i64::MAX));
+        self.catalogue_partial.set(i64::from(partial));
     }
 
     pub(crate) fn canary_sent(&self) {

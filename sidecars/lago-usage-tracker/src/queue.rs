@@ -6,13 +6,7 @@ use std::sync::Arc;
 use axum::http::{HeaderMap, HeaderValue};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use kit::clock::SharedClock;
-use kit::config::Problems;
-use kit::lifecycle::Shell;
-use kit::run::StartError;
-use kit::telemetry::Metrics;
-use kit_amqp::{AmqpMetrics, AmqpSource, AmqpSourceSection, Message, Taken};
-use kit_delivery::start::configuration;
+use kit_amqp::{AmqpSourceSection, Inbox, Message, Taken};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -20,46 +14,18 @@ use crate::http::{Intake, Shape, take_body};
 use crate::producers::Producer;
 use crate::refusal::Refusal;
 
-/// Name of the connection in metrics and at the broker.
-const SOURCE: &str = "usage";
-const DAEMON: &str = "lago-usage-tracker";
-
-/// Reports what of the section cannot be used.
-pub(crate) fn check(section: &AmqpSourceSection, problems: &mut Problems) {
-    if !section.is_set() {
-        return;
-    }
-    let clock = Arc::new(kit::clock::SystemClock);
-    if let Err(errors) = AmqpSource::new(SOURCE, DAEMON, section, &AmqpMetrics::default(), clock) {
-        for error in errors {
-            problems.add(&format!("amqp_source.{}", error.path), &error.message);
-        }
-    }
+/// The queue, if there is one to take messages from.
+pub(crate) fn inbox(section: &AmqpSourceSection) -> Inbox<'_> {
+    Inbox { daemon: "lago-usage-tracker", name: "usage", section }
 }
 
-/// Takes messages, if there is a queue to take them from.
-pub(crate) fn start(
-    shell: &mut Shell,
-    section: &AmqpSourceSection,
-    metrics: &Metrics,
-    intake: &Arc<Intake>,
-    clock: &SharedClock,
-) -> Result<(), StartError> {
-    if !section.is_set() {
-        return Ok(());
-    }
-    let metrics = metrics.with_registry(AmqpMetrics::register);
-    let source = AmqpSource::new(SOURCE, DAEMON, section, &metrics, Arc::clone(clock)).map_err(|errors| {
-        configuration(errors.iter().map(|error| format!("amqp_source.{error}")).collect::<Vec<_>>().join("; "))
-    })?;
-    let (stop, health) = (shell.stop_token(), intake.journal.health());
+/// What takes its messages.
+pub(crate) fn taker(intake: &Arc<Intake>) -> impl Fn(Arc<Message>) -> BoxFuture<'static, Taken> + use<> {
     let (intake, producer) = (Arc::clone(intake), Arc::new(Producer::of_queue()));
-    let receive = move |message: Arc<Message>| -> BoxFuture<'static, Taken> {
+    move |message| {
         let (intake, producer) = (Arc::clone(&intake), Arc::clone(&producer));
         async move { take(&intake, &producer, &message).await }.boxed()
-    };
-    shell.spawn("usage queue", source.run(stop, health, receive));
-    Ok(())
+    }
 }
 
 async fn take(intake: &Intake, producer: &Producer, message: &Message) -> Taken {
@@ -72,7 +38,7 @@ async fn take(intake: &Intake, producer: &Producer, message: &Message) -> Taken 
                 Refusal::Journal | Refusal::Busy | Refusal::Undecided => Taken::TryLater(refusal.reason().to_owned()),
                 Refusal::Invalid(errors) => Taken::Rejected(in_words(&errors)),
                 Refusal::InvalidBatch(errors) => Taken::Rejected(in_words(&errors)),
-                Refusal::Bad(bad) => Taken::Rejected(format!("the body is not usage in Lago's shape: {bad:?}")),
+                Refusal::Bad(bad) => Taken::Rejected(format!("not usage in Lago's shape: {bad}")),
                 Refusal::NotCloudEvents(not) => Taken::Rejected(not.to_string()),
                 other => Taken::Rejected(other.reason().to_owned()),
             }
@@ -141,6 +107,20 @@ mod tests {
         check("application/json", "no json", Shape::One, "no json");
         check("application/cloudevents+json", "{}", Shape::CloudEvents, "{}");
         check("application/cloudevents-batch+json; charset=utf-8", "[]", Shape::CloudEvents, "[]");
+    }
+
+    /// Two messages whose ids differ in other letters are two.
+    #[test]
+    fn a_message_id_names_its_events_in_whatever_letters() {
+        let key = |id: &str| {
+            let message = Message { message_id: Some(id.to_owned()), ..message("application/json", &[], "{}") };
+            let (headers, ..) = as_request(&message);
+            crate::http::idempotency_key(&headers).map(std::borrow::Cow::into_owned)
+        };
+        assert_eq!(key("m-1").as_deref(), Some("m-1"));
+        assert!(key("b\u{e9}-1").is_some());
+        assert_ne!(key("b\u{e9}-1"), key("b\u{e8}-1"));
+        assert_eq!(key("\u{e9}\n"), None, "nor is that a header");
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod books;
 mod forget;
 mod past;
 mod round;
+mod state;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,6 @@ use kit::lifecycle::StopToken;
 use kit_journal::Journal;
 use kit_lago::api::{Aggregation, ApiError, ChargeUsage, CurrentUsage, LagoApi};
 use kit_lago::usage::Quantity;
-use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -29,6 +29,7 @@ use crate::ledger::{Booked, Name, Period, Sum};
 use crate::metrics::UsageMetrics;
 pub(crate) use books::{Books, Entry, entry};
 use round::{GaveUpAt, Round, Unanswered};
+pub(crate) use state::State;
 
 /// Between two questions, so that Lago comes to other things.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -45,52 +46,14 @@ pub(crate) struct Results {
     pub(crate) pairs: BTreeMap<Name, Compared>,
     /// Of the last period of each that has ended.
     pub(crate) ended: BTreeMap<Name, past::Ended>,
-    /// Events missing at the last one.
-    missing: u64,
+    /// Events missing at the last one, and pairs of which something is, units alone among them.
+    missing: (u64, usize),
     /// When the last comparison began that has gone through to its end.
     pub(crate) compared_at: Option<Timestamp>,
     /// What Lago has not answered in the last one.
     pub(crate) failed: Option<String>,
     /// Of current periods, and of those that have ended.
     gave_up_at: [GaveUpAt; 2],
-}
-
-/// How a pair stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum State {
-    /// Lago has counted what it has confirmed.
-    Equal,
-    /// Lago has counted less.
-    Missing,
-    /// Lago has counted more: somebody else reports too, or did so before.
-    Surplus,
-    /// Lago has counted more, and so many events may be of this period or of another one: the plan was changed within
-    /// the period, or events of several days came before Lago had told where it begins.
-    Uncertain,
-    /// Nothing is missing of what is old enough, and events go on coming; or Lago has no final invoice of it yet.
-    Settling,
-    /// No charge of the subscription's plan counts this metric.
-    NotCharged,
-    /// Lago does not say.
-    Unknown,
-}
-
-impl State {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Equal, Self::Missing, Self::Surplus, Self::Uncertain, Self::Settling, Self::NotCharged, Self::Unknown];
-
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::Equal => "equal",
-            Self::Missing => "missing",
-            Self::Surplus => "surplus",
-            Self::Uncertain => "uncertain",
-            Self::Settling => "settling",
-            Self::NotCharged => "not_charged",
-            Self::Unknown => "unknown",
-        }
-    }
 }
 
 /// One pair's comparison.
@@ -425,16 +388,23 @@ impl Reconciler {
         for state in State::ALL {
             self.metrics.compared(state, all.iter().filter(|compared| compared.state == state).count());
         }
-        let missing = all.iter().map(|compared| compared.missing_events).sum();
+        let unaccepted = all.iter().filter(|compared| compared.state != State::Accepted);
+        let missing = unaccepted.map(|compared| compared.missing_events).sum();
         self.metrics.missing(missing);
         self.metrics.uninvoiced(past::uninvoiced(results.ended.values()).as_secs_f64());
-        let before = std::mem::replace(&mut results.missing, missing);
-        if missing > before {
+        let pairs = all.iter().filter(|compared| compared.state == State::Missing).count();
+        let before = std::mem::replace(&mut results.missing, (missing, pairs));
+        if missing == 0 && pairs > before.1 {
+            tracing::warn!(
+                count = pairs,
+                "of {pairs} subscriptions' metrics Lago has counted every event and fewer units than it has confirmed: see `outrigger usage reconcile`"
+            );
+        } else if missing > before.0 {
             tracing::warn!(
                 count = missing,
                 "{missing} events that Lago has confirmed are not in what it has counted: see `outrigger usage reconcile`"
             );
-        } else if missing == 0 && before > 0 {
+        } else if pairs == 0 && before.1 > 0 {
             tracing::info!("Lago has counted everything that it has confirmed");
         }
     }

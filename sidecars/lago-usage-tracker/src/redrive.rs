@@ -1,4 +1,4 @@
-//! Parked events that fit by now go on after all: their metric or subscription has appeared.
+//! Parked events that fit by now go on after all: their metric or subscription has appeared, or their time has come.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -127,10 +127,11 @@ fn fits(event: &StoredEvent, sink: &str, catalogue: &Catalogue, checks: &ChecksS
     check(&stored, catalogue, checks, now).is_none_or(|finding| finding.kind.policy(checks) == Policy::Pass)
 }
 
-/// Whether an event was parked for something that Lago may know by now.
+/// Whether an event was parked for something that may fit by now: Lago may know more, and what was the future is past,
+/// whoever's clock was wrong.
 fn may_change(reason: &str) -> bool {
     let word = reason.split(':').next().unwrap_or_default();
-    Kind::ALL.iter().any(|kind| kind.may_change() && kind.word() == word)
+    Kind::ALL.iter().any(|kind| (kind.may_change() || *kind == Kind::Time) && kind.word() == word)
 }
 
 #[cfg(test)]
@@ -138,14 +139,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_lago_may_know_by_now_is_looked_at_again() {
+    fn only_what_may_fit_by_now_is_looked_at_again() {
         for (reason, expected) in [
             ("no_subscription: Lago has no active subscription \"s\"", true),
             ("ambiguous_subscription: the customer \"c\" had 2 subscriptions", true),
             ("contradiction: its customer's subscription has another event with this transaction id", false),
             ("unknown_metric: Lago has no billable metric with the code \"c\"", true),
             ("property: gb counts the property \"gb\", which the event does not have", true),
-            ("time: its time is in the future", false),
+            ("time: its time is in the future", true),
             ("Lago refuses it: code: value_is_mandatory", false),
             ("gave up after 4 attempts: answered 500", false),
             ("", false),

@@ -13,7 +13,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
 use kit::error::chain;
 use kit_delivery::{Batching, Failure, Outcome, Sink, Verdict};
-use kit_journal::{Appended, EventHead, EventId, Journal, JournalError, NewEvent, StoredEvent};
+use kit_journal::{Appended, EventHead, EventId, Journal, JournalError, NewEvent, Seq, StoredEvent};
 
 use crate::admit::{self, SOURCE, Stored, UNRESOLVED};
 use crate::catalogue::{Catalogue, Known, Seen};
@@ -44,7 +44,7 @@ pub(crate) struct Resolver {
     metrics: UsageMetrics,
     /// Metrics that are rolled up.
     rollup: BTreeSet<String>,
-    /// No event after this one was resolved before: none was there when the daemon started, and none was tried since.
+    /// No event after this one was resolved before: none was there when this replica began to resolve, and none was tried since.
     tried: AtomicI64,
     /// Those that fit nothing yet.
     withheld: Mutex<Withheld>,
@@ -213,6 +213,12 @@ impl Sink for Resolver {
         BATCHING
     }
 
+    fn lead(&self, accepted: Seq) -> BoxFuture<'_, Result<(), JournalError>> {
+        // Another replica may have resolved any of these, and died before that was recorded.
+        self.tried.fetch_max(accepted, Ordering::AcqRel);
+        std::future::ready(Ok(())).boxed()
+    }
+
     fn deliver<'a>(&'a self, event: &'a StoredEvent) -> BoxFuture<'a, Outcome> {
         async move { self.resolve(&[event]).await.pop().unwrap_or_else(done) }.boxed()
     }
@@ -304,6 +310,22 @@ mod tests {
         }
         assert_eq!(first.deliver(&event).await, done());
         assert_eq!(bench.events().await, 2);
+    }
+
+    /// It had started with an empty journal, and the one that resolved died before it was recorded.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_another_replica_has_resolved_is_looked_for_by_the_one_that_takes_over() {
+        let bench = Bench::new();
+        let second = bench.resolver(&[("s-2", "c")]);
+        let seq = bench.append(r#"{"transaction_id":"t","external_customer_id":"c","code":"x"}"#).await.seq;
+        let event = bench.event(seq).await;
+        assert_eq!(bench.resolver(&[("s-1", "c")]).deliver(&event).await, done());
+        assert_eq!(bench.events().await, 2);
+
+        second.lead(2).await.unwrap();
+
+        assert_eq!(second.deliver(&event).await, done());
+        assert_eq!(bench.events().await, 2, "it is resolved already");
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -13,22 +13,24 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use kit::client::{ReadError, read_whole};
-use kit::clock::SharedClock;
+use kit::clock::{SharedClock, Timestamp};
+use kit::retry::parse_retry_after;
 use kit::secret::Secret;
 use kit_delivery::{Batching, Failure, Outcome, Sink, Verdict};
 use kit_journal::{EventHead, JournalError, Seq, StoredEvent};
 use kit_lago::api::{SetupError, api_root, authorization};
-use kit_lago::usage::answer::{batch_errors, holds_events, in_words, is_known};
+use kit_lago::usage::answer::{batch_errors, holds_events, in_words, is_known, is_refusal};
 use reqwest::StatusCode;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use url::Url;
 
 use crate::admit::{READY, Stored, transaction_id};
 use crate::catalogue::{Known, Seen};
-use crate::check::{Finding, Policy, check};
+use crate::check::{Finding, Kind, Policy, check};
 use crate::complained::sentence;
 use crate::config::{ChecksSection, LagoSection};
 use crate::metrics::{Billed, UsageMetrics};
+use crate::periods::Periods;
 use crate::reconcile::{Books, Entry, entry};
 use crate::withheld::{TOO_MANY, Withheld};
 
@@ -45,6 +47,8 @@ const ROUNDS: usize = 8;
 /// Longest wait that Lago may ask for in a request, and how often for one batch; Lago's own client waits as long.
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 const PAUSES: usize = 3;
+/// Longest that Lago is left alone on its own word after that: as long as between two probes.
+const LONGEST_ASKED: Duration = Duration::from_secs(60);
 
 /// Sends usage events to Lago.
 pub(crate) struct LagoSink {
@@ -56,9 +60,13 @@ pub(crate) struct LagoSink {
     checks: ChecksSection,
     known: Known,
     clock: SharedClock,
+    /// At least so long between two requests, and when the next one may be made: a batch may be several.
+    spacing: Option<Duration>,
+    next_request: Mutex<Option<Instant>>,
     /// Lago has asked to be left alone until then, whichever request it said so to.
     paused_until: Mutex<Option<Instant>>,
     books: Arc<Books>,
+    periods: Periods,
     /// What Lago has confirmed and is not recorded yet.
     confirmed: Mutex<HashMap<Seq, Entry>>,
     withheld: Mutex<Withheld>,
@@ -98,11 +106,19 @@ impl LagoSink {
             checks: checks.clone(),
             known,
             clock,
+            spacing: Duration::from_secs(1).checked_div(section.rate_per_second),
+            next_request: Mutex::default(),
             paused_until: Mutex::default(),
+            periods: Periods::new(Arc::clone(&books)),
             books,
             confirmed: Mutex::default(),
             withheld: Mutex::default(),
         })
+    }
+
+    /// The billing periods that it goes by; whoever runs them asks Lago.
+    pub(crate) fn periods(&self) -> Periods {
+        self.periods.clone()
     }
 
     /// Notes what Lago has confirmed, for when it is recorded.
@@ -112,39 +128,48 @@ impl LagoSink {
         }
     }
 
-    /// Outcomes of events that are not to be sent; `None` for those that are. Nothing is waited for: what does not fit,
-    /// and may fit what Lago knows by now, comes again after the next look at Lago.
-    fn look_at(&self, events: &[&StoredEvent]) -> Vec<Option<Outcome>> {
+    /// Outcomes of events that are not to be sent; of those that are, what they are sent in spite of. Nothing is waited
+    /// for: what does not fit, and may fit what Lago knows by now, comes again after the next look at Lago.
+    fn look_at(&self, events: &[&StoredEvent]) -> Vec<Result<Option<Kind>, Outcome>> {
         let seen = self.known.current();
         if seen.is_first_look() {
             let first = |event: &&StoredEvent| {
-                Some(Outcome::withheld("Lago has not been asked yet what it knows", self.known.doubt(event.at)))
+                Err(Outcome::withheld("Lago has not been asked yet what it knows", self.known.doubt(event.at)))
             };
             return events.iter().map(first).collect();
         }
+        if seen.catalogue.is_none() && seen.may_tell() {
+            // Lago is away as long as it cannot be asked: it might take what it never bills.
+            let text = "Lago has never told yet what it knows, and cannot be asked now";
+            return vec![Err(Outcome::failed(Failure::Unreachable, text)); events.len()];
+        }
         let told_at = seen.catalogue.as_ref().map(|catalogue| catalogue.asked_at());
         let judge = |(event, finding): (&&StoredEvent, Option<Finding>)| {
-            let finding = finding?;
+            let stops = |finding: &Finding| finding.kind.policy(&self.checks) != Policy::Pass;
+            let is_looked_at = self.checks.late != Policy::Pass && !finding.as_ref().is_some_and(stops);
+            let late = || self.periods.late(event, seen.catalogue.as_deref()?, self.clock.now());
+            let late = is_looked_at.then(late).flatten().transpose()?;
+            let Some(finding) = late.or(finding) else { return Ok(None) };
             let policy = finding.kind.policy(&self.checks);
             let mut too_many = false;
             if policy != Policy::Pass && finding.kind.may_change() && seen.is_older_than(event.at) {
                 let wait = self.known.doubt(event.at);
                 let mut withheld = self.withheld.lock().unwrap_or_else(PoisonError::into_inner);
                 if withheld.has_room(event.seq, told_at) {
-                    return Some(Outcome::withheld(seen.why_wait(), wait));
+                    return Err(Outcome::withheld(seen.why_wait(), wait));
                 }
                 too_many = true;
             }
-            self.metrics.found(finding.kind, policy);
             if policy == Policy::Pass {
-                return None;
+                return Ok(Some(finding.kind));
             }
+            self.metrics.found(finding.kind, policy);
             let note = match (too_many, finding.kind.may_change() && seen.is_behind(event.at)) {
                 (true, _) => TOO_MANY,
                 (false, true) => " (Lago does not tell what is new)",
                 (false, false) => "",
             };
-            Some(Outcome::failed(Failure::Unsendable, format!("{finding}{note}")))
+            Err(Outcome::failed(Failure::Unsendable, format!("{finding}{note}")))
         };
         events.iter().zip(self.findings(events, &seen)).map(judge).collect()
     }
@@ -159,7 +184,9 @@ impl LagoSink {
 
     /// Sends events whose transaction ids differ, and goes on with those that Lago has said nothing about.
     async fn send(&self, events: &[&StoredEvent]) -> Vec<Outcome> {
-        let mut outcomes = self.look_at(events);
+        let looked = self.look_at(events);
+        let passed: Vec<Option<Kind>> = looked.iter().map(|looked| *looked.as_ref().unwrap_or(&None)).collect();
+        let mut outcomes: Vec<Option<Outcome>> = looked.into_iter().map(Result::err).collect();
         for _ in 0..ROUNDS {
             let open: Vec<usize> = (0..events.len()).filter(|place| outcomes[*place].is_none()).collect();
             if open.is_empty() {
@@ -181,27 +208,34 @@ impl LagoSink {
         let outcomes = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(left));
         let outcomes: Vec<Outcome> =
             events.iter().zip(outcomes).map(|(event, outcome)| self.heed_complaint(event, outcome)).collect();
-        for (event, outcome) in events.iter().zip(&outcomes) {
+        for ((event, outcome), passed) in events.iter().zip(&outcomes).zip(passed) {
             if outcome.verdict == Verdict::Delivered {
                 self.confirm(event);
             }
             let billed = match outcome.verdict {
                 Verdict::Delivered if outcome.status == Some(422) => Billed::Known,
                 Verdict::Delivered => Billed::Taken,
-                Verdict::Failed(failure) if !failure.may_retry() => Billed::Refused,
+                Verdict::Failed(Failure::Refused) => Billed::Refused,
                 Verdict::PassedBy(_) | Verdict::Failed(_) => continue,
             };
             self.metrics.billed(billed, 1);
+            // Once, however often it was tried.
+            if let Some(kind) = passed {
+                self.metrics.found(kind, Policy::Pass);
+            }
         }
         outcomes
     }
 
-    /// An event that Lago has already, and has complained about, is not one that it bills.
+    /// An event that Lago has complained about is not one that it bills: it has that already, also where it answers 200,
+    /// as it does with ClickHouse.
     fn heed_complaint(&self, event: &StoredEvent, outcome: Outcome) -> Outcome {
-        let is_known = outcome.verdict == Verdict::Delivered && outcome.status == Some(422);
-        let reason = if is_known { self.books.complaints().take(event.seq) } else { None };
-        match reason {
-            Some(reason) => Outcome { status: outcome.status, ..Outcome::failed(Failure::Refused, sentence(&reason)) },
+        if outcome.verdict != Verdict::Delivered {
+            return outcome;
+        }
+        let complaints = self.books.complaints();
+        match complaints.of(event.seq) {
+            Some(reason) => Outcome { status: outcome.status, ..Outcome::failed(Failure::Refused, sentence(reason)) },
             None => outcome,
         }
     }
@@ -221,6 +255,7 @@ impl LagoSink {
         let mut pauses = 0;
         loop {
             self.pause().await;
+            self.keep_the_rate().await;
             self.metrics.asked_lago();
             let request = self
                 .client
@@ -234,15 +269,22 @@ impl LagoSink {
                 Err(error) => return Said::All(Outcome::failed(Failure::Unreachable, describe(error))),
             };
             let status = response.status();
-            if status == StatusCode::TOO_MANY_REQUESTS && pauses < PAUSES {
-                pauses += 1;
-                let until = Instant::now() + asked_pause(response.headers());
+            let asked = asked_pause(status, response.headers(), self.clock.now());
+            if let Some(asked) = asked.filter(|_| status == StatusCode::TOO_MANY_REQUESTS) {
+                let until = Instant::now() + asked.min(LONGEST_PAUSE);
                 let mut paused = self.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
                 *paused = Some(paused.map_or(until, |paused| paused.max(until)));
-                continue;
+                drop(paused);
+                if pauses < PAUSES && asked <= LONGEST_PAUSE {
+                    pauses += 1;
+                    continue;
+                }
             }
             return match read_whole(response, ANSWER_BYTES).await {
-                Ok(answer) => judge(status, &answer, batch.len()),
+                Ok(answer) => match judge(status, &answer, batch.len()) {
+                    Said::All(outcome) => Said::All(Outcome { retry_after: asked, ..outcome }),
+                    each @ Said::Each(_) => each,
+                },
                 // It says of each event what became of it, and the half of that says of some nothing.
                 Err(ReadError::TooLarge(most)) => {
                     let error =
@@ -256,6 +298,17 @@ impl LagoSink {
                 }
             };
         }
+    }
+
+    async fn keep_the_rate(&self) {
+        let Some(spacing) = self.spacing else { return };
+        let at = {
+            let mut next = self.next_request.lock().unwrap_or_else(PoisonError::into_inner);
+            let at = next.map_or_else(Instant::now, |next| next.max(Instant::now()));
+            *next = Some(at + spacing);
+            at
+        };
+        tokio::time::sleep_until(at.into()).await;
     }
 
     async fn pause(&self) {
@@ -337,7 +390,8 @@ impl Sink for LagoSink {
 }
 
 fn says_nothing_of_events(outcome: &Outcome) -> bool {
-    matches!(outcome.verdict, Verdict::Failed(Failure::Unreachable | Failure::Unavailable | Failure::Denied))
+    let Verdict::Failed(failure) = outcome.verdict else { return false };
+    matches!(failure, Failure::Unreachable | Failure::Unavailable | Failure::Denied | Failure::Throttled)
 }
 
 /// Places of events without an outcome, of which no two have the same transaction id.
@@ -377,9 +431,16 @@ fn judge(status: StatusCode, answer: &[u8], events: usize) -> Said {
             all(Failure::Denied, format!("there is no Lago events API at LAGO_API_URL ({status})"))
         }
         502..=504 => all(Failure::Unavailable, format!("answered {status}")),
-        408 | 425 | 429 | 500..=599 => all(Failure::Busy, format!("answered {status}")),
-        // One event may be what is wrong with a batch: then it is soon alone.
-        _ => all(about_one(Failure::Refused), format!("answered {status}")),
+        // It takes no more at the moment, of anybody.
+        429 => all(Failure::Throttled, format!("answered {status}")),
+        408 | 425 | 500..=599 => all(Failure::Busy, format!("answered {status}")),
+        // One event may be what is wrong with a batch: then it is soon alone. Too long a request is refused before Lago.
+        413 => all(about_one(Failure::Refused), format!("answered {status}")),
+        _ if is_refusal(answer, status.as_u16()) => all(about_one(Failure::Refused), format!("answered {status}")),
+        _ => all(
+            Failure::Unavailable,
+            format!("answered {status}, and not in Lago's words: is LAGO_API_URL the address of Lago's API?"),
+        ),
     }
 }
 
@@ -394,11 +455,19 @@ fn with_status(outcome: Outcome, status: StatusCode) -> Outcome {
     Outcome { status: Some(status.as_u16()), ..outcome }
 }
 
-/// How long Lago's cloud asks to be left alone: `X-RateLimit-Reset` in seconds, or `Retry-After`.
-fn asked_pause(headers: &HeaderMap) -> Duration {
-    let seconds = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
-    let asked = seconds("x-ratelimit-reset").or_else(|| seconds("retry-after")).unwrap_or(1.0);
-    Duration::try_from_secs_f64(asked).unwrap_or(LONGEST_PAUSE).clamp(Duration::from_millis(100), LONGEST_PAUSE)
+/// How long Lago, or a proxy before it, asks to be left alone: `X-RateLimit-Reset` in seconds, or `Retry-After`.
+fn asked_pause(status: StatusCode, headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+    let retry_after = || parse_retry_after(headers.get(RETRY_AFTER)?.as_bytes(), now, LONGEST_ASKED);
+    match status.as_u16() {
+        429 => {
+            let reset = || headers.get("x-ratelimit-reset")?.to_str().ok()?.trim().parse::<f64>().ok();
+            let reset = reset().map(|reset| Duration::try_from_secs_f64(reset).unwrap_or(LONGEST_ASKED));
+            let asked = reset.or_else(retry_after).unwrap_or(Duration::from_secs(1));
+            Some(asked.clamp(Duration::from_millis(100), LONGEST_ASKED))
+        }
+        503 => retry_after(),
+        _ => None,
+    }
 }
 
 fn shown(answer: &[u8]) -> String {

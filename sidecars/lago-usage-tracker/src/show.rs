@@ -98,7 +98,8 @@ fn may_see(intake: &Intake, producer: &Producer, event: &StoredEvent) -> bool {
     }
     let seen = intake.known.current();
     let is_of = |subscription: &str, customer: &str| {
-        seen.catalogue.as_ref().is_some_and(|catalogue| catalogue.is_of(subscription, customer))
+        let at = Stored::read(&event.body).and_then(|stored| stored.time()).unwrap_or(event.at);
+        seen.catalogue.as_ref().is_some_and(|catalogue| catalogue.is_of(subscription, customer, at))
     };
     producer.may_report(event.head.scope.as_deref(), is_of)
 }

@@ -236,7 +236,7 @@ fn meant(reader: &mut dyn Reader, complaint: &Complaint, seqs: &[Seq]) -> Result
     Ok(meant)
 }
 
-/// Gives those whose events are being tried: they are parked when Lago says that it has them.
+/// Gives those whose events are being tried, or may be by now: they are parked when Lago says that it has them.
 async fn park_those(
     intake: &Intake,
     webhook: &CloudEvent<'_>,
@@ -245,9 +245,13 @@ async fn park_those(
 ) -> Result<Vec<(Complaint, Seq)>, JournalError> {
     let mut reasons: BTreeMap<String, Vec<Seq>> = BTreeMap::new();
     let (mut ambiguous, mut confirmed, mut tried) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut notes, mut unknown): (Vec<Action>, Vec<String>) = (Vec::new(), Vec::new());
     for (meant, complaint) in meant {
         let what = match meant {
-            Meant::Unknown => Complained::Unknown,
+            Meant::Unknown => {
+                unknown.push(complaint.transaction_id);
+                Complained::Unknown
+            }
             Meant::Several => {
                 ambiguous.push(complaint.transaction_id);
                 Complained::Ambiguous
@@ -259,14 +263,17 @@ async fn park_those(
                     _ => intake.books.leave_out(seq),
                 }
                 let reason = complaint.reason.unwrap_or_default();
+                // Who has it sent again is told by Lago that it is there.
+                notes.push(intake.books.complaints().note(seq, &reason));
                 reasons.entry(complained::sentence(&reason)).or_default().push(seq);
                 Complained::Parked
             }
-            Meant::One(seq, DeliveryState::Retrying) => {
+            // Given up, and Lago has it; or this complaint has come before.
+            Meant::One(seq, DeliveryState::Retrying | DeliveryState::Parked) => {
+                notes.push(intake.books.complaints().note(seq, complaint.reason.as_deref().unwrap_or_default()));
                 tried.push((complaint, seq));
                 Complained::Unchanged
             }
-            // The complaint has come before.
             Meant::One(..) => Complained::Unchanged,
         };
         // What is parked is counted when it is.
@@ -281,19 +288,23 @@ async fn park_those(
             ambiguous.len()
         );
     }
-    let note = |(complaint, seq): &(Complaint, Seq)| {
-        intake.books.complaints().note(*seq, complaint.reason.as_deref().unwrap_or_default())
-    };
-    let notes: Vec<Action> = tried.iter().map(note).collect();
-    if reasons.is_empty() && ambiguous.is_empty() {
+    if !unknown.is_empty() {
+        tracing::warn!(
+            count = unknown.len(),
+            "Lago complains about {} events that are not in the journal, or not any more: the audit trail names them",
+            unknown.len()
+        );
+    }
+    if reasons.is_empty() && ambiguous.is_empty() && unknown.is_empty() {
         if !notes.is_empty() {
             intake.journal.act(notes).await?;
         }
         return Ok(tried);
     }
     let by_reason: BTreeMap<&String, usize> = reasons.iter().map(|(reason, seqs)| (reason, seqs.len())).collect();
-    let detail =
-        serde_json::json!({ "sink": SINK, "webhook": webhook.id, "events": by_reason, "ambiguous": ambiguous });
+    // At most as many as are settled in one step.
+    let detail = serde_json::json!({ "sink": SINK, "webhook": webhook.id, "events": by_reason, "ambiguous": ambiguous,
+        "unknown": unknown });
     let actor = webhook.source.chars().take(ACTOR_CHARS).collect();
     let audit = AuditRecord { at: now, actor, action: "deliveries.park".to_owned(), detail };
     let why = reasons.keys().next().cloned().unwrap_or_default();

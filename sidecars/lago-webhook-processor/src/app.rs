@@ -4,22 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kit::admin::Readiness;
-use kit::clock::{SharedClock, SystemClock};
+use kit::api::Title;
+use kit::client::{ClientOptions, http_client};
+use kit::clock::SharedClock;
 use kit::config::{Problems, WellKnown};
 use kit::lifecycle::Shell;
 use kit::run::{Daemon, StartError};
 use kit::secret::Secret;
 use kit::serve::Limits;
 use kit::telemetry::Metrics;
-use kit_amqp::AmqpMetrics;
-use kit_delivery::DispatcherSettings;
 use kit_delivery::api::{ApiState, Choosy};
-use kit_delivery::start::{self, Served, configuration};
-use kit_journal::{Journal, JournalTask};
-use kit_routes::{Base, Builder, BuiltSink, Routed, SinkError};
-use utoipa::OpenApi as _;
+use kit_delivery::start::{self, Begun, Served, configuration};
+use kit_journal::Journal;
+use kit_routes::{Base, Intended};
 
-use crate::config::{Config, GATEWAY, LagoSection, RABBITMQ, well_known};
+use crate::config::{Config, LagoSection, well_known};
 use crate::http::{self, Intake};
 use crate::metrics::IntakeMetrics;
 use crate::organizations::Organizations;
@@ -33,16 +32,17 @@ const JWT_HEAD: usize = 8 << 20;
 #[derive(Debug)]
 pub struct LagoWebhookProcessor;
 
-#[derive(utoipa::OpenApi)]
-#[openapi(info(
-    title = "lago-webhook-processor",
-    description = "Events and deliveries of the webhook processor. Every path needs the bearer token of SIDECAR_ADMIN__TOKEN_FILE."
-))]
-struct ApiDescription;
+/// What the admin API is.
+const TITLE: Title = Title {
+    name: "lago-webhook-processor",
+    version: env!("CARGO_PKG_VERSION"),
+    text: "Events and deliveries of the webhook processor. Every path needs the bearer token of SIDECAR_ADMIN__TOKEN_FILE.",
+};
 
 impl Daemon for LagoWebhookProcessor {
     const NAME: &'static str = "lago-webhook-processor";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const REFERENCE: &'static str = include_str!("../../../docs/reference/lago-webhook-processor.md");
     const ABOUT: &'static str =
         "Takes every Lago webhook, proves it, has it on disk before the answer, and brings it to the gateway.";
     const OUTLIVES_HANGUP: bool = true;
@@ -64,22 +64,34 @@ impl Daemon for LagoWebhookProcessor {
         {
             problems.add("lago.api_url", "must begin with http:// or https://");
         }
+        let options = ClientOptions { ca_file: config.lago.ca_file.clone(), ..ClientOptions::default() };
+        if options.ca_file.is_some()
+            && let Err(error) = http_client(&options)
+        {
+            problems.add("lago.ca_file", &kit::error::chain(&error));
+        }
+        let (head, body) = (head_limit(&config.lago, &organizations), config.lago.body_limit_bytes);
+        // What is out of its own range has been told already.
+        let are_usable = config.process.listen.memory_budget_bytes >= 1 << 20 && body <= 64 << 20 && head <= 128 << 20;
+        if are_usable && head.saturating_add(body) > config.process.listen.largest_request_bytes() {
+            problems.add(
+                "listen.memory_budget_bytes",
+                &format!(
+                    "must be at least {}: of it one request gets three quarters, and by lago.body_limit_bytes ({body}) and \
+                     lago.head_limit_bytes (0 means {HMAC_HEAD}, or {JWT_HEAD} where jwt is used; here {head}) it may have {}",
+                    head.saturating_add(body).div_ceil(3).saturating_mul(4),
+                    head.saturating_add(body),
+                ),
+            );
+        }
         config.journal.check("journal", problems);
-        if let Err((field, message)) = config.admin.resolve() {
-            problems.add(&format!("admin.{field}"), &message);
-        }
-        let clock: SharedClock = Arc::new(SystemClock);
-        let builder = Builder { daemon: Self::NAME, clock: &clock, amqp: &AmqpMetrics::default() };
-        for error in own_sinks(config, builder).err().into_iter().flatten() {
-            problems.add(&error.path, &error.message);
-        }
-        kit_routes::check(config.routing(), builder, problems);
+        config.process.check(problems);
+        config.outgoing().check(Self::NAME, problems);
     }
 
     async fn start(config: Config, metrics: Arc<Metrics>, shell: &mut Shell) -> Result<(), StartError> {
-        let opened = start::open_journal(&config.journal, &(Arc::new(SystemClock) as SharedClock), &metrics).await?;
-        let clock = opened.0.clock();
-        Self::start_over(opened, clock, config, metrics, shell).await
+        let begun = start::begin(shell, &config.journal, &metrics).await?;
+        Self::start_over(begun, config, metrics, shell).await
     }
 }
 
@@ -89,27 +101,22 @@ impl LagoWebhookProcessor {
     /// # Errors
     /// As [`Daemon::start`].
     pub async fn start_over(
-        (journal, task): (Journal, JournalTask),
-        clock: SharedClock,
+        Begun { journal, clock, readiness }: Begun,
         config: Config,
         metrics: Arc<Metrics>,
         shell: &mut Shell,
     ) -> Result<(), StartError> {
-        let readiness = Readiness::default();
-        shell.at_end(move || task.close());
-        start::watch_journal(shell, &journal, &readiness);
-
         let mut problems = Problems::default();
         let organizations = Arc::new(Organizations::load(&config.lago, &mut problems));
         refuse(&problems)?;
         start_keys(shell, &config.lago, &organizations, &journal, &clock, &readiness).await?;
 
         let base = Base { journal: &journal, clock: &clock, metrics: &metrics, readiness: &readiness };
-        let routed = start_delivery(shell, &config, base).await?;
+        let routed = config.outgoing().start(shell, Self::NAME, base, Intended::ALL).await?;
         let names = organizations.all().map(|organization| organization.name.as_str());
         let intake_metrics = metrics.with_registry(|registry| IntakeMetrics::register(registry, names));
         let head = head_limit(&config.lago, &organizations);
-        let keep_tokens = config.sends_raw();
+        let keep_tokens = config.outgoing().sends_raw();
         let intake = Intake::new(
             Arc::clone(&organizations),
             journal.clone(),
@@ -117,7 +124,7 @@ impl LagoWebhookProcessor {
             config.lago.body_limit_bytes,
             keep_tokens,
         );
-        let limits = Limits::new(&config.listen, &config.stop, head);
+        let limits = Limits::new(&config.process.listen, &config.process.stop, head);
         let api_state = ApiState {
             journal,
             clock,
@@ -128,13 +135,13 @@ impl LagoWebhookProcessor {
         let served = Served {
             business: http::router(Arc::new(intake)),
             limits,
-            description: ApiDescription::openapi(),
+            title: TITLE,
             api: api_state,
             more: routed.api,
             metrics,
             readiness,
         };
-        start::serve(shell, &config, &config.admin, served).await
+        start::serve(shell, &config.process, served).await
     }
 }
 
@@ -155,6 +162,7 @@ async fn start_keys(
     let settings = KeySettings {
         api_url: section.api_url.clone().unwrap_or_default(),
         api_key: api_key(section).map_err(configuration)?,
+        ca_file: section.ca_file.clone(),
         refresh: seconds(section.public_key_refresh_seconds),
         overlap: seconds(section.public_key_overlap_seconds),
     };
@@ -164,41 +172,6 @@ async fn start_keys(
     let stop = shell.stop_token();
     shell.spawn("public key", worker.run(stop));
     Ok(())
-}
-
-async fn start_delivery(shell: &mut Shell, config: &Config, base: Base<'_>) -> Result<Routed, StartError> {
-    let amqp = base.metrics.with_registry(AmqpMetrics::register);
-    let builder = Builder { daemon: LagoWebhookProcessor::NAME, clock: base.clock, amqp: &amqp };
-    let own = own_sinks(config, builder)
-        .map_err(|errors| configuration(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
-    kit_routes::start(shell, base, builder, config.routing(), own).await
-}
-
-/// The sinks of `[gateway]` and, where it is configured, `[amqp]`, the gateway first: it begins with the journal's first
-/// event.
-///
-/// # Errors
-/// All settings that cannot be used.
-pub fn own_sinks(
-    config: &Config,
-    builder: Builder<'_>,
-) -> Result<Vec<(BuiltSink, DispatcherSettings)>, Vec<SinkError>> {
-    let mut errors = Vec::new();
-    let mut sinks = Vec::new();
-    match builder.http("gateway", GATEWAY, &config.gateway) {
-        Ok(sink) => {
-            let sink = BuiltSink::Http(Box::new(sink.with_paths(config.lago.gateway_paths())));
-            sinks.push((sink, DispatcherSettings::from(&config.gateway)));
-        }
-        Err(more) => errors.extend(more),
-    }
-    if config.amqp.is_set() {
-        match builder.amqp("amqp", RABBITMQ, &config.amqp) {
-            Ok(sink) => sinks.push((sink, DispatcherSettings::from(&config.amqp))),
-            Err(more) => errors.extend(more),
-        }
-    }
-    if errors.is_empty() { Ok(sinks) } else { Err(errors) }
 }
 
 fn head_limit(section: &LagoSection, organizations: &Organizations) -> usize {

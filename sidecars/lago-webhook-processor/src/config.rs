@@ -3,24 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use kit::config::{
-    AdminSection, COMMON_WELL_KNOWN, ListenSection, LogSection, Problems, Section, StopSection, WellKnown,
-};
-use kit::run::Common;
+use kit::config::{COMMON_WELL_KNOWN, Problems, ProcessSections, Section, WellKnown};
 use kit::secret::Secret;
-use kit_amqp::AmqpSection;
-use kit_delivery::GatewaySection;
-use kit_delivery::format::Format;
 use kit_journal::JournalSection;
 use kit_lago::signature::Algorithm;
-use kit_routes::{RouteSection, RoutesSection, Routing, SinkSection};
+use kit_routes::{Outgoing, OutgoingSections};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-
-/// The sink of `[gateway]`, by its name in the journal, metrics and the API.
-pub const GATEWAY: &str = "gateway";
-/// Name of the sink of `[amqp]`.
-pub const RABBITMQ: &str = "rabbitmq";
 
 /// Where webhooks are taken; each organisation's name follows.
 pub const INTAKE_PATH: &str = "/webhooks/lago";
@@ -49,29 +38,14 @@ pub fn well_known() -> Vec<WellKnown> {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Addresses and limits of the two listeners.
-    pub listen: ListenSection,
+    /// What every daemon has: `listen`, `admin`, `log` and `stop`.
+    pub process: ProcessSections,
     /// Who signs webhooks and how that is checked.
     pub lago: LagoSection,
-    /// Where events go and how the answer is judged.
-    pub gateway: GatewaySection,
-    /// The RabbitMQ exchange that events are published to as well; none without a URL.
-    pub amqp: AmqpSection,
-    /// Further sinks by name (`a` to `z`, digits, `-` and `_`), each with a `type`; `type = "http"` has everything that
-    /// `[gateway]` has, `type = "amqp"` everything that `[amqp]` has. In the environment `SIDECAR_SINKS__AUDIT__TYPE=http`, `SIDECAR_SINKS__AUDIT__URL` and so on.
-    pub sinks: BTreeMap<String, SinkSection>,
-    /// Which events go to which sinks: a list of `[[route]]`, see [Routes](routes.md).
-    pub route: Vec<RouteSection>,
-    /// Where routes come from, what gets no route, and what jq may use.
-    pub routes: RoutesSection,
+    /// Where events go: `gateway`, `amqp`, `sinks`, `route` and `routes`.
+    pub outgoing: OutgoingSections,
     /// Where and how events are kept.
     pub journal: JournalSection,
-    /// Access to the admin API.
-    pub admin: AdminSection,
-    /// What is logged and how.
-    pub log: LogSection,
-    /// How the daemon stops.
-    pub stop: StopSection,
 }
 
 /// Who signs webhooks and how that is checked. The settings here are those of the path
@@ -95,6 +69,8 @@ pub struct LagoSection {
     pub api_key: Option<Secret>,
     /// File with the API key.
     pub api_key_file: Option<PathBuf>,
+    /// PEM file with certificate authorities to trust for `lago.api_url`, beside the platform's.
+    pub ca_file: Option<PathBuf>,
     /// Issuer (`iss`) that a JWT must have: the `LAGO_API_URL` of Lago's worker. Not checked when unset.
     pub issuer: Option<String>,
     /// Lago's id of the organisation. Where a body names its organisation (Lago v1.33.3 and later) and
@@ -102,7 +78,8 @@ pub struct LagoSection {
     pub organization_id: Option<String>,
     /// As `gateway.path`, for events of this path only.
     pub gateway_path: Option<String>,
-    /// Seconds between two fetches of the public key, at least, after signatures that do not match.
+    /// Seconds between two fetches of the public key, at least, after signatures that do not match. Half a minute from the
+    /// last of them Lago is asked again until it has a new key; it tries a webhook for 21 seconds by default.
     pub public_key_refresh_seconds: f64,
     /// Seconds that the old public key is still accepted after a new one was fetched.
     pub public_key_overlap_seconds: f64,
@@ -177,10 +154,11 @@ impl Default for LagoSection {
             api_url: None,
             api_key: None,
             api_key_file: None,
+            ca_file: None,
             issuer: None,
             organization_id: None,
             gateway_path: None,
-            public_key_refresh_seconds: 60.0,
+            public_key_refresh_seconds: 5.0,
             public_key_overlap_seconds: 86_400.0,
             body_limit_bytes: 4 << 20,
             head_limit_bytes: 0,
@@ -192,74 +170,38 @@ impl Default for LagoSection {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: ListenSection {
-                public: "0.0.0.0:8081".to_owned(),
-                admin: "127.0.0.1:9081".to_owned(),
-                ..ListenSection::default()
-            },
+            process: ProcessSections::at_ports(8081, 9081),
             lago: LagoSection::default(),
-            gateway: GatewaySection::default(),
-            amqp: AmqpSection::default(),
-            sinks: BTreeMap::new(),
-            route: Vec::new(),
-            routes: RoutesSection::default(),
+            outgoing: OutgoingSections::default(),
             journal: JournalSection {
                 path: PathBuf::from("/var/lib/outrigger/lago-webhook-processor.db"),
                 ..JournalSection::default()
             },
-            admin: AdminSection::default(),
-            log: LogSection::default(),
-            stop: StopSection::default(),
         }
     }
 }
 
-impl Common for Config {
-    fn listen(&self) -> &ListenSection {
-        &self.listen
-    }
-
-    fn log(&self) -> &LogSection {
-        &self.log
-    }
-
-    fn stop(&self) -> &StopSection {
-        &self.stop
+impl AsRef<ProcessSections> for Config {
+    fn as_ref(&self) -> &ProcessSections {
+        &self.process
     }
 }
 
 impl Section for Config {
+    const GROUPS: &'static [&'static str] = &["process", "outgoing"];
+
     fn validate(&self, problems: &mut Problems) {
-        self.listen.validate("listen", problems);
-        self.log.validate("log", problems);
-        self.stop.validate("stop", problems);
+        self.process.validate(problems);
         self.journal.validate("journal", problems);
-        self.gateway.validate("gateway", problems);
-        if self.amqp.is_set() {
-            self.amqp.validate("amqp", problems);
-        }
-        self.amqp.validate_unset("amqp", problems);
         self.lago.validate(problems);
-        self.routing().validate(problems);
+        self.outgoing().validate(problems);
     }
 }
 
 impl Config {
-    /// What is said about routing.
-    pub fn routing(&self) -> Routing<'_> {
-        let own: &[&str] = if self.amqp.is_set() { &[GATEWAY, RABBITMQ] } else { &[GATEWAY] };
-        Routing { own, sinks: &self.sinks, route: &self.route, routes: &self.routes }
-    }
-
-    /// Whether a sink is sent what the sender sent, with its headers.
-    pub(crate) fn sends_raw(&self) -> bool {
-        let raw = |section: &GatewaySection| section.format == Format::Raw;
-        raw(&self.gateway)
-            || self.amqp.is_set() && self.amqp.format == Format::Raw
-            || self.sinks.values().any(|sink| match sink {
-                SinkSection::Http(section) => raw(section),
-                SinkSection::Amqp(section) => section.format == Format::Raw,
-            })
+    /// What is said about where events go.
+    pub fn outgoing(&self) -> Outgoing<'_> {
+        Outgoing { paths: self.lago.gateway_paths(), ..self.outgoing.outgoing() }
     }
 }
 

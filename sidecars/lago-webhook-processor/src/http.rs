@@ -11,8 +11,9 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use kit::serve::{BodyRules, read_body};
+use kit::serve::BodyRules;
 use kit::trace::{Kind, Span};
+use kit_delivery::receive::{body_by, is_plain};
 use kit_journal::{Appended, BodyDigest, EventId, Journal};
 use kit_lago::signature::{Algorithm, Rejected, SIGNATURE_HEADER};
 use tokio::sync::Semaphore;
@@ -118,10 +119,7 @@ impl Refusal {
             Self::UnknownOrganization => "unknown_organization",
             Self::OtherOrganization => "other_organization",
             Self::Signature(rejected) => rejected.reason(),
-            Self::Body(kit::serve::BodyError::TooLarge(_)) => "too_large",
-            Self::Body(kit::serve::BodyError::TimedOut) => "too_slow",
-            Self::Body(kit::serve::BodyError::Stopping) => "stopping",
-            Self::Body(kit::serve::BodyError::BrokenOff) => "broken_off",
+            Self::Body(error) => error.reason(),
             Self::Journal => "journal",
         }
     }
@@ -153,26 +151,14 @@ async fn take(
     rules: Option<&Arc<BodyRules>>,
     span: &Span,
 ) -> Result<Appended, Refusal> {
-    if headers
-        .get_all(header::CONTENT_ENCODING)
-        .iter()
-        .any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
-    {
+    if !is_plain(headers) {
         return Err(Refusal::Encoded);
     }
     let organization = intake.organizations.get(name);
     if organization.is_some_and(|organization| !organization.proof.is_ready()) {
         return Err(Refusal::Signature(Rejected::NoKey));
     }
-    let fallback;
-    let rules = match rules {
-        Some(rules) => rules,
-        None => {
-            fallback = BodyRules::unhurried();
-            &fallback
-        }
-    };
-    let body = read_body(headers, body, intake.body_limit, rules).await.map_err(Refusal::Body)?;
+    let body = body_by(rules, headers, body, intake.body_limit).await.map_err(Refusal::Body)?;
     let organization = match organization {
         Some(organization) => {
             verify(intake, organization, headers, &body).await?;

@@ -17,7 +17,7 @@ mod worker;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-pub use app::{LagoWebhookProcessor, own_sinks};
+pub use app::LagoWebhookProcessor;
 
 /// Runs the daemon with these arguments, the first being the program's name.
 pub fn main_with_args(arguments: Vec<OsString>) -> ExitCode {

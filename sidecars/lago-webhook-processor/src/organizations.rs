@@ -145,6 +145,8 @@ impl Loader<'_> {
     fn hmac(&mut self, path: &str, section: &OrganizationSection) -> Option<Proof> {
         let (value, file) = (name_of(path, "hmac_key"), name_of(path, "hmac_key_file"));
         let keys = secret::resolve_lines(&value, section.hmac_key.as_ref(), &file, section.hmac_key_file.as_deref());
+        let of_value = section.hmac_key.is_some() && section.hmac_key_file.is_none();
+        let set = format!("{path}.{}", if of_value { "hmac_key" } else { "hmac_key_file" });
         let keys = match keys {
             Ok(keys) if keys.is_empty() => {
                 self.problems.add(&format!("{path}.hmac_key_file"), "must be set when the signature is hmac");
@@ -152,14 +154,14 @@ impl Loader<'_> {
             }
             Ok(keys) => keys,
             Err(error) => {
-                self.problems.add(&format!("{path}.hmac_key_file"), &error.to_string());
+                self.problems.add(&set, &error.to_string());
                 return None;
             }
         };
         match HmacKeys::new(keys) {
             Ok(keys) => Some(Proof::Hmac(keys)),
             Err(error) => {
-                self.problems.add(&format!("{path}.hmac_key_file"), &error.to_string());
+                self.problems.add(&set, &error.to_string());
                 None
             }
         }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
 use kit::client::{ClientOptions, http_client, read_capped};
 use kit::secret;
@@ -47,15 +47,46 @@ pub(crate) struct Admin {
     patience: Duration,
 }
 
+/// Why the admin API did not do what was asked of it, where somebody wants to know which.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// It was not even asked.
+    #[error("no token: give --token-file (OUTRIGGER_TOKEN_FILE) with the file of SIDECAR_ADMIN__TOKEN_FILE")]
+    NoToken,
+    /// Another status than success, with what the daemon says of it.
+    #[error("{text}")]
+    Status { status: u16, text: String },
+}
+
+impl Refusal {
+    /// What was asked for is not there.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Status { status: 404, .. })
+    }
+}
+
 impl Connection {
     /// The daemon that is named, or else the webhook processor.
     pub(crate) fn open(&self) -> anyhow::Result<Admin> {
         self.open_or(WEBHOOK_PROCESSOR)
     }
 
-    /// The daemon that is named, or else the usage tracker.
+    /// The daemon that the arguments name; or else the tracker that the environment names by itself, for where that names
+    /// another daemon for all other commands; or else what is named, or where a tracker listens.
     pub(crate) fn open_tracker(&self) -> anyhow::Result<Admin> {
-        self.open_or(USAGE_TRACKER)
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let mut own = self.clone();
+        // An argument and the environment look alike from here: what is otherwise than there is an argument.
+        if self.admin == variable("OUTRIGGER_ADMIN")
+            && let Some(tracker) = variable("OUTRIGGER_TRACKER")
+        {
+            own.admin = Some(tracker);
+            let is_argument = self.token_file != variable("OUTRIGGER_TOKEN_FILE").map(PathBuf::from);
+            if !is_argument && let Some(file) = variable("OUTRIGGER_TRACKER_TOKEN_FILE") {
+                own.token_file = Some(PathBuf::from(file));
+            }
+        }
+        own.open_or(USAGE_TRACKER)
     }
 
     /// The event forwarder, where that is named by itself; or else the daemon that is named, or where it listens.
@@ -64,15 +95,24 @@ impl Connection {
         Self { admin, ..self.clone() }.open_or(EVENT_FORWARDER)
     }
 
-    /// Whether the arguments or the environment name a daemon.
-    pub(crate) fn names_one(&self) -> bool {
-        self.admin.is_some()
+    /// The daemon that the arguments or the environment name.
+    pub(crate) fn named(&self) -> Option<&str> {
+        self.admin.as_deref()
     }
 
     /// The daemon that the arguments name, or else this one, or else the webhook processor, for those who wait no longer than
     /// that for an answer.
     pub(crate) fn open_for(&self, otherwise: Option<&str>, patience: Duration) -> anyhow::Result<Admin> {
         Ok(Admin { patience, ..self.open_or(otherwise.unwrap_or(WEBHOOK_PROCESSOR))? })
+    }
+
+    /// The daemon that is named, or else the webhook processor, for what needs no token.
+    pub(crate) fn open_plain(&self) -> anyhow::Result<Admin> {
+        Ok(Admin::without_token(
+            &http_client(&ClientOptions::default())?,
+            self.named().unwrap_or(WEBHOOK_PROCESSOR),
+            ANSWER_WITHIN,
+        ))
     }
 
     fn open_or(&self, default: &str) -> anyhow::Result<Admin> {
@@ -127,22 +167,39 @@ impl Admin {
         Ok(url)
     }
 
+    /// What is not JSON.
+    pub(crate) async fn bytes(&self, path: &str, query: &[(&str, String)]) -> anyhow::Result<Vec<u8>> {
+        self.answer(self.client.get(self.url(path, query)?).timeout(self.patience)).await
+    }
+
     async fn send<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder, path: &str) -> anyhow::Result<T> {
+        let body = self.answer(request).await?;
+        serde_json::from_slice(&body).with_context(|| format!("understand the answer of {path}"))
+    }
+
+    /// The body of a good answer.
+    async fn answer(&self, request: reqwest::RequestBuilder) -> anyhow::Result<Vec<u8>> {
         let Some(token) = &self.token else {
-            bail!("no token: give --token-file (OUTRIGGER_TOKEN_FILE) with the file of SIDECAR_ADMIN__TOKEN_FILE");
+            return Err(Refusal::NoToken.into());
         };
         let response = request.bearer_auth(token.expose()).send().await;
         let response = response.with_context(|| format!("reach the daemon at {} (--admin)", self.base))?;
         let status = response.status();
         let body = read_capped(response, ANSWER_BYTES).await?;
         if status.is_success() {
-            return serde_json::from_slice(&body).with_context(|| format!("understand the answer of {path}"));
+            return Ok(body);
         }
         let error = serde_json::from_slice(&body).map_or_else(
             |_| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned(),
             |ErrorBody { error }| error,
         );
-        bail!("{status}: {}", crate::output::safe(&error))
+        let hint = match status.as_u16() {
+            401 => " (the token of --token-file is not this daemon's)",
+            404 if body.is_empty() => "is this the admin address (SIDECAR_LISTEN__ADMIN)?",
+            _ => "",
+        };
+        let text = format!("{status}: {}{hint}", crate::output::safe(&error));
+        Err(Refusal::Status { status: status.as_u16(), text }.into())
     }
 }
 
@@ -164,7 +221,7 @@ pub(crate) struct Filter {
     /// Received before.
     #[arg(long, value_name = "TIME")]
     pub(crate) until: Option<String>,
-    /// Only this sink.
+    /// Only this sink. Whoever replays or drops names it where there are several.
     #[arg(long)]
     pub(crate) sink: Option<String>,
 }

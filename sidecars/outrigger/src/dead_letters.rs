@@ -26,8 +26,8 @@ pub(crate) enum Verb {
         id: String,
     },
     /// Deliver again, by id or by filter.
-    #[command(after_help = "Example: outrigger dead-letters replay --type 'lago.invoice.*' --dry-run\n\
-                            Example: outrigger dead-letters replay --all --rate 50 --yes")]
+    #[command(after_help = "Example: outrigger dead-letters replay --sink gateway --type 'lago.invoice.*' --dry-run\n\
+                            Example: outrigger dead-letters replay --sink gateway --all --rate 50 --yes")]
     Replay {
         #[command(flatten)]
         choice: Choice,
@@ -36,7 +36,9 @@ pub(crate) enum Verb {
         rate: f64,
     },
     /// Give up for good; they stay listed as dropped.
-    #[command(after_help = "Example: outrigger dead-letters drop --tenant acme --reason 'test data' --dry-run")]
+    #[command(
+        after_help = "Example: outrigger dead-letters drop --sink gateway --tenant acme --reason 'test data' --dry-run"
+    )]
     Drop {
         #[command(flatten)]
         choice: Choice,
@@ -131,10 +133,11 @@ async fn list(admin: &Admin, filter: &Filter, limit: usize, json: bool) -> anyho
         say!("no dead letters");
         return Ok(());
     }
-    let mut table = output::table(&["received", "type", "subject", "attempts", "reason", "id"]);
+    let mut table = output::table(&["received", "sink", "type", "subject", "retries used", "reason", "id"]);
     for entry in &deliveries {
         table.add_row(vec![
             entry.received_at.to_string(),
+            safe(&entry.sink),
             safe(&entry.event_type),
             safe(&entry.subject),
             entry.delivery.attempts.to_string(),
@@ -186,7 +189,7 @@ pub(crate) fn report(result: &ActionResult, verb: &str, json: bool) -> anyhow::R
         say!("{} were so already", result.unchanged);
     }
     if result.unavailable > 0 {
-        say!("{} are not stored any more, or never were", result.unavailable);
+        say!("{} are not there: not stored any more, never were, or left out by the filter", result.unavailable);
     }
     Ok(())
 }

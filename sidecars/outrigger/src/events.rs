@@ -1,5 +1,6 @@
 //! `events`: list, show, tail.
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -39,6 +40,12 @@ pub(crate) struct List {
     /// pending, retrying, delivered, parked, dropped or filtered.
     #[arg(long)]
     state: Option<String>,
+    /// Exactly the event with this key of its source – X-Lago-Unique-Key, which is the webhook's id in Lago – however old.
+    #[arg(long, requires = "source", value_name = "KEY")]
+    key: Option<String>,
+    /// Source of the key: lago/default, or lago/NAME for a named organisation.
+    #[arg(long, requires = "key")]
+    source: Option<String>,
     /// How many at most.
     #[arg(long, default_value_t = 50, value_parser = output::at_least_one())]
     limit: usize,
@@ -56,6 +63,8 @@ pub(crate) async fn run(verb: Verb, connection: &Connection, json: bool) -> anyh
 async fn list(admin: &Admin, list: &List, json: bool) -> anyhow::Result<()> {
     let mut query = list.filter.query();
     query.extend(list.state.clone().map(|state| ("state", state)));
+    query.extend(list.source.clone().map(|source| ("source", source)));
+    query.extend(list.key.clone().map(|key| ("key", key)));
     let mut events: Vec<EventView> = Vec::new();
     let mut more = walk(admin, &query, list.limit, async |page| {
         events.extend(page.events);
@@ -65,6 +74,10 @@ async fn list(admin: &Admin, list: &List, json: bool) -> anyhow::Result<()> {
     more |= events.len() > list.limit;
     events.truncate(list.limit);
     if json {
+        if more {
+            // Whoever looks for one of them is not to take it for missing.
+            let _ = writeln!(std::io::stderr(), "there are more: --limit {}", list.limit * 2);
+        }
         return output::json(&events);
     }
     let mut table = output::table(&["received", "type", "subject", "tenant", "state", "id"]);

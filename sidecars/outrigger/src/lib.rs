@@ -10,6 +10,7 @@ mod dead_letters;
 mod demo;
 mod doctor;
 mod events;
+mod finding;
 mod interrupt;
 mod journal;
 mod keys;
@@ -18,6 +19,7 @@ mod listen;
 mod load;
 mod output;
 mod route;
+mod rule;
 mod send;
 mod sinks;
 mod usage;
@@ -82,12 +84,22 @@ enum Verb {
     /// Try routes on an event without sending it.
     #[command(subcommand)]
     Route(route::Verb),
+    /// Try the bridge's rules on an event: what would be asked of Temporal.
+    #[command(subcommand)]
+    Rule(rule::Verb),
     /// A daemon's journal, while the daemon is stopped.
     #[command(subcommand)]
     Journal(journal::Verb),
     /// Totals of the journal and of every sink.
     #[command(after_help = "Example: outrigger stats --json")]
     Stats,
+    /// A daemon's metrics as it exposes them; needs no token.
+    #[command(after_help = "Example: outrigger metrics | grep ^delivery_\n\
+                            Example: outrigger metrics --admin http://lago-usage-tracker:9082")]
+    Metrics,
+    /// Which parts of a daemon are ready; ends with 1 where it is not. Needs no token.
+    #[command(after_help = "Example: outrigger ready")]
+    Ready,
     /// Say why a webhook's signature does not match.
     Verify(verify::Arguments),
     /// Before and after a change of Lago's version: does it do what the daemons rely on.
@@ -170,8 +182,11 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Lago(verb) => return lago::run(verb, json).await,
         Verb::Authentik(verb) => return authentik::run(verb, &connection, json).await,
         Verb::Route(verb) => return route::run(verb, json).await,
+        Verb::Rule(verb) => return rule::run(verb, json).await,
         Verb::Journal(verb) => journal::run(verb, json).await?,
         Verb::Stats => sinks::statistics(&connection, json).await?,
+        Verb::Metrics => return sinks::plain(&connection, "/metrics").await,
+        Verb::Ready => return sinks::plain(&connection, "/readyz").await,
         Verb::Verify(arguments) => return verify::run(&arguments, json),
         Verb::VerifyUpgrade(arguments) => return verify_upgrade::run(arguments, &connection, json).await,
         Verb::Load(arguments) => return load::run(arguments, json).await,

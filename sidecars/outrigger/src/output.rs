@@ -79,18 +79,6 @@ pub(crate) fn safe(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// An address without what may be a secret in it: user, password and query.
-pub(crate) fn shown_url(url: &str) -> String {
-    let Ok(mut parsed) = url::Url::parse(url) else { return "an address that is none".to_owned() };
-    let had_query = parsed.query().is_some();
-    parsed.set_query(None);
-    parsed.set_fragment(None);
-    // They fail for addresses that have neither.
-    let _ = parsed.set_username("");
-    let _ = parsed.set_password(None);
-    if had_query { format!("{parsed}?…") } else { parsed.to_string() }
-}
-
 /// Asks on the terminal; without one the answer is no.
 pub(crate) fn confirmed(question: &str) -> bool {
     if !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
@@ -104,12 +92,6 @@ pub(crate) fn confirmed(question: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_address_is_shown_without_what_may_be_secret() {
-        assert_eq!(shown_url("http://u:p@h:1/a?token=t#f"), "http://h:1/a?…");
-        assert_eq!(shown_url("http://h/a"), "http://h/a");
-    }
 
     #[test]
     fn nothing_a_sender_writes_reaches_the_terminal_as_a_command() {

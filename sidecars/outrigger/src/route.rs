@@ -4,19 +4,21 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context as _, anyhow};
-use clap::{Args, Subcommand};
+use anyhow::{Context as _, anyhow, bail};
+use authentik_event_forwarder::AuthentikEventForwarder;
+use clap::{Args, Subcommand, ValueEnum};
 use kit::clock::{Clock as _, SharedClock, SystemClock};
-use kit::config::{Source, load};
+use kit::config::{Section, Source, WellKnown, load};
 use kit::run::Daemon as _;
 use kit_amqp::AmqpMetrics;
 use kit_journal::{BodyDigest, EventHead, EventId, StoredEvent};
-use kit_routes::Builder;
 use kit_routes::jq::{Jq, JqLimits};
+use kit_routes::{Builder, BuiltSink, Outgoing, RouteSection, RoutesSection, Table};
 use lago_webhook_processor::LagoWebhookProcessor;
-use lago_webhook_processor::config::{Config, UNNAMED, well_known};
+use lago_webhook_processor::config::UNNAMED;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use temporal_event_bridge::TemporalEventBridge;
 
 use crate::output::{self, safe, say};
 
@@ -29,10 +31,13 @@ pub(crate) enum Verb {
 #[derive(Debug, Args)]
 #[command(after_help = "Example: outrigger route test --event invoice.json --config lago-webhook-processor.toml")]
 pub(crate) struct Arguments {
-    /// The event: a CloudEvent in structured mode, or a body as Lago sends it.
+    /// The event: a CloudEvent in structured mode, or, for the webhook processor, a body as Lago sends it.
     #[arg(long, value_name = "FILE")]
     event: PathBuf,
-    /// Configuration of the webhook processor; the environment wins over it, as for the daemon.
+    /// The daemon whose routes they are.
+    #[arg(long, value_enum, default_value_t)]
+    daemon: Daemon,
+    /// Configuration of the daemon; the environment wins over it, as for the daemon.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Use the routes of this file instead of those of the configuration.
@@ -41,6 +46,25 @@ pub(crate) struct Arguments {
     /// Name of the organisation that a Lago body comes from.
     #[arg(long, default_value = UNNAMED)]
     organization: String,
+}
+
+/// Daemons that have routes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Daemon {
+    /// Lago's webhooks.
+    #[default]
+    LagoWebhookProcessor,
+    /// Authentik's events.
+    AuthentikEventForwarder,
+    /// Ends of Temporal's workflows.
+    TemporalEventBridge,
+}
+
+/// The routes of a daemon, compiled, and where they lead.
+struct Ready {
+    table: Table,
+    sinks: Vec<BuiltSink>,
+    jq: Jq,
 }
 
 #[derive(Serialize)]
@@ -102,29 +126,37 @@ struct CloudEvent<'a> {
 
 pub(crate) async fn run(verb: Verb, json: bool) -> anyhow::Result<ExitCode> {
     let Verb::Test(arguments) = verb;
-    let mut config: Config = load(&Source::of_process(arguments.config.clone(), &well_known()))
-        .map_err(|errors| anyhow!("the configuration cannot be used: {}", errors.0.join("; ")))?;
-    if let Some(file) = arguments.routes {
-        config.route.clear();
-        config.routes.default_route.clear();
-        config.routes.file = Some(file);
-    }
     let body = std::fs::read(&arguments.event).with_context(|| format!("read {}", arguments.event.display()))?;
-    let event = event(&body, &arguments.organization);
+    let event = match cloud_event(&body) {
+        Some(event) => event,
+        None if arguments.daemon == Daemon::LagoWebhookProcessor => lago_event(&body, &arguments.organization),
+        None => bail!("{} is no CloudEvent in structured mode (JSON)", arguments.event.display()),
+    };
 
     let clock: SharedClock = Arc::new(SystemClock);
-    let routing = config.routing();
-    let table = kit_routes::compile(routing)
-        .map_err(|mistakes| anyhow!("the routes cannot be used: {}", mistakes.join("; ")))?;
-    let builder = Builder { daemon: LagoWebhookProcessor::NAME, clock: &clock, amqp: &AmqpMetrics::default() };
-    let mut sinks = Vec::new();
-    for built in [lago_webhook_processor::own_sinks(&config, builder), kit_routes::build_sinks(routing, builder)] {
-        let built = built.map_err(|mistakes| {
-            anyhow!("{}", mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
-        })?;
-        sinks.extend(built.into_iter().map(|(sink, _)| sink));
-    }
-    let jq = Jq::new(JqLimits::from(&config.routes.jq));
+    let amqp = AmqpMetrics::default();
+    let builder = |daemon| Builder { daemon, clock: &clock, amqp: &amqp };
+    let (file, routes) = (arguments.config, arguments.routes);
+    let Ready { table, sinks, jq } = match arguments.daemon {
+        Daemon::LagoWebhookProcessor => {
+            let mut config: lago_webhook_processor::config::Config =
+                read(file, &lago_webhook_processor::config::well_known())?;
+            replace(routes, &mut config.outgoing.route, &mut config.outgoing.routes);
+            ready(&config.outgoing(), builder(LagoWebhookProcessor::NAME))?
+        }
+        Daemon::AuthentikEventForwarder => {
+            let mut config: authentik_event_forwarder::config::Config =
+                read(file, &authentik_event_forwarder::config::well_known())?;
+            replace(routes, &mut config.outgoing.route, &mut config.outgoing.routes);
+            ready(&config.outgoing(), builder(AuthentikEventForwarder::NAME))?
+        }
+        Daemon::TemporalEventBridge => {
+            let mut config: temporal_event_bridge::config::Config =
+                read(file, &temporal_event_bridge::config::well_known())?;
+            replace(routes, &mut config.route, &mut config.routes);
+            ready(&config.outgoing(), builder(TemporalEventBridge::NAME))?
+        }
+    };
     let (routes, reached) = kit_routes::explain(&table, &jq, &sinks, &event).await;
     let told = Told {
         event: ToldEvent {
@@ -157,6 +189,34 @@ pub(crate) async fn run(verb: Verb, json: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn read<T: Section>(file: Option<PathBuf>, well_known: &[WellKnown]) -> anyhow::Result<T> {
+    load(&Source::of_process(file, well_known))
+        .map_err(|errors| anyhow!("the configuration cannot be used: {}", errors.0.join("; ")))
+}
+
+/// Puts the routes of a file in the place of those of the configuration.
+fn replace(file: Option<PathBuf>, route: &mut Vec<RouteSection>, routes: &mut RoutesSection) {
+    if let Some(file) = file {
+        route.clear();
+        routes.default_route.clear();
+        routes.file = Some(file);
+    }
+}
+
+fn ready(outgoing: &Outgoing<'_>, builder: Builder<'_>) -> anyhow::Result<Ready> {
+    let routing = outgoing.routing();
+    let table = kit_routes::compile(routing)
+        .map_err(|mistakes| anyhow!("the routes cannot be used: {}", mistakes.join("; ")))?;
+    let mut sinks = Vec::new();
+    for built in [outgoing.own_sinks(builder), kit_routes::build_sinks(routing, builder)] {
+        let built = built.map_err(|mistakes| {
+            anyhow!("{}", mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+        })?;
+        sinks.extend(built.into_iter().map(|(sink, _)| sink));
+    }
+    Ok(Ready { table, sinks, jq: Jq::new(JqLimits::from(&routing.routes.jq)) })
+}
+
 fn show(told: &Told) -> anyhow::Result<()> {
     say!("event {} {}", safe(&told.event.event_type), safe(&told.event.subject));
     for route in &told.routes {
@@ -176,23 +236,26 @@ fn show(told: &Told) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The event as the processor would store it.
-fn event(body: &[u8], organization: &str) -> StoredEvent {
+/// A CloudEvent as a daemon would store it; `None` where it is none.
+fn cloud_event(body: &[u8]) -> Option<StoredEvent> {
+    let event = serde_json::from_slice::<CloudEvent<'_>>(body).ok()?;
+    let key = event.id.unwrap_or_else(|| "test".to_owned());
+    let id = key.parse().unwrap_or_else(|_| EventId::derive(&event.source, &key, None));
+    let head = EventHead {
+        tenant: event.tenantid,
+        time: event.time,
+        alias: event.typealias,
+        traceparent: event.traceparent,
+        json: true,
+        ..EventHead::new(id, event.source, event.event_type, event.subject, key)
+    };
+    let data = event.data.map_or("null", RawValue::get).as_bytes().to_vec();
+    Some(StoredEvent { seq: 1, at: SystemClock.now(), head, body: data.into() })
+}
+
+/// Lago's body as the webhook processor would store it.
+fn lago_event(body: &[u8], organization: &str) -> StoredEvent {
     let at = SystemClock.now();
-    if let Ok(event) = serde_json::from_slice::<CloudEvent<'_>>(body) {
-        let key = event.id.unwrap_or_else(|| "test".to_owned());
-        let id = key.parse().unwrap_or_else(|_| EventId::derive(&event.source, &key, None));
-        let head = EventHead {
-            tenant: event.tenantid,
-            time: event.time,
-            alias: event.typealias,
-            traceparent: event.traceparent,
-            json: true,
-            ..EventHead::new(id, event.source, event.event_type, event.subject, key)
-        };
-        let data = event.data.map_or("null", RawValue::get).as_bytes().to_vec();
-        return StoredEvent { seq: 1, at, head, body: data.into() };
-    }
     let key = "00000000-0000-4000-8000-000000000000";
     let description = kit_lago::describe(body, organization, key);
     let id = EventId::derive(&description.source, key, Some(&BodyDigest::of(body)));

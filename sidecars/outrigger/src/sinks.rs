@@ -1,5 +1,7 @@
 //! `sinks` and `stats`.
 
+use std::process::ExitCode;
+
 use anyhow::bail;
 use clap::Subcommand;
 use kit_delivery::api::{ForgetRequest, ForgetResult};
@@ -160,6 +162,15 @@ pub(crate) async fn statistics(connection: &Connection, json: bool) -> anyhow::R
         say!("oldest stored    {oldest}");
     }
     show(&statistics.sinks)
+}
+
+/// What a daemon says without a token, as it says it: where nothing but this binary reaches it.
+pub(crate) async fn plain(connection: &Connection, path: &str) -> anyhow::Result<ExitCode> {
+    let (status, body) = connection.open_plain()?.plain(path).await?;
+    for line in String::from_utf8_lossy(&body).lines() {
+        output::line(format_args!("{}", safe(line)))?;
+    }
+    Ok(if status == 200 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn show(sinks: &[Sink]) -> anyhow::Result<()> {

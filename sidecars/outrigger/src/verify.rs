@@ -206,12 +206,48 @@ fn captured(bytes: &[u8]) -> anyhow::Result<Vec<Captured>> {
     let head = bytes.windows(4).position(|w| w == b"\r\n\r\n").map(|at| (at, at + 4));
     let head = head.or_else(|| bytes.windows(2).position(|w| w == b"\n\n").map(|at| (at, at + 2)));
     let Some((end, body)) = head else { bail!("no empty line ends the head; give --signature for a body alone") };
-    let signature = String::from_utf8_lossy(&bytes[..end])
+    let head = String::from_utf8_lossy(&bytes[..end]);
+    let headers: Vec<(String, String)> = head
         .lines()
         .filter_map(|line| line.split_once(':').map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned())))
-        .find(|(name, _)| name.eq_ignore_ascii_case("x-lago-signature"))
-        .map(|(_, value)| value.into_bytes());
-    Ok(vec![Captured { signature, body: bytes[body..].to_vec() }])
+        .collect();
+    let is_chunked = |(name, value): &(String, String)| {
+        name.eq_ignore_ascii_case("transfer-encoding") && value.eq_ignore_ascii_case("chunked")
+    };
+    let body = match headers.iter().any(is_chunked) {
+        true => unchunked(&bytes[body..]).context("the body is not in chunks as Transfer-Encoding says")?,
+        false => bytes[body..].to_vec(),
+    };
+    Ok(vec![Captured { signature: only_signature(headers)?, body }])
+}
+
+/// The one signature. Several are none to the daemon, because nobody can say which of them somebody else looked at.
+fn only_signature(headers: Vec<(String, String)>) -> anyhow::Result<Option<Vec<u8>>> {
+    let mut all = headers.into_iter().filter(|(name, _)| name.eq_ignore_ascii_case("x-lago-signature"));
+    let (first, further) = (all.next(), all.count());
+    if further > 0 {
+        bail!(
+            "X-Lago-Signature is there {} times, and the daemon takes that for none (missing_header): a proxy doubles it",
+            further + 1
+        );
+    }
+    Ok(first.map(|(_, value)| value.into_bytes()))
+}
+
+/// The body that these chunks carry; `None` where they are none.
+fn unchunked(mut wire: &[u8]) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let end = wire.windows(2).position(|w| w == b"\r\n")?;
+        let line = std::str::from_utf8(&wire[..end]).ok()?;
+        let size = usize::from_str_radix(line.split(';').next()?.trim(), 16).ok()?;
+        wire = &wire[end + 2..];
+        if size == 0 {
+            return Some(body);
+        }
+        body.extend_from_slice(wire.get(..size)?);
+        wire = wire.get(size..)?.strip_prefix(b"\r\n")?;
+    }
 }
 
 fn recorded(bytes: &[u8]) -> anyhow::Result<Vec<Captured>> {
@@ -226,9 +262,8 @@ fn recorded(bytes: &[u8]) -> anyhow::Result<Vec<Captured>> {
         .map(|line| {
             let line: Line = serde_json::from_str(line)
                 .context("a line must hold `headers` and `body_base64`; give --signature for a body alone")?;
-            let signature = line.headers.into_iter().find(|(name, _)| name.eq_ignore_ascii_case("x-lago-signature"));
             Ok(Captured {
-                signature: signature.map(|(_, value)| value.into_bytes()),
+                signature: only_signature(line.headers)?,
                 body: STANDARD.decode(line.body_base64).context("body_base64")?,
             })
         })
@@ -248,6 +283,28 @@ mod tests {
         check(r#"{"a": "ends with \\" , "b": 1}"#, r#"{"a":"ends with \\","b":1}"#);
         check("", "");
         check("not \"json", "not\"json");
+    }
+
+    #[test]
+    fn two_signatures_are_said_to_be_none() {
+        let error =
+            captured(b"POST / HTTP/1.1\r\nX-Lago-Signature: a\r\nx-lago-signature: a\r\n\r\n{}").expect_err("two");
+        assert!(error.to_string().contains("2 times"), "{error}");
+        let recorded = br#"{"headers":[["X-Lago-Signature","a"],["X-Lago-Signature","b"]],"body_base64":""}"#;
+        assert!(captured(recorded).is_err());
+    }
+
+    #[test]
+    fn a_body_in_chunks_is_put_together() {
+        let head = "POST / HTTP/1.1\r\nX-Lago-Signature: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let of = |body: &str| captured(format!("{head}{body}").as_bytes());
+
+        let requests = of("3\r\n{\"a\r\n4;x=y\r\n\": 1\r\n1\r\n}\r\n0\r\n\r\n").expect("chunks");
+
+        assert_eq!(requests[0].body, br#"{"a": 1}"#);
+        for broken in ["{}", "5\r\n{}", "2\r\n{}0\r\n\r\n", "x\r\n{}\r\n0\r\n\r\n"] {
+            assert!(of(broken).is_err(), "{broken}");
+        }
     }
 
     #[test]

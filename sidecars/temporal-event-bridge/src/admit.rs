@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use kit_delivery::cloudevents::CloudEvent;
 use kit_journal::{Dedupe, EventHead, EventId, NewEvent};
+use serde_json::value::RawValue;
 
 /// Longest attribute in bytes. CloudEvents asks for at least 64 of a type and knows no bound.
 const ATTRIBUTE_BYTES: usize = 1024;
@@ -43,7 +44,12 @@ pub(crate) fn admit(event: CloudEvent<'_>) -> Result<NewEvent, NotAdmitted> {
     }
     let (body, json) = match (event.data, &event.data_base64, event.bytes) {
         (Some(data), ..) => (data.get().as_bytes().to_vec(), true),
-        (None, Some(text), _) => (STANDARD.decode(text).map_err(|_| NotAdmitted::NotBase64)?, false),
+        (None, Some(text), _) => {
+            let bytes = STANDARD.decode(text).map_err(|_| NotAdmitted::NotBase64)?;
+            // Some libraries write every data as bytes.
+            let is_json = event.says_json && serde_json::from_slice::<&RawValue>(&bytes).is_ok();
+            (bytes, is_json)
+        }
         (None, None, bytes) => (bytes.unwrap_or_default().to_vec(), false),
     };
     let id = EventId::derive(&event.source, &event.id, None);
@@ -90,7 +96,30 @@ mod tests {
         };
         check(r#","data":{"a": 0.10,"b":1e400}"#, br#"{"a": 0.10,"b":1e400}"#, true);
         check(r#","data_base64":"AAE=""#, &[0, 1], false);
+        check(r#","datacontenttype":"application/json","data_base64":"AAE=""#, &[0, 1], false);
+        check(
+            r#","datacontenttype":"application/json; charset=utf-8","data_base64":"eyJhIjogMX0=""#,
+            br#"{"a": 1}"#,
+            true,
+        );
+        check(r#","data_base64":"eyJhIjogMX0=""#, br#"{"a": 1}"#, false);
         check("", b"", false);
+    }
+
+    #[test]
+    fn what_a_workflow_gets_of_an_event_has_data_where_the_event_had() {
+        let shown = |more: &str| {
+            let NewEvent { head, body, .. } = event(&format!("{{{MINIMAL}{more}}}")).unwrap();
+            let at = "2026-11-22T13:27:00Z".parse().unwrap();
+            let text = crate::rules::as_event(&kit_journal::StoredEvent { seq: 1, at, head, body: body.into() });
+            serde_json::from_slice::<serde_json::Value>(&text).unwrap()
+        };
+        assert_eq!(shown(r#","data":{"a":1}"#)["data"]["a"], 1);
+        assert_eq!(shown(r#","data_base64":"AAE=""#)["data_base64"], "AAE=");
+        for none in ["", r#","data":null"#] {
+            let shown = shown(none);
+            assert!(shown.get("data").is_none() && shown.get("data_base64").is_none(), "{shown}");
+        }
     }
 
     #[test]

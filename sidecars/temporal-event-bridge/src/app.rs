@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use kit::admin::Readiness;
-use kit::clock::{SharedClock, SystemClock};
+use kit::api::Title;
+use kit::clock::SharedClock;
 use kit::config::{Problems, WellKnown};
 use kit::lifecycle::Shell;
 use kit::run::{Daemon, StartError};
@@ -12,17 +12,17 @@ use kit::telemetry::Metrics;
 use kit_delivery::DeliveryMetrics;
 use kit_delivery::api::{ApiState, Wants};
 use kit_delivery::receive::{Receiver, ReceiverSettings};
-use kit_delivery::start::{self, Served, configuration};
+use kit_delivery::start::{self, Begun, Served, configuration};
 use kit_routes::Base;
 use kit_routes::jq::{Jq, JqLimits};
 use kit_temporal::Temporal;
-use utoipa::OpenApi as _;
 
-use crate::config::{Config, well_known};
+use crate::config::{Config, Idle, well_known};
 use crate::http::{self, Intake};
 use crate::metrics::{CallMetrics, IntakeMetrics};
-use crate::observer::Observed;
-use crate::outgoing::{self, Outcomes};
+use crate::observer::{self, Observed};
+use crate::outgoing::Outcomes;
+use crate::planner::Planner;
 use crate::queue;
 use crate::rules::{Rule, Rules};
 use crate::sink::{self, SINK, TemporalSink};
@@ -34,16 +34,17 @@ const PUBLIC_HEAD: usize = 64 << 10;
 #[derive(Debug)]
 pub struct TemporalEventBridge;
 
-#[derive(utoipa::OpenApi)]
-#[openapi(info(
-    title = "temporal-event-bridge",
-    description = "Events on their way to Temporal, and outcomes of workflows on their way out. Every path needs the bearer token of SIDECAR_ADMIN__TOKEN_FILE."
-))]
-struct ApiDescription;
+/// What the admin API is.
+const TITLE: Title = Title {
+    name: "temporal-event-bridge",
+    version: env!("CARGO_PKG_VERSION"),
+    text: "Events on their way to Temporal, and outcomes of workflows on their way out. Every path needs the bearer token of SIDECAR_ADMIN__TOKEN_FILE.",
+};
 
 impl Daemon for TemporalEventBridge {
     const NAME: &'static str = "temporal-event-bridge";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const REFERENCE: &'static str = include_str!("../../../docs/reference/temporal-event-bridge.md");
     const ABOUT: &'static str =
         "Events start and signal Temporal workflows, each once; every workflow's outcome becomes an event.";
     const OUTLIVES_HANGUP: bool = true;
@@ -55,26 +56,19 @@ impl Daemon for TemporalEventBridge {
 
     fn check(config: &Config, problems: &mut Problems) {
         config.journal.check("journal", problems);
-        if let Err((field, message)) = config.admin.resolve() {
-            problems.add(&format!("admin.{field}"), &message);
-        }
+        config.process.check(problems);
         kit_temporal::client::check("temporal", &config.temporal, problems);
         receiver(config, problems);
-        queue::check(&config.amqp_source, problems);
+        queue::inbox(&config.amqp_source).check(problems);
         for mistake in Rules::program_mistakes(&config.rule, JqLimits::from(&config.routes.jq)) {
             problems.add("rule", &mistake);
         }
-        outgoing::check(config, Self::NAME, problems);
+        config.outgoing().check(Self::NAME, problems);
+        observer::check(&config.observer, problems);
     }
 
     async fn start(config: Config, metrics: Arc<Metrics>, shell: &mut Shell) -> Result<(), StartError> {
-        let clock: SharedClock = Arc::new(SystemClock);
-        let (journal, task) = start::open_journal(&config.journal, &clock, &metrics).await?;
-        let clock = journal.clock();
-        let readiness = Readiness::default();
-        shell.at_end(move || task.close());
-        start::watch_journal(shell, &journal, &readiness);
-
+        let Begun { journal, clock, readiness } = start::begin(shell, &config.journal, &metrics).await?;
         let mut problems = Problems::default();
         let receiver = receiver(&config, &mut problems);
         if !problems.is_empty() {
@@ -103,20 +97,26 @@ impl Daemon for TemporalEventBridge {
             metrics: metrics.with_registry(IntakeMetrics::register),
             body_limit: config.webhooks.body_limit_bytes,
         });
-        queue::start(shell, &config.amqp_source, &metrics, &intake, &clock)?;
-        let limits = Limits::new(&config.listen, &config.stop, PUBLIC_HEAD);
+        if let Some(idle) = config.idle() {
+            tracing::warn!("{}", idle.shown());
+            if idle == Idle::NoWayIn {
+                readiness.part("events").set_ready_but(idle.shown());
+            }
+        }
+        queue::inbox(&config.amqp_source).start(shell, &metrics, &intake.journal, queue::taker(&intake))?;
+        let limits = Limits::new(&config.process.listen, &config.process.stop, PUBLIC_HEAD);
         let (sinks, choosy) = (Arc::new(sinks), Arc::new(choosy));
         let api = ApiState { journal, clock, sinks, at_work: Arc::default(), choosy };
         let served = Served {
             business: outcomes.observed.router.merge(http::router(intake)),
             limits,
-            description: ApiDescription::openapi(),
+            title: TITLE,
             api,
             more: outcomes.api,
             metrics,
             readiness,
         };
-        start::serve(shell, &config, &config.admin, served).await
+        start::serve(shell, &config.process, served).await
     }
 }
 
@@ -143,10 +143,10 @@ fn inbound(
     let names = rules.all().iter().map(Rule::name);
     let calls = metrics.with_registry(|registry| CallMetrics::register(registry, names));
     let jq = Jq::new(JqLimits::from(&config.routes.jq));
+    let namespace = temporal.namespace().to_owned();
     TemporalSink::new(
         temporal,
-        rules,
-        jq,
+        Planner { rules, jq, namespace },
         Arc::clone(&observed.tracker),
         observed.attached.clone(),
         Arc::clone(clock),

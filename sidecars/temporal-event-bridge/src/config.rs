@@ -3,10 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use kit::config::{
-    AdminSection, COMMON_WELL_KNOWN, ListenSection, LogSection, Problems, Section, StopSection, WellKnown,
-};
-use kit::run::Common;
+use kit::config::{COMMON_WELL_KNOWN, Problems, ProcessSections, Section, WellKnown};
 use kit::secret::Secret;
 use kit_amqp::{AmqpSection, AmqpSourceSection};
 use kit_delivery::config::{CircuitSection, Order, RetrySection};
@@ -38,8 +35,8 @@ pub fn well_known() -> Vec<WellKnown> {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Addresses and limits of the two listeners.
-    pub listen: ListenSection,
+    /// What every daemon has: `listen`, `admin`, `log` and `stop`.
+    pub process: ProcessSections,
     /// Where Temporal is and how it is asked.
     pub temporal: TemporalSection,
     /// Events of other daemons.
@@ -67,12 +64,6 @@ pub struct Config {
     pub routes: RoutesSection,
     /// Where and how events are kept.
     pub journal: JournalSection,
-    /// Access to the admin API.
-    pub admin: AdminSection,
-    /// What is logged and how.
-    pub log: LogSection,
-    /// How the daemon stops.
-    pub stop: StopSection,
 }
 
 /// Events of other daemons: `POST /webhooks/events` takes CloudEvents that are signed as Standard Webhooks says. Without a
@@ -154,11 +145,7 @@ impl Default for WebhooksSection {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: ListenSection {
-                public: "0.0.0.0:8084".to_owned(),
-                admin: "127.0.0.1:9084".to_owned(),
-                ..ListenSection::default()
-            },
+            process: ProcessSections::at_ports(8084, 9084),
             temporal: TemporalSection::default(),
             webhooks: WebhooksSection::default(),
             amqp_source: AmqpSourceSection::default(),
@@ -174,32 +161,65 @@ impl Default for Config {
                 path: PathBuf::from("/var/lib/outrigger/temporal-event-bridge.db"),
                 ..JournalSection::default()
             },
-            admin: AdminSection::default(),
-            log: LogSection::default(),
-            stop: StopSection::default(),
         }
     }
 }
 
-impl Common for Config {
-    fn listen(&self) -> &ListenSection {
-        &self.listen
-    }
+/// What does not fit together, though the daemon can run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Idle {
+    /// There are rules, and no way for an event to come.
+    NoWayIn,
+    /// Events can come, and no rule is for any of them.
+    NoRules,
+    /// No events in, and nobody to tell of the ends of workflows.
+    Nothing,
+}
 
-    fn log(&self) -> &LogSection {
-        &self.log
+impl Idle {
+    /// For a person.
+    pub(crate) fn shown(self) -> &'static str {
+        match self {
+            Self::NoWayIn => {
+                "no event can come, so the rules do nothing: neither BRIDGE_WEBHOOK_SECRET_FILE nor SIDECAR_AMQP_SOURCE__QUEUE \
+                 is set"
+            }
+            Self::NoRules => {
+                "there are no rules: every event that comes is listed as filtered, and does nothing. Set [[rule]]"
+            }
+            Self::Nothing => {
+                "there is nothing to do: no rules, no way for events to come, and no gateway, [amqp] or [sinks] to tell of the \
+                 ends of workflows"
+            }
+        }
     }
+}
 
-    fn stop(&self) -> &StopSection {
-        &self.stop
+impl Config {
+    /// What does not fit together, if anything does not.
+    pub(crate) fn idle(&self) -> Option<Idle> {
+        let has_way_in =
+            self.webhooks.secret.is_some() || self.webhooks.secret_file.is_some() || self.amqp_source.is_set();
+        match (has_way_in, self.rule.is_empty()) {
+            (true, false) => None,
+            (true, true) => Some(Idle::NoRules),
+            (false, false) => Some(Idle::NoWayIn),
+            (false, true) => (!self.observer.enabled || !self.outgoing().is_any()).then_some(Idle::Nothing),
+        }
+    }
+}
+
+impl AsRef<ProcessSections> for Config {
+    fn as_ref(&self) -> &ProcessSections {
+        &self.process
     }
 }
 
 impl Section for Config {
+    const GROUPS: &'static [&'static str] = &["process"];
+
     fn validate(&self, problems: &mut Problems) {
-        self.listen.validate("listen", problems);
-        self.log.validate("log", problems);
-        self.stop.validate("stop", problems);
+        self.process.validate(problems);
         self.journal.validate("journal", problems);
         self.temporal.validate("temporal", problems);
         self.webhooks.validate(problems);
@@ -211,7 +231,8 @@ impl Section for Config {
         if let Err(mistakes) = Rules::compile(&self.rule) {
             mistakes.iter().for_each(|mistake| problems.add("rule", mistake));
         }
-        self.validate_outgoing(problems);
+        self.outgoing().validate(problems);
+        self.observer.validate("observer", problems);
     }
 }
 
@@ -222,6 +243,43 @@ impl WebhooksSection {
         }
         if !(1024..=64 << 20).contains(&self.body_limit_bytes) {
             problems.add("webhooks.body_limit_bytes", "must be between 1024 and 67108864");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_together_is_known() {
+        let rules = vec![RuleSection::default()];
+        let webhooks = || WebhooksSection { secret_file: Some("f".into()), ..WebhooksSection::default() };
+        let gateway = GatewaySection { url: Some("http://g".to_owned()), ..GatewaySection::default() };
+        let check = |config: Config, expected: Option<Idle>| assert_eq!(config.idle(), expected);
+        check(Config::default(), Some(Idle::Nothing));
+        check(Config { rule: rules.clone(), ..Config::default() }, Some(Idle::NoWayIn));
+        check(Config { webhooks: webhooks(), ..Config::default() }, Some(Idle::NoRules));
+        check(Config { webhooks: webhooks(), rule: rules, ..Config::default() }, None);
+        check(Config { gateway: gateway.clone(), ..Config::default() }, None);
+        let observer = ObserverSection { enabled: false, ..ObserverSection::default() };
+        check(Config { gateway, observer, ..Config::default() }, Some(Idle::Nothing));
+    }
+
+    #[test]
+    fn a_secret_that_is_wrong_is_told_by_the_variable_that_holds_it() {
+        for (variable, secret, secret_file) in [
+            ("BRIDGE_WEBHOOK_SECRET: ", Some(Secret::from("abc".to_owned())), None),
+            ("BRIDGE_WEBHOOK_SECRET_FILE: ", None, Some(PathBuf::from("/dev/null"))),
+        ] {
+            let webhooks = WebhooksSection { secret, secret_file, ..WebhooksSection::default() };
+            let mut problems = Problems::default();
+            <crate::TemporalEventBridge as kit::run::Daemon>::check(
+                &Config { webhooks, ..Config::default() },
+                &mut problems,
+            );
+            let lines = problems.lines(&well_known());
+            assert!(lines.iter().any(|line| line.starts_with(variable)), "{variable}{lines:?}");
         }
     }
 }

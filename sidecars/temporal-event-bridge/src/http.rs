@@ -103,10 +103,7 @@ impl Refusal {
         match self {
             Self::NotReceived(NotReceived::Encoded) => "content_encoding",
             Self::NotReceived(NotReceived::Unsigned(_)) => "signature",
-            Self::NotReceived(NotReceived::Body(BodyError::TooLarge(_))) => "too_large",
-            Self::NotReceived(NotReceived::Body(BodyError::TimedOut)) => "too_slow",
-            Self::NotReceived(NotReceived::Body(BodyError::Stopping)) => "stopping",
-            Self::NotReceived(NotReceived::Body(BodyError::BrokenOff)) => "broken_off",
+            Self::NotReceived(NotReceived::Body(error)) => error.reason(),
             Self::NotCloudEvents(_) => "bad_request",
             Self::Binary => "binary_mode",
             Self::NotAdmitted(_) => "invalid",
@@ -128,6 +125,7 @@ impl IntoResponse for Refusal {
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "one CloudEvent is taken: content-type must be application/cloudevents+json",
             ),
+            Self::NotCloudEvents(why @ NotCloudEvents::Data) => answer(StatusCode::BAD_REQUEST, &why.to_string()),
             Self::NotCloudEvents(_) => answer(
                 StatusCode::BAD_REQUEST,
                 "the body is no CloudEvent 1.0 in JSON with specversion, id, source and type",

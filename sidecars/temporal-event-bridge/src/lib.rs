@@ -4,7 +4,8 @@
 //! `config` what can be set · `app` how the parts are put together · `http` an event of another daemon and its answer ·
 //! `queue` events from RabbitMQ · `admit` from a CloudEvent to an event for the journal, without I/O · `direction` which
 //! events of the journal go which way · `rules` what an event does to which workflow, without I/O · `template` texts with
-//! what an event says in them · `sink` Temporal as a sink of the delivery engine · `trace` whether an event has reached its
+//! what an event says in them · `planner` the rule of an event, with jq asked · `preview` what rules make of an event, without
+//! a daemon · `sink` Temporal as a sink of the delivery engine · `trace` whether an event has reached its
 //! workflow already · `observer` ends of workflows · `outgoing` where they go.
 
 mod admit;
@@ -15,6 +16,8 @@ mod http;
 mod metrics;
 pub mod observer;
 pub mod outgoing;
+mod planner;
+pub mod preview;
 mod queue;
 mod rules;
 mod sink;

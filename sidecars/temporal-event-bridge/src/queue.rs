@@ -5,57 +5,23 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use kit::clock::SharedClock;
-use kit::config::Problems;
-use kit::lifecycle::Shell;
-use kit::run::StartError;
-use kit::telemetry::Metrics;
-use kit_amqp::{AmqpMetrics, AmqpSource, AmqpSourceSection, Message, Taken};
+use kit_amqp::{AmqpSourceSection, Inbox, Message, Taken};
 use kit_delivery::cloudevents;
-use kit_delivery::start::configuration;
 
 use crate::http::{Intake, Refusal, append};
 
-/// Name of the connection in metrics and at the broker.
-const SOURCE: &str = "events";
-const DAEMON: &str = "temporal-event-bridge";
-
-/// Reports what of the section cannot be used.
-pub(crate) fn check(section: &AmqpSourceSection, problems: &mut Problems) {
-    if !section.is_set() {
-        return;
-    }
-    let clock = Arc::new(kit::clock::SystemClock);
-    if let Err(errors) = AmqpSource::new(SOURCE, DAEMON, section, &AmqpMetrics::default(), clock) {
-        for error in errors {
-            problems.add(&format!("amqp_source.{}", error.path), &error.message);
-        }
-    }
+/// The queue, if there is one to take messages from.
+pub(crate) fn inbox(section: &AmqpSourceSection) -> Inbox<'_> {
+    Inbox { daemon: "temporal-event-bridge", name: "events", section }
 }
 
-/// Takes messages, if there is a queue to take them from.
-pub(crate) fn start(
-    shell: &mut Shell,
-    section: &AmqpSourceSection,
-    metrics: &Metrics,
-    intake: &Arc<Intake>,
-    clock: &SharedClock,
-) -> Result<(), StartError> {
-    if !section.is_set() {
-        return Ok(());
-    }
-    let metrics = metrics.shared(AmqpMetrics::register);
-    let source = AmqpSource::new(SOURCE, DAEMON, section, &metrics, Arc::clone(clock)).map_err(|errors| {
-        configuration(errors.iter().map(|error| format!("amqp_source.{error}")).collect::<Vec<_>>().join("; "))
-    })?;
-    let (stop, health) = (shell.stop_token(), intake.journal.health());
+/// What takes its messages.
+pub(crate) fn taker(intake: &Arc<Intake>) -> impl Fn(Arc<Message>) -> BoxFuture<'static, Taken> + use<> {
     let intake = Arc::clone(intake);
-    let receive = move |message: Arc<Message>| -> BoxFuture<'static, Taken> {
+    move |message| {
         let intake = Arc::clone(&intake);
         async move { take(&intake, &message).await }.boxed()
-    };
-    shell.spawn("event queue", source.run(stop, health, receive));
-    Ok(())
+    }
 }
 
 /// Whoever may publish to the queue may start workflows: binary mode is as good as structured mode here.

@@ -1,38 +1,30 @@
 //! Temporal as a sink of the delivery engine: what an event's rule asks for, asked once, and what an answer means for the
 //! event.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use kit::clock::SharedClock;
 use kit_delivery::{Failure, Interest, Outcome, PassedBy, Sink};
 use kit_journal::{EventHead, JournalError, Seq, StoredEvent};
-use kit_routes::jq::{Jq, JqError, Question};
-use kit_temporal::api::common::v1::Payload;
 use kit_temporal::api::workflowservice::v1 as ws;
 use kit_temporal::client::execution;
-use kit_temporal::{ErrorClass, Temporal, TemporalError, payload};
+use kit_temporal::{ErrorClass, LEAST_RETENTION, Retention, Temporal, TemporalError};
 
 use crate::direction::is_for_temporal;
 use crate::metrics::{CallMetrics, Done};
 use crate::observer::{Attached, Tracker};
-use crate::rules::{Argument, Call, Found, OnConflict, OnMissing, Plan, Rule, Rules, as_event, part};
+use crate::planner::Planner;
+use crate::rules::{Call, Found, OnConflict, OnMissing, Plan};
 use crate::trace::{self, Doubt, Doubts, Trace};
 
 /// Name of the sink in the journal, metrics and the API.
 pub(crate) const SINK: &str = "temporal";
-/// How long an event waits when no process for jq can be started.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// How often an event that is in doubt finds its workflow running and ended by the time it is signalled.
 const CHASES: usize = 3;
 
-/// Temporal keeps ended workflows no shorter than this.
-///
-/// Source: temporalio/temporal `system.namespaceMinRetentionLocal`.
-const LEAST_RETENTION: Duration = Duration::from_secs(3600);
 /// The code of gRPC.
 const PERMISSION_DENIED: i32 = 7;
 
@@ -40,8 +32,7 @@ const PERMISSION_DENIED: i32 = 7;
 #[derive(Debug)]
 pub(crate) struct TemporalSink {
     temporal: Temporal,
-    rules: Rules,
-    jq: Jq,
+    planner: Planner,
     doubts: Doubts,
     /// Namespaces that have been there since the start.
     seen: Mutex<HashSet<String>>,
@@ -66,80 +57,13 @@ enum Answered {
 impl TemporalSink {
     pub(crate) fn new(
         temporal: Temporal,
-        rules: Rules,
-        jq: Jq,
+        planner: Planner,
         tracker: Arc<Tracker>,
         attached: Option<Attached>,
         clock: SharedClock,
         metrics: CallMetrics,
     ) -> Self {
-        Self {
-            temporal,
-            rules,
-            jq,
-            doubts: Doubts::default(),
-            seen: Mutex::default(),
-            tracker,
-            attached,
-            clock,
-            metrics,
-        }
-    }
-
-    /// The event's rule, its filters asked.
-    async fn rule(&self, event: &StoredEvent) -> Result<Option<&Rule>, JqError> {
-        let mut answers: HashMap<usize, bool> = HashMap::new();
-        let mut input = None;
-        loop {
-            match self.rules.find(event, |nth| answers.get(&nth).copied()) {
-                Found::Rule(rule) => return Ok(Some(rule)),
-                Found::None => return Ok(None),
-                Found::Asks(nth) => {
-                    let input = input.get_or_insert_with(|| as_event(event));
-                    let (program, name) = self.rules.filter(nth);
-                    let answer = self.jq.ask(Question::Holds, &program, input).await;
-                    let answer = answer.map_err(|error| told(error, &format!("filter of rule {name}")))?;
-                    answers.insert(nth, answer == b"true");
-                }
-            }
-        }
-    }
-
-    async fn argument(
-        &self,
-        rule: &Rule,
-        (name, argument): (&str, Option<&Argument>),
-        event: &StoredEvent,
-    ) -> Result<Option<Payload>, JqError> {
-        match argument {
-            None => Ok(None),
-            Some(Argument::Of(input)) => Ok(part(event, *input)),
-            Some(Argument::Program(program)) => {
-                let about = format!("{name} of rule {}", rule.name());
-                let made = self.jq.ask(Question::Value, program, &as_event(event)).await;
-                let made = made.map_err(|error| told(error, &about))?;
-                // jq writes more than JSON knows: bytes, infinity, keys that are no texts.
-                if serde_json::from_slice::<&serde_json::value::RawValue>(&made).is_err() {
-                    return Err(JqError::Failed(format!("{about}: gives something that is not JSON")));
-                }
-                Ok(Some(payload::json(made)))
-            }
-        }
-    }
-
-    async fn plan(&self, event: &StoredEvent) -> Result<Plan<'_>, Outcome> {
-        let gone_wrong = |error| match error {
-            JqError::Failed(why) => Outcome::failed(Failure::Unsendable, format!("jq: {why}")),
-            JqError::Away(why) => Outcome::withheld(format!("jq cannot be run: {why}"), ASK_AGAIN),
-        };
-        let rule = self.rule(event).await.map_err(gone_wrong)?;
-        let rule = rule.ok_or_else(|| Outcome::passed_by(PassedBy::Filtered, "no rule is for it"))?;
-        let input = self.argument(rule, ("transform", rule.input()), event).await.map_err(gone_wrong)?;
-        let signal = ("signal_transform", rule.signal_input());
-        let signal_input = self.argument(rule, signal, event).await.map_err(gone_wrong)?;
-        let plan = rule.plan(self.temporal.namespace(), event, (input, signal_input));
-        let plan = plan.map_err(|why| Outcome::failed(Failure::Unsendable, why))?;
-        plan.ok_or_else(|| Outcome::passed_by(PassedBy::Filtered, format!("rule {} ignores it", rule.name())))
+        Self { temporal, planner, doubts: Doubts::default(), seen: Mutex::default(), tracker, attached, clock, metrics }
     }
 
     async fn perform(&self, plan: &Plan<'_>, event: &StoredEvent) -> Outcome {
@@ -203,14 +127,16 @@ impl TemporalSink {
         if age < LEAST_RETENTION {
             return Ok(None);
         }
-        let namespace = self.temporal.describe_namespace(&plan.namespace).await?;
-        let retention = namespace.config.and_then(|config| config.workflow_execution_retention_ttl);
-        let retention = Duration::from_secs(retention.map_or(0, |ttl| u64::try_from(ttl.seconds).unwrap_or(0)));
-        Ok((age >= retention).then(|| {
+        let retention = self.temporal.retention(&plan.namespace).await.map_err(TemporalError::of_a_question)?;
+        Ok((age >= retention.at_least()).then(|| {
             let (rule, workflow) = (plan.rule.name(), &plan.workflow_id);
             let hours = age.as_secs() / 3600;
+            let forgotten = match retention {
+                Retention::Unknown => "may have forgotten (we may not ask for how long it remembers)",
+                Retention::Told(_) | Retention::Configured(_) => "has forgotten",
+            };
             format!(
-                "rule {rule}: an answer about workflow {workflow} was lost {hours} h ago, and Temporal has forgotten by now what \
+                "rule {rule}: an answer about workflow {workflow} was lost {hours} h ago, and Temporal {forgotten} by now what \
                  ended since: look whether it has run, and replay or drop the event"
             )
         }))
@@ -417,13 +343,6 @@ fn pinned(request: &ws::SignalWithStartWorkflowExecutionRequest, run: &str) -> w
     }
 }
 
-fn told(error: JqError, about: &str) -> JqError {
-    match error {
-        JqError::Failed(why) => JqError::Failed(format!("{about}: {why}")),
-        away => away,
-    }
-}
-
 /// Whether an event is for Temporal at all; which rule is for it is asked when it is loaded.
 pub(crate) fn wants(head: &EventHead) -> bool {
     is_for_temporal(head)
@@ -442,7 +361,7 @@ impl Sink for TemporalSink {
         if !wants(&event.head) {
             return Interest::Unwanted;
         }
-        match self.rules.find(event, |_| None) {
+        match self.planner.rules.find(event, |_| None) {
             Found::None => Interest::PassedBy(PassedBy::Filtered, "no rule is for it".to_owned()),
             Found::Rule(_) | Found::Asks(_) => Interest::Wanted,
         }
@@ -465,7 +384,7 @@ impl Sink for TemporalSink {
 
     fn deliver<'a>(&'a self, event: &'a StoredEvent) -> BoxFuture<'a, Outcome> {
         async move {
-            match self.plan(event).await {
+            match self.planner.plan(event).await {
                 Ok(plan) => self.perform(&plan, event).await,
                 Err(outcome) => outcome,
             }

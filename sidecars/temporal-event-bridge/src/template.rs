@@ -1,9 +1,9 @@
 //! Texts with what an event says in them: `dunning-{data.invoice.lago_id}`. Decisions over values, without I/O.
 
 use std::borrow::Cow;
-use std::cell::OnceCell;
 
 use kit_journal::StoredEvent;
+use kit_routes::Data;
 use serde_json::Value;
 
 use crate::admit::subject;
@@ -22,17 +22,12 @@ const KNOWN: &str = "{id}, {key}, {type}, {source}, {subject}, {tenant}, {time} 
 #[derive(Debug)]
 pub(crate) struct Subject<'e> {
     pub(crate) event: &'e StoredEvent,
-    body: OnceCell<Option<Value>>,
+    data: Data<'e>,
 }
 
 impl<'e> Subject<'e> {
     pub(crate) fn new(event: &'e StoredEvent) -> Self {
-        Self { event, body: OnceCell::new() }
-    }
-
-    fn body(&self) -> Option<&Value> {
-        let parse = || self.event.head.json.then(|| serde_json::from_slice(&self.event.body).ok()).flatten();
-        self.body.get_or_init(parse).as_ref()
+        Self { event, data: Data::new(event) }
     }
 }
 
@@ -165,16 +160,18 @@ impl Template {
         wrong.then_some("must have a separator such as - or : after each {} that another one follows: 1 and 23 would be as 12 and 3")
     }
 
-    /// The value for an event as JSON: what the event has where the template is nothing but that, a text otherwise.
+    /// The value for an event as JSON: what the event has, byte for byte, where the template is nothing but that, a text
+    /// otherwise.
     ///
     /// # Errors
     /// As [`Self::render`].
-    pub(crate) fn value(&self, subject: &Subject<'_>) -> Result<Value, String> {
+    pub(crate) fn value(&self, subject: &Subject<'_>) -> Result<String, String> {
         match self.parts.as_slice() {
             [part @ Part::Data(steps)] => {
-                find(subject, steps).cloned().ok_or_else(|| format!("the event has no {}", part.shown()))
+                let found = subject.data.find_raw(steps).map(|found| found.get().to_owned());
+                found.ok_or_else(|| format!("the event has no {}", part.shown()))
             }
-            _ => self.render(subject, Purpose::Text).map(Value::from),
+            _ => self.render(subject, Purpose::Text).map(|text| Value::from(text).to_string()),
         }
     }
 }
@@ -224,8 +221,8 @@ impl Part {
             Self::Subject => subject(head).map(Cow::Borrowed),
             Self::Tenant => head.tenant.as_deref().map(Cow::Borrowed),
             Self::Time => Some(head.time.as_deref().map_or_else(|| about.event.at.to_string().into(), Cow::Borrowed)),
-            Self::Data(steps) => match find(about, steps) {
-                Some(Value::String(text)) => Some(Cow::Borrowed(text.as_str())),
+            Self::Data(steps) => match about.data.find(steps).as_deref() {
+                Some(Value::String(text)) => Some(Cow::Owned(text.clone())),
                 Some(Value::Bool(value)) => Some(Cow::Borrowed(if *value { "true" } else { "false" })),
                 // Others may have been rounded: two values would become one.
                 Some(Value::Number(number)) if number.is_i64() || number.is_u64() => Some(number.to_string().into()),
@@ -237,13 +234,6 @@ impl Part {
         let found = found.ok_or_else(|| format!("the event has no {}", self.shown()))?;
         if found.is_empty() { Err(format!("{} is empty in this event", self.shown())) } else { Ok(found) }
     }
-}
-
-fn find<'s>(subject: &'s Subject<'_>, steps: &[String]) -> Option<&'s Value> {
-    steps.iter().try_fold(subject.body()?, |value, step| match value {
-        Value::Array(values) => values.get(step.parse::<usize>().ok()?),
-        value => value.get(step),
-    })
 }
 
 /// Writes a value so that no slash is in it, which Temporal's HTTP API could not express, and no control character. The
@@ -346,10 +336,22 @@ mod tests {
     fn a_template_that_is_nothing_but_a_field_gives_its_value() {
         let event = event(BODY);
         let value = |template: &str| Template::read(template).unwrap().value(&Subject::new(&event));
-        assert_eq!(value("{data.invoice.number}"), Ok(Value::from(7)));
-        assert_eq!(value("{data.invoice.lines}"), Ok(serde_json::json!([{"code": "a"}])));
-        assert_eq!(value("n{data.invoice.number}"), Ok(Value::from("n7")));
-        assert_eq!(value("{source}"), Ok(Value::from("lago/acme")));
+        let check = |template: &str, expected: &str| assert_eq!(value(template), Ok(expected.to_owned()), "{template}");
+        check("{data.invoice.number}", "7");
+        check("{data.invoice.lines}", r#"[{"code":"a"}]"#);
+        check("{data.invoice.bigger}", "18446744073709551616");
+        check("{data.invoice.total}", "0.1");
+        check("n{data.invoice.number}", "\"n7\"");
+        check("{source}", "\"lago/acme\"");
+    }
+
+    /// Python writes half of a pair of surrogates as it is.
+    #[test]
+    fn what_cannot_be_read_keeps_nothing_else_from_being_read() {
+        let body = r#"{"x":"\ud800","order":"o-1"}"#;
+        assert_eq!(rendered("w-{data.order}", body, Purpose::WorkflowId).as_deref(), Ok("w-o-1"));
+        let why = rendered("w-{data.x}", body, Purpose::WorkflowId).unwrap_err();
+        assert_eq!(why, "{data.x} is no text and no whole number in this event");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 use crate::engine::Engine;
-use crate::site::{PROCESSOR, Site};
+use crate::site::{ALL, Site};
 
 /// How long until a condition holds; above anything that is promised.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -32,12 +32,12 @@ pub(crate) struct Sidecar {
 
 impl Sidecar {
     pub(crate) async fn find(site: &Site, service: &str) -> Result<Self> {
-        let id = site.compose(&["ps", "--quiet", service]).await?;
-        let seen = site.engine.inspect(id.trim()).await.with_context(|| format!("find the container of {service}"))?;
+        let seen = site.container(service).await?;
         let network = site.name("outrigger-internal");
         let address = seen["NetworkSettings"]["Networks"][network.as_str()]["IPAddress"].as_str().unwrap_or_default();
         let address: IpAddr = address.parse().unwrap_or(IpAddr::from([0, 0, 0, 0]));
-        let admin = if service == PROCESSOR { 9081 } else { 9082 };
+        let number = ALL.iter().position(|known| *known == service).context("has no admin listener")?;
+        let admin = 9081 + u16::try_from(number)?;
         Ok(Self {
             engine: site.engine,
             name: seen["Name"].as_str().context("no name")?.trim_start_matches('/').to_owned(),

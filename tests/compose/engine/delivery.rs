@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use kit::client::{ClientOptions, http_client};
 use kit::secret::Secret;
+use kit_lago::api::LagoApi;
+use kit_lago::management::Kind;
 use kit_workbench::broker::Broker;
 use kit_workbench::ledger::{Ledger, SentRequest};
 use kit_workbench::load::{self, LagoWebhooks, LoadControl, LoadOptions, Pool, Signing};
@@ -15,6 +18,7 @@ use outrigger_tests::experiment::{Outcome, Trial};
 use outrigger_tests::queue::{Client, Found};
 use outrigger_tests::rig::REQUEST_DEADLINE;
 use outrigger_tests::rig::amqp::{QUEUE, compare};
+use serde_json::json;
 
 use crate::engine::{HOST, engine, try_run};
 use crate::site::{PROCESSOR, SUBSCRIPTIONS, Site, TRACKER};
@@ -121,7 +125,8 @@ async fn by_hmac(engine: &'static crate::engine::Engine, trial: &Trial) -> Resul
     // As the operator copies it from Lago.
     let file = site.file("secrets/lago-hmac-key");
     std::fs::write(&file, format!("{key}\n"))?;
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o444))?;
+    // With a strict umask, which no container could read.
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))?;
     site.up().await?;
     site.neighbours().await?;
     site.ready().await?;
@@ -137,7 +142,7 @@ async fn by_hmac(engine: &'static crate::engine::Engine, trial: &Trial) -> Resul
 fn secrets_are_kept_from_others(site: &Site) -> Result<()> {
     let mode = |name: &str| -> Result<u32> { Ok(std::fs::metadata(site.file(name))?.permissions().mode() & 0o777) };
     ensure!(mode("secrets")? == 0o700, "compose/secrets has the mode {:o}", mode("secrets")?);
-    ensure!(mode("secrets/lago-rsa")? == 0o444, "secrets/lago-rsa has the mode {:o}", mode("secrets/lago-rsa")?);
+    ensure!(mode("secrets/lago-rsa")? == 0o644, "secrets/lago-rsa has the mode {:o}", mode("secrets/lago-rsa")?);
     Ok(())
 }
 
@@ -189,20 +194,42 @@ pub(crate) async fn the_command_line_sends_and_sees_the_first_webhook(_trial: Tr
     site.drained().await?;
     let listed = site.compose(&["run", "--rm", "-T", "outrigger", "events", "list"]).await?;
     ensure!(listed.contains("lago.invoice.created") && listed.contains("delivered"), "it is listed as {listed}");
-    site.compose(&["run", "--rm", "-T", "outrigger", "doctor"]).await?;
+    // What the doctor wants to see of Lago: an endpoint that leads to the processor.
+    let endpoint = json!({ "webhook_url": url, "signature_algo": "jwt" });
+    let endpoint = endpoint.as_object().context("an object")?;
+    let key = Secret::from(site.secret("lago-api-key")?);
+    let api = LagoApi::new(http_client(&ClientOptions::default())?, &format!("http://{HOST}:3000"), &key)?;
+    api.create(Kind::WebhookEndpoint, endpoint).await?;
+    let said = site.compose(&["run", "--rm", "-T", "outrigger", "doctor"]).await?;
+    for part in ["http://lago-usage-tracker:9082", "ok   lago ", "ok   lago-key", "ok   webhook-endpoint"] {
+        ensure!(said.contains(part), "{part} is not in {said}");
+    }
+    ensure!(
+        !said.contains("authentik-server") && !said.contains("redis:6379"),
+        "what is not installed is missed: {said}"
+    );
+    let reconciled = site.compose(&["run", "--rm", "-T", "outrigger", "usage", "reconcile"]).await;
+    ensure!(!format!("{reconciled:?}").contains("401"), "usage asks another daemon: {reconciled:?}");
+    let metrics = site.compose(&["run", "--rm", "-T", "outrigger", "metrics"]).await?;
+    ensure!(metrics.contains("lago_webhooks_refused"), "metrics are {metrics}");
     let tracker = ["--admin", "http://lago-usage-tracker:9082", "--token-file", "/run/secrets/usage-admin-token"];
     site.compose(&[&["run", "--rm", "-T", "outrigger", "doctor"][..], &tracker].concat()).await?;
     site.remove().await?;
     Ok(Outcome::new(1, ""))
 }
 
-/// One event, as a producer reports it.
-pub(crate) async fn report_usage(site: &Site, transaction: &str, n: u64) -> Result<()> {
-    let body = format!(
+/// The body of one usage event.
+pub(crate) fn usage(transaction: &str, n: u64) -> String {
+    format!(
         r#"{{"event":{{"transaction_id":"{transaction}","external_subscription_id":"s-{}","code":"gb","timestamp":{},"properties":{{"gb":{n}}}}}}}"#,
         n % SUBSCRIPTIONS,
         1_790_000_000 + n % 1000
-    );
+    )
+}
+
+/// One event, as a producer reports it.
+pub(crate) async fn report_usage(site: &Site, transaction: &str, n: u64) -> Result<()> {
+    let body = usage(transaction, n);
     let bearer = format!("Bearer {}", site.secret("usage-producer-token")?);
     let headers = [("Authorization", bearer.as_str()), ("Content-Type", "application/json")];
     let address = SocketAddr::from(([127, 0, 0, 1], 8082));

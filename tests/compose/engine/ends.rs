@@ -13,8 +13,8 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use crate::delivery::{billed, report_usage, send};
-use crate::engine::{TAG, engine};
-use crate::site::{PROCESSOR, Site, TRACKER};
+use crate::engine::{COMMAND_LINE, TAG, engine};
+use crate::site::{ALL, PROCESSOR, Site, TRACKER};
 
 /// `stop_grace_period`.
 const GRACE: Duration = Duration::from_secs(15);
@@ -66,11 +66,11 @@ pub(crate) async fn health_follows_the_process(trial: Trial) -> Result<Outcome> 
         Ok(engine) => engine,
         Err(outcome) => return outcome,
     };
-    let site = Site::new(engine, &[])?;
+    let site = Site::new(engine, &[("COMPOSE_PROFILES", &ALL.join(","))])?;
     // Without any neighbour.
     site.up().await?;
     for _ in 0..trial.count {
-        for service in [PROCESSOR, TRACKER] {
+        for service in ALL {
             let sidecar = site.sidecar(service).await?;
             sidecar.until("healthy", |seen| health(seen) == "healthy").await?;
             sidecar.signal(Signal::STOP).await?;
@@ -82,7 +82,7 @@ pub(crate) async fn health_follows_the_process(trial: Trial) -> Result<Outcome> 
         }
     }
     site.remove().await?;
-    Ok(Outcome::new(2 * trial.count, ""))
+    Ok(Outcome::new(ALL.len() as u64 * u64::from(trial.count), ""))
 }
 
 /// C4: the process is killed under load, the engine starts it again, and one ledger over all of it balances.
@@ -214,7 +214,7 @@ pub(crate) async fn volumes_outlive_their_containers_and_tags(trial: Trial) -> R
         Err(outcome) => return outcome,
     };
     const NEXT: &str = "0.1.1";
-    for daemon in [PROCESSOR, TRACKER] {
+    for daemon in [PROCESSOR, TRACKER, COMMAND_LINE] {
         engine.docker(["tag", &format!("outrigger/{daemon}:{TAG}"), &format!("outrigger/{daemon}:{NEXT}")]).await?;
     }
     let site = Site::started(engine, &[]).await?;

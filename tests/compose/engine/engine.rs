@@ -28,7 +28,7 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(240);
 /// Where `cargo static` leaves its binaries.
 const STATIC_VARIABLE: &str = "OUTRIGGER_STATIC_DIR";
 /// The command line's image, for people.
-const COMMAND_LINE: &str = "outrigger";
+pub(crate) const COMMAND_LINE: &str = "outrigger";
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// The tag of the images under test.
 pub(crate) const TAG: &str = "0.1.0";

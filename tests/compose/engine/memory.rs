@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kit_workbench::ledger::Ledger;
-use kit_workbench::load::{self, LagoWebhooks, LoadControl, LoadOptions, Pacing, Pool};
+use kit_workbench::load::{LagoWebhooks, LoadControl, LoadOptions, LoadReport, Pacing, Pool};
 use outrigger_tests::experiment::{Outcome, Trial};
 
 use crate::containers::{Accounted, Sidecar};
 use crate::delivery::{billed, report_usage, send};
 use crate::engine::{Engine, TAG, engine};
-use crate::site::{PROCESSOR, Site, TRACKER};
+use crate::load;
+use crate::site::{ALL, PROCESSOR, Site};
 
 const MIB: f64 = 1_048_576.0;
 /// What an idle container may cost, as the engine reports it.
@@ -31,16 +32,17 @@ pub(crate) async fn idle_containers_stay_small(_trial: Trial) -> Result<Outcome>
         Ok(engine) => engine,
         Err(outcome) => return outcome,
     };
-    for daemon in [PROCESSOR, TRACKER] {
+    for daemon in ALL {
         forget_binary(engine, daemon).await?;
     }
-    let site = Site::started(engine, &[("SIDECAR_HEALTH_INTERVAL", "10s")]).await?;
+    let site =
+        Site::started(engine, &[("SIDECAR_HEALTH_INTERVAL", "10s"), ("COMPOSE_PROFILES", &ALL.join(","))]).await?;
     send(&site, site.jwt()?, 200).await?;
     report_usage(&site, "t-idle", 1).await?;
     site.drained().await?;
     billed(&site, 1).await?;
     let (mut notes, mut too_large) = (Vec::new(), Vec::new());
-    for service in [PROCESSOR, TRACKER] {
+    for service in ALL {
         let sidecar = site.sidecar(service).await?;
         // Two health checks have passed: they are part of being idle.
         let begin = std::time::Instant::now();
@@ -57,7 +59,7 @@ pub(crate) async fn idle_containers_stay_small(_trial: Trial) -> Result<Outcome>
     }
     ensure!(too_large.is_empty(), "more than 16 MiB while idle: {}", notes.join(", "));
     site.remove().await?;
-    Ok(Outcome::new(2, notes.join(", ")))
+    Ok(Outcome::new(notes.len(), notes.join(", ")))
 }
 
 /// How many health checks are remembered, and when the last one ended.
@@ -129,15 +131,8 @@ pub(crate) async fn the_limit_holds_under_load_and_with_large_tokens(trial: Tria
     let site = Site::started(engine, &[]).await?;
     let sidecar = site.sidecar(PROCESSOR).await?;
     let mut ledger = Ledger::new();
-    let pool = Arc::new(Pool::lago(&LagoWebhooks::new("default", site.jwt()?))?);
-    let options = LoadOptions {
-        pacing: Pacing::Open { per_second: PER_SECOND },
-        duration: Some(Duration::from_secs(u64::from(trial.count))),
-        ..site.load()
-    };
-    let (steady, report) = watched(&sidecar, options, pool, &mut ledger).await?;
+    let (steady, report) = steadily(&site, &sidecar, PROCESSOR, trial.count, &mut ledger).await?;
     let rate = report.rps;
-    ensure!(rate > 0.95 * PER_SECOND, "{rate:.0}/s were taken of {PER_SECOND}/s: {report:?}");
 
     let large = LagoWebhooks {
         count: LARGE_AT_ONCE,
@@ -156,12 +151,63 @@ pub(crate) async fn the_limit_holds_under_load_and_with_large_tokens(trial: Tria
     ensure!(report.ok == LARGE && report.body_bytes > LARGE * LARGE_BYTES as u64, "of {LARGE} tokens {report:?}");
 
     site.drained().await?;
-    let seen = sidecar.look().await?;
-    ensure!(seen["RestartCount"] == 0 && seen["State"]["OOMKilled"] == false, "{}", seen["State"]);
+    survived(&sidecar).await?;
     let settled = site.settle(ledger, &format!("C8-{}", trial.seed)).await?;
     site.remove().await?;
     let note = format!("{rate:.0}/s: {steady}; 4 MiB tokens: {tokens}; {} delivered", settled.delivered_unique);
     Ok(Outcome::new(settled.accepted, note))
+}
+
+/// C8: the same rate of what each of the others is sent – usage events, webhooks of Authentik, events for a Temporal that is
+/// away – within the same memory, one after the other; everything taken is where it belongs. The count is the length of each
+/// load in seconds.
+pub(crate) async fn the_limit_holds_for_the_others_under_load(trial: Trial) -> Result<Outcome> {
+    let engine = match engine().await {
+        Ok(engine) => engine,
+        Err(outcome) => return outcome,
+    };
+    let mut site = Site::new(engine, &[("COMPOSE_PROFILES", &ALL.join(",")), load::WITH_RULES])?;
+    load::write_rules(&site)?;
+    site.up().await?;
+    site.neighbours().await?;
+    site.ready().await?;
+    let (mut notes, mut taken) = (Vec::new(), 0);
+    for service in ALL.into_iter().filter(|service| *service != PROCESSOR) {
+        let sidecar = site.sidecar(service).await?;
+        let (peak, report) = steadily(&site, &sidecar, service, trial.count, &mut Ledger::new()).await?;
+        load::done(&site, service, report.ok).await?;
+        survived(&sidecar).await?;
+        notes.push(format!("{service} {:.0}/s: {peak}", report.rps));
+        taken += report.ok;
+    }
+    site.remove().await?;
+    Ok(Outcome::new(taken, notes.join("; ")))
+}
+
+/// The rate that every sidecar takes, for so many seconds, and the most that the container held meanwhile.
+async fn steadily(
+    site: &Site,
+    sidecar: &Sidecar,
+    service: &str,
+    seconds: u32,
+    ledger: &mut Ledger,
+) -> Result<(Peak, LoadReport)> {
+    let options = LoadOptions {
+        pacing: Pacing::Open { per_second: PER_SECOND },
+        duration: Some(Duration::from_secs(u64::from(seconds))),
+        ..load::options(site, service)
+    };
+    let (peak, report) = watched(sidecar, options, Arc::new(load::pool(site, service)?), ledger).await?;
+    let rate = report.rps;
+    ensure!(rate > 0.95 * PER_SECOND, "{service}: {rate:.0}/s were taken of {PER_SECOND}/s: {report:?}");
+    Ok((peak, report))
+}
+
+/// The container is the one that was started, and none of its processes had to go.
+async fn survived(sidecar: &Sidecar) -> Result<()> {
+    let seen = sidecar.look().await?;
+    ensure!(seen["RestartCount"] == 0 && seen["State"]["OOMKilled"] == false, "{}", seen["State"]);
+    Ok(())
 }
 
 /// A load, and the most that the container held meanwhile.
@@ -170,9 +216,9 @@ async fn watched(
     options: LoadOptions,
     pool: Arc<Pool>,
     ledger: &mut Ledger,
-) -> Result<(Peak, load::LoadReport)> {
+) -> Result<(Peak, LoadReport)> {
     let mut peak = Peak::default();
-    let load = tokio::spawn(async move { load::run(options, pool, &LoadControl::new()).await });
+    let load = tokio::spawn(async move { kit_workbench::load::run(options, pool, &LoadControl::new()).await });
     loop {
         peak.look(sidecar).await?;
         if load.is_finished() {

@@ -9,7 +9,7 @@ use rustix::process::Pid;
 use serde_json::{Value, json};
 
 use crate::engine::{Engine, TAG, engine, run};
-use crate::site::{PROCESSOR, Site, TRACKER, is_absent};
+use crate::site::{ALL, PROCESSOR, Site, is_absent};
 
 const MIB: u64 = 1 << 20;
 
@@ -19,9 +19,10 @@ pub(crate) async fn containers_are_unprivileged_as_inspected(_trial: Trial) -> R
         Ok(engine) => engine,
         Err(outcome) => return outcome,
     };
-    let site = Site::started(engine, &[]).await?;
+    let site = Site::new(engine, &[("COMPOSE_PROFILES", &ALL.join(","))])?;
+    site.up().await?;
     let mut checks = 0;
-    for (service, port) in [(PROCESSOR, "8081/tcp"), (TRACKER, "8082/tcp")] {
+    for (service, port) in ALL.into_iter().zip(["8081/tcp", "8082/tcp", "8083/tcp", "8084/tcp"]) {
         let sidecar = site.sidecar(service).await?;
         let (seen, host) = (&sidecar.seen, &sidecar.seen["HostConfig"]);
         let expected = [
@@ -40,7 +41,11 @@ pub(crate) async fn containers_are_unprivileged_as_inspected(_trial: Trial) -> R
             ("RestartPolicy", &host["RestartPolicy"]["Name"], json!("unless-stopped")),
             ("Tmpfs", &host["Tmpfs"], json!({"/tmp": "rw,noexec,nosuid,nodev,size=8m,mode=1777"})),
             ("StopTimeout", &seen["Config"]["StopTimeout"], json!(15)),
-            ("LogConfig", &host["LogConfig"]["Config"], json!({"max-size": "10m", "max-file": "3"})),
+            (
+                "LogConfig",
+                &host["LogConfig"]["Config"],
+                json!({"max-size": "10m", "max-file": "3", "tag": "{{.Name}}"}),
+            ),
         ];
         checks += expected.len();
         for (what, found, wanted) in expected {
@@ -191,11 +196,11 @@ pub(crate) async fn nothing_in_a_container_can_be_written_or_gained(_trial: Tria
     let set_uid = answers(&engine.docker(plain(&["--user", "65532:65532"])).await?)?;
     ensure!(set_uid["set-uid-root"], "a set-uid binary does not work where nothing forbids it");
 
-    let site = Site::new(engine, &[])?;
+    let site = Site::new(engine, &[("COMPOSE_PROFILES", &ALL.join(","))])?;
     site.up().await?;
     site.set("COMPOSE_FILE", "sidecars.yml:standins.yml:probe.yml")?;
     let mut checks = 0;
-    for service in [PROCESSOR, TRACKER] {
+    for service in ALL {
         let overlay = json!({"services": {service: {
             "entrypoint": ["/probe/busybox", "sh", "/probe/attempts"], "volumes": [mount],
         }}});

@@ -23,14 +23,12 @@ const LATER: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The seeder's container, as the engine sees it now.
-async fn container(site: &Site) -> Result<Value> {
-    // An ended one is listed only with all.
-    let id = site.compose(&["ps", "--all", "--quiet", SEEDER]).await?;
-    site.engine.inspect(id.trim()).await.context("find the seeder's container")
+pub(crate) async fn container(site: &Site) -> Result<Value> {
+    site.container(SEEDER).await
 }
 
 /// Waits until it has ended, and says with which code.
-async fn ended(site: &Site) -> Result<i64> {
+pub(crate) async fn ended(site: &Site) -> Result<i64> {
     let begin = Instant::now();
     loop {
         let seen = container(site).await?;

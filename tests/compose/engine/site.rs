@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kit::secret::Secret;
+use kit_authentik::emulator::{AuthentikServer, AuthentikState, Generation};
 use kit_lago::signature::RsaSigner;
 use kit_lago::stand_in::billing::{AggregationType, LagoServer, LagoState, Metric, Profile, Subscription};
 use kit_workbench::gateway::{Gateway, GatewayOptions};
@@ -25,9 +26,17 @@ use crate::engine::{Engine, HOST, Said, run, try_run};
 pub(crate) const PROCESSOR: &str = "lago-webhook-processor";
 /// The usage tracker's.
 pub(crate) const TRACKER: &str = "lago-usage-tracker";
-/// The name and port that sidecars find the gateway under, by default.
+/// The event forwarder's.
+pub(crate) const FORWARDER: &str = "authentik-event-forwarder";
+/// The bridge's.
+pub(crate) const BRIDGE: &str = "temporal-event-bridge";
+/// Every daemon that goes on running.
+pub(crate) const ALL: [&str; 4] = [PROCESSOR, TRACKER, FORWARDER, BRIDGE];
+/// The port that sidecars find the gateway under, by default, and the other one of `standins.yml`.
 const GATEWAY_PORT: u16 = 8000;
+const OTHER_GATEWAY_PORT: u16 = 8001;
 const LAGO_PORT: u16 = 3000;
+const AUTHENTIK_PORT: u16 = 9000;
 /// `LAGO_API_URL` of Lago's worker.
 const ISSUER: &str = "http://lago-api:3000";
 /// Subscriptions that the stand-in for Lago has.
@@ -35,7 +44,8 @@ pub(crate) const SUBSCRIPTIONS: u64 = 7;
 /// How long everything accepted may take to be delivered.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(120);
 /// Copied for an installation.
-const FILES: [&str; 5] = ["sidecars.yml", "sidecars.toml", "up", "fill-env", ".env.example"];
+const FILES: [&str; 7] =
+    ["sidecars.yml", "core.yml", "sidecars.toml", "up", "make-secrets", "fill-env", ".env.example"];
 
 /// An installation.
 #[derive(Debug)]
@@ -45,8 +55,12 @@ pub(crate) struct Site {
     project: String,
     /// The stand-in for the gateway, once [`Self::neighbours`] have been started.
     gateway: Option<Gateway>,
+    /// The one of the forwarder and the bridge.
+    other_gateway: Option<Gateway>,
     lago: Option<Arc<LagoState>>,
     lago_server: Option<LagoServer>,
+    authentik: Option<Arc<AuthentikState>>,
+    authentik_server: Option<AuthentikServer>,
 }
 
 impl Site {
@@ -68,7 +82,17 @@ impl Site {
         std::fs::create_dir_all(&ours)?;
         std::fs::copy(catalogues.join("catalogue.toml"), ours.join("catalogue.toml")).context("copy the catalogue")?;
         let project = format!("site{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let site = Self { engine, scratch, project, gateway: None, lago: None, lago_server: None };
+        let site = Self {
+            engine,
+            scratch,
+            project,
+            gateway: None,
+            other_gateway: None,
+            lago: None,
+            lago_server: None,
+            authentik: None,
+            authentik_server: None,
+        };
         site.set("COMPOSE_PROJECT_NAME", &site.project)?;
         site.set("COMPOSE_FILE", "sidecars.yml:standins.yml")?;
         site.set("COMPOSE_PROFILES", &format!("{PROCESSOR},{TRACKER}"))?;
@@ -135,19 +159,38 @@ impl Site {
         format!("{}_{thing}", self.project)
     }
 
+    /// The container of a service, running or not, as the engine sees it now. Past docker-compose, which takes a second and more
+    /// to say which one it is.
+    pub(crate) async fn container(&self, service: &str) -> Result<serde_json::Value> {
+        let project = format!("label=com.docker.compose.project={}", self.project);
+        let service = format!("label=com.docker.compose.service={service}");
+        // Without what somebody has started with `run`.
+        let lasting = "label=com.docker.compose.oneoff=False";
+        let words = ["ps", "--all", "--quiet", "--filter", &project, "--filter", &service, "--filter", lasting];
+        let id = self.engine.docker(words).await?;
+        self.engine.inspect(id.trim()).await.with_context(|| format!("find the container with {service}"))
+    }
+
     /// A sidecar's container.
     pub(crate) async fn sidecar(&self, service: &'static str) -> Result<Sidecar> {
         Sidecar::find(self, service).await
     }
 
-    /// Starts the gateway and Lago, which know the secrets that were made.
+    /// Starts the gateways, Lago and Authentik, which know the secrets that were made.
     pub(crate) async fn neighbours(&mut self) -> Result<()> {
-        let options = GatewayOptions {
-            addr: SocketAddr::from((HOST, GATEWAY_PORT)),
-            secrets: vec![self.secret("gateway-signing-secret")?],
+        let secrets = vec![self.secret("gateway-signing-secret")?];
+        let options = |port: u16| GatewayOptions {
+            addr: SocketAddr::from((HOST, port)),
+            secrets: secrets.clone(),
             ..GatewayOptions::default()
         };
-        self.gateway = Some(Gateway::start(options).await?);
+        self.gateway = Some(Gateway::start(options(GATEWAY_PORT)).await?);
+        self.other_gateway = Some(Gateway::start(options(OTHER_GATEWAY_PORT)).await?);
+        let authentik = AuthentikState::new(Generation::V2026_2);
+        let token = self.secret("outrigger-authentik-token")?;
+        authentik.configure(|configuration| configuration.rotate_service_token(&token));
+        self.authentik = Some(authentik);
+        self.start_authentik().await?;
         let state = LagoState::new(Profile::V1_16, Secret::from(self.secret("lago-api-key")?));
         state.put_metric(Metric::new("gb", AggregationType::Sum, Some("gb")));
         let started = "2025-01-01T00:00:00Z".parse()?;
@@ -161,6 +204,42 @@ impl Site {
     /// The gateway.
     pub(crate) fn gateway(&self) -> Result<&Gateway> {
         self.gateway.as_ref().context("the neighbours were not started")
+    }
+
+    /// The one of the forwarder and the bridge.
+    pub(crate) fn other_gateway(&self) -> Result<&Gateway> {
+        self.other_gateway.as_ref().context("the neighbours were not started")
+    }
+
+    /// What Authentik knows.
+    pub(crate) fn authentik(&self) -> Result<&AuthentikState> {
+        self.authentik.as_deref().context("the neighbours were not started")
+    }
+
+    /// Starts Authentik with what it had.
+    async fn start_authentik(&mut self) -> Result<()> {
+        let server = self.authentik_later(Duration::ZERO).await?;
+        self.put_authentik(server);
+        Ok(())
+    }
+
+    /// Authentik with what it had, started after a pause; [`Self::put_authentik`] takes it.
+    pub(crate) async fn authentik_later(&self, pause: Duration) -> Result<AuthentikServer> {
+        tokio::time::sleep(pause).await;
+        let state = self.authentik.clone().context("the neighbours were not started")?;
+        Ok(AuthentikServer::start_with(SocketAddr::from((HOST, AUTHENTIK_PORT)), state).await?)
+    }
+
+    /// Keeps an Authentik that was started.
+    pub(crate) fn put_authentik(&mut self, server: AuthentikServer) {
+        self.authentik_server = Some(server);
+    }
+
+    /// Stops Authentik.
+    pub(crate) async fn stop_authentik(&mut self) {
+        if let Some(server) = self.authentik_server.take() {
+            server.stop().await;
+        }
     }
 
     /// What Lago knows.
@@ -193,9 +272,12 @@ impl Site {
         }
     }
 
-    /// Waits until both sidecars are ready.
+    /// Waits until all daemons that are on are ready.
     pub(crate) async fn ready(&self) -> Result<()> {
-        for service in [PROCESSOR, TRACKER] {
+        let environment = std::fs::read_to_string(self.file(".env"))?;
+        let on = environment.lines().find_map(|line| line.strip_prefix("COMPOSE_PROFILES="));
+        let on: Vec<&str> = on.context("no COMPOSE_PROFILES")?.split(',').collect();
+        for service in ALL.into_iter().filter(|service| on.contains(service)) {
             self.sidecar(service).await?.ready().await?;
         }
         Ok(())
@@ -203,7 +285,7 @@ impl Site {
 
     /// Where senders on the host find the webhook processor.
     pub(crate) fn target(&self) -> Target {
-        Target::new(SocketAddr::from(([127, 0, 0, 1], 8081)), "/webhooks/lago")
+        crate::load::target(PROCESSOR)
     }
 
     /// Signs as Lago does with the key that was made for it.
@@ -275,7 +357,8 @@ impl Site {
     /// Takes the installation away, volumes and all.
     pub(crate) async fn remove(mut self) -> Result<()> {
         self.stop_lago().await;
-        if let Some(gateway) = self.gateway.take() {
+        self.stop_authentik().await;
+        for gateway in [self.gateway.take(), self.other_gateway.take()].into_iter().flatten() {
             gateway.stop().await;
         }
         self.compose(&["down", "--volumes", "--remove-orphans", "--timeout", "2"]).await?;

@@ -24,7 +24,7 @@ services:
     security_opt: ["no-new-privileges:true"]
     cap_drop: [ALL]
     cap_add: [CHOWN]
-    logging: {options: {max-size: 10m}}
+    logging: {options: {max-size: 10m, tag: "{{.Name}}"}}
     mem_limit: 512m
     pids_limit: 256
 
@@ -36,7 +36,7 @@ services:
     restart: "no"
     security_opt: ["no-new-privileges:true"]
     cap_drop: [ALL]
-    logging: {options: {max-size: 10m}}
+    logging: {options: {max-size: 10m, tag: "{{.Name}}"}}
     mem_limit: 128m
     pids_limit: 64
 
@@ -51,13 +51,14 @@ services:
     restart: unless-stopped
     security_opt: ["no-new-privileges:true"]
     cap_drop: [ALL]
-    logging: {options: {max-size: 10m}}
+    logging: {options: {max-size: 10m, tag: "{{.Name}}"}}
     mem_limit: 512m
     pids_limit: 256
 
   relay:
     image: "${SIDECAR_REGISTRY:-outrigger}/relay:${SIDECAR_TAG:-0.1.0}"
     build: {context: ..}
+    pull_policy: never
     profiles: [relay]
     user: "65532:65532"
     read_only: true
@@ -71,7 +72,7 @@ services:
     restart: unless-stopped
     security_opt: ["no-new-privileges:true"]
     cap_drop: [ALL]
-    logging: {options: {max-size: 10m}}
+    logging: {options: {max-size: 10m, tag: "{{.Name}}"}}
     mem_limit: 128m
     pids_limit: 64
 
@@ -112,7 +113,9 @@ const BREAKS: &[Break] = &[
     Break("least-privilege", "relay", "cap_drop: [ALL]", "cap_drop: [NET_RAW]"),
     Break("least-privilege", "relay", "    security_opt: [\"no-new-privileges:true\"]\n", ""),
     Break("least-privilege", "relay", "", "cap_add: [CHOWN]"),
-    Break("logging-limits", "relay", "options: {max-size: 10m}", "driver: json-file"),
+    Break("logging-limits", "relay", "options: {max-size: 10m, tag: \"{{.Name}}\"}", "driver: json-file"),
+    Break("logging-tag", "relay", ", tag: \"{{.Name}}\"", ""),
+    Break("logging-tag", "postgres", "{{.Name}}", "{{.ID}}"),
     Break("limits", "temporal", "    mem_limit: 512m\n", ""),
     Break("limits", "relay", "    pids_limit: 64\n", ""),
     Break("restart-policy", "temporal", "restart: unless-stopped", "restart: always"),
@@ -206,6 +209,8 @@ const BREAKS: &[Break] = &[
     Break("sidecar-admin", "relay", "}:8081\"]", "}:8081\", \"127.0.0.1:9081:9081\"]"),
     Break("sidecar-profile", "relay", "    profiles: [relay]\n", ""),
     Break("sidecar-profile", "relay", "profiles: [relay]", "profiles: [all]"),
+    Break("sidecar-image", "relay", "    pull_policy: never\n", ""),
+    Break("sidecar-image", "relay", "pull_policy: never", "pull_policy: missing"),
     Break("sidecar-order", "relay", "", "depends_on: [postgres]"),
 ];
 

@@ -58,6 +58,12 @@ pub(crate) fn look(service: &Service<'_>, findings: &mut Vec<Finding>) {
             format!("add profiles: [{}]: it is switched on and off without touching the rest", service.name),
         );
     }
+    if service.text("pull_policy") != Some("never") {
+        find(
+            "sidecar-image",
+            "add pull_policy: never: compose v2 asks the registry first, where the name is whoever's; compose/up gets images".into(),
+        );
+    }
     if service.get("depends_on").is_some() {
         find("sidecar-order", "take depends_on out: whatever it needs may be away".into());
     }

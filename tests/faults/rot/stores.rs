@@ -8,7 +8,7 @@ use kit_workbench::Digest;
 use kit_workbench::ledger::GATEWAY;
 use outrigger_tests::picture::{MemoryFolder, Picture, Viewer};
 
-use super::{DATABASE, EVENTS, IN_MAIN, LOG, SETTLING};
+use super::{DATABASE, EVENTS, IN_MAIN, LOG, PAGE, SETTLING};
 
 /// The files of one journal.
 #[derive(Clone)]
@@ -28,12 +28,15 @@ pub(super) struct Stores {
 
 impl Stores {
     pub(super) fn make() -> Result<Self> {
-        Self::made_with("rot")
+        Self::made_with("rot", PAGE)
     }
 
-    pub(super) fn made_with(name: &str) -> Result<Self> {
+    pub(super) fn made_with(name: &str, page_size: usize) -> Result<Self> {
         let (viewer, folder) = (Viewer::new()?, MemoryFolder::new()?);
         let path = folder.file(DATABASE);
+        // An empty file of ours keeps the size that its pages have.
+        rusqlite::Connection::open(&path)?
+            .execute_batch(&format!("PRAGMA page_size = {page_size}; PRAGMA journal_mode = WAL;"))?;
         // What is in the main file at the kill is not in the log any more.
         viewer.with_journal(&path, |journal| viewer.wait(fill(journal, name, 1..=IN_MAIN)))??;
         let mut moments = vec![Files::read(&folder)?];

@@ -241,7 +241,7 @@ fn bodies(events: u64) -> impl Iterator<Item = Bytes> + Send {
     })
 }
 
-fn client() -> Result<reqwest::Client> {
+pub(super) fn client() -> Result<reqwest::Client> {
     Ok(reqwest::Client::builder().no_proxy().tls_certs_only([]).timeout(Duration::from_secs(60)).build()?)
 }
 

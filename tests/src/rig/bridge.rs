@@ -1,6 +1,9 @@
 //! The bridge between Temporal and a gateway.
 
-use anyhow::{Context, Result};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
 use kit::secret::Secret;
 use kit_delivery::signature::{SigningSecret, signature_header};
 use kit_workbench::gateway::{Gateway, GatewayOptions};
@@ -9,6 +12,8 @@ use serde_json::{Value, json};
 
 use super::{Mode, REQUEST_DEADLINE, Rig};
 
+/// Until an event is taken, the bridge's own restarts included.
+const TAKEN: Duration = Duration::from_secs(30);
 /// A secret that the bridge does not have.
 const FORGED: &str = "whsec_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
@@ -58,10 +63,36 @@ impl Rig {
     /// # Errors
     /// There is no answer.
     pub async fn send_event(&self, event: &Value, forged: bool) -> Result<RawResponse> {
+        let sender = self.sender()?;
+        let sender = if forged { EventSender { secret: FORGED.to_owned(), ..sender } } else { sender };
+        sender.send(event).await
+    }
+
+    /// Whoever sends the bridge events, while something else is done to it.
+    ///
+    /// # Errors
+    /// The bridge has no secret.
+    pub fn sender(&self) -> Result<EventSender> {
         let secret = self.environment.iter().find(|(name, _)| name == "BRIDGE_WEBHOOK_SECRET");
         let (_, secret) = secret.context("the bridge has a secret")?;
-        let secret = if forged { FORGED } else { secret };
-        let secret = SigningSecret::parse(&Secret::from(secret.to_owned()))?;
+        Ok(EventSender { bridge: self.public, secret: secret.clone() })
+    }
+}
+
+/// Sends CloudEvents to a bridge, signed.
+#[derive(Clone, Debug)]
+pub struct EventSender {
+    bridge: SocketAddr,
+    secret: String,
+}
+
+impl EventSender {
+    /// Sends an event; returns what it is answered.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn send(&self, event: &Value) -> Result<RawResponse> {
+        let secret = SigningSecret::parse(&Secret::from(self.secret.clone()))?;
         let (id, seconds) = (event["id"].as_str().unwrap_or_default(), jiff::Timestamp::now().as_second());
         let body = event.to_string();
         let signature = signature_header(&[secret], id, seconds, body.as_bytes());
@@ -72,6 +103,22 @@ impl Rig {
             ("webhook-timestamp", &seconds),
             ("webhook-signature", &signature),
         ];
-        Ok(raw::request(self.public, "POST", "/webhooks/events", &headers, body.as_bytes(), REQUEST_DEADLINE).await?)
+        Ok(raw::request(self.bridge, "POST", "/webhooks/events", &headers, body.as_bytes(), REQUEST_DEADLINE).await?)
+    }
+
+    /// Sends an event until it is taken, as every sender does; true where the bridge knew it.
+    ///
+    /// # Errors
+    /// It is refused, or not taken within half a minute.
+    pub async fn taken(&self, event: &Value) -> Result<bool> {
+        let begin = Instant::now();
+        loop {
+            match self.send(event).await {
+                Ok(answer) if answer.status == 200 => return Ok(answer.json()?["duplicate"] == json!(true)),
+                Ok(answer) if answer.status < 500 => bail!("answered {}: {}", answer.status, answer.text()),
+                other => ensure!(begin.elapsed() < TAKEN, "not taken: {other:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }

@@ -13,6 +13,8 @@ use super::{Mode, REQUEST_DEADLINE, Rig};
 
 /// The daemon.
 pub const DAEMON: &str = "authentik-event-forwarder";
+/// The header of signatures, as Authentik sends it.
+const SIGNATURE: &str = "X-Outrigger-Signature";
 /// Where it takes webhooks.
 pub const PATH: &str = "/webhooks/authentik";
 
@@ -26,6 +28,21 @@ fn of_user(key: &str, user: usize, payload: &str) -> String {
     format!(
         r#"{{"pk": "{pk}", "action": "login", "app": "authentik.events.signals", "created": "2026-11-22T13:27:00.123456Z", "client_ip": "203.0.113.7", "user": {{"pk": {user}, "email": "u{user}@example.com", "username": "u{user}"}}, "context": {{"auth_method": "password", "payload": {payload}}}, "brand": {{}}}}"#
     )
+}
+
+/// An event with this text wherever somebody in Authentik may write one, whose pk follows from `key`. Of a long text there is
+/// the beginning: in so many places all of it would be more than a body may have.
+pub fn full_of(key: &str, text: &str) -> String {
+    let text = &text[..text.floor_char_boundary(64 << 10)];
+    // A longer action is none.
+    let action = &text[..text.floor_char_boundary(180)];
+    serde_json::json!({
+        "pk": pk(key).to_string(), "action": format!("custom_{action}"), "app": text, "created": text, "client_ip": text,
+        "user": { "pk": 5, "email": text, "username": text, text: text },
+        "context": { "username": text, "model": { "app": text, "model_name": text, "pk": text, "name": text }, text: text },
+        "brand": { "name": text, text: text },
+    })
+    .to_string()
 }
 
 /// An event about a group of this name, whose pk follows from `key`: its subject is `group/<name>`.
@@ -61,7 +78,7 @@ pub fn signature(secret: &str, body: &[u8]) -> String {
 }
 
 /// Webhooks of `count` users, each event with a pk of its own.
-pub(super) fn pool(secret: &str, count: usize) -> Pool {
+pub fn pool(secret: &str, count: usize) -> Pool {
     let webhook = |user: usize| {
         let secret = secret.to_owned();
         PreparedWebhook::made_of_key(move |key| {
@@ -103,6 +120,29 @@ impl Rig {
     /// The secret of Authentik's webhooks.
     pub fn webhook_secret(&self) -> &str {
         &self.hmac_key
+    }
+
+    /// A genuine webhook under a key: its body, and the header lines that prove it. Lago's is the payload itself,
+    /// Authentik's an event with the payload in its context.
+    ///
+    /// # Errors
+    /// It cannot be signed.
+    pub fn genuine(&self, key: &str, payload: &str) -> Result<(String, String)> {
+        if self.daemon == DAEMON {
+            let body = envelope(&event(key, payload));
+            let signature = signature(&self.hmac_key, body.as_bytes());
+            return Ok((body, format!("{SIGNATURE}: {signature}\r\n")));
+        }
+        let signature = self.sign(payload)?;
+        Ok((payload.to_owned(), format!("X-Lago-Unique-Key: {key}\r\nX-Lago-Signature: {signature}\r\n")))
+    }
+
+    /// A text about Lago's webhooks – a request, a path – for the daemon of this rig.
+    pub fn as_own(&self, text: &str) -> String {
+        if self.daemon != DAEMON {
+            return text.to_owned();
+        }
+        text.replace("X-Lago-Signature", SIGNATURE).replace("/lago", "/authentik").replace("/LAGO", "/AUTHENTIK")
     }
 
     /// Posts an event in an envelope, signed.

@@ -3,10 +3,15 @@
 //! A look reads the newest page. Where that reaches back to what was read before, all is known. Where it does not, the page
 //! that does is searched for, and from there the pages are read towards the newest: events are stored oldest first, and the
 //! watermark moves on with each page in the commit that stores it, so that a kill loses no page. Rows move while pages are
-//! read; a page counts only when it overlaps with the one before.
+//! read; a page counts only when it overlaps with the one before. A page that is refused look after look is read around
+//! the row that is to blame.
 
+mod around;
 mod page;
 mod position;
+mod search;
+mod turn;
+mod walk;
 mod window;
 
 use std::collections::BTreeSet;
@@ -26,8 +31,11 @@ use crate::metrics::{By, IntakeMetrics, Taken};
 use crate::names;
 use crate::people::People;
 use crate::seen::Seen;
-use page::{Page, Place, Row};
+pub(crate) use around::Around;
+use around::Edge;
+use page::{Page, Row};
 use position::{Covered, Position, Progress};
+use turn::Turn;
 use window::Window;
 
 /// Rows that two pages have in common at most, so that events that came in between make no gap.
@@ -69,6 +77,7 @@ pub(crate) struct Poller {
     pub(crate) covered: Option<Covered>,
     /// That Authentik's clock was ahead has been said: where only one of several servers is, it is found again and again.
     pub(crate) clock_said: bool,
+    pub(crate) around: Around,
 }
 
 /// Why a look ended early.
@@ -99,7 +108,7 @@ impl LookError {
     /// What Authentik says about when to come again.
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Api(ApiError::Starting { retry_after, .. }) => *retry_after,
+            Self::Api(ApiError::Starting { retry_after, .. } | ApiError::Throttled { retry_after }) => *retry_after,
             _ => None,
         }
     }
@@ -115,10 +124,17 @@ struct Session {
 }
 
 impl Poller {
+    /// Looks for as long as this replica is the one that does; where there is no other, always.
     pub(crate) async fn run(mut self, stop: StopToken) -> Result<(), std::convert::Infallible> {
-        tokio::select! {
-            () = stop.stopped() => {}
-            () = self.keep_looking() => {}
+        let turn = Turn::new(&self.journal, Position::name(&self.settings.name), self.ready.clone());
+        while let Some(lease) = turn.wait(&stop).await {
+            let mut end = lease.end();
+            tokio::select! {
+                () = stop.stopped() => {}
+                () = end.lost() => {}
+                () = self.keep_looking() => {}
+            }
+            turn.end(lease).await;
         }
         Ok(())
     }
@@ -135,7 +151,8 @@ impl Poller {
                         tracing::info!("Authentik's events can be read again");
                     }
                     failures = 0;
-                    match session.as_ref().and_then(|session| session.note.as_deref()) {
+                    let stepped_over = self.around.end();
+                    match stepped_over.as_deref().or(session.as_ref().and_then(|session| session.note.as_deref())) {
                         Some(note) => self.ready.set_ready_but(note),
                         None => self.ready.set_ready(),
                     }
@@ -146,7 +163,9 @@ impl Poller {
                 Err(error) => {
                     let usual = Duration::from_secs(AGAIN[failures.min(AGAIN.len() - 1)]);
                     failures += 1;
-                    let wait = error.retry_after().unwrap_or(usual).mul_f64(0.8 + 0.4 * fastrand::f64());
+                    // Not before the time that it has named.
+                    let least = error.retry_after().unwrap_or(usual.mul_f64(0.8));
+                    let wait = least.mul_f64(1.0 + 0.4 * fastrand::f64());
                     let text = kit::error::chain(&error);
                     // Webhooks are taken all the same: ready, and something about it is to be known.
                     self.ready.set_ready_but(&format!("events are only taken from webhooks: {text}"));
@@ -196,8 +215,13 @@ impl Poller {
             Some(session) => session,
             None => session.insert(self.meet().await?),
         };
+        self.around.begin();
         let asked = Instant::now();
-        let first = self.first_page(session).await?;
+        let far_enough = match progress {
+            Progress::Read(position) => Some(position.floor(None, self.settings.overlap)),
+            Progress::Started { .. } => None,
+        };
+        let first = self.first_page(session, far_enough).await?;
         let mut position = match progress {
             Progress::Read(position) => self.timely(position, &first, asked).await?,
             Progress::Started { started } => self.begin(started, &first).await?,
@@ -212,17 +236,22 @@ impl Poller {
         }
         let mut page = self.oldest_page(session, floor, first.count).await?;
         let mut asked = asked;
+        let mut edge = None;
         loop {
-            let (newest, offset, count, now) = (page.newest(), page.window.start(), page.count, page.now);
+            let (is_newest, is_empty, now) = (page.window.page == 1, page.is_empty(), page.now);
+            let reached = Edge::of(&page, edge);
             self.take(page, floor, &mut position).await?;
-            if offset == 0 {
+            if is_newest {
                 self.covered = Some(Covered { time: now, at: asked });
                 return Ok(());
             }
             // Nothing on it: rows were deleted meanwhile. The next look finds where to go on.
-            let Some(newest) = newest else { return Ok(()) };
+            if is_empty {
+                return Ok(());
+            }
             asked = Instant::now();
-            page = self.newer_page(session, newest, offset, count).await?;
+            page = self.newer_page(session, floor, reached).await?;
+            edge = Some(reached);
         }
     }
 
@@ -271,8 +300,8 @@ impl Poller {
     }
 
     /// The newest page, with as many rows as this Authentik gives.
-    async fn first_page(&self, session: &mut Session) -> Result<Page, LookError> {
-        let page = self.page(session, Window::first(session.most)).await?;
+    async fn first_page(&mut self, session: &mut Session, floor: Option<Timestamp>) -> Result<Page, LookError> {
+        let page = self.page(session, Window::first(session.most), floor).await?;
         if page.has_next && page.len < page.window.size && page.len > 0 {
             session.most = page.len;
             return Ok(Page { window: Window::first(session.most), ..page });
@@ -280,49 +309,22 @@ impl Poller {
         Ok(page)
     }
 
-    /// The newest page of those that reach back to `floor`: further and further back until one does, and then between.
-    async fn oldest_page(&self, session: &mut Session, floor: Timestamp, count: usize) -> Result<Page, LookError> {
-        let mut too_new = 1;
-        let mut number = 2;
-        let mut found;
-        loop {
-            let last = count.div_ceil(session.most).max(too_new + 1);
-            found = self.page(session, Window { page: number.min(last), size: session.most }).await?;
-            if found.reaches(floor) {
-                break;
-            }
-            too_new = found.window.page;
-            number = too_new * 2;
-        }
-        while found.window.page > too_new + 1 {
-            let between = too_new + (found.window.page - too_new) / 2;
-            let page = self.page(session, Window { page: between, size: session.most }).await?;
-            if page.reaches(floor) {
-                found = page;
-            } else {
-                too_new = page.window.page;
-            }
-        }
-        Ok(found)
-    }
-
-    /// The next page towards the newest: one that goes on from the row of `newest`, which was at `offset` of `count` rows,
-    /// and leaves none out between.
-    async fn newer_page(
-        &self,
-        session: &mut Session,
-        newest: Place,
-        offset: usize,
-        count: usize,
-    ) -> Result<Page, LookError> {
+    /// The next page towards the newest: one that goes on from the edge, and leaves none out between.
+    async fn newer_page(&mut self, session: &mut Session, floor: Timestamp, edge: Edge) -> Result<Page, LookError> {
+        let Edge { newest, stepped_over, offset, mut count } = edge;
         // From the older end the row keeps its place while events come.
         let older = count.saturating_sub(offset);
-        let (mut count, mut margin) = (count, (session.most / 16).clamp(1, MARGIN));
+        let mut margin = (session.most / 16).clamp(1, MARGIN);
         for _ in 0..FRUITLESS {
             let window = Window::around(count.saturating_sub(older), margin, session.most);
-            let page = self.page(session, window).await?;
-            let overlaps = page.joins(newest);
-            let is_newer = page.newest().is_some_and(|other| other.created > newest.created);
+            let page = self.page(session, window, Some(floor)).await?;
+            let overlaps = match newest {
+                Some(newest) if stepped_over < margin => page.joins(newest),
+                // Behind so many rows that are stepped over it is not seen again; the place has to do.
+                _ => page.count <= older + window.start() + window.size,
+            };
+            let is_newer =
+                page.newest().is_some_and(|other| newest.is_none_or(|newest| other.created > newest.created));
             let goes_on = is_newer || window.start() + older < page.count;
             if overlaps && (goes_on || window.page == 1) {
                 return Ok(page);
@@ -335,14 +337,19 @@ impl Poller {
         Err(LookError::Unsteady)
     }
 
-    async fn page(&self, session: &mut Session, window: Window) -> Result<Page, LookError> {
+    async fn page(
+        &mut self,
+        session: &mut Session,
+        window: Window,
+        floor: Option<Timestamp>,
+    ) -> Result<Page, LookError> {
         let now = self.clock.now();
         let answer = self.api.events(window.page, window.size, &session.filter).await;
         let answer = match self.count(answer) {
             Ok(answer) => answer,
             // Past the end, which has come nearer meanwhile.
             Err(ApiError::NotFound) if window.page > 1 => {
-                return Ok(Page { window, rows: Vec::new(), len: 0, count: 0, has_next: false, now });
+                return Ok(Page::empty(window, now));
             }
             Err(ApiError::TooLarge(bytes)) if session.most > PAGE_AT_LEAST => {
                 session.most = (session.most / 2).max(PAGE_AT_LEAST);
@@ -353,16 +360,16 @@ impl Poller {
                 session.filter = Filter::None;
                 return Err(ApiError::Status(400).into());
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return self.refused(session, window, floor, error).await,
         };
         let EventPage { events, count, has_next, server_time } = answer;
-        // The header has seconds: what happened within this one is not ahead.
-        let now = server_time.map_or(now, |time| time.plus_millis(999));
-        Ok(Page { window, len: events.len(), rows: page::rows(events, now), count, has_next, now })
+        let now = page::time_there(server_time, now);
+        Ok(Page { window, len: events.len(), rows: page::rows(events, now), count, has_next, now, gaps: Vec::new() })
     }
 
     /// Stores what is new on a page, oldest first, with how far has been read.
-    async fn take(&self, page: Page, floor: Timestamp, position: &mut Position) -> Result<(), LookError> {
+    async fn take(&mut self, page: Page, floor: Timestamp, position: &mut Position) -> Result<(), LookError> {
+        self.say_gaps(&page.gaps, floor);
         let advanced = page.newest().map_or(*position, |newest| position.advanced(newest.time(), page.now));
         let rows = page.rows.into_iter().rev();
         let new: Vec<Row> = rows.filter(|row| !row.at.is_before(floor) && !self.seen.contains(row.at.pk)).collect();
@@ -374,7 +381,7 @@ impl Poller {
                 Err(error) => {
                     self.metrics.polls.unreadable.inc();
                     let key = row.at.pk;
-                    tracing::error!(error = %error, "event {key} of Authentik's API cannot be read, it is kept as it is: {error}");
+                    tracing::error!(error = %error, "event {key} of Authentik's API cannot be read, it is kept as it is and parked: {error}");
                     events.push(row.kept(&self.admission));
                     about.push((key, None, false));
                     continue;

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::around::Gap;
 use super::window::Window;
 use crate::admit::Admission;
 
@@ -62,6 +63,11 @@ pub(super) fn rows(events: Vec<Box<RawValue>>, now: Timestamp) -> Vec<Row> {
     rows
 }
 
+/// What time it is there, where it says so. The header has seconds: what happened within this one is not ahead.
+pub(super) fn time_there(server_time: Option<Timestamp>, now: Timestamp) -> Timestamp {
+    server_time.map_or(now, |time| time.plus_millis(999))
+}
+
 fn pk_of_bytes(row: &str) -> EventPk {
     let digest = BodyDigest::of(row.as_bytes()).0;
     EventPk::from_u128(digest.iter().take(16).fold(0, |number, byte| number << 8 | u128::from(*byte)))
@@ -98,9 +104,26 @@ pub(super) struct Page {
     pub(super) has_next: bool,
     /// What time it was there when it was asked for; by the own clock where it does not say so.
     pub(super) now: Timestamp,
+    /// What was stepped over.
+    pub(super) gaps: Vec<Gap>,
 }
 
 impl Page {
+    /// Past the end.
+    pub(super) fn empty(window: Window, now: Timestamp) -> Self {
+        Self { window, rows: Vec::new(), len: 0, count: 0, has_next: false, now, gaps: Vec::new() }
+    }
+
+    /// Nothing is known of any row of it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.gaps.is_empty()
+    }
+
+    /// Rows that were stepped over and are newer than the newest one that was read.
+    pub(super) fn stepped_over(&self) -> usize {
+        self.gaps.first().filter(|gap| gap.newer.is_none()).map_or(0, |gap| gap.rows)
+    }
+
     pub(super) fn newest(&self) -> Option<Place> {
         self.rows.first().map(|row| row.at)
     }
@@ -113,7 +136,7 @@ impl Page {
 
     /// Whether everything newer than `floor` is on this page or on newer ones.
     pub(super) fn reaches(&self, floor: Timestamp) -> bool {
-        !self.has_next || self.rows.last().is_none_or(|oldest| oldest.at.is_before(floor))
+        !self.has_next || self.rows.last().map_or(self.gaps.is_empty(), |oldest| oldest.at.is_before(floor))
     }
 }
 

@@ -17,7 +17,8 @@ use kit_workbench::raw::{self, RawResponse};
 use kit_workbench::scratch::Scratch;
 use serde_json::Value;
 
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+/// Thousands of events, both sides unoptimised, take a while on a busy machine.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 pub(crate) const SECRET: &str = "0123456789abcdef0123456789abcdef";
 pub(crate) const TOKEN: &str = "fedcba9876543210fedcba9876543210";
 pub(crate) const PK: &str = "0f0e0d0c0b0a49088706050403020100";
@@ -156,6 +157,16 @@ impl Bench {
         raw::exchange(self.admin, request.as_bytes(), DEADLINE).await.unwrap().json().unwrap_or(Value::Null)
     }
 
+    /// Posts to the admin API.
+    pub(crate) async fn act(&self, path: &str, body: &Value) -> Value {
+        let body = body.to_string();
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        raw::exchange(self.admin, request.as_bytes(), DEADLINE).await.unwrap().json().unwrap_or(Value::Null)
+    }
+
     pub(crate) async fn wait_api(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + DEADLINE;
         loop {
@@ -202,7 +213,13 @@ impl Bench {
                 return;
             }
             let (missing, invented) = (wanted.difference(&got).count(), got.difference(&wanted).count());
-            assert!(Instant::now() < deadline, "{missing} of {} missing, {invented} invented", wanted.len());
+            let log = || self.daemon.stdout().lines().rev().take(5).collect::<Vec<_>>().join("\n");
+            assert!(
+                Instant::now() < deadline,
+                "{missing} of {} missing, {invented} invented; the log ends, backwards: {}",
+                wanted.len(),
+                log()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -4,5 +4,6 @@
 mod bench;
 mod enrichment;
 mod polling;
+mod replicas;
 mod start;
 mod webhooks;

@@ -141,7 +141,7 @@ async fn no_form_of_the_path_is_redirected() {
 #[tokio::test(flavor = "multi_thread")]
 async fn authentiks_own_body_is_answered_and_said_and_not_stored() {
     for authentication in ["hmac-header", "hmac-body"] {
-        let bench = Bench::start(authentication, &[]).await;
+        let mut bench = Bench::start(authentication, &[]).await;
         let authentik = authentik(Generation::V2024_10).await;
         let options = NotifierOptions::new(bench.webhook_url(), Mapping::Unmapped);
         let notifier = Notifier::start(authentik.state(), options);
@@ -153,7 +153,7 @@ async fn authentiks_own_body_is_answered_and_said_and_not_stored() {
         assert_eq!((notifier.counts().delivered, notifier.counts().attempts), (2, 2), "asked for once");
         assert_eq!(bench.accepted().await, 0);
         assert_eq!(bench.metric("authentik_webhooks_unmapped_total", &[]).await, 2);
-        let said = bench.daemon.stdout();
+        let said = bench.daemon.whole_stdout(DEADLINE).await.unwrap();
         let lines: Vec<_> = said.lines().filter(|line| line.contains("config/authentik/outrigger.yaml")).collect();
         assert_eq!(lines.len(), 1, "said once: {lines:?}");
     }
@@ -186,8 +186,8 @@ async fn what_is_excluded_is_answered_counted_and_not_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proven_body_that_cannot_be_read_is_kept_unless_the_secret_is_in_it() {
-    let bench = Bench::start("hmac-header", &[]).await;
+async fn a_proven_body_that_cannot_be_read_is_parked_unless_the_secret_is_in_it() {
+    let mut bench = Bench::start("hmac-header", &[]).await;
     let newer = r#"{"schema": "outrigger.authentik/2", "event": {}}"#;
     assert_eq!(bench.send(newer).await.status, 200);
     assert_eq!(bench.send(newer).await.json().unwrap()["duplicate"], true);
@@ -198,21 +198,52 @@ async fn a_proven_body_that_cannot_be_read_is_kept_unless_the_secret_is_in_it() 
     let with_secret = format!(r#"{{"schema": "outrigger.authentik/2", "secret": "{SECRET}"}}"#);
     assert_eq!(bench.send(&with_secret).await.json().unwrap()["stored"], false);
     assert_eq!(bench.send(&format!("[{with_secret}]")).await.json().unwrap()["stored"], false);
-    bench.gateway.wait_for(2, DEADLINE).await.unwrap();
-    assert_eq!(bench.types(), [("authentik.unreadable".to_owned(), 2)].into());
+    // What can be read goes on behind them.
+    assert_eq!(bench.send(&envelope(&event(PK, "login"), "")).await.status, 200);
+    let parked = |s: &serde_json::Value| s["sinks"][0]["parked"] == 2 && s["sinks"][0]["delivered"] == 1;
+    bench.wait_api("/api/v1/statistics", parked).await;
+    let listed = bench.api("/api/v1/deliveries?state=parked").await;
+    for delivery in listed["deliveries"].as_array().unwrap() {
+        assert_eq!(delivery["type"], "authentik.unreadable");
+        let reason = delivery["reason"].as_str().unwrap();
+        assert!(reason.contains("the blueprint config/authentik/outrigger.yaml is of another version"), "{reason}");
+    }
+    assert_eq!(listed["deliveries"].as_array().unwrap().len(), 2, "{listed}");
+    assert_eq!(bench.types(), [("authentik.login".to_owned(), 1)].into(), "nobody was sent what nobody can read");
     assert_eq!(bench.metric("authentik_events_total", &[("result", "unreadable")]).await, 5);
-    assert_eq!(lines_with(&bench, "a webhook cannot be read"), 1, "said once, whatever it is");
+    let replayed = bench.act("/api/v1/deliveries/replay", &json!({ "select": { "state": "parked" } })).await;
+    assert_eq!(replayed["changed"], 2, "{replayed}");
+    bench.wait_api("/api/v1/statistics", |s| s["sinks"][0]["delivered"] == 3).await;
+    assert_eq!(bench.types()["authentik.unreadable"], 2, "a person has said so");
+
+    let log = bench.daemon.whole_stdout(DEADLINE).await.unwrap();
+    assert_eq!(lines_with(&log, "a webhook cannot be read"), 1, "said once, whatever it is");
+    assert_eq!(lines_with(&log, "parked as a dead letter"), 2);
 }
 
-fn lines_with(bench: &Bench, text: &str) -> usize {
-    bench.daemon.stdout().lines().filter(|line| line.contains(text)).count()
+/// Who wants none of them says so by a route.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_may_drop_what_cannot_be_read() {
+    let routes = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(routes.path(), "[[route]]\nname = \"noise\"\ntypes = [\"authentik.unreadable\"]\ndrop = true\n")
+        .unwrap();
+    let path = routes.path().display().to_string();
+    let bench = Bench::start("hmac-header", &[("SIDECAR_ROUTES__FILE", &path)]).await;
+
+    assert_eq!(bench.send(r#"{"schema": "outrigger.authentik/2", "event": {}}"#).await.status, 200);
+
+    bench.wait_api("/api/v1/statistics", |s| s["sinks"][0]["dropped"] == 1 && s["sinks"][0]["parked"] == 0).await;
+}
+
+fn lines_with(log: &str, text: &str) -> usize {
+    log.lines().filter(|line| line.contains(text)).count()
 }
 
 /// Each has another nonce: kept, every event would be there twice, once of no use.
 #[tokio::test(flavor = "multi_thread")]
 async fn where_the_api_brings_the_event_a_body_that_cannot_be_read_is_answered_and_not_stored() {
     let authentik = authentik(Generation::V2026_2).await;
-    let bench = Bench::beside(&authentik, &[]).await;
+    let mut bench = Bench::beside(&authentik, &[]).await;
     bench.wait_metric("authentik_poll_succeeded_seconds", &[], 1).await;
     let event = event(PK, "login");
     for nonce in 0..5 {
@@ -228,7 +259,8 @@ async fn where_the_api_brings_the_event_a_body_that_cannot_be_read_is_answered_a
     bench.wait_delivered(&[real]).await;
     assert_eq!(bench.accepted().await, 1);
     assert_eq!(bench.metric("authentik_events_total", &[("result", "unreadable")]).await, 5);
-    assert_eq!(lines_with(&bench, "a webhook cannot be read"), 1);
+    let log = bench.daemon.whole_stdout(DEADLINE).await.unwrap();
+    assert_eq!(lines_with(&log, "a webhook cannot be read"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -244,16 +276,17 @@ async fn an_empty_body_is_no_event_whoever_sends_it() {
 /// At the level at which daemons run, without one line for each request that anybody can send.
 #[tokio::test(flavor = "multi_thread")]
 async fn webhooks_that_are_refused_are_said_now_and_then_with_the_reason() {
-    let bench = Bench::start("hmac-header", &[("LOG_LEVEL", "info")]).await;
+    let mut bench = Bench::start("hmac-header", &[("LOG_LEVEL", "info")]).await;
     let body = envelope(&event(PK, "login"), "");
     for _ in 0..5 {
         assert_eq!(bench.post(body.as_bytes(), "").await.status, 401);
     }
-    let lines: Vec<serde_json::Value> = bench.daemon.stdout().lines().flat_map(serde_json::from_str).collect();
+    let log = bench.daemon.whole_stdout(DEADLINE).await.unwrap();
+    let lines: Vec<serde_json::Value> = log.lines().flat_map(serde_json::from_str).collect();
     let said: Vec<_> = lines.iter().filter(|line| line["reason"] == "missing_proof").collect();
     assert_eq!(said.len(), 1, "{said:?}");
     assert_eq!(said[0]["level"].as_str().unwrap().to_lowercase(), "warn");
-    assert!(!bench.daemon.stdout().contains(SECRET));
+    assert!(!log.contains(SECRET));
 }
 
 #[tokio::test(flavor = "multi_thread")]

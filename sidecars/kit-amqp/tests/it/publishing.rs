@@ -14,6 +14,8 @@ use lapin::options::{BasicGetOptions, ConfirmSelectOptions, ExchangeDeleteOption
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties};
 
+use crate::taking::until;
+
 pub(crate) async fn channel(broker: &Broker) -> (Connection, Channel) {
     let connection = Connection::connect(&broker.url(), ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
@@ -195,15 +197,7 @@ async fn a_restart_is_survived(broker: &mut Broker) {
     let outcome = sink.deliver(&event(2, "lago.x")).await;
     assert_eq!(failure(&outcome), Some(Failure::Unreachable), "{outcome:?}");
     broker.start_again().await.unwrap();
-    let mut outcome = sink.deliver(&event(2, "lago.x")).await;
-    for _ in 0..100 {
-        if outcome.verdict == Verdict::Delivered {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        outcome = sink.deliver(&event(2, "lago.x")).await;
-    }
-    assert_eq!(failure(&outcome), None, "{outcome:?}");
+    until("it is delivered", async || failure(&sink.deliver(&event(2, "lago.x")).await).is_none()).await;
     let (_connection, channel) = channel(broker).await;
     let ids: BTreeSet<String> = drain(&channel, "own.q").await.into_iter().map(|(id, _)| id).collect();
     assert!(ids.contains(&event(1, "x").head.id.to_string()) && ids.contains(&event(2, "x").head.id.to_string()));

@@ -20,7 +20,8 @@ use tokio::task::JoinHandle;
 
 use crate::publishing::{channel, drain};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+/// Asking the broker takes seconds by itself.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(90);
 
 pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let begin = std::time::Instant::now();
@@ -80,7 +81,7 @@ impl Running {
 
     pub(crate) async fn end(self) {
         self.stop.stop();
-        tokio::time::timeout(Duration::from_secs(8), self.task).await.unwrap().unwrap();
+        tokio::time::timeout(DEADLINE, self.task).await.unwrap().unwrap();
     }
 }
 

@@ -29,5 +29,5 @@ pub use generation::{Generation, RetrySchedule, Starting};
 pub use mapping::Mapping;
 pub use notifier::{Notifier, NotifierCounts, NotifierOptions, Trouble};
 pub use server::AuthentikServer;
-pub use state::{AuthentikState, Counts, Fault};
+pub use state::{AuthentikState, Counts, Fault, Slow};
 pub use wire::Sent;

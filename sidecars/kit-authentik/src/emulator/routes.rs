@@ -70,7 +70,7 @@ pub(super) async fn handle(state: &Arc<AuthentikState>, request: &Request) -> En
     let fault = state.next_fault();
     match fault {
         Some(Fault::Answer(status)) => {
-            return Ending::Answer(Answer::text(status, "text/html; charset=utf-8", "<h1>Server Error</h1>"));
+            return Ending::Answer(server_error(status));
         }
         Some(Fault::TooMany(seconds)) => {
             let answer = Answer::detail(429, "Request was throttled.");
@@ -139,13 +139,17 @@ async fn answer(state: &Arc<AuthentikState>, generation: Generation, request: &R
         ),
         "core/users/me/" => me(state, &account),
         "events/events/" if !may(&account, VIEW_EVENT) => denied(),
-        "events/events/" => events(state, generation, &query),
+        "events/events/" => events(state, generation, &query).await,
         _ => match path.strip_prefix("events/events/") {
             Some(_) if !may(&account, VIEW_EVENT) => denied(),
             Some(rest) => event(state, rest.trim_end_matches('/')),
             None => object(state, generation, &account, path, &query),
         },
     }
+}
+
+fn server_error(status: u16) -> Answer {
+    Answer::text(status, "text/html; charset=utf-8", "<h1>Server Error</h1>")
 }
 
 fn denied() -> Answer {
@@ -173,10 +177,14 @@ fn me(state: &AuthentikState, account: &Account) -> Answer {
 
 fn event(state: &AuthentikState, pk: &str) -> Answer {
     let row = pk.parse().ok().and_then(|pk| state.find(pk));
-    row.map_or_else(not_found, |row| Answer::json(200, &row.shown()))
+    match row {
+        None => not_found(),
+        Some(row) if state.fails_with(std::slice::from_ref(&row)) => server_error(500),
+        Some(row) => Answer::json(200, &row.shown()),
+    }
 }
 
-fn events(state: &AuthentikState, generation: Generation, query: &Query) -> Answer {
+async fn events(state: &AuthentikState, generation: Generation, query: &Query) -> Answer {
     let actions: Vec<String> = if generation.has_actions_filter() {
         query.all("actions").into_iter().map(str::to_owned).collect()
     } else {
@@ -186,15 +194,24 @@ fn events(state: &AuthentikState, generation: Generation, query: &Query) -> Answ
     // Full text, or a language that this server has no licence for: either way nothing is found.
     let searched = query.last("search").is_some_and(|text| !text.is_empty());
     let newest_first = query.last("ordering").is_none_or(|ordering| ordering != "created");
-    let wanted = |row: &Row| {
+    let fits = |row: &Row| {
         !searched
             && part.as_ref().is_none_or(|part| row.new.action.to_lowercase().contains(part))
             && (actions.is_empty() || actions.iter().any(|action| **action == *row.new.action))
     };
-    let wanted: Option<&dyn Fn(&Row) -> bool> =
-        if part.is_none() && actions.is_empty() && !searched { None } else { Some(&wanted) };
     let Some(paging) = Paging::read(generation, query) else { return Answer::detail(404, "Invalid page.") };
-    let (count, rows) = state.page(wanted, newest_first, paging.skip(), paging.size);
+    let (count, rows) = {
+        let wanted: Option<&dyn Fn(&Row) -> bool> =
+            if part.is_none() && actions.is_empty() && !searched { None } else { Some(&fits) };
+        state.page(wanted, newest_first, paging.skip(), paging.size)
+    };
+    match state.time_for(&rows) {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+    if state.fails_with(&rows) {
+        return server_error(500);
+    }
     let results = rows.iter().map(Row::shown).collect();
     let answer = paging.answer(generation, count, results);
     if answer.status == 200 {

@@ -31,6 +31,15 @@ pub enum Fault {
     Cut,
 }
 
+/// How long a list of events takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slow {
+    /// Whatever is on it.
+    pub list: Duration,
+    /// For each event on it.
+    pub row: Duration,
+}
+
 /// What was asked so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -38,6 +47,8 @@ pub struct Counts {
     pub requests: u64,
     /// Pages of events that were given out.
     pub event_pages: u64,
+    /// Lists of events that take for ever.
+    pub endless: u64,
     /// Requests that were answered 401 or 403.
     pub refused: u64,
     /// Events that are there.
@@ -60,6 +71,10 @@ struct Inner {
     starting: bool,
     faults: VecDeque<Fault>,
     forbidden: HashSet<String>,
+    spoiled: HashSet<EventPk>,
+    endless: HashSet<EventPk>,
+    slow: Slow,
+    events_failing: bool,
     counts: Counts,
     notifiers: Vec<Queue>,
     last_created: i64,
@@ -155,9 +170,64 @@ impl AuthentikState {
         self.inner().faults.extend(faults);
     }
 
+    /// Whether every list of events is 500, while all else works: its table cannot be read, say.
+    pub fn set_events_failing(&self, failing: bool) {
+        self.inner().events_failing = failing;
+    }
+
     /// Paths below `/api/v3/` that answer 403 from now on, whoever asks; none forgets them.
     pub fn forbid(&self, paths: &[&str]) {
         self.inner().forbidden = paths.iter().map(|path| (*path).to_owned()).collect();
+    }
+
+    /// An event that cannot be put into an answer from now on: whatever is to hold it is 500, and each such answer makes
+    /// an event itself (`authentik/events/middleware.py`, `process_exception`).
+    pub fn spoil(&self, pk: EventPk) {
+        self.inner().spoiled.insert(pk);
+    }
+
+    /// An event that takes for ever to put into a list from now on: its context is endless, say.
+    pub fn make_endless(&self, pk: EventPk) {
+        self.inner().endless.insert(pk);
+    }
+
+    /// It can be put into answers again.
+    pub fn mend(&self, pk: EventPk) {
+        let mut inner = self.inner();
+        inner.spoiled.remove(&pk);
+        inner.endless.remove(&pk);
+    }
+
+    /// How long lists of events take from now on.
+    pub fn set_slow(&self, slow: Slow) {
+        self.inner().slow = slow;
+    }
+
+    /// How long a list with these takes; `None` for ever.
+    pub(super) fn time_for(&self, rows: &[Row]) -> Option<Duration> {
+        let mut inner = self.inner();
+        if rows.iter().any(|row| inner.endless.contains(&row.pk)) {
+            inner.counts.endless += 1;
+            return None;
+        }
+        let Slow { list, row } = inner.slow;
+        Some(list + row.saturating_mul(u32::try_from(rows.len()).unwrap_or(u32::MAX)))
+    }
+
+    /// Whether one of these cannot be put into an answer; then there is an event about that.
+    pub(super) fn fails_with(&self, rows: &[Row]) -> bool {
+        let fails = {
+            let inner = self.inner();
+            if inner.events_failing {
+                return true;
+            }
+            rows.iter().any(|row| inner.spoiled.contains(&row.pk))
+        };
+        if fails {
+            let context = serde_json::json!({ "message": "Object of type X is not JSON serializable" });
+            self.happen(NewEvent::of_system("system_exception", context).by_app("authentik.events.middleware"));
+        }
+        fails
     }
 
     /// What was asked so far, and what is there.

@@ -188,7 +188,10 @@ async fn one_sink(state: &ApiState, named: Option<String>) -> Result<String, Api
         Some(name) if known.contains(&name) => Ok(name),
         Some(name) => Err(ApiError::not_found(&format!("sink {name:?}"))),
         None if known.len() == 1 => Ok(known.remove(0)),
-        None => Err(ApiError::bad_request(format!("sink must be one of {}", known.join(", ")))),
+        None => Err(ApiError::bad_request(format!(
+            "there are several sinks: say which with sink (--sink): {}",
+            known.join(", ")
+        ))),
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) async fn forget(
     Json(mut request): Json<ForgetRequest>,
 ) -> Result<Json<ForgetResult>, ApiError> {
     request.reason = kept_reason(&request.reason, "forgotten by an operator");
-    if state.sinks.contains_key(&name) || state.at_work.contains(&name) {
+    if state.is_configured(&name) {
         return Err(ApiError::conflict(format!(
             "sink {name:?} is configured here: take it out of the configuration, start the daemon again, and then forget it"
         )));

@@ -14,10 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use kit::api::Api;
 use kit::clock::SharedClock;
 use kit_journal::{Journal, JournalError};
-use utoipa_axum::router::OpenApiRouter;
-use utoipa_axum::routes;
 
 use crate::dispatcher::SinkStatus;
 pub use model::*;
@@ -43,24 +42,39 @@ impl ApiState {
     fn repeats(&self, sink: &str) -> bool {
         self.sinks.get(sink).is_none_or(|status| status.lock().unwrap_or_else(PoisonError::into_inner).repeats)
     }
+
+    /// Whether this daemon delivers to a sink, or works on it otherwise.
+    fn is_configured(&self, sink: &str) -> bool {
+        self.sinks.contains_key(sink) || self.at_work.contains(sink)
+    }
+
+    /// The sinks that events wait for and nobody delivers to, with how many; none while the journal cannot be asked.
+    pub(crate) async fn unconfigured(&self) -> Vec<(String, u64)> {
+        let Ok(totals) = self.journal.browse(|reader| reader.statistics()).await else { return Vec::new() };
+        let last = i64::try_from(totals.accepted).unwrap_or(i64::MAX);
+        let waiting = totals.sinks.iter().map(|row| (row.name.clone(), row.pending(last)));
+        waiting.filter(|(name, pending)| *pending > 0 && !self.is_configured(name)).collect()
+    }
+}
+
+kit::api_routes! { ApiState, "src/api/openapi.json":
+    get "/events" => views::list_events,
+    get "/events/{id}" => views::show_event,
+    get "/events/{id}/body" => views::event_body,
+    get "/deliveries" => views::list_deliveries,
+    post "/deliveries/replay" => actions::replay,
+    post "/deliveries/drop" => actions::drop_deliveries,
+    get "/sinks" => views::list_sinks,
+    post "/sinks/{name}/pause" => actions::pause,
+    post "/sinks/{name}/resume" => actions::resume,
+    post "/sinks/{name}/forget" => forget::forget,
+    get "/statistics" => views::statistics,
+    get "/audit" => views::audit,
 }
 
 /// The routes below `/api/v1`, with their description.
-pub fn router(state: ApiState) -> OpenApiRouter {
-    OpenApiRouter::new()
-        .routes(routes!(views::list_events))
-        .routes(routes!(views::show_event))
-        .routes(routes!(views::event_body))
-        .routes(routes!(views::list_deliveries))
-        .routes(routes!(actions::replay))
-        .routes(routes!(actions::drop_deliveries))
-        .routes(routes!(views::list_sinks))
-        .routes(routes!(actions::pause))
-        .routes(routes!(actions::resume))
-        .routes(routes!(forget::forget))
-        .routes(routes!(views::statistics))
-        .routes(routes!(views::audit))
-        .with_state(state)
+pub fn api(state: ApiState) -> Api {
+    part(state)
 }
 
 /// A request that could not be served, as the API answers it.

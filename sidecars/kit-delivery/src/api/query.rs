@@ -1,5 +1,7 @@
 //! From query parameters and selections to filters.
 
+use std::collections::HashSet;
+
 use kit::clock::Timestamp;
 use kit_journal::{EventFilter, EventId, Seq};
 use serde::Deserialize;
@@ -89,6 +91,15 @@ impl ListQuery {
     }
 }
 
+/// Where an event is, for whoever has it from a listing.
+#[derive(Clone, Copy, Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Place {
+    /// Its `seq` in a listing: it is found at once, where among millions an id alone has to be looked for.
+    pub(super) seq: Option<Seq>,
+}
+
 /// Paging of the audit trail.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields, default)]
@@ -111,6 +122,8 @@ pub(super) fn filter(selection: Selection) -> Result<EventFilter, ApiError> {
     let bad = |e: kit_journal::FilterError| ApiError::bad_request(e.to_string());
     let mut filter = EventFilter::default();
     filter.ids = selection.ids.iter().map(|id| event_id(id)).collect::<Result<_, _>>()?;
+    let mut named = HashSet::new();
+    filter.ids.retain(|id| named.insert(*id));
     filter.subject = selection.subject;
     filter.tenant = selection.tenant;
     filter.state = selection.state.as_deref().map(str::parse).transpose().map_err(bad)?;

@@ -8,10 +8,10 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kit_journal::EventFilter;
-use kit_journal::engine::{Found, Page};
+use kit_journal::engine::{Found, Page, Reader};
+use kit_journal::{EventFilter, EventId, JournalError};
 
-use super::query::{AuditQuery, LARGEST_IDS, ListQuery, event_id};
+use super::query::{AuditQuery, LARGEST_IDS, ListQuery, Place, event_id};
 use super::{
     ApiError, ApiState, AttemptView, AuditPage, DeliveryEntry, DeliveryPage, ErrorBody, EventDetail, EventPage,
     EventView, SinkView, StatisticsView,
@@ -20,7 +20,8 @@ use crate::dispatcher::SinkStatus;
 
 /// Events, newest first.
 #[utoipa::path(get, path = "/events", tag = "events", params(ListQuery), responses(
-    (status = 200, body = EventPage), (status = 400, body = ErrorBody), (status = 503, body = ErrorBody)))]
+    (status = 200, body = EventPage), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+    (status = 503, body = ErrorBody)))]
 pub(super) async fn list_events(
     State(state): State<ApiState>,
     Query(query): Query<ListQuery>,
@@ -37,6 +38,10 @@ pub(super) async fn list_events(
 async fn search(state: &ApiState, query: &ListQuery) -> Result<Page, ApiError> {
     let (limit, cursor, name) = (query.limit()?, query.cursor()?, query.name()?);
     let mut filter = query.filter()?;
+    if let Some(sink) = filter.sink.clone() {
+        // Of a misspelt one an empty page would say that all is well.
+        state.journal.browse(move |reader| reader.sink(&sink)).await?;
+    }
     if let Some((source, key)) = &name {
         // Newest first, and no more than a listing by ids may name.
         let known = state.journal.known(source, key).await?;
@@ -54,13 +59,21 @@ async fn search(state: &ApiState, query: &ListQuery) -> Result<Page, ApiError> {
 }
 
 /// One event with its body and every attempt.
-#[utoipa::path(get, path = "/events/{id}", tag = "events", params(("id" = String, Path, description = "event id")),
+#[utoipa::path(get, path = "/events/{id}", tag = "events", params(("id" = String, Path, description = "event id"), Place),
     responses((status = 200, body = EventDetail), (status = 404, body = ErrorBody)))]
 pub(super) async fn show_event(
     State(state): State<ApiState>,
     Path(id): Path<String>,
+    Query(place): Query<Place>,
 ) -> Result<Json<EventDetail>, ApiError> {
-    let (found, attempts) = find(&state, &id).await?;
+    let id = event_id(&id)?;
+    let found = state.journal.browse(move |reader| {
+        let Some(found) = look_up(reader, id, place)? else { return Ok(None) };
+        let attempts = reader.attempts(found.event.seq)?;
+        Ok(Some((found, attempts)))
+    });
+    let (mut found, attempts) = found.await?.ok_or_else(|| ApiError::not_found("event"))?;
+    state.tell_apart(&mut found);
     let body = std::str::from_utf8(&found.event.body).map(str::to_owned).ok();
     let body_base64 = body.is_none().then(|| STANDARD.encode(&found.event.body));
     let attempts = attempts.into_iter().map(AttemptView::from).collect();
@@ -68,32 +81,39 @@ pub(super) async fn show_event(
 }
 
 /// One event's body, byte for byte.
-#[utoipa::path(get, path = "/events/{id}/body", tag = "events", params(("id" = String, Path, description = "event id")),
+#[utoipa::path(get, path = "/events/{id}/body", tag = "events",
+    params(("id" = String, Path, description = "event id"), Place),
     responses((status = 200, content_type = "application/octet-stream"), (status = 404, body = ErrorBody)))]
-pub(super) async fn event_body(State(state): State<ApiState>, Path(id): Path<String>) -> Result<Response, ApiError> {
-    let (found, _) = find(&state, &id).await?;
+pub(super) async fn event_body(
+    State(state): State<ApiState>,
+    Path(id): Path<String>,
+    Query(place): Query<Place>,
+) -> Result<Response, ApiError> {
+    let id = event_id(&id)?;
+    let found = state.journal.browse(move |reader| look_up(reader, id, place)).await?;
+    let found = found.ok_or_else(|| ApiError::not_found("event"))?;
     // Never a type that a browser would run.
     let headers = [(header::CONTENT_TYPE, "application/octet-stream"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
     Ok((headers, found.event.body).into_response())
 }
 
-type Attempts = Vec<(String, kit_journal::engine::Attempt)>;
-
-async fn find(state: &ApiState, id: &str) -> Result<(Found, Attempts), ApiError> {
-    let id = event_id(id)?;
-    let found = state.journal.browse(move |reader| {
-        let Some(seq) = reader.find(id)? else { return Ok(None) };
-        let Some(found) = reader.found(seq)? else { return Ok(None) };
-        Ok(Some((found, reader.attempts(seq)?)))
-    });
-    let (mut found, attempts) = found.await?.ok_or_else(|| ApiError::not_found("event"))?;
-    state.tell_apart(&mut found);
-    Ok((found, attempts))
+fn look_up(reader: &mut dyn Reader, id: EventId, place: Place) -> Result<Option<Found>, JournalError> {
+    if let Some(seq) = place.seq
+        && let Some(found) = reader.found(seq)?
+        && found.event.head.id == id
+    {
+        return Ok(Some(found));
+    }
+    match reader.find(id)? {
+        Some(seq) => reader.found(seq),
+        None => Ok(None),
+    }
 }
 
 /// Deliveries: one entry for each event and sink.
 #[utoipa::path(get, path = "/deliveries", tag = "deliveries", params(ListQuery), responses(
-    (status = 200, body = DeliveryPage), (status = 400, body = ErrorBody), (status = 503, body = ErrorBody)))]
+    (status = 200, body = DeliveryPage), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+    (status = 503, body = ErrorBody)))]
 pub(super) async fn list_deliveries(
     State(state): State<ApiState>,
     Query(query): Query<ListQuery>,

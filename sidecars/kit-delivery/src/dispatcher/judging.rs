@@ -1,11 +1,13 @@
 //! What the outcomes of a request mean: for each event in it, and for the sink.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kit_journal::Seq;
 use kit_journal::engine::Attempt;
 
+use super::ramp::Ramp;
 use super::work::{Finished, Work};
+use crate::circuit::Circuit;
 use crate::judge::{self, Circumstances};
 use crate::outcome::{Failure, Outcome, Verdict};
 use crate::window::Decision;
@@ -18,6 +20,8 @@ struct Says {
     nobody_asked: bool,
     withheld: bool,
     failed: Option<String>,
+    /// How long the sink asks to be left alone.
+    left_alone: Duration,
 }
 
 impl Says {
@@ -30,6 +34,7 @@ impl Says {
             Verdict::Failed(failure) if !failure.may_retry() => self.alive = true,
             Verdict::Failed(failure) => {
                 self.denied |= failure == Failure::Denied;
+                self.left_alone = self.left_alone.max(outcome.retry_after.unwrap_or_default());
                 self.failed = self.failed.take().or_else(|| Some(outcome.error.clone().unwrap_or_default()));
             }
         }
@@ -102,11 +107,15 @@ impl Work {
             if self.circuit.alive() {
                 tracing::info!(sink = %self.name, "{} takes events again", self.name);
                 self.window.sink_is_back();
+                self.ramp = Ramp::new(self.shell.settings.concurrency, self.shell.settings.ramps);
+            } else {
+                self.ramp.got_through();
             }
         } else if circuit_closed && !self.circuit.is_closed() {
             // It began before the circuit opened and says nothing of the probe that may be under way.
         } else if let Some(error) = &says.failed {
-            let opened = if says.denied { self.circuit.denied(now) } else { self.circuit.failed(now) };
+            let failed = if says.denied { Circuit::denied } else { Circuit::failed };
+            let opened = failed(&mut self.circuit, now, says.left_alone);
             if opened && says.denied {
                 tracing::error!(sink = %self.name, error = %error, "{} refuses us, nothing is delivered until that is mended: {error}", self.name);
             } else if opened {

@@ -3,6 +3,7 @@
 
 mod judging;
 mod parking;
+mod ramp;
 mod reading;
 mod settling;
 mod stall;
@@ -29,6 +30,18 @@ use work::Work;
 /// How often a replica that stands by asks whether the sink is free.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
+/// How long a replica that can ask for a lease, and cannot read what there is to deliver, leaves the sink to those that can:
+/// longer than a lease lasts (`kit-journal/src/postgres/lease.rs`), because it renews one that has run out.
+const KEEP_AWAY: Duration = Duration::from_secs(6);
+
+/// Waits, unless it is time to stop.
+async fn pause(wait: Duration, stop: &StopToken) {
+    tokio::select! {
+        () = stop.stopped() => {}
+        () = tokio::time::sleep(wait) => {}
+    }
+}
+
 /// How a dispatcher works.
 #[derive(Clone, Debug)]
 pub struct DispatcherSettings {
@@ -36,6 +49,9 @@ pub struct DispatcherSettings {
     pub ordered: bool,
     /// Requests in flight at most.
     pub concurrency: usize,
+    /// Whether it begins with one request in flight, after a start and after each outage, and allows one more whenever as
+    /// many have got through as are allowed by then: what has just come up is not met by all that waits at once.
+    pub ramps: bool,
     /// Deliveries started per second at most; 0 means no limit.
     pub rate_per_second: u32,
     /// When to try again.
@@ -85,6 +101,7 @@ impl DispatcherSettings {
         Self {
             ordered: false,
             concurrency,
+            ramps: false,
             rate_per_second,
             schedule: Schedule::new(retry.schedule_seconds.iter().copied().map(seconds).collect()),
             retry_after_max: seconds(retry.retry_after_max_seconds),
@@ -160,6 +177,7 @@ impl Dispatcher {
         let name = self.sink.name().to_owned();
         self.journal.act(vec![Action::Register { sink: name.clone() }]).await?;
         let mut shell = self;
+        let mut unreadable = false;
         loop {
             let Some(lease) = shell.lead(&name, &stop).await else { return Ok(()) };
             let row = shell.journal.read({
@@ -179,22 +197,34 @@ impl Dispatcher {
                     // Where that fails it is found out again.
                     let _ = lease.give_back().await;
                     let _ = shell.journal.act(vec![Action::Register { sink: name.clone() }]).await;
-                    tokio::time::sleep(ASK_AGAIN).await;
+                    pause(ASK_AGAIN, &stop).await;
                     continue;
                 }
                 // Where there are replicas the store is elsewhere, and may be away for a while.
                 Err(error) if !lease.is_for_good() => {
                     let error = kit::error::chain(&error);
-                    tracing::warn!(sink = %name, error = %error, "journal cannot be read for deliveries: {error}");
-                    tokio::time::sleep(ASK_AGAIN).await;
+                    if !std::mem::replace(&mut unreadable, true) {
+                        tracing::warn!(sink = %name, error = %error, "journal cannot be read for deliveries, another replica may deliver: {error}");
+                    }
+                    // Where it cannot be given back it runs out while this one keeps away.
+                    let _ = lease.give_back().await;
+                    shell.stand_by(true);
+                    pause(KEEP_AWAY, &stop).await;
                     continue;
                 }
                 Err(error) => return Err(error),
             };
+            unreadable = false;
             let mut work = Work::new(shell, &row, lease);
             work.run(stop.clone()).await;
+            let keeps_away = work.leaves_to_others();
             shell = work.end().await;
             shell.sink.stand_by();
+            if keeps_away {
+                unreadable = true;
+                shell.stand_by(true);
+                pause(KEEP_AWAY, &stop).await;
+            }
         }
     }
 
@@ -221,10 +251,7 @@ impl Dispatcher {
                 }
                 Err(_) => {}
             }
-            tokio::select! {
-                () = stop.stopped() => {}
-                () = tokio::time::sleep(ASK_AGAIN) => {}
-            }
+            pause(ASK_AGAIN, stop).await;
         }
         None
     }

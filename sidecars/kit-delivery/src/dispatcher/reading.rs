@@ -17,6 +17,10 @@ const UNREAD_IN_A_ROW: u32 = 16;
 /// … and everything waits a moment: all rows there are would be asked for in turn.
 const HOLD_OFF: Duration = Duration::from_millis(500);
 
+/// So long nothing can be read, and nothing is delivered from memory either, before another replica gets its turn: it may be
+/// able to.
+const LEFT_TO_OTHERS_AFTER: Duration = Duration::from_secs(10);
+
 /// Why the sink was not asked.
 #[derive(Debug)]
 pub(super) enum NotAsked {
@@ -33,6 +37,8 @@ pub(super) struct Unread {
     hold_off: Option<Instant>,
     /// Until when nothing is looked for: the last look failed.
     look_again: Option<Instant>,
+    /// Since when every look has failed, and nothing was delivered.
+    in_vain_since: Option<Instant>,
 }
 
 impl Unread {
@@ -42,7 +48,7 @@ impl Unread {
     }
 
     pub(super) fn delivered(&mut self) {
-        (self.in_a_row, self.hold_off) = (0, None);
+        (self.in_a_row, self.hold_off, self.in_vain_since) = (0, None, None);
     }
 
     /// Until when nothing is looked for.
@@ -52,11 +58,17 @@ impl Unread {
 
     /// A look succeeded.
     pub(super) fn found(&mut self) {
-        self.look_again = None;
+        (self.look_again, self.in_vain_since) = (None, None);
+    }
+
+    /// Whether it has been in vain for long.
+    fn is_for_others(&self, now: Instant) -> bool {
+        self.in_vain_since.is_some_and(|since| now.duration_since(since) >= LEFT_TO_OTHERS_AFTER)
     }
 
     /// A look failed; true for the first in a row.
     fn not_found(&mut self, now: Instant) -> bool {
+        self.in_vain_since.get_or_insert(now);
         self.look_again.replace(now + HOLD_OFF).is_none()
     }
 
@@ -80,6 +92,11 @@ impl Work {
         }
         self.note(error);
         self.settle_pause();
+    }
+
+    /// Whether another replica is to deliver, because this one cannot read what there is.
+    pub(super) fn leaves_to_others(&self) -> bool {
+        !self.lease.is_for_good() && self.unread.is_for_others(Instant::now())
     }
 
     /// A delivery ended before the sink was asked. `probe`: the circuit waits for it.

@@ -8,7 +8,7 @@ use kit_journal::{JournalError, Seq};
 use tokio::task::JoinHandle;
 
 use super::work::Work;
-use crate::metrics::SinkGauges;
+use crate::metrics::{OwnGauges, SinkGauges};
 use crate::window::Settled;
 
 /// After a settlement the next one waits this long: under load hundreds of results share the pages that a
@@ -21,12 +21,38 @@ const FINISH_WITHIN: Duration = Duration::from_secs(4);
 /// … and how long the journal is asked again to take their results.
 pub(super) const RECORD_WITHIN: Duration = Duration::from_secs(2);
 const RECORD_AGAIN: Duration = Duration::from_millis(100);
+/// A journal that goes on refusing is told of so often: a full disk has no room for a line at every attempt.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 /// A settlement on its way.
 pub(super) struct Settling {
     /// Kept until the journal has it.
     settlement: Settlement,
     task: JoinHandle<Result<(), JournalError>>,
+}
+
+/// The settlements that the journal refused since it last took one.
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    since: Option<Instant>,
+    told: Option<Instant>,
+}
+
+impl Refusals {
+    /// One more; true where it is to be told.
+    fn add(&mut self, now: Instant) -> bool {
+        self.since.get_or_insert(now);
+        let tells = self.told.is_none_or(|told| now.duration_since(told) >= TOLD_EVERY);
+        if tells {
+            self.told = Some(now);
+        }
+        tells
+    }
+
+    /// The journal has taken one: for how long it refused, where it did.
+    fn end(&mut self, now: Instant) -> Option<Duration> {
+        std::mem::take(self).since.map(|since| now.duration_since(since))
+    }
 }
 
 impl Work {
@@ -91,15 +117,27 @@ impl Work {
     }
 
     pub(super) fn settled(&mut self, result: Result<(), JournalError>) {
-        if let (Err(error), Some(settling)) = (result, self.settling.take()) {
-            self.refused(settling.settlement, &error);
+        match (result, self.settling.take()) {
+            (Err(error), Some(settling)) => self.refused(settling.settlement, &error),
+            (Ok(()), _) => self.taken(),
+            (Err(_), None) => {}
+        }
+    }
+
+    /// The journal has taken a settlement.
+    pub(super) fn taken(&mut self) {
+        if let Some(refused) = self.refusals.end(Instant::now()) {
+            let seconds = refused.as_secs();
+            tracing::info!(sink = %self.name, seconds, "results are recorded again, after {seconds} s");
         }
     }
 
     /// Keeps what the journal refused; offering the same again is safe.
     pub(super) fn refused(&mut self, settlement: Settlement, error: &JournalError) {
-        let error = kit::error::chain(error);
-        tracing::warn!(sink = %self.name, error = %error, "results cannot be recorded yet: {error}");
+        if self.refusals.add(Instant::now()) {
+            let error = kit::error::chain(error);
+            tracing::warn!(sink = %self.name, error = %error, "results cannot be recorded yet: {error}");
+        }
         self.settle_again = Some((Instant::now() + SETTLE_AGAIN, settlement));
     }
 
@@ -119,6 +157,11 @@ impl Work {
             let _ = settling.task.await;
         }
         self.say_how_many_parked(true);
+        self.stand_down();
+    }
+
+    /// Another replica delivers from here on.
+    pub(super) fn stand_down(&self) {
         {
             // How the sink is doing is for whoever delivers to say.
             let mut status = self.shell.status.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -126,6 +169,7 @@ impl Work {
         }
         // So are the numbers: added up over replicas they are the journal's.
         self.shell.metrics.set(&self.name, &SinkGauges::default());
+        self.shell.metrics.set_own(&self.name, OwnGauges::default());
     }
 
     /// Lets deliveries in flight finish and settles what has been done.
@@ -178,5 +222,22 @@ pub(super) async fn settled(settling: &mut Option<Settling>) -> Result<(), Journ
             Err(_) => Err(JournalError::Unavailable("settling was cut off".to_owned())),
         },
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_journal_that_goes_on_refusing_is_told_of_once_a_minute() {
+        let (mut refusals, began) = (Refusals::default(), Instant::now());
+        assert_eq!(refusals.end(began), None);
+
+        let told = (0..=240).filter(|n| refusals.add(began + *n * SETTLE_AGAIN)).count();
+        assert_eq!(told, 3, "at once, after a minute, and after two");
+        assert_eq!(refusals.end(began + Duration::from_secs(121)), Some(Duration::from_secs(121)));
+
+        assert!(refusals.add(began + Duration::from_secs(122)), "another one is told at once");
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::work::{ROOM_FOR_REPLAYS, Work};
 use crate::circuit::Permit;
-use crate::metrics::SinkGauges;
+use crate::metrics::{OwnGauges, SinkGauges};
 
 /// How often the gauges are read from the journal while there is something to deliver …
 const OBSERVE_EVERY: Duration = Duration::from_secs(2);
@@ -27,9 +27,19 @@ impl Work {
             return;
         }
         self.next_observation = Instant::now() + OBSERVE_EVERY;
+        let own = OwnGauges {
+            circuit_open: !self.circuit.is_closed(),
+            paused: self.paused,
+            stalled: self.stall.has_begun(),
+            leading: self.lease.is_held(),
+        };
+        self.shell.metrics.set_own(&self.name, own);
         let name = self.name.clone();
         let read = self.shell.journal.read(move |reader| Ok((reader.sink(&name)?, reader.oldest_pending(&name)?)));
-        let Ok((sink, oldest)) = read.await else { return };
+        let Ok((sink, oldest)) = read.await else {
+            self.show_what_is_known();
+            return;
+        };
         // An action that this look has missed is followed by a sync before anything is loaded.
         self.rows_ahead = sink.ahead > 0;
         let tail = *self.tail.borrow();
@@ -42,16 +52,21 @@ impl Work {
             dropped: sink.dropped,
             filtered: sink.filtered,
             oldest_seconds: oldest.map_or(0, |at| now.since(at).as_secs()),
-            circuit_open: !self.circuit.is_closed(),
-            paused: self.paused,
-            stalled: self.stall.has_begun(),
-            leading: self.lease.is_held(),
         };
+        self.oldest_pending = oldest;
         self.shell.metrics.set(&self.name, &gauges);
         self.quiet = gauges.pending == 0;
         if self.quiet {
             self.next_observation = Instant::now() + OBSERVE_IDLE;
         }
+    }
+
+    /// While the journal cannot be asked, what waits goes on waiting: with what it said last, and what came since.
+    fn show_what_is_known(&self) {
+        let beyond = usize::try_from(*self.tail.borrow() - self.window.cursor()).unwrap_or(0);
+        let pending = (beyond + self.window.open_rows()) as u64;
+        let oldest = self.oldest_pending.map(|at| self.shell.clock.now().since(at).as_secs());
+        self.shell.metrics.wait_on(&self.name, pending, oldest);
     }
 
     /// Something happened after a quiet time: the gauges are worth reading again.
@@ -77,7 +92,7 @@ impl Work {
         sooner(self.next_replay.filter(|_| self.window.has_room_for_replays(now, ROOM_FOR_REPLAYS)));
         if let Some(until) = self.unread.held_off(now) {
             sooner(Some(until));
-        } else if !self.paused && self.in_flight.len() < self.shell.settings.concurrency {
+        } else if !self.paused && self.in_flight.len() < self.ramp.allowed() {
             let when_the_rate_allows = || {
                 let second = f64::from(self.shell.settings.rate_per_second.max(1));
                 self.limiter.as_ref().map(|_| now + Duration::from_secs_f64(1.0 / second))
@@ -93,6 +108,8 @@ impl Work {
                 Permit::Probe => {
                     let waits = self.window.has_ready(now) || self.window.next_due().is_some();
                     sooner(when_the_rate_allows().filter(|_| waits));
+                    // The sink may have asked to be left alone with all that there is.
+                    sooner(self.window.next_due().filter(|due| *due > looked));
                 }
                 Permit::WaitForProbe => {}
             }

@@ -1,10 +1,11 @@
 //! The dispatcher's loop: load, start, judge, settle.
 
+use std::cell::RefCell;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use kit::clock::SharedClock;
+use kit::clock::{SharedClock, Timestamp};
 use kit::lifecycle::StopToken;
 use kit_journal::engine::{Attempt, ExceptionState, Settlement, SinkRow};
 use kit_journal::{Held, JournalError, LeaseEnd, Seq, StoredEvent};
@@ -13,11 +14,12 @@ use tokio::task::JoinSet;
 
 use super::Dispatcher;
 use super::parking::Parking;
+use super::ramp::Ramp;
 use super::reading::{NotAsked, Unread, read_event};
-use super::settling::{RECORD_WITHIN, SETTLE_AGAIN, Settling, settled};
+use super::settling::{RECORD_WITHIN, Refusals, SETTLE_AGAIN, Settling, settled};
 use super::stall::Stall;
 use crate::circuit::{Circuit, Permit};
-use crate::outcome::{Batching, Failure, Outcome, Sink};
+use crate::outcome::{Batching, Failure, Interest, Outcome, Sink};
 use crate::window::{Limits, MISSING, Start, Window};
 
 /// Replays taken up at a time.
@@ -44,6 +46,7 @@ pub(super) struct Work {
     pub(super) lease: Held,
     pub(super) window: Window,
     pub(super) circuit: Circuit,
+    pub(super) ramp: Ramp,
     pub(super) limiter: Option<DefaultDirectRateLimiter>,
     /// Deliveries whose results are not on the disk yet, at most: what a crash may make the sink see again. As many as the
     /// window has positions: what is delivered ahead of an event that is to come again never keeps it from that.
@@ -55,6 +58,7 @@ pub(super) struct Work {
     pub(super) settling: Option<Settling>,
     /// A settlement that the journal refused, and when to offer it again.
     pub(super) settle_again: Option<(Instant, Settlement)>,
+    pub(super) refusals: Refusals,
     pub(super) successes: u64,
     pub(super) unread: Unread,
     pub(super) batching: Batching,
@@ -62,6 +66,8 @@ pub(super) struct Work {
     pub(super) lingers_since: Option<Instant>,
     pub(super) next_replay: Option<Instant>,
     pub(super) next_observation: Instant,
+    /// When the oldest event that waits was taken, as of the last observation.
+    pub(super) oldest_pending: Option<Timestamp>,
     /// Nothing was left to deliver at the last observation.
     pub(super) quiet: bool,
     pub(super) tail: watch::Receiver<Seq>,
@@ -85,6 +91,7 @@ impl Work {
             circuit: Circuit::new(shell.settings.circuit_failures, shell.settings.probe.0, shell.settings.probe.1),
             limiter: std::num::NonZeroU32::new(shell.settings.rate_per_second)
                 .map(|rate| RateLimiter::direct(Quota::per_second(rate).allow_burst(std::num::NonZeroU32::MIN))),
+            ramp: Ramp::new(shell.settings.concurrency, shell.settings.ramps),
             most_unsettled: slots,
             paused: row.paused,
             stall: Stall::default(),
@@ -92,12 +99,14 @@ impl Work {
             in_flight: JoinSet::new(),
             settling: None,
             settle_again: None,
+            refusals: Refusals::default(),
             successes: 0,
             unread: Unread::default(),
             batching: shell.sink.batching(),
             lingers_since: None,
             next_replay: Some(Instant::now()),
             next_observation: Instant::now(),
+            oldest_pending: None,
             quiet: false,
             tail: shell.journal.tail(),
             actions: shell.journal.actions(),
@@ -114,7 +123,7 @@ impl Work {
         let mut end = self.lease.end();
         // Whatever a turn waits for – a database may take its time to answer – it is left in time: nothing of it is
         // lost where it waits.
-        loop {
+        while !self.leaves_to_others() {
             tokio::select! {
                 biased;
                 () = stop.stopped() => break,
@@ -124,6 +133,14 @@ impl Work {
         }
         if self.lease.is_held() {
             self.drain().await;
+            if self.leaves_to_others() {
+                tracing::warn!(
+                    sink = %self.name,
+                    "this replica cannot read what there is to deliver to {}: another one may take it up",
+                    self.name
+                );
+                self.stand_down();
+            }
         } else {
             self.leave().await;
         }
@@ -186,6 +203,7 @@ impl Work {
                 return;
             }
             self.settle_again = None;
+            self.taken();
         }
         let name = self.name.clone();
         let (after, limit) = (self.window.cursor(), self.window.loaded_to());
@@ -242,8 +260,7 @@ impl Work {
         if !self.rows_ahead
             && let Some(events) = self.shell.journal.recent(after, limit, bytes)
         {
-            let sink = &self.shell.sink;
-            self.window.load(events, &[], Instant::now(), |event| sink.interest(event));
+            self.take_in(events, &[]);
             return;
         }
         let name = self.name.clone();
@@ -255,8 +272,7 @@ impl Work {
             }
             Ok((events, own)) => {
                 self.unread.found();
-                let (events, sink) = (events.into_iter().map(Arc::new).collect(), &self.shell.sink);
-                self.window.load(events, &own, Instant::now(), |event| sink.interest(event));
+                self.take_in(events.into_iter().map(Arc::new).collect(), &own);
             }
             Err(JournalError::Damaged { seq, what }) => {
                 let reason = format!("record is damaged: {what}");
@@ -266,6 +282,21 @@ impl Work {
                 }
             }
             Err(error) => self.unreadable(&error),
+        }
+    }
+
+    /// Puts what was read into the window, with what the sink says of each.
+    fn take_in(&mut self, events: Vec<Arc<StoredEvent>>, own: &[Seq]) {
+        let (sink, parked) = (&self.shell.sink, RefCell::new(Vec::new()));
+        self.window.load(events, own, Instant::now(), |event| {
+            let interest = sink.interest(event);
+            if let Interest::Parked(reason) = &interest {
+                parked.borrow_mut().push((event.seq, reason.clone()));
+            }
+            interest
+        });
+        for (seq, reason) in parked.into_inner() {
+            self.say_parked(seq, &reason);
         }
     }
 
@@ -305,7 +336,7 @@ impl Work {
         while !self.paused
             && !self.sync_due
             && self.lease.is_held()
-            && self.in_flight.len() < self.shell.settings.concurrency
+            && self.in_flight.len() < self.ramp.allowed()
             && self.unsettled() < self.most_unsettled
         {
             let now = Instant::now();

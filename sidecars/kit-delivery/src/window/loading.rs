@@ -52,6 +52,7 @@ impl Window {
                     Interest::Wanted => self.load_one(event, now),
                     Interest::Unwanted => self.slots.push_back(Slot::Unwanted),
                     Interest::PassedBy(how, reason) => self.ended_untried(seq, how.state(), &reason),
+                    Interest::Parked(reason) => self.ended_untried(seq, ExceptionState::Parked, &reason),
                 }
             } else {
                 self.unreadable(MISSING);
@@ -95,6 +96,7 @@ impl Window {
             uncharged: 0,
             first_at: None,
             not_before: None,
+            asked_until: None,
             in_flight: false,
             was_due: true,
             successes_seen: 0,

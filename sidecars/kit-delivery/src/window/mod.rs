@@ -84,6 +84,8 @@ struct Item {
     uncharged: u32,
     first_at: Option<Timestamp>,
     not_before: Option<Instant>,
+    /// The sink asked not to be sent it before: no probe takes it earlier.
+    asked_until: Option<Instant>,
     in_flight: bool,
     /// Its own time had come when it was started; a probe may start one early.
     was_due: bool,
@@ -127,6 +129,8 @@ pub(crate) enum Decision {
     Retry {
         charged: bool,
         delay: Duration,
+        /// The sink asked to be left alone with it for so long, whatever else happens.
+        left_alone: Duration,
         next_at: Timestamp,
         reason: String,
     },
@@ -246,7 +250,8 @@ impl Window {
             self.ready.push_back(lane);
         }
         if probe && self.ready.is_empty() {
-            self.ready.extend(self.delayed.pop_first().map(|(_, lane)| lane));
+            let early = self.take_for_probe(now);
+            self.ready.extend(early);
         }
         let (mut starts, mut room, mut others) = (Vec::new(), usize::MAX, Vec::new());
         while starts.len() < room && others.len() < LOOKED_PAST {
@@ -310,13 +315,14 @@ impl Window {
             Decision::Delivered => self.finish(seq, None),
             Decision::Park { reason } => self.finish(seq, Some((ExceptionState::Parked, reason))),
             Decision::PassBy { state, reason } => self.finish(seq, Some((*state, reason))),
-            Decision::Retry { charged, delay, next_at, reason } => {
+            Decision::Retry { charged, delay, left_alone, next_at, reason } => {
                 item.in_flight = false;
+                item.asked_until = (!left_alone.is_zero()).then(|| now + *left_alone);
                 // A probe that came before the event's own time does not put that time off: otherwise
-                // an event could be probed for ever and never be judged.
+                // an event could be probed for ever and never be judged. What the sink asks for does.
                 let kept = item.not_before.filter(|due| !charged && *due > now);
-                let due = kept.unwrap_or(now + *delay);
-                let next_at = if kept.is_some() { next_at.plus_millis(-millis(now + *delay, due)) } else { *next_at };
+                let due = kept.map_or(now + *delay, |due| due.max(now + *left_alone));
+                let next_at = next_at.plus_millis(-millis(now + *delay, due));
                 item.not_before = Some(due);
                 item.uncharged = if *charged { 0 } else { item.uncharged.saturating_add(1) };
                 item.attempts += u32::from(*charged);

@@ -102,6 +102,7 @@ impl Window {
             uncharged: 0,
             first_at: row.first_at,
             not_before,
+            asked_until: None,
             in_flight: false,
             was_due: true,
             successes_seen: 0,
@@ -196,6 +197,16 @@ impl Window {
         }
     }
 
+    /// The delayed delivery that a probe may take before its time: the first one that the sink did not ask to be left alone
+    /// with.
+    pub(super) fn take_for_probe(&mut self, now: Instant) -> Option<Lane> {
+        let first = |lane: &Lane| self.items.get(self.lanes.get(lane)?.front()?);
+        let may_go = |lane: &Lane| first(lane).is_none_or(|item| item.asked_until.is_none_or(|until| until <= now));
+        let found = self.delayed.iter().find(|(_, lane)| may_go(lane)).copied()?;
+        self.delayed.remove(&found);
+        Some(found.1)
+    }
+
     /// A delivery in flight whose event could not be read: nobody was asked, so that it keeps its history and its
     /// row, and goes on later.
     pub(crate) fn put_off(&mut self, seq: Seq, until: Instant) {
@@ -207,10 +218,10 @@ impl Window {
         self.delayed.insert((due, item.lane));
     }
 
-    /// The sink answers again: what failed without being answered need not wait any longer.
+    /// The sink answers again: what failed without being answered need not wait any longer than it asked for.
     pub(crate) fn sink_is_back(&mut self) {
         for item in self.items.values_mut().filter(|item| item.uncharged > 0 && !item.in_flight) {
-            item.not_before = None;
+            item.not_before = item.asked_until;
         }
         self.rebuild_ready();
     }

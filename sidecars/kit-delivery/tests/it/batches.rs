@@ -156,6 +156,15 @@ impl Bench {
         }
     }
 
+    /// Waits until the circuit is open and nobody is asked: between two probes, say.
+    async fn open_again(&self) {
+        let deadline = Instant::now() + DEADLINE;
+        while self.status.lock().unwrap().circuit != "open" {
+            assert!(Instant::now() < deadline, "the circuit is not open: {:?}", self.status.lock().unwrap());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     async fn all_settled(&self) -> SinkRow {
         let appended = self.appended;
         let row = self.wait("settling everything", |row| row.pending(appended) == 0).await;
@@ -255,7 +264,7 @@ async fn a_sink_that_refuses_us_is_left_alone_until_it_takes_us() {
     }
     let requests = bench.sink.requests();
     assert!(requests[4..].iter().all(|request| request.len() == 1), "one at a time: {requests:?}");
-    assert_eq!(bench.status.lock().unwrap().circuit, "open");
+    bench.open_again().await;
 
     allowed.store(true, std::sync::atomic::Ordering::SeqCst);
     let row = bench.all_settled().await;
@@ -312,7 +321,7 @@ async fn withheld_probes_keep_their_distance() {
     let times = times.lock().unwrap().clone();
     let distances: Vec<Duration> = times[9..].windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!(distances.iter().all(|distance| *distance >= Duration::from_millis(45)), "{distances:?}");
-    assert_eq!(bench.status.lock().unwrap().circuit, "open");
+    bench.open_again().await;
 }
 
 /// What the sink remembers is in the same commit as the deliveries: cut off anywhere, both agree.
@@ -389,11 +398,7 @@ async fn what_was_delivered_ahead_of_a_lost_request_does_not_keep_a_refusing_sin
     let mut bench = Bench::new(Scripted::new(100, answer));
     bench.append("wanted", 1_600).await;
     bench.start();
-    let deadline = Instant::now() + DEADLINE;
-    while bench.status.lock().unwrap().circuit != "open" {
-        assert!(Instant::now() < deadline, "the circuit did not open");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    bench.open_again().await;
 
     state.lock().unwrap().2 = true;
     let row = bench.all_settled().await;

@@ -15,7 +15,7 @@ use kit_workbench::gateway::{Behaviour, Gateway, GatewayOptions, Received, Recei
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 const SINK: &str = "gateway";
 
 pub(crate) struct Bench {

@@ -1,11 +1,14 @@
 //! A replica that delivers no longer, over a real database: another one has its lease.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use kit::admin::Readiness;
+use kit::lifecycle::{Shell, Signals};
 use kit_journal::Health;
 use kit_workbench::database::Database;
 use kit_workbench::gateway::Behaviour;
@@ -62,7 +65,8 @@ async fn a_lost_lease_ends_what_is_in_flight_whatever_the_database_keeps_waiting
     let since = Instant::now();
     // The lock keeps the writing thread too, which is asked before this replica says that it stands by.
     bench.until("nothing in flight", |bench| bench.status().in_flight == 0).await;
-    assert!(since.elapsed() < Duration::from_secs(5), "{:?}", since.elapsed());
+    // The look itself ends after ten.
+    assert!(since.elapsed() < Duration::from_secs(8), "{:?}", since.elapsed());
     let_go(kept);
     bench.stop().await;
 }
@@ -141,5 +145,81 @@ async fn a_dead_letter_that_was_not_recorded_is_tried_again_and_may_come_behind_
     let row = bench.all_settled().await;
     assert_eq!((row.delivered, row.parked), (2, 0));
     assert_eq!(bench.taken(), [second, first, second]);
+    bench.stop().await;
+}
+
+/// In front of the server: while `refusing`, nobody reads; commits and leases pass.
+fn without_reads(database: &str, refusing: &Arc<AtomicBool>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (own, behind) = (listener.local_addr().unwrap().port(), server().port());
+    let refusing = Arc::clone(refusing);
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let upstream = TcpStream::connect(("127.0.0.1", behind)).unwrap();
+            let answers = (upstream.try_clone().unwrap(), client.try_clone().unwrap());
+            let refusing = Arc::clone(&refusing);
+            std::thread::spawn(move || pass(answers, |_| true));
+            std::thread::spawn(move || {
+                let reads = |said: &[u8]| said.windows(9).any(|window| window == b"READ ONLY");
+                pass((client, upstream), |said| !(refusing.load(Ordering::Relaxed) && reads(said)));
+            });
+        }
+    });
+    server().url(database).replace(&format!(":{behind}/"), &format!(":{own}/"))
+}
+
+fn pass((mut from, mut to): (TcpStream, TcpStream), may: impl Fn(&[u8]) -> bool) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        if !may(&buffer[..read]) || to.write_all(&buffer[..read]).is_err() {
+            break;
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+/// As where a role has used up its connections, or a pool: those for commits and leases are there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_cannot_read_leaves_the_sink_to_one_that_can() {
+    let database = new_database();
+    let refusing = Arc::new(AtomicBool::new(false));
+    let blind = without_reads(&database, &refusing);
+    let mut first = Bench::shared(&blind, None, Behaviour::Ok, |_| {}).await;
+    first.until("it leads", |bench| bench.metrics().contains("delivery_leading{sink=\"gateway\"} 1")).await;
+    let mut second = Bench::shared(&server().url(&database), None, Behaviour::Ok, |_| {}).await;
+    second.until("standing by", |bench| bench.status().standby).await;
+
+    refusing.store(true, Ordering::Relaxed);
+    let seq = second.append("a").await;
+
+    second.until("the other one delivers", |bench| bench.taken() == [seq]).await;
+    // The first one gets the lease, cannot begin, and does not keep it.
+    second.stop().await;
+    let taken = "SELECT count(*) FROM outrigger.leases WHERE epoch > 2";
+    second.until("the first one has tried", |_| server().sql(&database, taken).unwrap() == "1").await;
+    second.start();
+    let seq = [seq, second.append("a").await];
+    second.until("the other one delivers again", |bench| bench.taken() == seq).await;
+    first.stop().await;
+    second.stop().await;
+}
+
+/// Nothing but a new process goes on, and nobody but this one knows: it ends, so that what supervises it starts another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_whose_database_has_lost_something_ends() {
+    let database = new_database();
+    let mut bench = Bench::shared(&server().url(&database), None, Behaviour::Ok, |_| {}).await;
+    bench.append("a").await;
+    bench.until("it is delivered", |bench| bench.taken().len() == 1).await;
+    let (mut shell, readiness) = (Shell::new(), Readiness::default());
+    kit_delivery::start::watch_journal(&mut shell, &bench.journal, &readiness);
+
+    let restored = "DELETE FROM outrigger.events; DELETE FROM outrigger.keys; UPDATE outrigger.head SET last_seq = 0";
+    server().sql(&database, restored).unwrap();
+
+    let code = tokio::time::timeout(DEADLINE, shell.run(Duration::from_secs(5), Signals::receive())).await.unwrap();
+    assert_eq!(code, kit::lifecycle::exit::DIED);
+    assert!(!readiness.is_ready());
     bench.stop().await;
 }

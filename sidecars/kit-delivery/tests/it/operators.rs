@@ -62,7 +62,8 @@ async fn a_replay_that_fails_again_becomes_a_dead_letter_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_dropped_on_its_way_is_not_tried_again() {
     for is_replay in [false, true] {
-        let slow = Behaviour::status(500).after(Duration::from_millis(500));
+        // Long enough for a commit on a busy machine.
+        let slow = Behaviour::status(500).after(Duration::from_secs(3));
         let short = |section: &mut kit_delivery::GatewaySection| section.retry.schedule_seconds = vec![0.1; 1_000];
         let mut bench = Bench::new(if is_replay { Behaviour::status(400) } else { slow.clone() }, short).await;
         let seq = bench.append("a/1").await;
@@ -77,10 +78,12 @@ async fn what_is_dropped_on_its_way_is_not_tried_again() {
         bench.gateway.wait_for(asked, DEADLINE).await.unwrap();
         bench.journal.act(vec![give_up(vec![seq])]).await.unwrap();
 
-        // Another one that comes back after it: whatever was to be tried again would have been.
+        // Another one that comes back after its answer: whatever was to be tried again would have been.
         bench.append("b/1").await;
         bench.gateway.set_behaviour(Behaviour::status(500));
-        bench.gateway.wait_for(asked + 20, DEADLINE).await.unwrap();
+        let is_answered = |bench: &Bench| bench.gateway.with_received(|got| got[asked - 1].answered_at.is_some());
+        bench.until("its answer", is_answered).await;
+        bench.gateway.wait_for(bench.gateway.received().len() + 10, DEADLINE).await.unwrap();
 
         let first = kit_journal::EventId::derive("test", &seq.to_string(), None).to_string();
         let own = bench.gateway.received().iter().filter(|got| got.event_id.as_deref() == Some(&first)).count();

@@ -1,9 +1,12 @@
 //! The gateway is away, or comes and goes; so does the engine.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use kit_delivery::GatewaySection;
 use kit_journal::DeliveryState;
-use kit_workbench::gateway::Behaviour;
+use kit_workbench::gateway::{Behaviour, Received};
+use kit_workbench::moment::Moment;
 
 use crate::bench::*;
 
@@ -58,6 +61,47 @@ async fn a_proxy_that_answers_for_an_absent_gateway_parks_nothing_while_the_circ
     bench.gateway.set_behaviour(Behaviour::Ok);
     let row = bench.all_settled().await;
     assert_eq!((row.delivered, row.parked), (20, 0));
+}
+
+/// As in maintenance: every request is answered alike. The circuit is the one that ships.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_asks_all_to_wait_is_left_alone_for_that_long() {
+    const ASKED: Duration = Duration::from_secs(3);
+    let busy = || Behaviour::retry_after(503, "3");
+    let mut bench = Bench::new(busy(), |section| section.circuit = GatewaySection::default().circuit).await;
+    for n in 0..20 {
+        bench.append(&format!("a/{n}")).await;
+    }
+    // Past the opening, the first probe and the second.
+    bench.until("a third round", |bench| rounds(&bench.gateway.received()).len() >= 3).await;
+    bench.gateway.set_behaviour(Behaviour::Ok);
+    bench.all_settled().await;
+
+    let received = bench.gateway.received();
+    let rounds = rounds(&received);
+    for pair in rounds.windows(2) {
+        let waited = pair[1].0.since(pair[0].1);
+        assert!(waited >= ASKED.mul_f64(0.99), "asked again after {waited:?}: {rounds:?}");
+    }
+    let mut answered = BTreeMap::new();
+    for one in received.iter() {
+        let before = answered.insert(seq_of(one), one.answered_at.unwrap_or(one.at));
+        let waited = before.map(|before| one.at.since(before));
+        assert!(waited.is_none_or(|waited| waited >= ASKED.mul_f64(0.99)), "event {}: {waited:?}", seq_of(one));
+    }
+}
+
+/// First arrival and last answer of what came without a pause of a second.
+fn rounds(received: &[Received]) -> Vec<(Moment, Moment)> {
+    let mut rounds: Vec<(Moment, Moment)> = Vec::new();
+    for one in received {
+        let answered = one.answered_at.unwrap_or(one.at);
+        match rounds.last_mut() {
+            Some((_, last)) if one.at.since(*last) < Duration::from_secs(1) => *last = answered.max(*last),
+            _ => rounds.push((one.at, answered)),
+        }
+    }
+    rounds
 }
 
 #[tokio::test(flavor = "multi_thread")]

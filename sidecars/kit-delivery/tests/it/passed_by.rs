@@ -20,7 +20,7 @@ use crate::bench::{DEADLINE, open};
 
 const NAME: &str = "choosy";
 
-/// What it says is in the body: a letter an attempt, the last one for all further ones. `F` and `D` before a colon
+/// What it says is in the body: a letter an attempt, the last one for all further ones. `F`, `D` and `P` before a colon
 /// are said when it is loaded.
 struct Choosy {
     attempts: Mutex<HashMap<Seq, usize>>,
@@ -39,6 +39,7 @@ impl Sink for Choosy {
         match script(event).as_str() {
             "F:" => Interest::PassedBy(PassedBy::Filtered, "not this one".to_owned()),
             "D:" => Interest::PassedBy(PassedBy::Dropped, "for nobody".to_owned()),
+            "P:" => Interest::Parked("for a person".to_owned()),
             "-" => Interest::Unwanted,
             _ => Interest::Wanted,
         }
@@ -53,7 +54,7 @@ impl Sink for Choosy {
         let outcome = match said {
             b'o' => Outcome::delivered(200),
             b'b' => Outcome::failed(Failure::Busy, "busy"),
-            b'p' => Outcome::failed(Failure::Refused, "no"),
+            b'p' | b'P' => Outcome::failed(Failure::Refused, "no"),
             b'f' | b'F' => Outcome::passed_by(PassedBy::Filtered, "not this one"),
             _ => Outcome::passed_by(PassedBy::Dropped, "for nobody"),
         };
@@ -102,10 +103,14 @@ async fn state(journal: &Journal, seq: Seq) -> (DeliveryState, String) {
     (delivery.state, delivery.row.as_ref().map(|row| row.reason.clone()).unwrap_or_default())
 }
 
-const SCRIPTS: [(&str, DeliveryState); 12] = [
+/// Events of a round.
+const ROUND: usize = 60;
+
+const SCRIPTS: [(&str, DeliveryState); 13] = [
     ("o", DeliveryState::Delivered),
     ("F:", DeliveryState::Filtered),
     ("D:", DeliveryState::Dropped),
+    ("P:", DeliveryState::Parked),
     ("f", DeliveryState::Filtered),
     ("d", DeliveryState::Dropped),
     ("bf", DeliveryState::Filtered),
@@ -126,7 +131,7 @@ async fn every_way_to_be_passed_by_is_listed_and_the_account_closes_also_after_r
     let mut last = 0;
     for round in 0..6 {
         let (stop, running) = run(&journal, &sink);
-        for (n, (script, _)) in SCRIPTS.iter().cycle().take(60).enumerate() {
+        for (n, (script, _)) in SCRIPTS.iter().cycle().take(ROUND).enumerate() {
             append(&journal, script, 1000 * round + n).await;
             last += 1;
         }
@@ -153,7 +158,7 @@ async fn every_way_to_be_passed_by_is_listed_and_the_account_closes_also_after_r
     for seq in 1..=last {
         let (state, reason) = state(&journal, seq).await;
         *found.entry(state).or_default() += 1;
-        let (script, expected) = SCRIPTS[usize::try_from(seq - 1).unwrap() % 60 % SCRIPTS.len()];
+        let (script, expected) = SCRIPTS[usize::try_from(seq - 1).unwrap() % ROUND % SCRIPTS.len()];
         // Replays, and attempts before a kill, may have gone on in the script; it ends with what it says for good.
         assert!(state == expected, "{seq} {script}: {state:?} {reason}");
         match state {
@@ -172,6 +177,32 @@ async fn every_way_to_be_passed_by_is_listed_and_the_account_closes_also_after_r
             count(DeliveryState::Filtered)
         )
     );
+    stop.stop();
+    running.await.unwrap();
+    tokio::task::spawn_blocking(move || task.close()).await.unwrap();
+}
+
+/// What a sink parks is listed with the reason and nobody is asked; a person who replays it has it delivered as it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sink_parks_is_delivered_where_a_person_says_so() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let (journal, task) = open(&directory);
+    let sink = Arc::new(Choosy { attempts: Mutex::default() });
+    journal.act(vec![Action::Register { sink: NAME.to_owned() }]).await.unwrap();
+    append(&journal, "P:", 0).await;
+    append(&journal, "o", 0).await;
+    let (stop, running) = run(&journal, &sink);
+
+    let row = settled(&journal, 2).await;
+    assert_eq!((row.parked, row.delivered), (1, 1), "its subject goes on");
+    assert_eq!(state(&journal, 1).await, (DeliveryState::Parked, "for a person".to_owned()));
+    assert!(!sink.attempts.lock().unwrap().contains_key(&1), "nobody was asked");
+    let (name, from) = (NAME.to_owned(), Timestamp::from_millis(0));
+    journal.act(vec![Action::Replay { sink: name, seqs: vec![1], from, spacing_ms: 0.0 }]).await.unwrap();
+    settled(&journal, 2).await;
+
+    assert_eq!(state(&journal, 1).await, (DeliveryState::Parked, "no".to_owned()), "the sink itself has said so");
+    assert_eq!(sink.attempts.lock().unwrap()[&1], 1);
     stop.stop();
     running.await.unwrap();
     tokio::task::spawn_blocking(move || task.close()).await.unwrap();

@@ -20,6 +20,8 @@ pub(crate) struct Trouble {
     /// As of a database that does not answer.
     silent: AtomicBool,
     damaged: AtomicBool,
+    /// Nothing is known of the sink.
+    no_sinks: AtomicBool,
     asked: AtomicU64,
     no_ranges: AtomicBool,
     ranges_asked: AtomicU64,
@@ -102,6 +104,9 @@ impl Reader for Troubled {
     }
 
     fn sink(&mut self, name: &str) -> Result<SinkRow, JournalError> {
+        if self.trouble.no_sinks.load(Ordering::SeqCst) {
+            return Err(JournalError::NoAnswer);
+        }
         self.inner.sink(name)
     }
 
@@ -264,4 +269,26 @@ async fn a_journal_that_cannot_be_read_is_asked_now_and_then() {
     trouble.no_ranges.store(false, Ordering::SeqCst);
     let row = bench.all_settled().await;
     assert_eq!((row.delivered, row.parked), (202, 0));
+}
+
+/// Alerts about the sink go by what the process knows itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_is_away_shows_also_while_the_journal_cannot_be_asked() {
+    let trouble = Arc::new(Trouble::default());
+    let (own, refusing) = (Arc::clone(&trouble), Behaviour::status(500));
+    let change = |section: &mut kit_delivery::GatewaySection| {
+        section.circuit.failures = 1;
+        section.retry.schedule_seconds = vec![600.0];
+    };
+    let mut bench = Bench::over_readers(refusing, change, move |inner| own.in_front_of(inner)).await;
+    let shows = |bench: &Bench, line: &str| bench.metrics().contains(line);
+    bench.until("it leads", |bench| shows(bench, "delivery_leading{sink=\"gateway\"} 1")).await;
+    trouble.no_sinks.store(true, Ordering::SeqCst);
+
+    bench.append("a").await;
+    bench.append("a").await;
+
+    bench.until("the circuit", |bench| shows(bench, "delivery_circuit_open{sink=\"gateway\"} 1")).await;
+    bench.until("what waits", |bench| shows(bench, "delivery_pending{sink=\"gateway\"} 2")).await;
+    bench.stop().await;
 }

@@ -14,6 +14,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 /// Of a server whose URL names none.
 pub(super) const USUAL_PORT: u16 = 5432;
 
+const NO_URL: &str = "is not a URL such as postgres://user:password@host:5432/database (special characters of the password as %XX: @ is %40)";
+
 /// A database and the journal's place in it.
 #[derive(Clone)]
 pub(crate) struct Address {
@@ -56,10 +58,21 @@ impl Address {
             }
         }
         let rest = if kept.is_empty() { front.to_owned() } else { format!("{front}?{}", kept.join("&")) };
+        // The library ends the password at the first @, libpq at the last: what is left of it would be taken for a host or a
+        // database, and those are shown.
+        let behind = text.split_once('@').map_or("", |(_, behind)| behind);
+        if behind.split('?').next().is_some_and(|place| place.contains('@')) {
+            return Err(NO_URL.to_owned());
+        }
         // The library's own text may quote a part of the URL.
         let mut config: Config = rest.parse().map_err(|_| {
-            "is not a URL such as postgres://user:password@host:5432/database (special characters of the password as %XX)"
-                .to_owned()
+            let is_well_formed = front.parse::<Config>().is_ok() && !query.contains('@');
+            match kept.as_slice() {
+                [_, ..] if is_well_formed => {
+                    format!("has a parameter that is not known, or a value that it cannot have: {}", names(&kept))
+                }
+                _ => NO_URL.to_owned(),
+            }
         })?;
         let (ssl, trust) = match (mode.unwrap_or("prefer"), root) {
             ("disable", _) => (SslMode::Disable, Trust::Anybody),
@@ -105,6 +118,19 @@ impl Address {
     }
 }
 
+impl Address {
+    /// What the user needs who has been told `said`.
+    pub(super) fn lacks(&self, said: &str) -> String {
+        let (user, schema) = (self.config.get_user().unwrap_or("?"), &self.schema);
+        let database = self.config.get_dbname().unwrap_or_default();
+        format!(
+            "{said}: user {user} needs a schema of its own (CREATE SCHEMA {schema} AUTHORIZATION \"{user}\") or the right to \
+             make one (GRANT CREATE ON DATABASE \"{database}\" TO \"{user}\"); a journal that is there already belongs to \
+             the user that made it"
+        )
+    }
+}
+
 /// Whether a schema's name needs no quotes anywhere.
 pub(crate) fn is_plain_name(name: &str) -> bool {
     let mut letters = name.bytes();
@@ -112,6 +138,12 @@ pub(crate) fn is_plain_name(name: &str) -> bool {
         && letters.all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
         && name.len() <= 63
         && !name.starts_with("pg_")
+}
+
+/// The names of parameters, without their values.
+fn names(pairs: &[&str]) -> String {
+    let names: Vec<&str> = pairs.iter().map(|pair| pair.split('=').next().unwrap_or_default()).collect();
+    names.join(", ")
 }
 
 fn place_text(host: &Host, port: u16) -> String {
@@ -169,10 +201,24 @@ mod tests {
             ("postgres://u:topsecret@h/d?sslmode=sometimes", "unknown sslmode"),
             ("postgres://u:topsecret@h/d?sslmode=verify-ca", "DATABASE_CA_FILE"),
             ("postgres://u:topsecret@h:port/d", "is not a URL"),
-            ("postgres://u:topsecret@h/d?pool=3", "is not a URL"),
+            ("postgres://u:topsecret@h/d?pool=3", "not known, or a value that it cannot have: pool"),
+            ("postgres://u:topsecret@h/d?connect_timeout=topsecret", "cannot have: connect_timeout"),
+            ("postgres://u:mine@topsecret@h:6432/d", "@ is %40"),
+            ("postgres://u:mine@topsecret@h,i/d?connect_timeout=3", "@ is %40"),
+            ("postgres://u:mine@topsecret/3@h/d", "@ is %40"),
+            ("postgres://u:12?topsecret=1@h/d?pool=3", "is not a URL"),
+            ("postgres://u:12?topsecret@h/d?pool=3", "is not a URL"),
         ] {
             let mistake = parse(url).unwrap_err();
             assert!(mistake.contains(expected) && !mistake.contains("topsecret"), "{url}: {mistake}");
+        }
+        for (url, expected) in [
+            ("postgres://u:top%40secret@h/d", "h/d"),
+            ("postgres://u:top/secret@h/d", "h/d"),
+            ("postgres://u:12?secret@h/d", "h/d"),
+            ("postgres://u@h/d%40e", "h/d@e"),
+        ] {
+            assert_eq!(parse(url).unwrap().shown, format!("{expected}, schema outrigger"), "{url}");
         }
         let shown = format!("{:?}", parse("postgres://u:topsecret@one,two:6432/d").unwrap());
         assert_eq!(shown, "one,two:6432/d, schema outrigger");

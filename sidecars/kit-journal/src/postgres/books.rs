@@ -1,13 +1,13 @@
 //! What settlements and operators change, worked out in memory: the rows they touch are read under the lock in one
-//! question and written in one statement a table. The rules are those of `sqlite/settle.rs` and `sqlite/actions.rs`, and
-//! the tests of both engines are the same.
+//! question and written in one statement a table. The rules are those of [`crate::account`], as for the other engine, and the
+//! tests of both engines are the same.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use kit::clock::Timestamp;
 use tokio_postgres::Row;
 
-use crate::commit::nth_due;
+use crate::account::{Changes, Deltas, Rows};
 use crate::copy::storable;
 use crate::engine::{Action, ActionOutcome, Commit, ExceptionRow, ExceptionState, Settlement};
 use crate::error::JournalError;
@@ -175,6 +175,11 @@ impl Books {
         self.settled
     }
 
+    /// Of the sinks that there are.
+    pub(super) fn ids(&self) -> Vec<i32> {
+        self.sinks.values().map(|book| book.id).collect()
+    }
+
     /// Whether this commit changes the row of an event at any sink.
     pub(super) fn touch(&self, seq: Seq) -> bool {
         self.sinks.values().any(|book| book.changed.contains(&seq))
@@ -196,40 +201,11 @@ impl Books {
         let Some(book) = self.sinks.get_mut(&settlement.sink) else {
             return Err(JournalError::UnknownSink(settlement.sink.clone()));
         };
-        let old = book.cursor;
-        let new = settlement.cursor.max(old);
-        // A settlement whose commit was in doubt comes again: the second time it must change nothing.
-        if new > old {
-            let filtered = i64::try_from(settlement.filtered).unwrap_or(i64::MAX);
-            let ahead = i64::try_from(book.rows.range(old + 1..=new).count()).unwrap_or(i64::MAX);
-            book.filtered += filtered;
-            book.ahead -= ahead;
-            book.delivered += new - old - ahead - filtered;
-            book.cursor = new;
-            book.is_changed = true;
-            if ahead > 0 {
-                for seq in settlement.once.iter().filter(|seq| (old + 1..=new).contains(*seq)) {
-                    book.too_late(*seq, true);
-                }
-            }
-        }
-        for row in &settlement.set {
-            match book.rows.get(&row.seq).map(|row| row.state) {
-                // An operator dropped it meanwhile: that word stands.
-                Some(ExceptionState::Dropped) => continue,
-                Some(previous) => book.count(previous, -1),
-                None => book.delivered -= 1,
-            }
-            book.put(row.clone());
-        }
-        for seq in &settlement.delivered {
-            let previous = book.rows.get(seq).map(|row| row.state).filter(|state| state.is_open());
-            if previous.is_some() {
-                book.over(*seq, *seq <= new);
-            } else if settlement.once.contains(seq) {
-                book.too_late(*seq, *seq <= new);
-            }
-        }
+        let cursor = book.cursor;
+        let mut changes = Changes::new(book, cursor);
+        changes.settle(settlement)?;
+        let (deltas, cursor) = changes.end();
+        book.apply(deltas, cursor);
         if let Some((first, last, entries)) = packed::attempts(&settlement.attempts)? {
             self.attempts.push((book.id, age.as_millis(), first, last, entries));
         }
@@ -241,43 +217,45 @@ impl Books {
         self.values.extend(values.iter().cloned());
     }
 
-    pub(super) fn act(&mut self, action: &Action, last_seq: Seq) -> ActionOutcome {
+    pub(super) fn act(&mut self, action: &Action, last_seq: Seq) -> Result<ActionOutcome, JournalError> {
         match action {
-            Action::Register { sink } => return ActionOutcome::of_one(self.register(sink, last_seq)),
+            Action::Register { sink } => return Ok(ActionOutcome::of_one(self.register(sink, last_seq))),
             Action::Remember { name, value } => {
                 self.values.insert(name.clone(), value.clone());
-                return ActionOutcome::of_one(true);
+                return Ok(ActionOutcome::of_one(true));
             }
             Action::Audit(record) => {
                 let detail = storable(&record.detail.to_string());
                 self.audit.push((record.at.as_millis(), storable(&record.actor), storable(&record.action), detail));
-                return ActionOutcome::of_one(true);
+                return Ok(ActionOutcome::of_one(true));
             }
             Action::Pause { sink, paused } => {
-                let Some(book) = self.sinks.get_mut(sink) else { return unavailable() };
+                let Some(book) = self.sinks.get_mut(sink) else { return Ok(unavailable()) };
                 let changes = book.paused != *paused;
                 (book.paused, book.is_changed) = (*paused, book.is_changed || changes);
-                return ActionOutcome::of_one(changes);
+                return Ok(ActionOutcome::of_one(changes));
             }
-            Action::Forget { sink, lease, rows } => return self.forget(sink, *lease, *rows, last_seq),
+            Action::Forget { sink, lease, rows } => return Ok(self.forget(sink, *lease, *rows, last_seq)),
             _ => {}
         }
-        let Some((sink, seqs)) = subject_of(action) else { return unavailable() };
+        let Some((sink, seqs)) = subject_of(action) else { return Ok(unavailable()) };
         // An operator's typing error must not fail the commit that others share.
-        let Some(book) = self.sinks.get_mut(sink) else { return unavailable() };
+        let Some(book) = self.sinks.get_mut(sink) else { return Ok(unavailable()) };
         let mut total = ActionOutcome::default();
+        let (start, cursor) = (book.start, book.cursor);
+        let mut changes = Changes::new(book, cursor);
         for seq in seqs {
-            if !self.stored.contains(seq) || *seq <= book.start || *seq > last_seq {
+            if !self.stored.contains(seq) || *seq <= start || *seq > last_seq {
                 total.unavailable += 1;
-                continue;
-            }
-            if book.act(action, *seq, usize::try_from(total.changed).unwrap_or(usize::MAX)) {
+            } else if changes.act(action, *seq, usize::try_from(total.changed).unwrap_or(usize::MAX))? {
                 total.changed += 1;
             } else {
                 total.unchanged += 1;
             }
         }
-        total
+        let (deltas, cursor) = changes.end();
+        book.apply(deltas, cursor);
+        Ok(total)
     }
 
     /// A step; the last one takes the sink itself.
@@ -341,99 +319,47 @@ impl Books {
 }
 
 impl Book {
-    fn count(&mut self, state: ExceptionState, by: i64) {
-        self.is_changed = true;
-        match state {
-            ExceptionState::Parked => self.parked += by,
-            ExceptionState::Dropped => self.dropped += by,
-            ExceptionState::Filtered => self.filtered += by,
-            ExceptionState::Retrying | ExceptionState::Waiting | ExceptionState::Replaying => self.open += by,
-        }
+    fn apply(&mut self, deltas: Deltas, cursor: Seq) {
+        self.is_changed |= deltas != Deltas::default() || cursor != self.cursor;
+        self.cursor = cursor;
+        self.delivered += deltas.delivered;
+        self.open += deltas.open;
+        self.parked += deltas.parked;
+        self.dropped += deltas.dropped;
+        self.filtered += deltas.filtered;
+        self.ahead += deltas.ahead;
+    }
+}
+
+/// Written with the others of the commit.
+impl Rows for Book {
+    fn state(&mut self, seq: Seq) -> Result<Option<ExceptionState>, JournalError> {
+        Ok(self.rows.get(&seq).map(|row| row.state))
     }
 
-    fn put(&mut self, row: ExceptionRow) {
-        self.count(row.state, 1);
+    fn between(&mut self, after: Seq, up_to: Seq) -> Result<i64, JournalError> {
+        Ok(i64::try_from(self.rows.range(after + 1..=up_to).count()).unwrap_or(i64::MAX))
+    }
+
+    fn put(&mut self, row: &ExceptionRow) -> Result<(), JournalError> {
         self.changed.insert(row.seq);
-        self.rows.insert(row.seq, row);
+        self.rows.insert(row.seq, row.clone());
+        Ok(())
     }
 
-    /// Takes away the row of a delivery that has been made.
-    fn over(&mut self, seq: Seq, passed: bool) {
-        if let Some(row) = self.rows.remove(&seq) {
-            self.count(row.state, -1);
+    fn set_due(&mut self, seq: Seq, due: Timestamp) -> Result<(), JournalError> {
+        if let Some(row) = self.rows.get_mut(&seq) {
+            row.next_at = Some(due);
             self.changed.insert(seq);
-            if passed {
-                self.delivered += 1;
-            } else {
-                // The cursor counts it when it comes by.
-                self.ahead -= 1;
-            }
         }
+        Ok(())
     }
 
-    /// The same where an operator has dropped it, or asked for it again, when it was on its way. What is parked stays so:
-    /// that is the receiver's word.
-    fn too_late(&mut self, seq: Seq, passed: bool) {
-        if self.rows.get(&seq).is_some_and(|row| row.state != ExceptionState::Parked) {
-            self.over(seq, passed);
+    fn remove(&mut self, seq: Seq) -> Result<(), JournalError> {
+        if self.rows.remove(&seq).is_some() {
+            self.changed.insert(seq);
         }
-    }
-
-    /// Does to one delivery what was asked for; whether that changed it. `nth` counts those that were changed.
-    fn act(&mut self, action: &Action, seq: Seq, nth: usize) -> bool {
-        use ExceptionState::{Dropped, Filtered, Parked, Replaying, Retrying, Waiting};
-        let previous = self.rows.get(&seq).map(|row| row.state);
-        let ahead = seq > self.cursor;
-        match action {
-            Action::Revive { .. } if previous.is_none() => false,
-            Action::Reconsider { .. } if previous != Some(Parked) => false,
-            Action::Replay { from, spacing_ms, .. } | Action::Revive { from, spacing_ms, .. } => {
-                self.replay(seq, previous, ahead, nth_due(*from, *spacing_ms, nth))
-            }
-            Action::Reconsider { from, .. } => self.replay(seq, previous, ahead, *from),
-            Action::Drop { reason, .. } => match previous {
-                // There is nothing to give up where it is not for this sink.
-                Some(Dropped | Filtered) => false,
-                // Delivered already.
-                None if !ahead => false,
-                None | Some(Retrying | Waiting | Replaying | Parked) => self.write_row(seq, Dropped, None, reason),
-            },
-            Action::Park { reason, .. } => match previous {
-                None => self.write_row(seq, Parked, None, reason),
-                Some(_) => false,
-            },
-            _ => false,
-        }
-    }
-
-    fn replay(&mut self, seq: Seq, previous: Option<ExceptionState>, ahead: bool, due: Timestamp) -> bool {
-        match previous {
-            // Its turn comes anyway.
-            None if ahead => false,
-            Some(ExceptionState::Waiting | ExceptionState::Replaying) => false,
-            // Keeps its place and its count of attempts, only sooner.
-            Some(ExceptionState::Retrying) => {
-                if let Some(row) = self.rows.get_mut(&seq) {
-                    row.next_at = Some(due);
-                }
-                self.changed.insert(seq);
-                true
-            }
-            None | Some(ExceptionState::Parked | ExceptionState::Dropped | ExceptionState::Filtered) => {
-                self.write_row(seq, ExceptionState::Replaying, Some(due), "replay asked for")
-            }
-        }
-    }
-
-    fn write_row(&mut self, seq: Seq, state: ExceptionState, next_at: Option<Timestamp>, reason: &str) -> bool {
-        match self.rows.get(&seq).map(|row| row.state) {
-            Some(previous) => self.count(previous, -1),
-            None if seq > self.cursor => self.ahead += 1,
-            None => self.delivered -= 1,
-        }
-        let reason = reason.to_owned();
-        self.put(ExceptionRow { seq, state, lane: 0, attempts: 0, first_at: None, next_at, reason });
-        true
+        Ok(())
     }
 }
 

@@ -1,19 +1,21 @@
 //! The right to deliver to a sink: one replica at a time, by the database's clock.
 //!
-//! Keeping it is one small update, and has a connection of its own: no commit that takes long loses a lease. Taking it
-//! over locks the journal's head as every commit does, so that whatever the one before has settled is either seen by the
-//! new one or refused.
+//! Keeping them is one small update for all leases of a process, and has a connection of its own: no commit that takes long
+//! loses a lease, and none is lost because others take long. Taking one over locks the journal's head as every commit does, so
+//! that whatever the one before has settled is either seen by the new one or refused.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::address::Address;
-use super::link::{Link, Speaker, Statement, param};
+use super::link::{Link, Speaker, Statement, param, together};
 use super::lost::{Lost, Seen};
-use crate::engine::{Lease, LeaseKeeper};
+use crate::engine::{Kept, Lease, LeaseKeeper};
 use crate::error::JournalError;
 
 /// How long a lease lasts after it was last asked for: the longest that a sink stands still when a replica is killed.
@@ -54,26 +56,50 @@ impl PostgresKeeper {
 }
 
 impl LeaseKeeper for PostgresKeeper {
-    fn keep(&mut self, sink: &str, epoch: u64) -> Result<Option<Lease>, JournalError> {
+    fn keep(&mut self, leases: &[(&str, u64)]) -> Result<Vec<Kept>, JournalError> {
         if self.lost.get().is_some() {
-            return Ok(None);
+            return Ok(vec![Kept::Over; leases.len()]);
         }
-        let (replica, epoch) = (self.replica, i64::try_from(epoch).unwrap_or(i64::MAX));
-        // Nobody else has had it meanwhile: then it is still ours, even past its end.
-        let kept = self.link.again(async |speaker| {
-            let sql = "UPDATE @leases SET until = clock_timestamp() + make_interval(secs => $4)
-                 WHERE sink = $1 AND holder = $2 AND epoch = $3 RETURNING epoch";
-            let params = [
-                param(sink, Type::TEXT),
-                param(replica, Type::UUID),
-                param(epoch, Type::INT8),
-                param(LASTS.as_secs_f64(), Type::FLOAT8),
-            ];
-            small(speaker, async || speaker.query_opt(sql, &params).await).await
+        let (sinks, epochs): (Vec<&str>, Vec<i64>) =
+            leases.iter().map(|(sink, epoch)| (*sink, i64::try_from(*epoch).unwrap_or(i64::MAX))).unzip();
+        let params = [
+            param(sinks, Type::TEXT_ARRAY),
+            param(epochs, Type::INT8_ARRAY),
+            param(self.replica, Type::UUID),
+            param(LASTS.as_secs_f64(), Type::FLOAT8),
+        ];
+        let rows = self.link.again(async |speaker| {
+            // Said at once, so that it takes one answer and not three. After an error before it the COMMIT is a ROLLBACK.
+            let mut answers = together::<Vec<Row>>(vec![
+                Box::pin(async { speaker.batch(SMALL).await.map(|()| Vec::new()) }),
+                Box::pin(speaker.query(KEEP, &params)),
+                Box::pin(async { speaker.batch("COMMIT").await.map(|()| Vec::new()) }),
+            ])
+            .await?;
+            Ok(answers.swap_remove(1))
         })?;
-        Ok(kept.and_then(|row| lease(row.get(0))))
+        let found: HashMap<(&str, i64), bool> = rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
+        let kept = |(sink, epoch): &(&str, u64)| match found.get(&(*sink, i64::try_from(*epoch).unwrap_or(i64::MAX))) {
+            Some(true) => Kept::For(Lease { epoch: *epoch, lasts: Some(LASTS) }),
+            Some(false) => Kept::NotNow,
+            None => Kept::Over,
+        };
+        Ok(leases.iter().map(kept).collect())
     }
 }
+
+/// Nobody else has had it meanwhile: then it is still ours, even past its end. A row that another transaction holds is passed
+/// by, so that the others are kept: whoever takes over a lease that has run out may wait for a standby with it.
+const KEEP: &str = "WITH ours AS (
+        SELECT l.sink, l.epoch FROM unnest($1::text[], $2::bigint[]) AS w (sink, epoch)
+            JOIN @leases l ON l.sink = w.sink AND l.epoch = w.epoch WHERE l.holder = $3
+    ), free AS (
+        SELECT l.sink FROM @leases l WHERE l.holder = $3 AND l.sink = ANY($1) FOR NO KEY UPDATE SKIP LOCKED
+    ), kept AS (
+        UPDATE @leases l SET until = clock_timestamp() + make_interval(secs => $4) FROM ours JOIN free USING (sink)
+            WHERE l.sink = ours.sink AND l.epoch = ours.epoch AND l.holder = $3 RETURNING l.sink
+    )
+    SELECT ours.sink, ours.epoch, kept.sink IS NOT NULL FROM ours LEFT JOIN kept ON kept.sink = ours.sink";
 
 pub(super) fn take(link: &mut Link, begin: &str, replica: Uuid, sink: &str) -> Result<Option<Lease>, JournalError> {
     let begin = begin.to_owned();

@@ -5,7 +5,7 @@
 //! a pooler in transaction mode may stand between.
 
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -81,36 +81,46 @@ impl Link {
         &mut self,
         work: impl AsyncFnOnce(&Speaker<'_>) -> Result<T, JournalError>,
     ) -> Result<T, JournalError> {
-        let Self { address, tls, within, runtime, client, bound } = self;
-        let Some(runtime) = runtime else { return Err(JournalError::Unavailable("it has stopped".to_owned())) };
-        let address: &Address = address;
-        let result = runtime.block_on(async {
-            let connecting = tokio::time::timeout(ANSWER_WITHIN, async {
-                if client.as_ref().is_none_or(|(client, _)| client.is_closed()) {
-                    if *bound {
-                        return Err(JournalError::NoAnswer);
-                    }
-                    *client = None;
-                    let (made, connection) = hosts::connect(address, tls, ANSWER_WITHIN).await?;
-                    // What it says is said to whoever asks next.
-                    let task = tokio::spawn(async move { drop(connection.await) });
-                    *client = Some((made, task));
-                }
-                Ok(())
-            });
-            connecting.await.unwrap_or(Err(JournalError::NoAnswer))?;
-            let Some((client, _)) = client else { return Err(JournalError::NoAnswer) };
-            let speaker = Speaker { client, schema: &address.schema };
-            tokio::time::timeout(*within, work(&speaker)).await.unwrap_or(Err(JournalError::NoAnswer))
-        });
-        if result.as_ref().is_err_and(JournalError::is_connection_lost) {
+        let within = self.within;
+        let mut answer = Err(JournalError::NoAnswer);
+        match self.connected() {
+            Err(error) => answer = Err(error),
+            Ok((runtime, speaker)) => {
+                let work = pin!(async { answer = work(&speaker).await });
+                wait(runtime, within, work);
+            }
+        }
+        if answer.as_ref().is_err_and(JournalError::is_connection_lost) {
             self.let_go();
         }
-        result
+        answer
+    }
+
+    /// Makes a connection where there is none. Apart from [`Link::with`], of which there is one for each kind of `work`.
+    fn connected(&mut self) -> Result<(&Runtime, Speaker<'_>), JournalError> {
+        let Self { address, tls, runtime, client, bound, .. } = self;
+        let Some(runtime) = runtime else { return Err(JournalError::Unavailable("it has stopped".to_owned())) };
+        if client.as_ref().is_none_or(|(client, _)| client.is_closed()) {
+            if *bound {
+                return Err(JournalError::NoAnswer);
+            }
+            *client = None;
+            let made = runtime.block_on(async {
+                let (made, connection) =
+                    tokio::time::timeout(ANSWER_WITHIN, hosts::connect(address, tls, ANSWER_WITHIN))
+                        .await
+                        .unwrap_or(Err(JournalError::NoAnswer))?;
+                // What it says is said to whoever asks next.
+                Ok::<_, JournalError>((made, tokio::spawn(async move { drop(connection.await) })))
+            });
+            *client = Some(made?);
+        }
+        let Some((client, _)) = client else { return Err(JournalError::NoAnswer) };
+        Ok((runtime, Speaker { client, schema: &address.schema }))
     }
 
     /// Closes the connection now, and with it whatever transaction is open in it.
-    fn let_go(&mut self) {
+    pub(super) fn let_go(&mut self) {
         if let (Some(runtime), Some((_, task))) = (&self.runtime, self.client.take()) {
             task.abort();
             drop(runtime.block_on(task));
@@ -144,6 +154,11 @@ impl Drop for Link {
             runtime.shutdown_background();
         }
     }
+}
+
+/// Drives `work` to its end, but no longer than that.
+fn wait(runtime: &Runtime, within: Duration, work: Pin<&mut dyn Future<Output = ()>>) {
+    drop(runtime.block_on(async { tokio::time::timeout(within, work).await }));
 }
 
 /// Says things to the database in the journal's schema.

@@ -8,13 +8,14 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::link::{Param, param};
+use super::schema::VERSION;
 use crate::engine::Commit;
 use crate::error::JournalError;
 use crate::event::{EventId, Seq};
 
 /// What [`Told`] is read from: columns of one row of `@head h`, with the parameters of [`Seen::params`].
 pub(super) const TOLD: &str = "h.last_seq, (SELECT commits FROM @replicas WHERE id = $1), \
-     (SELECT id || '/' || age FROM @keys WHERE seq = h.last_seq), (SELECT id || '/' || age FROM @keys WHERE seq = $2)";
+     (SELECT id || '/' || age FROM @keys WHERE seq = h.last_seq), (SELECT id || '/' || age FROM @keys WHERE seq = $2), h.version";
 
 /// Set once, for good: why nothing can be done any more.
 pub(super) type Lost = Arc<OnceLock<String>>;
@@ -28,12 +29,20 @@ pub(super) struct Told {
     pub(super) newest: Option<String>,
     /// Stamp of the event at the position that this process knows as the last one.
     known: Option<String>,
+    /// Of the tables.
+    version: i64,
 }
 
 impl Told {
     /// From a row that has the columns of [`TOLD`] from `at` on.
     pub(super) fn read(row: &Row, at: usize) -> Self {
-        Self { last_seq: row.get(at), commits: row.get(at + 1), newest: row.get(at + 2), known: row.get(at + 3) }
+        Self {
+            last_seq: row.get(at),
+            commits: row.get(at + 1),
+            newest: row.get(at + 2),
+            known: row.get(at + 3),
+            version: row.get(at + 4),
+        }
     }
 }
 
@@ -61,13 +70,24 @@ impl Seen {
 
     /// Fails for good where the database knows less than it has said: positions would be given twice, and what is in
     /// memory here is of other events.
+    ///
+    /// And where a newer version of the program has changed the tables: what is written by this one would not fit them.
     pub(super) fn check(&self, told: &Told) -> Result<(), JournalError> {
+        if told.version > VERSION && self.lost.get().is_none() {
+            let what = format!(
+                "a newer version has brought the journal's tables to version {}, and this one knows {VERSION}: this process \
+                 ends, start the newer version in its place",
+                told.version
+            );
+            tracing::error!("{what}");
+            let _ = self.lost.set(what);
+        }
         if self.lost.get().is_none()
             && let Some(what) = self.contradiction(told)
         {
             let what = format!(
                 "{what}: it was restored, or a standby took over that had not received everything (synchronous \
-                 replication prevents that). Start again to go on with what is there"
+                 replication prevents that). This process ends; the next one goes on with what is there"
             );
             tracing::error!("{what}");
             let _ = self.lost.set(what);
@@ -89,7 +109,7 @@ impl Seen {
 
     /// Fails where something was found to be lost.
     pub(super) fn is_usable(&self) -> Result<(), JournalError> {
-        self.lost.get().map_or(Ok(()), |what| Err(JournalError::Inconsistent(what.clone())))
+        self.lost.get().map_or(Ok(()), |what| Err(JournalError::Forgotten(what.clone())))
     }
 
     fn contradiction(&self, told: &Told) -> Option<String> {

@@ -41,7 +41,7 @@ use commit::{Outcome, Progress, find, write};
 use lease::PostgresKeeper;
 use link::{Link, Statement, param};
 use lost::{Seen, TOLD, Told};
-use schema::{Claim, Durability, Unfit};
+use schema::{BEGIN, Claim, Unfit};
 
 /// How long opening waits for a database that is not there.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
@@ -63,7 +63,6 @@ const LIMITS: &str = "SET LOCAL idle_in_transaction_session_timeout = 2000; SET 
 /// The engine's writing side.
 pub(crate) struct PostgresEngine {
     link: RefCell<Link>,
-    begin: &'static str,
     clock: Arc<DatabaseClock>,
     /// This process, as the others see it, and what it knows of the journal.
     seen: Seen,
@@ -93,10 +92,10 @@ impl PostgresEngine {
         })?;
         let claim = Claim { shown: &address.shown, journal, allow_shared };
         let deadline = Instant::now() + OPEN_WITHIN;
-        let durability = loop {
+        let warnings = loop {
             let mut unfit = None;
             let prepared = link.with(async |speaker| match schema::prepare(speaker, &claim).await {
-                Ok(durability) => Ok(Some(durability)),
+                Ok(warnings) => Ok(Some(warnings)),
                 Err(Unfit::Failed(error)) => Err(error),
                 Err(Unfit::Refused(refused)) => {
                     unfit = Some(refused);
@@ -105,7 +104,7 @@ impl PostgresEngine {
             });
             match (prepared, unfit) {
                 (_, Some(refused)) => return Err(refused),
-                (Ok(Some(durability)), None) => break durability,
+                (Ok(Some(warnings)), None) => break warnings,
                 (Ok(None), None) => return Err(store(JournalError::NoAnswer)),
                 // Neighbours start in any order.
                 (Err(error), None)
@@ -114,16 +113,17 @@ impl PostgresEngine {
                     tracing::debug!(error = %kit::error::chain(&error), "the journal's database is not there yet");
                     std::thread::sleep(OPEN_AGAIN);
                 }
-                (Err(error), None) => return Err(store(error)),
+                (Err(error), None) => {
+                    let Some(said) = error.missing_right() else { return Err(store(error)) };
+                    return Err(OpenError::Database { database: address.shown.clone(), what: address.lacks(said) });
+                }
             }
         };
-        let Durability { begin, warnings } = durability;
         for warning in warnings {
-            tracing::warn!("{warning}");
+            tracing::warn!(database = %address.shown, "the journal's database: {warning}");
         }
         let mut engine = Self {
             link: RefCell::new(link),
-            begin,
             clock: Arc::new(DatabaseClock::new(host)),
             seen: Seen { replica: Uuid::new_v4(), ..Seen::default() },
             enrolled: Instant::now(),
@@ -165,8 +165,8 @@ impl PostgresEngine {
 
     /// Makes a commit, and leaves in `progress` what it comes to.
     fn try_commit(&mut self, commit: &mut Commit, progress: &mut Progress) -> Result<(), JournalError> {
-        let Self { link, begin, seen, purge, clock, .. } = self;
-        let begin = format!("{begin}; {LIMITS}");
+        let Self { link, seen, purge, clock, .. } = self;
+        let begin = format!("{BEGIN}; {LIMITS}");
         link.get_mut().with(async |speaker| {
             let written = async {
                 let asked = clock.host();
@@ -202,7 +202,7 @@ impl PostgresEngine {
 
     /// Whether the commit with this number was made: asked under the lock that it held, so that it is over.
     fn was_made(&mut self, number: i64) -> Result<bool, JournalError> {
-        let begin = format!("{}; {LIMITS}", self.begin);
+        let begin = format!("{BEGIN}; {LIMITS}");
         let Self { link, seen, .. } = self;
         let told = link.get_mut().again(async |speaker| {
             let asked = async {
@@ -270,6 +270,10 @@ impl Engine for PostgresEngine {
         if self.was_made(self.seen.commits + 1)? {
             self.seen.commits += 1;
         }
+        // It may be another server than the one that was asked at the start.
+        for warning in self.link.get_mut().again(async |speaker| schema::weaknesses(speaker).await)? {
+            tracing::warn!("{warning}");
+        }
         self.enrol()
     }
 
@@ -312,7 +316,7 @@ impl Engine for PostgresEngine {
     fn lease(&mut self, sink: &str) -> Result<Option<Lease>, JournalError> {
         // Nothing can be recorded here any more: another replica is to deliver.
         self.seen.is_usable()?;
-        let begin = format!("{}; {LIMITS}", self.begin);
+        let begin = format!("{BEGIN}; {LIMITS}");
         lease::take(self.link.get_mut(), &begin, self.seen.replica, sink)
     }
 
@@ -350,6 +354,10 @@ impl Engine for PostgresEngine {
         let acted_elsewhere = std::mem::replace(&mut self.actions, actions) != actions;
         self.bytes = u64::try_from(head.get::<_, i64>(1)).unwrap_or(0);
         Ok(Some(News { last_seq: self.seen.last_seq, acted_elsewhere }))
+    }
+
+    fn over(&self) -> Option<String> {
+        self.seen.lost.get().cloned()
     }
 
     fn close(self: Box<Self>) {}

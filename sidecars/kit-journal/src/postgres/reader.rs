@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::address::Address;
 use super::books::{ROW, exception_row};
 use super::link::{Link, Param, Saying, Speaker, param, together};
+use super::no_head;
 use crate::engine::{
     Attempt, AuditRecord, ExceptionRow, ExceptionState, Found, FoundDelivery, Page, Reader, SinkRow, Statistics,
 };
@@ -35,12 +36,14 @@ pub(crate) struct PostgresReader {
     link: Link,
     sinks: HashMap<String, i32>,
     patience: Duration,
+    /// How far the journal is known to have come.
+    expected: Seq,
 }
 
 impl PostgresReader {
     /// A reader that connects when it is first asked.
     pub(crate) fn new(address: Arc<Address>) -> Result<Self, JournalError> {
-        Ok(Self { link: Link::new(address)?, sinks: HashMap::new(), patience: BROWSED_WITHIN })
+        Ok(Self { link: Link::new(address)?, sinks: HashMap::new(), patience: BROWSED_WITHIN, expected: 0 })
     }
 
     fn sink_id(&mut self, name: &str) -> Result<i32, JournalError> {
@@ -75,6 +78,17 @@ impl PostgresReader {
     /// As [`Self::look_up`], where there is one row at most.
     fn look_up_one(&mut self, sql: &str, params: &[Param<'_>]) -> Result<Option<Row>, JournalError> {
         Ok(self.look_up(sql, params)?.into_iter().next())
+    }
+
+    /// What was read is of the journal as it is known, with its last position read by the same statement: a proxy may send
+    /// what only reads to another server (pgpool-II, PgCat), where what was committed is not yet.
+    fn is_up_to_date(&mut self, last_seq: Seq) -> Result<(), JournalError> {
+        if last_seq >= self.expected {
+            return Ok(());
+        }
+        // The next one may go to the right place.
+        self.link.let_go();
+        Err(JournalError::Behind { last_seq, known: self.expected })
     }
 
     /// Several questions about one moment, of which none takes long: for what people look for.
@@ -259,6 +273,10 @@ async fn search(
 }
 
 impl Reader for PostgresReader {
+    fn expects(&mut self, last_seq: Seq) {
+        self.expected = last_seq;
+    }
+
     fn events_after(
         &mut self,
         sink: &str,
@@ -270,12 +288,13 @@ impl Reader for PostgresReader {
         let bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
         // Events and rows are of one moment. What comes after so many bytes of bodies is not sent.
         let rows = self.look_up(
-            "SELECT seq, at, head, sum, CASE WHEN own THEN ''::bytea ELSE body END, own FROM (
+            "SELECT l.seq, l.at, l.head, l.sum, CASE WHEN l.own THEN ''::bytea ELSE l.body END, l.own, h.last_seq
+                     FROM @head h LEFT JOIN (SELECT * FROM (
                         SELECT e.*, x.seq IS NOT NULL AS own, sum(CASE WHEN x.seq IS NULL THEN octet_length(e.body) END)
                             OVER (ORDER BY e.seq ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
                         FROM (SELECT * FROM @events WHERE seq > $2 ORDER BY seq LIMIT $3) e
                             LEFT JOIN @exceptions x ON x.sink = $1 AND x.seq = e.seq) t
-                     WHERE coalesce(before, 0) < $4 ORDER BY seq",
+                     WHERE coalesce(before, 0) < $4) l ON true ORDER BY l.seq",
             &[
                 param(sink, Type::INT4),
                 param(after, Type::INT8),
@@ -283,8 +302,10 @@ impl Reader for PostgresReader {
                 param(bytes.max(1), Type::INT8),
             ],
         )?;
+        self.is_up_to_date(rows.first().ok_or_else(no_head)?.get(6))?;
         let (mut events, mut own) = (Vec::new(), Vec::new());
-        for row in &rows {
+        // Without any there is one row, of the head alone.
+        for row in rows.iter().filter(|row| row.get::<_, Option<Seq>>(0).is_some()) {
             if row.get(5) {
                 own.push(row.get(0));
                 continue;
@@ -300,9 +321,11 @@ impl Reader for PostgresReader {
     }
 
     fn event(&mut self, seq: Seq) -> Result<Option<StoredEvent>, JournalError> {
-        let sql = "SELECT seq, at, head, sum, body FROM @events WHERE seq = $1";
-        let row = self.look_up_one(sql, &[param(seq, Type::INT8)])?;
-        row.as_ref().map(stored).transpose()
+        let sql =
+            "SELECT e.seq, e.at, e.head, e.sum, e.body, h.last_seq FROM @head h LEFT JOIN @events e ON e.seq = $1";
+        let row = self.look_up_one(sql, &[param(seq, Type::INT8)])?.ok_or_else(no_head)?;
+        self.is_up_to_date(row.get(5))?;
+        row.get::<_, Option<Seq>>(0).map(|_| stored(&row)).transpose()
     }
 
     fn find(&mut self, id: EventId) -> Result<Option<Seq>, JournalError> {
@@ -431,7 +454,7 @@ impl Reader for PostgresReader {
     }
 
     fn statistics(&mut self) -> Result<Statistics, JournalError> {
-        self.browse(async |speaker| {
+        let statistics = self.browse(async |speaker| {
             // The head first: what the sinks have come to later may be counted as pending, and never as lost.
             let oldest = speaker.query_opt("SELECT seq, at FROM @events ORDER BY seq LIMIT 1", &[]).await?;
             let sinks = sinks(speaker).await?.into_iter().map(|(_, sink)| sink).collect();
@@ -444,7 +467,9 @@ impl Reader for PostgresReader {
                 oldest_at: oldest.map(|row| Timestamp::from_millis(row.get(1))),
                 sinks,
             })
-        })
+        })?;
+        self.is_up_to_date(Seq::try_from(statistics.accepted).unwrap_or(Seq::MAX))?;
+        Ok(statistics)
     }
 
     fn oldest_pending(&mut self, sink: &str) -> Result<Option<Timestamp>, JournalError> {

@@ -85,21 +85,34 @@ impl From<JournalError> for Unfit {
     }
 }
 
-/// What a server says about how durable a commit is.
-pub(super) struct Durability {
-    /// What every transaction begins with, so that its commit is on the disk when it returns.
-    pub(super) begin: &'static str,
-    /// Said as warnings at start.
-    pub(super) warnings: Vec<String>,
+/// What every transaction begins with, so that its commit is on the disk when it returns, whatever the server of this
+/// transaction is set to: another one may have taken over, or somebody has turned it off for a bulk load.
+///
+/// `local` asks no standby, and is what a site with standbys may have chosen; less than that is no commit. And what waited
+/// for another replica's commit must see it, whatever the site has set.
+pub(super) const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; \
+     SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'";
+
+/// What the settings of a server take away from a commit, as a warning each.
+pub(super) async fn weaknesses(speaker: &Speaker<'_>) -> Result<Vec<String>, JournalError> {
+    let sql =
+        "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off' ORDER BY name";
+    let found = speaker.query(sql, &[]).await?;
+    let warning =
+        |name: &str| format!("the database runs with {name}=off: after a power cut accepted events may be gone");
+    Ok(found.iter().map(|row| warning(row.get(0))).collect())
 }
 
 /// Checks the server and the database, and brings the schema to the current version.
-pub(super) async fn prepare(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<Durability, Unfit> {
-    let durability = check_server(speaker, claim).await?;
+///
+/// Returns what is to be said as warnings.
+pub(super) async fn prepare(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<Vec<String>, Unfit> {
+    let mut warnings = check_server(speaker, claim).await?;
     match migrate(speaker, claim).await {
-        Ok(()) => {
+        Ok(neighbour) => {
             speaker.batch("COMMIT").await?;
-            Ok(durability)
+            warnings.extend(neighbour);
+            Ok(warnings)
         }
         Err(unfit) => {
             drop(speaker.batch("ROLLBACK").await);
@@ -108,14 +121,13 @@ pub(super) async fn prepare(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<
     }
 }
 
-/// Checks that the server can hold a journal, and begins a transaction.
-async fn check_server(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<Durability, Unfit> {
+/// Checks that the server can hold a journal, and begins a transaction; what is to be said as warnings.
+async fn check_server(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<Vec<String>, Unfit> {
     let refuse = |what: String| Unfit::Refused(OpenError::Database { database: claim.shown.to_owned(), what });
     let settings = speaker
         .query(
             "SELECT current_setting('server_version_num')::int, current_setting('server_encoding'),
-                current_setting('fsync'), current_setting('synchronous_commit'), current_setting('transaction_read_only'),
-                current_setting('full_page_writes')",
+                current_setting('transaction_read_only')",
             &[],
         )
         .await?;
@@ -130,23 +142,12 @@ async fn check_server(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<Durabi
     if text(1) != "UTF8" {
         return Err(refuse(format!("its encoding is {}, and the journal needs UTF8", text(1))));
     }
-    if text(4) == "on" {
+    if text(2) == "on" {
         return Err(refuse("it takes no writes: name the primary server, or several hosts".to_owned()));
     }
-    let mut warnings = Vec::new();
-    for (at, name) in [(2, "fsync"), (5, "full_page_writes")] {
-        if text(at) == "off" {
-            warnings.push(format!("the database runs with {name}=off: after a power cut accepted events may be gone"));
-        }
-    }
-    // `local` asks no standby, and is what a site with standbys may have chosen; less than that is no commit.
-    let begin = match text(3) {
-        "off" => "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL synchronous_commit = on",
-        // What waited for another replica's commit must see it, whatever the site has set.
-        _ => "BEGIN ISOLATION LEVEL READ COMMITTED",
-    };
+    let warnings = weaknesses(speaker).await?;
     match speaker.batch("BEGIN").await {
-        Ok(()) => Ok(Durability { begin, warnings }),
+        Ok(()) => Ok(warnings),
         Err(error) if error.is_refused_transaction() => Err(refuse(format!(
             "it refuses transactions ({}): a pooler in front of it must be in session or transaction mode",
             kit::error::chain(&error)
@@ -155,13 +156,14 @@ async fn check_server(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<Durabi
     }
 }
 
-async fn migrate(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<(), Unfit> {
+/// Returns a warning, where another program's tables have come to lie beside the journal.
+async fn migrate(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<Option<String>, Unfit> {
     let refuse = |what: String| Unfit::Refused(OpenError::Database { database: claim.shown.to_owned(), what });
     let schema = speaker.schema();
     speaker
         .query("SELECT pg_advisory_xact_lock($1, hashtext($2))", &[param(LOCK, Type::INT4), param(schema, Type::TEXT)])
         .await?;
-    refuse_foreign(speaker, claim).await?;
+    let neighbour = foreign(speaker, claim).await?;
     let known = speaker.query_opt(KNOWN, &[param(schema, Type::TEXT)]).await?;
     let mut version = 0;
     match known {
@@ -198,6 +200,16 @@ async fn migrate(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<(), Unfit> 
         let path = claim.shown.into();
         return Err(Unfit::Refused(OpenError::Newer { path, found: version, known: VERSION }));
     }
+    // A journal that is in use stays so, whoever has made a table beside it since: replicas must be able to start.
+    if version == 0
+        && let Some(what) = neighbour
+    {
+        return Err(refuse(what));
+    }
+    if version < VERSION {
+        // Whoever reads the tables for long – a backup – would hold up the change, and the change everybody else.
+        speaker.batch("SET LOCAL lock_timeout = 5000").await?;
+    }
     for (step, sql) in (0_i64..).zip(MIGRATIONS).skip(usize::try_from(version).unwrap_or(0)) {
         speaker.batch(sql).await?;
         if step == 0 {
@@ -208,24 +220,23 @@ async fn migrate(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<(), Unfit> 
     if version < VERSION {
         speaker.query("UPDATE @head SET version = $1", &[param(VERSION, Type::INT8)]).await?;
     }
-    Ok(())
+    Ok(neighbour)
 }
 
-/// Refuses a database that holds other programs' tables, unless it may.
-async fn refuse_foreign(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<(), Unfit> {
-    let schema = speaker.schema();
-    if !claim.allow_shared
-        && let Some(row) = speaker.query_opt(FOREIGN, &[param(schema, Type::TEXT), param(COMMENT, Type::TEXT)]).await?
-    {
-        let what = format!(
+/// Says what is wrong with a database that holds other programs' tables, unless it may.
+async fn foreign(speaker: &Speaker<'_>, claim: &Claim<'_>) -> Result<Option<String>, JournalError> {
+    if claim.allow_shared {
+        return Ok(None);
+    }
+    let row = speaker.query_opt(FOREIGN, &[param(speaker.schema(), Type::TEXT), param(COMMENT, Type::TEXT)]).await?;
+    Ok(row.map(|row| {
+        format!(
             "it holds tables of another program ({}.{}): give the journal a database of its own, or set \
              SIDECAR_JOURNAL__ALLOW_SHARED_DATABASE=true",
             row.get::<_, &str>(0),
             row.get::<_, &str>(1)
-        );
-        return Err(Unfit::Refused(OpenError::Database { database: claim.shown.to_owned(), what }));
-    }
-    Ok(())
+        )
+    }))
 }
 
 /// What is in a schema.
@@ -277,7 +288,9 @@ pub(super) async fn begin_copy(speaker: &Speaker<'_>, claim: &Claim<'_>, marker:
         let schema = speaker.schema();
         let lock = [param(LOCK, Type::INT4), param(schema, Type::TEXT)];
         speaker.query("SELECT pg_advisory_xact_lock($1, hashtext($2))", &lock).await?;
-        refuse_foreign(speaker, claim).await?;
+        if let Some(what) = foreign(speaker, claim).await? {
+            return Err(Unfit::Refused(OpenError::Database { database: claim.shown.to_owned(), what }));
+        }
         // One that is there was made by whoever may make schemas, for us.
         if speaker.query(KNOWN, &[param(schema, Type::TEXT)]).await?.is_empty() {
             speaker.batch(&format!("CREATE SCHEMA {schema}")).await?;

@@ -82,6 +82,7 @@ impl SqliteEngine {
 
     fn open_bounded(path: &Path, bounds: DedupeBounds) -> Result<Self, OpenError> {
         let lock = JournalLock::take(path)?;
+        schema::check_writable(path)?;
         schema::check_header(path)?;
         let store = |source: JournalError| OpenError::Store { path: path.to_owned(), source };
         let mut conn = connect(path).map_err(store)?;
@@ -246,6 +247,7 @@ impl Engine for SqliteEngine {
         if self.lost {
             self.let_go(alone)?;
         }
+        schema::check_log(&self.path).map_err(|error| JournalError::Unavailable(error.to_string()))?;
         // Otherwise the old connection is dropped by the assignment only after the new one exists.
         self.conn = connect(&self.path)?;
         if self.lost {

@@ -9,8 +9,8 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 
 use super::dedupe::{ENTRY, parse_block};
 use super::records::{self, COLUMNS};
-use super::saving;
 use super::settle::row_state;
+use super::{saving, schema};
 use crate::engine::{
     Attempt, AuditRecord, ExceptionRow, ExceptionState, Found, FoundDelivery, Page, Reader, SinkRow, Statistics,
 };
@@ -32,6 +32,8 @@ const PASSED_BY: u32 = 1_000;
 impl SqliteReader {
     pub(crate) fn open(path: &Path) -> Result<Self, JournalError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        // Looking at an empty file alone makes SQLite remove the log beside it.
+        schema::check_log(path).map_err(|error| JournalError::Unavailable(error.to_string()))?;
         let conn = Connection::open_with_flags(path, flags)?;
         conn.busy_timeout(std::time::Duration::from_secs(2))?;
         conn.execute_batch("PRAGMA cache_size = -2048; PRAGMA mmap_size = 0; PRAGMA trusted_schema = OFF;")?;

@@ -79,12 +79,12 @@ pub(super) fn check_header(path: &Path) -> Result<(), OpenError> {
     let mut header = [0_u8; 108];
     let mut file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return check_log(path),
         Err(source) => return Err(OpenError::Io { path: path.to_owned(), source }),
     };
     let length = file.metadata().map_err(|source| OpenError::Io { path: path.to_owned(), source })?.len();
     if length == 0 {
-        return Ok(());
+        return check_log(path);
     }
     if file.read_exact(&mut header).is_err() || !header.starts_with(b"SQLite format 3\0") {
         if is_creation_cut_off(path) {
@@ -97,6 +97,40 @@ pub(super) fn check_header(path: &Path) -> Result<(), OpenError> {
     // the schema, has no entries (bytes 103 and 104).
     let empty = header[103] == 0 && header[104] == 0;
     judge(path, word(68), word(60), empty)
+}
+
+/// Refuses a write-ahead log whose main file is not there, or is empty: SQLite removes it in that case, with all that was
+/// accepted and not copied back. No first start leaves one, because the switch to a log is written to the main file first.
+pub(super) fn check_log(path: &Path) -> Result<(), OpenError> {
+    /// One that has no more than its header holds nothing.
+    const HEADER: u64 = 32;
+    let length = |path: &Path| match std::fs::metadata(path) {
+        Ok(found) => Ok(found.len()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+        Err(source) => Err(OpenError::Io { path: path.to_owned(), source }),
+    };
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    if length(path)? == 0 && length(Path::new(&log))? > HEADER {
+        return Err(OpenError::LogAlone { path: path.to_owned() });
+    }
+    Ok(())
+}
+
+/// Refuses files that this user may not write. SQLite opens them for reading then, and says so at the first commit only.
+///
+/// Asked of the system and not tried: a file that is opened and closed again takes this process's locks on it along.
+pub(super) fn check_writable(path: &Path) -> Result<(), OpenError> {
+    use rustix::fs::Access;
+    for suffix in ["", "-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        match rustix::fs::access(&name, Access::READ_OK | Access::WRITE_OK) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(OpenError::Io { path: name.into(), source: error.into() }),
+        }
+    }
+    Ok(())
 }
 
 /// Whether the very first transaction, which makes the file, was cut off by a power cut: any part of its first

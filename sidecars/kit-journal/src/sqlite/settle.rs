@@ -1,5 +1,4 @@
-//! Moving a sink's cursor and its counters. The counters close by construction: what the cursor
-//! passes and nothing else accounts for was delivered.
+//! A sink's row and its exceptions' rows, for [`crate::account`] to change.
 
 use std::collections::HashMap;
 
@@ -7,6 +6,7 @@ use kit::clock::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::records;
+use crate::account::{Changes, Deltas, Rows};
 use crate::engine::{Attempt, ExceptionRow, ExceptionState, Settlement};
 use crate::error::JournalError;
 use crate::event::Seq;
@@ -18,42 +18,79 @@ pub(super) struct Sinks {
     ids: HashMap<String, i64>,
 }
 
-/// Changes of a sink's counters, applied in one update.
-#[derive(Default)]
-pub(super) struct Deltas {
-    pub(super) delivered: i64,
-    pub(super) open: i64,
-    pub(super) parked: i64,
-    pub(super) dropped: i64,
-    pub(super) filtered: i64,
-    pub(super) ahead: i64,
+/// A sink's rows.
+pub(super) struct SinkRows<'a> {
+    pub(super) conn: &'a Connection,
+    pub(super) sink: i64,
 }
 
-impl Deltas {
-    pub(super) fn count(&mut self, state: ExceptionState, by: i64) {
-        match state {
-            ExceptionState::Parked => self.parked += by,
-            ExceptionState::Dropped => self.dropped += by,
-            ExceptionState::Filtered => self.filtered += by,
-            ExceptionState::Retrying | ExceptionState::Waiting | ExceptionState::Replaying => self.open += by,
-        }
+impl Rows for SinkRows<'_> {
+    fn state(&mut self, seq: Seq) -> Result<Option<ExceptionState>, JournalError> {
+        row_state(self.conn, self.sink, seq)
     }
 
-    pub(super) fn apply(&self, conn: &Connection, sink: i64, cursor: Option<Seq>) -> Result<(), JournalError> {
-        conn.prepare_cached(
-            "UPDATE sinks SET delivered = delivered + ?, open = open + ?, parked = parked + ?, dropped = dropped + ?,
-                filtered = filtered + ?, ahead = ahead + ?, cursor = max(cursor, ifnull(?, cursor)) WHERE id = ?",
-        )?
-        .execute(params![
-            self.delivered,
-            self.open,
-            self.parked,
-            self.dropped,
-            self.filtered,
-            self.ahead,
-            cursor,
-            sink
+    fn between(&mut self, after: Seq, up_to: Seq) -> Result<i64, JournalError> {
+        let count = self
+            .conn
+            .prepare_cached("SELECT count(*) FROM exceptions WHERE sink = ? AND seq > ? AND seq <= ?")?
+            .query_row(params![self.sink, after, up_to], |row| row.get(0))?;
+        Ok(count)
+    }
+
+    fn put(&mut self, row: &ExceptionRow) -> Result<(), JournalError> {
+        self.conn
+            .prepare_cached(
+                "INSERT OR REPLACE INTO exceptions (sink, seq, state, lane, attempts, first_at, next_at, reason)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            )?
+            .execute(params![
+                self.sink,
+                row.seq,
+                state_code(row.state),
+                row.lane,
+                row.attempts,
+                row.first_at.map(|at| at.as_millis()),
+                row.next_at.map(|at| at.as_millis()),
+                row.reason
+            ])?;
+        Ok(())
+    }
+
+    fn set_due(&mut self, seq: Seq, due: Timestamp) -> Result<(), JournalError> {
+        self.conn.prepare_cached("UPDATE exceptions SET next_at = ? WHERE sink = ? AND seq = ?")?.execute(params![
+            due.as_millis(),
+            self.sink,
+            seq
         ])?;
+        Ok(())
+    }
+
+    fn remove(&mut self, seq: Seq) -> Result<(), JournalError> {
+        self.conn
+            .prepare_cached("DELETE FROM exceptions WHERE sink = ? AND seq = ?")?
+            .execute(params![self.sink, seq])?;
+        Ok(())
+    }
+}
+
+impl SinkRows<'_> {
+    /// Applies changes of the sink's counters, in one update.
+    pub(super) fn apply(&self, deltas: Deltas, cursor: Seq) -> Result<(), JournalError> {
+        self.conn
+            .prepare_cached(
+                "UPDATE sinks SET delivered = delivered + ?, open = open + ?, parked = parked + ?, dropped = dropped + ?,
+                    filtered = filtered + ?, ahead = ahead + ?, cursor = max(cursor, ?) WHERE id = ?",
+            )?
+            .execute(params![
+                deltas.delivered,
+                deltas.open,
+                deltas.parked,
+                deltas.dropped,
+                deltas.filtered,
+                deltas.ahead,
+                cursor,
+                self.sink
+            ])?;
         Ok(())
     }
 }
@@ -99,52 +136,15 @@ impl Sinks {
         let sink = self.id(&settlement.sink)?;
         let old: Seq =
             conn.prepare_cached("SELECT cursor FROM sinks WHERE id = ?")?.query_row([sink], |row| row.get(0))?;
-        let new = settlement.cursor.max(old);
-        let mut deltas = Deltas::default();
-        // A settlement whose commit was in doubt comes again: the second time it must change nothing.
-        if new > old {
-            let filtered = i64::try_from(settlement.filtered).unwrap_or(i64::MAX);
-            deltas.filtered = filtered;
-            let ahead: i64 = conn
-                .prepare_cached("SELECT count(*) FROM exceptions WHERE sink = ? AND seq > ? AND seq <= ?")?
-                .query_row(params![sink, old, new], |row| row.get(0))?;
-            deltas.ahead -= ahead;
-            deltas.delivered += new - old - ahead - filtered;
-            if ahead > 0 {
-                for seq in settlement.once.iter().filter(|seq| (old + 1..=new).contains(*seq)) {
-                    too_late(conn, sink, *seq, true, &mut deltas)?;
-                }
-            }
-        }
-        for row in &settlement.set {
-            match row_state(conn, sink, row.seq)? {
-                // An operator dropped it meanwhile: that word stands.
-                Some(ExceptionState::Dropped) => continue,
-                Some(previous) => deltas.count(previous, -1),
-                None => deltas.delivered -= 1,
-            }
-            deltas.count(row.state, 1);
-            put_row(conn, sink, row)?;
-        }
-        for seq in &settlement.delivered {
-            if let Some(previous) = row_state(conn, sink, *seq)?.filter(|state| state.is_open()) {
-                remove_row(conn, sink, *seq)?;
-                deltas.count(previous, -1);
-                if *seq <= new {
-                    deltas.delivered += 1;
-                } else {
-                    // The cursor counts it when it comes by.
-                    deltas.ahead -= 1;
-                }
-            } else if settlement.once.contains(seq) {
-                too_late(conn, sink, *seq, *seq <= new, &mut deltas)?;
-            }
-        }
+        let mut rows = SinkRows { conn, sink };
+        let mut changes = Changes::new(&mut rows, old);
+        changes.settle(settlement)?;
+        let (deltas, cursor) = changes.end();
         record_attempts(conn, sink, age, &settlement.attempts)?;
         for (name, value) in &settlement.values {
             records::put_value(conn, name, value)?;
         }
-        deltas.apply(conn, sink, Some(new))
+        rows.apply(deltas, cursor)
     }
 }
 
@@ -156,22 +156,6 @@ pub(super) fn numbers(conn: &Connection) -> Result<Numbers, JournalError> {
     Ok(Numbers::read(values.iter().map(|(name, value)| (name.clone(), &value[..]))))
 }
 
-/// A delivery that an operator has dropped, or asked for again, when it was on its way: it has been made, and counts.
-/// What is parked stays so: that is the receiver's word.
-fn too_late(conn: &Connection, sink: i64, seq: Seq, passed: bool, deltas: &mut Deltas) -> Result<(), JournalError> {
-    let ended = |state: &ExceptionState| *state != ExceptionState::Parked;
-    if let Some(previous) = row_state(conn, sink, seq)?.filter(ended) {
-        remove_row(conn, sink, seq)?;
-        deltas.count(previous, -1);
-        if passed {
-            deltas.delivered += 1;
-        } else {
-            deltas.ahead -= 1;
-        }
-    }
-    Ok(())
-}
-
 pub(super) fn row_state(conn: &Connection, sink: i64, seq: Seq) -> Result<Option<ExceptionState>, JournalError> {
     let code: Option<i64> = conn
         .prepare_cached("SELECT state FROM exceptions WHERE sink = ? AND seq = ?")?
@@ -181,29 +165,6 @@ pub(super) fn row_state(conn: &Connection, sink: i64, seq: Seq) -> Result<Option
         None => Ok(None),
         Some(code) => state_of(code).map(Some).ok_or(JournalError::Damaged { seq, what: "delivery state is unknown" }),
     }
-}
-
-pub(super) fn put_row(conn: &Connection, sink: i64, row: &ExceptionRow) -> Result<(), JournalError> {
-    conn.prepare_cached(
-        "INSERT OR REPLACE INTO exceptions (sink, seq, state, lane, attempts, first_at, next_at, reason)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-    )?
-    .execute(params![
-        sink,
-        row.seq,
-        state_code(row.state),
-        row.lane,
-        row.attempts,
-        row.first_at.map(|at| at.as_millis()),
-        row.next_at.map(|at| at.as_millis()),
-        row.reason
-    ])?;
-    Ok(())
-}
-
-pub(super) fn remove_row(conn: &Connection, sink: i64, seq: Seq) -> Result<(), JournalError> {
-    conn.prepare_cached("DELETE FROM exceptions WHERE sink = ? AND seq = ?")?.execute(params![sink, seq])?;
-    Ok(())
 }
 
 fn record_attempts(conn: &Connection, sink: i64, age: Timestamp, attempts: &[Attempt]) -> Result<(), JournalError> {

@@ -56,5 +56,11 @@ pub(super) fn check(conn: &Connection, last_seq: Seq) -> Result<(), JournalError
     if settled < last_seq && last_event != Some(last_seq) {
         return Err(JournalError::Inconsistent(format!("event {last_seq}, its last one, is not there")));
     }
+    // A page that leads to the wrong one hides the last events from whoever asks which is the last, and not from whoever
+    // asks what comes after that one.
+    let hidden = "SELECT EXISTS (SELECT 1 FROM events WHERE seq > ?)";
+    if conn.query_row(hidden, [last_event.unwrap_or(0)], |row| row.get(0))? {
+        return Err(JournalError::Inconsistent("events lie behind the last one".to_owned()));
+    }
     Ok(())
 }

@@ -24,6 +24,7 @@ crate::of_every_engine!(
     a_sink_that_has_the_name_of_a_forgotten_one_is_another,
     delivered_events_go_by_the_journals_time_whatever_the_wall_clock_said,
     what_is_not_delivered_is_never_purged,
+    what_one_of_several_sinks_has_not_got_is_never_purged,
     a_purge_goes_on_past_any_number_of_events_that_it_keeps,
     a_purge_says_whether_there_is_more,
     what_is_listed_as_filtered_is_purged_with_what_was_delivered_and_stays_counted,
@@ -375,6 +376,18 @@ fn what_is_not_delivered_is_never_purged(mut bench: Bench) {
     assert_eq!(bench.append(vec![append("new", "{}")])[0].seq, 7, "positions are never given twice");
     let (sink, sum, last) = counters(&bench);
     assert_eq!((sum, sink.delivered, sink.dropped), (sink.accepted(last), 5, 1));
+}
+
+fn what_one_of_several_sinks_has_not_got_is_never_purged(mut bench: Bench) {
+    bench.act(Action::Register { sink: "another".to_owned() });
+    some_events(&mut bench, 4);
+    bench.settle(Settlement { cursor: 4, ..Settlement::default() });
+
+    assert_eq!(bench.purge(everything()).events, 0);
+
+    for seq in 1..=4 {
+        assert!(bench.reader().event(seq).unwrap().is_some(), "{seq}");
+    }
 }
 
 fn a_purge_goes_on_past_any_number_of_events_that_it_keeps(mut bench: Bench) {

@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 use crate::bench::*;
 use crate::wire::{Fate, Keeping, holds, let_go_after, proxied, silent_port};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// As a standby does that takes over without the last event, and without the commit of whoever stored it.
 fn lose_the_last(bench: &Bench) {
@@ -83,7 +83,7 @@ fn keys_that_were_forgotten_in_their_time_are_not_lost() {
     assert_eq!(bench.append(vec![append("b", "{}")])[0].seq, 2);
 }
 
-async fn opened(url: String) -> (Journal, JournalTask) {
+pub(crate) async fn opened(url: String) -> (Journal, JournalTask) {
     let section = section_at(url);
     let open = move || Journal::open(&section, Arc::new(SystemClock), &mut Registry::default()).unwrap();
     let (journal, task) = tokio::task::spawn_blocking(open).await.unwrap();
@@ -91,7 +91,38 @@ async fn opened(url: String) -> (Journal, JournalTask) {
     (journal, task)
 }
 
-async fn closed(task: JournalTask) {
+/// Nothing can be done any more, so that it has to end: by itself, or nobody does it for hours.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_whose_database_has_lost_something_is_over_and_the_next_goes_on() {
+    let bench = tokio::task::spawn_blocking(Bench::postgres).await.unwrap();
+    let url = server().url(&bench.database);
+    let mut registry = Registry::default();
+    let (journal, task) = tokio::task::block_in_place(|| {
+        Journal::open(&section_at(url.clone()), Arc::new(SystemClock), &mut registry).unwrap()
+    });
+    let shows = |registry: &Registry| {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+        text.lines().find(|line| line.starts_with("journal_writable ")).unwrap().to_owned()
+    };
+    appended(&journal, "a").await.unwrap();
+    assert_eq!(shows(&registry), "journal_writable 1");
+
+    tokio::task::block_in_place(|| lose_the_last(&bench));
+
+    let mut health = journal.health();
+    let over = health.wait_for(|health| matches!(health, Health::Over(_)));
+    let over = tokio::time::timeout(PATIENCE, over).await.unwrap().unwrap().clone();
+    assert!(matches!(&over, Health::Over(what) if what.contains("lost the positions 1 to 1")), "{over:?}");
+    assert_eq!(shows(&registry), "journal_writable 0");
+    assert!(appended(&journal, "b").await.is_err());
+    closed(task).await;
+    let (journal, task) = opened(url).await;
+    assert_eq!(appended(&journal, "b").await.unwrap(), 1);
+    closed(task).await;
+}
+
+pub(crate) async fn closed(task: JournalTask) {
     tokio::task::spawn_blocking(move || task.close()).await.unwrap();
 }
 
@@ -126,6 +157,32 @@ async fn nothing_is_delivered_from_memory_after_a_connection_was_lost() {
     }
 
     assert!(journal.recent(0, 10, 1_000).is_none(), "the first one is read again");
+    closed(task).await;
+}
+
+/// A proxy sends what only reads to a standby that lags: what is not there yet is not missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_answers_from_behind_the_last_commit_is_not_believed() {
+    let (journal, task) = tokio::task::block_in_place(|| {
+        let [own, lagging] = [new_database(), new_database()];
+        let section = section_at(server().url(&own));
+        let (ahead, behind) = (open(&section).unwrap(), open(&section_at(server().url(&lagging))).unwrap());
+        let sink = format!("INSERT INTO outrigger.sinks (id, name, start, cursor) VALUES (1, '{SINK}', 0, 0)");
+        server().sql(&lagging, &sink).unwrap();
+        let registry = &mut Registry::default();
+        Journal::over(ahead.engine, behind.open_reader, &section, ahead.clock, registry).unwrap()
+    });
+    journal.act(vec![kit_journal::engine::Action::Register { sink: SINK.to_owned() }]).await.unwrap();
+    let seq = appended(&journal, "a").await.unwrap();
+    journal.tail().wait_for(|tail| *tail == seq).await.unwrap();
+
+    let range = journal.read(|reader| reader.events_after(SINK, 0, 1, 1_000).map(drop)).await;
+    let one = journal.read(move |reader| reader.event(seq).map(drop)).await;
+
+    for error in [range.unwrap_err(), one.unwrap_err()] {
+        assert!(matches!(error, kit_journal::JournalError::Behind { last_seq: 0, known: 1 }), "{error}");
+    }
+    assert!(journal.unreadable().borrow().as_ref().is_some_and(|why| why.contains("standby")));
     closed(task).await;
 }
 
@@ -281,7 +338,7 @@ fn a_question_that_gets_no_answer_is_asked_once() {
     let asked = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&asked);
     let url = proxied(&bench.database, move |said| {
-        if holds(said, "events WHERE seq = $1") {
+        if holds(said, "events e ON e.seq = $1") {
             counted.fetch_add(1, Ordering::Relaxed);
             return Fate::Swallowed;
         }

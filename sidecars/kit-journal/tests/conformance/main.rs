@@ -7,6 +7,7 @@ mod bench;
 mod copying;
 mod dedupe;
 mod hosts;
+mod leases;
 mod lost;
 mod plans;
 mod reading;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use kit::secret::Secret;
+use kit_journal::engine::Commit;
 use kit_journal::{JournalSection, OpenError};
 use kit_workbench::database::Pooler;
 
@@ -30,7 +31,58 @@ fn a_neighbours_database_is_refused_unless_it_is_allowed() {
     let allowed = JournalSection { allow_shared_database: true, ..section.clone() };
     open(&allowed).unwrap();
     assert!(has_journal(&database));
-    assert!(refusal(&section).contains("public.invoices"), "also when the journal is there");
+}
+
+/// Replicas that run would go on, and none could be started any more.
+#[test]
+fn a_table_that_comes_to_a_journal_in_use_stops_no_replica() {
+    let database = new_database();
+    let section = section_at(server().url(&database));
+    open(&section).unwrap();
+    server().sql(&database, "CREATE TABLE public.scratch (id int)").unwrap();
+
+    open(&section).unwrap();
+
+    let second = JournalSection { schema: "second".to_owned(), ..section };
+    assert!(refusal(&second).contains("public.scratch"), "a new journal is not made there");
+}
+
+/// As a failover to a server that is set up otherwise, or somebody's bulk load.
+#[test]
+fn a_commit_is_on_the_disk_whatever_the_database_is_set_to_meanwhile() {
+    let mut bench = Bench::postgres();
+    bench.append(vec![append("a", "{}")]);
+    let database = bench.database.clone();
+    let watch = format!(
+        "ALTER DATABASE {database} SET synchronous_commit = off;
+         CREATE TABLE public.seen (setting text);
+         CREATE FUNCTION public.see() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN INSERT INTO public.seen VALUES (current_setting(''synchronous_commit'')); RETURN NULL; END';
+         CREATE TRIGGER see AFTER INSERT ON outrigger.events EXECUTE FUNCTION public.see()"
+    );
+    server().sql(&database, &watch).unwrap();
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    server().sql(&database, end).unwrap();
+
+    bench.append(vec![append("b", "{}")]);
+
+    assert_eq!(server().sql(&database, "SELECT DISTINCT setting FROM public.seen").unwrap(), "on");
+}
+
+/// The first replica of a new version changes the tables under those of the old one.
+#[test]
+fn a_replica_that_is_older_than_the_tables_writes_nothing_more_and_is_over() {
+    let mut bench = Bench::postgres();
+    bench.append(vec![append("a", "{}")]);
+    server().sql(&bench.database, "UPDATE outrigger.head SET version = version + 1").unwrap();
+
+    let mut commit = Commit { appends: vec![append("b", "{}")], ..Commit::default() };
+    let error = bench.engine().commit(&mut commit).unwrap_err().to_string();
+
+    assert!(error.contains("a newer version has brought the journal's tables to version 2"), "{error}");
+    assert_eq!(bench.engine().over().as_deref(), Some(error.as_str()));
+    assert_eq!(server().sql(&bench.database, "SELECT last_seq FROM outrigger.head").unwrap(), "1");
 }
 
 #[test]
@@ -68,6 +120,20 @@ fn a_schema_that_was_made_for_us_is_taken_without_the_right_to_make_one() {
     let opened = open(&section).unwrap();
     drop(opened);
     open(&section).unwrap();
+}
+
+#[test]
+fn a_user_without_rights_is_told_which_to_give() {
+    let database = new_database();
+    server().sql(&database, "CREATE ROLE guest LOGIN PASSWORD 'workbench'").unwrap();
+    let section = section_at(server().url(&database).replace("//outrigger:", "//guest:"));
+    let said = refusal(&section);
+    let grant = format!("GRANT CREATE ON DATABASE \"{database}\" TO \"guest\"");
+    assert!(said.contains("permission denied for database") && said.contains(&grant), "{said}");
+
+    open(&section_at(server().url(&database))).unwrap();
+    let said = refusal(&section);
+    assert!(said.contains("permission denied for") && said.contains("belongs to the user that made it"), "{said}");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! `app/controllers/application_controller.rb` at v1.16.0.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use axum::routing::get;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kit::secret::Secret;
+use kit::stand_in::{ANY_PORT, listen};
 use subtle::ConstantTimeEq;
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 /// Characters a line of Ruby's `Base64.encode64`.
@@ -67,8 +67,7 @@ impl PublicKeyServer {
     /// # Errors
     /// When no port can be bound.
     pub async fn start(public_pem: impl Into<String>, api_key: Secret) -> io::Result<Self> {
-        let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        Self::start_on(any_port, public_pem, api_key).await
+        Self::start_on(ANY_PORT, public_pem, api_key).await
     }
 
     /// Starts on a given address, for example on that of a stand-in that was dropped.
@@ -76,7 +75,7 @@ impl PublicKeyServer {
     /// # Errors
     /// When the address cannot be bound.
     pub async fn start_on(address: SocketAddr, public_pem: impl Into<String>, api_key: Secret) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
+        let listener = listen(address).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Mutex::new(Shared {
             public_pem: public_pem.into(),

@@ -116,6 +116,18 @@ pub fn holds_events(body: &[u8], count: usize) -> bool {
     serde_json::from_slice::<Taken>(body).is_ok_and(|taken| taken.events.len() == count)
 }
 
+/// Whether a refusal is Lago's, in its shape: a proxy, or whatever else listens at the address, has words of its own.
+///
+/// Source: getlago/lago-api `app/controllers/concerns/api_errors.rb`; what Rails itself refuses has the same shape.
+pub fn is_refusal(body: &[u8], status: u16) -> bool {
+    #[derive(Deserialize)]
+    struct Refusal {
+        status: u16,
+        error: String,
+    }
+    serde_json::from_slice::<Refusal>(body).is_ok_and(|refusal| refusal.status == status && !refusal.error.is_empty())
+}
+
 /// Whether all that is wrong with an event is that it is there already.
 pub fn is_known(fields: &BTreeMap<String, Vec<String>>) -> bool {
     let is_known = |codes: &Vec<String>| !codes.is_empty() && codes.iter().all(|code| code == ALREADY_EXISTS);
@@ -138,6 +150,20 @@ pub(super) fn printable(text: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_refusal_of_lagos_is_told_from_one_of_a_proxy() {
+        for (body, status, expected) in [
+            (r#"{"status":400,"error":"BadRequest: param is missing or the value is empty: events"}"#, 400, true),
+            (r#"{"status":405,"error":"Method Not Allowed","code":"x"}"#, 405, true),
+            (r#"{"status":400,"error":"Bad Request"}"#, 421, false),
+            (r#"{"message":"no Route matched with those values"}"#, 404, false),
+            ("<html><body>400 plain HTTP request was sent to HTTPS port</body></html>", 400, false),
+            ("", 400, false),
+        ] {
+            assert_eq!(is_refusal(body.as_bytes(), status), expected, "{status} {body}");
+        }
+    }
 
     #[test]
     fn a_refused_batch_says_which_events_are_wrong() {

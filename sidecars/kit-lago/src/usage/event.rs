@@ -21,6 +21,11 @@ const DEEPEST: u32 = 90;
 const LARGEST: usize = 256 << 10;
 /// Longest id or code.
 const LONGEST_NAME: usize = 500;
+/// About what an event takes beside its id and its properties.
+const ROOM: usize = 192;
+
+/// Properties by name, as they were written.
+type Properties<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
 /// The events of a request.
 #[derive(Debug)]
@@ -134,20 +139,32 @@ impl<'a> UsageEvent<'a> {
     /// Source: getlago/lago-api `app/services/events/create_service.rb`; `external_subscription_id` is not required
     /// there, and an event without one is never billed.
     pub fn read(event: &'a RawValue) -> Result<Self, FieldErrors> {
+        Self::read_hashed(event).map(|(event, _)| event)
+    }
+
+    /// As [`UsageEvent::read`], with the event's [`UsageEvent::content`].
+    ///
+    /// # Errors
+    /// As [`UsageEvent::read`].
+    pub fn read_hashed(event: &'a RawValue) -> Result<(Self, Content), FieldErrors> {
         if event.get().len() > LARGEST {
             return Err(FieldErrors::from([("event", vec!["value_is_invalid"])]));
         }
-        Self::parse(event)
+        // Read once: an intake does this for every event.
+        let (event, properties) = Self::parse(event)?;
+        let content = event.content_with(&properties);
+        Ok((event, content))
     }
 
     /// Reads what [`UsageEvent::to_json`] has written. It may be larger than what it was made of.
     ///
     /// `None` for anything else.
     pub fn reread(json: &'a [u8]) -> Option<Self> {
-        Self::parse(serde_json::from_slice(json).ok()?).ok()
+        Some(Self::parse(serde_json::from_slice(json).ok()?).ok()?.0)
     }
 
-    fn parse(event: &'a RawValue) -> Result<Self, FieldErrors> {
+    /// The event, and its properties read.
+    fn parse(event: &'a RawValue) -> Result<(Self, Properties<'a>), FieldErrors> {
         #[derive(Deserialize)]
         struct Fields<'a> {
             #[serde(borrow, default)]
@@ -185,6 +202,11 @@ impl<'a> UsageEvent<'a> {
         let external_customer_id = name("external_customer_id", fields.external_customer_id);
         let code = name("code", fields.code);
         let precise_total_amount_cents = name("precise_total_amount_cents", fields.precise_total_amount_cents);
+        // Rails makes 0 of what is no number, and that is what a customer would be billed.
+        let is_no_number = |amount: &str| !amount.trim().parse::<f64>().is_ok_and(f64::is_finite);
+        if precise_total_amount_cents.as_deref().is_some_and(is_no_number) {
+            errors.insert("precise_total_amount_cents", vec!["value_is_invalid"]);
+        }
         if external_subscription_id.is_none() && external_customer_id.is_none() {
             errors.entry("external_subscription_id").or_insert_with(|| vec!["value_is_mandatory"]);
         }
@@ -201,11 +223,12 @@ impl<'a> UsageEvent<'a> {
         };
         // Lago drops what is not an object.
         let properties = fields.properties.filter(|value| value.get().starts_with('{'));
-        if properties.is_some_and(|object| read_properties(object).is_none() || !is_storable(object.get())) {
+        let read = properties.map_or_else(|| Some(Properties::new()), read_properties);
+        if read.is_none() || properties.is_some_and(|object| !is_storable(object.get())) {
             errors.insert("properties", vec!["value_is_invalid"]);
         }
         let Some(code) = code.filter(|_| errors.is_empty()) else { return Err(errors) };
-        Ok(Self {
+        let event = Self {
             transaction_id,
             external_subscription_id,
             external_customer_id,
@@ -213,7 +236,8 @@ impl<'a> UsageEvent<'a> {
             timestamp,
             precise_total_amount_cents,
             properties,
-        })
+        };
+        Ok((event, read.unwrap_or_default()))
     }
 
     /// The properties as Lago is sent them: the same, but for numbers with so many digits that Lago would change them,
@@ -231,6 +255,10 @@ impl<'a> UsageEvent<'a> {
     /// What tells a second arrival of the same event from another event under its id: the fields, whatever the order
     /// of the properties and the white space around them.
     pub fn content(&self) -> Content {
+        self.content_with(&self.properties.map(properties).unwrap_or_default())
+    }
+
+    fn content_with(&self, properties: &Properties<'_>) -> Content {
         let mut hasher = Sha256::new();
         let mut part = |text: &str| {
             hasher.update((text.len() as u64).to_le_bytes());
@@ -239,8 +267,8 @@ impl<'a> UsageEvent<'a> {
         part(&self.code);
         part(self.timestamp.as_ref().map_or("", EpochSeconds::as_str));
         part(self.precise_total_amount_cents.as_deref().unwrap_or_default());
-        for (name, value) in self.properties.map(properties).unwrap_or_default() {
-            part(&name);
+        for (name, value) in properties {
+            part(name);
             part(value.get());
         }
         Content(hasher.finalize().into())
@@ -256,6 +284,22 @@ impl<'a> UsageEvent<'a> {
         external_subscription_id: Option<&str>,
         timestamp: &EpochSeconds,
     ) -> Vec<u8> {
+        // What is not sent yet is read once more, and has to be the same event then.
+        let properties = match external_subscription_id {
+            Some(_) => self.outgoing_properties(),
+            None => self.properties.map(Cow::Borrowed),
+        };
+        self.to_json_with(transaction_id, external_subscription_id, timestamp, properties.as_deref())
+    }
+
+    /// The same with these properties, for who has them already.
+    pub fn to_json_with(
+        &self,
+        transaction_id: &str,
+        external_subscription_id: Option<&str>,
+        timestamp: &EpochSeconds,
+        properties: Option<&RawValue>,
+    ) -> Vec<u8> {
         #[derive(Serialize)]
         struct Outgoing<'o> {
             transaction_id: &'o str,
@@ -270,11 +314,6 @@ impl<'a> UsageEvent<'a> {
             #[serde(skip_serializing_if = "Option::is_none")]
             properties: Option<&'o RawValue>,
         }
-        // What is not sent yet is read once more, and has to be the same event then.
-        let properties = match external_subscription_id {
-            Some(_) => self.outgoing_properties(),
-            None => self.properties.map(Cow::Borrowed),
-        };
         let outgoing = Outgoing {
             transaction_id,
             external_subscription_id,
@@ -283,10 +322,13 @@ impl<'a> UsageEvent<'a> {
             code: &self.code,
             timestamp: RawValue::from_string(timestamp.as_str().to_owned()).ok(),
             precise_total_amount_cents: self.precise_total_amount_cents.as_deref(),
-            properties: properties.as_deref(),
+            properties,
         };
+        let room = ROOM + transaction_id.len() + properties.map_or(0, |properties| properties.get().len());
+        let mut json = Vec::with_capacity(room);
         // Texts and values that were read from JSON: nothing in it can fail to be written.
-        serde_json::to_vec(&outgoing).unwrap_or_default()
+        let _ = serde_json::to_writer(&mut json, &outgoing);
+        json
     }
 }
 
@@ -299,12 +341,12 @@ pub fn property<'a>(object: &'a RawValue, name: &str) -> Option<&'a RawValue> {
     properties(object).remove(name)
 }
 
-fn properties(object: &RawValue) -> BTreeMap<Cow<'_, str>, &RawValue> {
+fn properties(object: &RawValue) -> Properties<'_> {
     read_properties(object).unwrap_or_default()
 }
 
 /// `None` for names that are no text, such as half of a surrogate pair.
-pub(super) fn read_properties(object: &RawValue) -> Option<BTreeMap<Cow<'_, str>, &RawValue>> {
+pub(super) fn read_properties(object: &RawValue) -> Option<Properties<'_>> {
     #[derive(Deserialize)]
     struct Object<'a>(#[serde(borrow)] BTreeMap<Cow<'a, str>, &'a RawValue>);
     serde_json::from_str(object.get()).map(|Object(properties)| properties).ok()
@@ -435,6 +477,11 @@ mod tests {
             r#"{"code":"c","external_subscription_id":"s","timestamp":"tomorrow"}"#,
             &[("timestamp", "invalid_format")],
         );
+        for amount in ["abc", "1,5", "NaN", "inf", "1.5 EUR"] {
+            let json =
+                format!(r#"{{"code":"c","external_subscription_id":"s","precise_total_amount_cents":"{amount}"}}"#);
+            check(&json, &[("precise_total_amount_cents", "value_is_invalid")]);
+        }
         let long = "x".repeat(501);
         check(
             &format!(r#"{{"code":"c","external_subscription_id":"s","transaction_id":"{long}"}}"#),

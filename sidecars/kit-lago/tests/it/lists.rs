@@ -58,3 +58,17 @@ async fn a_count_that_never_fits_is_not_believed_for_ever() {
     assert_eq!(api.billable_metrics().await.unwrap().len(), 200);
     assert_eq!(lago.counts().requests, 6);
 }
+
+/// Lago says with the first page how many there are.
+#[tokio::test]
+async fn a_list_that_is_too_long_is_not_begun() {
+    let (lago, api) = lago(3).await;
+    let page = serde_json::json!({
+        "billable_metrics": [], "meta": { "current_page": 1, "next_page": 2, "total_count": 100_001 },
+    });
+    lago.answer_instead(http::Method::GET, "/api/v1/billable_metrics", 200, page);
+
+    let error = api.billable_metrics().await.err();
+    assert!(matches!(error, Some(ApiError::TooMany)), "{error:?}");
+    assert_eq!(lago.counts().requests, 1);
+}

@@ -1,6 +1,7 @@
 //! Asking the workers: a few processes of this same binary, started when they are needed, killed when they take too
 //! long, and started again.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
@@ -9,6 +10,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use kit_journal::BodyDigest;
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, ChildStdin, ChildStdout};
@@ -20,6 +22,10 @@ use super::{Question, worker};
 /// An answer that has not come after so many times the processor time a program may use does not come: the worker
 /// is stopped, or the machine gives it no processor at all.
 const WAITS: u32 = 20;
+/// So often a question may cost its worker before the program is to blame.
+const SUSPECTED: u32 = 3;
+/// Questions that are suspected at a time; a few bytes each.
+const SUSPECTS: usize = 1024;
 
 /// What a program may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +68,11 @@ pub struct Jq {
     limits: JqLimits,
     idle: Mutex<Vec<Worker>>,
     permits: Semaphore,
+    suspects: Mutex<Suspects>,
 }
+
+/// Questions whose worker ended, or said nothing, and nobody knows why: by a digest of program and document, how often.
+type Suspects = HashMap<[u8; 32], u32>;
 
 #[derive(Debug)]
 struct Worker {
@@ -77,12 +87,15 @@ enum Ended {
     Of(String),
     /// By something else.
     Otherwise(String),
+    /// Not at all: it says nothing, and has not used up its processor time.
+    Silent(String),
 }
 
 impl Jq {
     /// Starts nothing yet.
     pub fn new(limits: JqLimits) -> Self {
-        Self { limits, idle: Mutex::default(), permits: Semaphore::new(limits.workers.max(1)) }
+        let permits = Semaphore::new(limits.workers.max(1));
+        Self { limits, idle: Mutex::default(), permits, suspects: Mutex::default() }
     }
 
     /// What its programs may use.
@@ -94,7 +107,9 @@ impl Jq {
     ///
     /// # Errors
     /// [`JqError::Failed`] for whatever the program does wrong, also that it takes too long, too much memory, or
-    /// says too much. [`JqError::Away`] where no process can be started.
+    /// says too much. [`JqError::Away`] where no process can be started, and where it ends of something else or gets no
+    /// processor: whoever is killed for memory is seldom the one that took it, and a machine that stands still says nothing
+    /// of a program. Whatever that happens to `SUSPECTED` times is the program's fault after all.
     pub async fn ask(&self, question: Question, program: &str, input: &[u8]) -> Result<Vec<u8>, JqError> {
         let permit = self.permits.acquire().await;
         let _permit = permit.map_err(|_| JqError::Away("stopping".to_owned()))?;
@@ -105,14 +120,38 @@ impl Jq {
             // Dropping a worker kills it: when it did not answer, and when nobody waits for the answer any more.
             match self.answer(&mut worker, &request).await {
                 Ok(answer) => {
+                    self.acquit(&request);
                     self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
                     return answer.map_err(JqError::Failed);
                 }
                 Err(Ended::Of(why)) => return Err(JqError::Failed(why)),
                 // Somebody killed it while it was idle, or now: once more with a new one tells.
                 Err(Ended::Otherwise(_)) if again => again = false,
-                Err(Ended::Otherwise(why)) => return Err(JqError::Failed(why)),
+                Err(Ended::Otherwise(why) | Ended::Silent(why)) => return Err(self.suspect(&request, why)),
             }
+        }
+    }
+
+    /// What it means that nobody knows why there is no answer.
+    fn suspect(&self, request: &[u8], why: String) -> JqError {
+        let mut suspects = self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
+        if suspects.len() >= SUSPECTS {
+            suspects.clear();
+        }
+        let digest = BodyDigest::of(request).0;
+        let times = suspects.entry(digest).or_default();
+        *times += 1;
+        if *times < SUSPECTED {
+            return JqError::Away(why);
+        }
+        suspects.remove(&digest);
+        JqError::Failed(why)
+    }
+
+    fn acquit(&self, request: &[u8]) {
+        let mut suspects = self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
+        if !suspects.is_empty() {
+            suspects.remove(&BodyDigest::of(request).0);
         }
     }
 
@@ -156,7 +195,7 @@ impl Jq {
                     _ => Ended::Otherwise(error.to_string()),
                 })
             }
-            Err(_) => Err(Ended::Of(format!("no answer within {} s", limit.as_secs()))),
+            Err(_) => Err(Ended::Silent(format!("no answer within {} s", limit.as_secs()))),
         }
     }
 }
@@ -208,7 +247,7 @@ fn check_program(limits: JqLimits, program: &str) -> Result<(), String> {
             (false, _) => Err(String::from_utf8_lossy(text).into_owned()),
         },
         None => Err(match (asked.and(read), why(status, &limits)) {
-            (_, Ended::Of(why) | Ended::Otherwise(why)) => format!("cannot be compiled: {why}"),
+            (_, Ended::Of(why) | Ended::Otherwise(why) | Ended::Silent(why)) => format!("cannot be compiled: {why}"),
         }),
     }
 }

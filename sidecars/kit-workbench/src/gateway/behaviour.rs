@@ -127,11 +127,11 @@ impl Current {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     pub(super) pause: Duration,
-    pub(super) end: End,
+    pub(super) end: Ending,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum Ending {
     Answer {
         status: u16,
         headers: Vec<(String, String)>,
@@ -182,13 +182,13 @@ impl Plan {
                 // step stands for it.
                 Behaviour::Script(steps) => steps.into_iter().next().unwrap_or_default(),
                 Behaviour::Wire(bytes, taken) => {
-                    return Self { pause, end: End::Wire { bytes, taken } };
+                    return Self { pause, end: Ending::Wire { bytes, taken } };
                 }
                 Behaviour::Reset => {
-                    return Self { pause, end: End::Reset };
+                    return Self { pause, end: Ending::Reset };
                 }
                 Behaviour::Drop => {
-                    return Self { pause, end: End::Silence };
+                    return Self { pause, end: Ending::Silence };
                 }
                 Behaviour::Ok => return Self::answer(pause, pace, 200, json(), PROCESSED, true),
                 Behaviour::Ignored => {
@@ -215,7 +215,7 @@ impl Plan {
         // An answer that breaks off was never read by the client, so nothing was taken over as far
         // as the client may know.
         let taken = taken && !matches!(pace, Pace::CutAfter(_));
-        Self { pause, end: End::Answer { status, headers, body: body.to_vec(), taken, pace } }
+        Self { pause, end: Ending::Answer { status, headers, body: body.to_vec(), taken, pace } }
     }
 }
 

@@ -1,147 +1,64 @@
-//! The gateway's wire side: own accept loop over hyper, because a stand-in has to reset and to
-//! ignore connections, which a server framework does not let a handler do.
+//! The gateway's wire side: what it notes of a request, and what becomes of it.
 
-use std::convert::Infallible;
 use std::io::Write;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::stream;
 use http::request::Parts;
 use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::StreamBody;
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use kit::stand_in::{Body, End, Line, Party, read, whole};
 
-use super::behaviour::{End, Pace, Plan};
+use super::behaviour::{Ending, Pace, Plan};
 use super::received::{Received, ReceivedHead, unpack};
 use super::{JournalLine, Shared, signature};
 use crate::Moment;
 
-/// The kernel is out of descriptors or the like: wait instead of spinning.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-const HEAD_LIMIT_BYTES: usize = 8 * 1024 * 1024;
+impl Party for Shared {
+    const WHO: &'static str = "the gateway";
+    /// Room for the head of a raw delivery that keeps Lago's JWT header.
+    const HEAD_LIMIT_BYTES: Option<usize> = Some(8 * 1024 * 1024);
 
-type Body = BoxBody<Bytes, std::io::Error>;
-
-/// Accepts until stopped; then closes the port and breaks all connections before it returns.
-pub(super) async fn run(shared: Arc<Shared>, listener: TcpListener, stop: CancellationToken) {
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-            accepted = listener.accept() => accepted,
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, line: Line) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let body = match read(body, self.options.body_limit_bytes).await {
+            Ok(body) => body,
+            Err(StatusCode::PAYLOAD_TOO_LARGE) => return plain(StatusCode::PAYLOAD_TOO_LARGE, "too large"),
+            Err(status) => return plain(status, "incomplete"),
         };
-        match accepted {
-            Ok((stream, _)) => {
-                connections.spawn(connection(Arc::clone(&shared), stream));
+        let (head, plan) = self.record(&parts, body);
+        if plan.pause > Duration::ZERO {
+            tokio::time::sleep(plan.pause).await;
+        }
+        match plan.end {
+            Ending::Answer { status, headers, body, taken, pace } => {
+                let response = match build(status, &headers, body, pace, line) {
+                    Ok(response) => response,
+                    Err(error) => {
+                        let why = format!("the gateway's behaviour is not HTTP: {error}");
+                        plain(StatusCode::INTERNAL_SERVER_ERROR, &why)
+                    }
+                };
+                self.record_answer(&head, response.status().as_u16(), taken);
+                response
             }
-            Err(error) => {
-                tracing::warn!(%error, "the gateway cannot accept");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+            Ending::Wire { bytes, taken } => {
+                let status = std::str::from_utf8(bytes.get(9..12).unwrap_or_default()).unwrap_or_default();
+                self.record_answer(&head, status.parse().unwrap_or(0), taken);
+                line.end(End::Bytes(bytes)).await
             }
-        }
-    }
-    drop(listener);
-    connections.shutdown().await;
-}
-
-async fn connection(shared: Arc<Shared>, stream: TcpStream) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "connection is gone before it began");
-        return;
-    }
-    let reset = CancellationToken::new();
-    let wire = Arc::new(Mutex::new(None));
-    let service = service_fn(|request| {
-        let (shared, breaks) = (Arc::clone(&shared), Break { reset: reset.clone(), wire: Arc::clone(&wire) });
-        async move { Ok::<_, Infallible>(answer(shared, breaks, request).await) }
-    });
-    // Room for the head of a raw delivery that keeps Lago's JWT header.
-    let mut connection =
-        http1::Builder::new().max_buf_size(HEAD_LIMIT_BYTES).serve_connection(TokioIo::new(stream), service);
-    tokio::select! {
-        done = &mut connection => {
-            if let Err(error) = done {
-                tracing::debug!(%error, "connection to the gateway ended");
+            Ending::Reset => {
+                self.tell(head.number);
+                line.end(End::Reset).await
             }
-        }
-        () = reset.cancelled() => {
-            let mut stream = connection.into_parts().io.into_inner();
-            let bytes = wire.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(bytes) = bytes {
-                // The client may have had enough of it before the end.
-                if stream.write_all(&bytes).await.is_err() || stream.shutdown().await.is_err() {
-                    tracing::debug!("connection is gone before the end of the gateway's bytes");
-                }
-                return;
+            Ending::Silence => {
+                self.tell(head.number);
+                std::future::pending().await
             }
-            // With no time to linger, closing sends RST and discards what is unsent.
-            if let Err(error) = stream.set_zero_linger() {
-                tracing::debug!(%error, "connection is gone before its reset");
-            }
-        }
-    }
-}
-
-/// How a handler ends its connection by other means than an answer.
-#[derive(Clone)]
-struct Break {
-    reset: CancellationToken,
-    /// Bytes to send first; without them the connection is reset.
-    wire: Arc<Mutex<Option<Vec<u8>>>>,
-}
-
-async fn answer(shared: Arc<Shared>, breaks: Break, request: Request<Incoming>) -> Response<Body> {
-    let (parts, body) = request.into_parts();
-    let body = match Limited::new(body, shared.options.body_limit_bytes).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => {
-            return plain(StatusCode::PAYLOAD_TOO_LARGE, "too large");
-        }
-        // The client broke off: there is nobody to answer, and nothing was received.
-        Err(_) => return plain(StatusCode::BAD_REQUEST, "incomplete"),
-    };
-    let (head, plan) = shared.record(&parts, body);
-    if plan.pause > Duration::ZERO {
-        tokio::time::sleep(plan.pause).await;
-    }
-    match plan.end {
-        End::Answer { status, headers, body, taken, pace } => {
-            let response = match build(status, &headers, body, pace, breaks.reset) {
-                Ok(response) => response,
-                Err(error) => {
-                    let why = format!("the gateway's behaviour is not HTTP: {error}");
-                    plain(StatusCode::INTERNAL_SERVER_ERROR, &why)
-                }
-            };
-            shared.record_answer(&head, response.status().as_u16(), taken);
-            response
-        }
-        End::Wire { bytes, taken } => {
-            let status = std::str::from_utf8(bytes.get(9..12).unwrap_or_default()).unwrap_or_default();
-            shared.record_answer(&head, status.parse().unwrap_or(0), taken);
-            *breaks.wire.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
-            breaks.reset.cancel();
-            std::future::pending().await
-        }
-        End::Reset => {
-            shared.tell(head.number);
-            breaks.reset.cancel();
-            std::future::pending().await
-        }
-        End::Silence => {
-            shared.tell(head.number);
-            std::future::pending().await
         }
     }
 }
@@ -151,7 +68,7 @@ fn build(
     headers: &[(String, String)],
     body: Vec<u8>,
     pace: Pace,
-    reset: CancellationToken,
+    line: Line,
 ) -> Result<Response<Body>, http::Error> {
     let mut response = Response::builder().status(status);
     for (name, value) in headers {
@@ -171,15 +88,14 @@ fn build(
         Pace::CutAfter(bytes) => {
             let part = Bytes::copy_from_slice(&body[..bytes.min(length)]);
             let cut = stream::unfold(Some(part), move |part| {
-                let reset = reset.clone();
+                let line = line.clone();
                 async move {
                     if let Some(part) = part {
                         return Some((Ok(Frame::data(part)), None));
                     }
                     // Let the connection write what it has before it is broken.
                     tokio::time::sleep(Duration::from_millis(20)).await;
-                    reset.cancel();
-                    std::future::pending().await
+                    line.end(End::Reset).await
                 }
             });
             // One byte more than will ever come, so that a full body is cut as well.
@@ -189,13 +105,9 @@ fn build(
 }
 
 fn plain(status: StatusCode, text: &str) -> Response<Body> {
-    let mut response = Response::new(whole(text.as_bytes().to_vec()));
+    let mut response = Response::new(whole(text.to_owned()));
     *response.status_mut() = status;
     response
-}
-
-fn whole(body: Vec<u8>) -> Body {
-    Full::new(Bytes::from(body)).map_err(|never| match never {}).boxed()
 }
 
 impl Shared {

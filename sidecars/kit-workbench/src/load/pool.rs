@@ -24,7 +24,8 @@ pub struct PreparedWebhook {
     pub organisation: Arc<str>,
     /// What order is promised within; empty where none is.
     pub subject: Arc<str>,
-    /// Header lines besides `Host`, `Connection`, `Content-Length`, `Content-Type` and the key.
+    /// Header lines besides `Host`, `Connection`, `Content-Length` and the key, and besides `Content-Type` where that is
+    /// JSON.
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Bytes,
@@ -42,7 +43,10 @@ impl PreparedWebhook {
         body: impl Into<Bytes>,
     ) -> Self {
         let body = body.into();
-        let mut header_lines = format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
+        let mut header_lines = format!("Content-Length: {}\r\n", body.len());
+        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
+            header_lines.insert_str(0, "Content-Type: application/json\r\n");
+        }
         for (name, value) in &headers {
             header_lines.push_str(&format!("{name}: {value}\r\n"));
         }

@@ -134,7 +134,7 @@ async fn a_closed_loop_ends_with_its_time_or_when_told() {
     let receiver = receiver().await;
     let unbounded = LoadOptions { requests: None, ..options(&receiver) };
 
-    let timed = run_load(LoadOptions { duration: Some(Duration::from_millis(100)), ..unbounded.clone() }).await;
+    let timed = run_load(LoadOptions { duration: Some(Duration::from_millis(500)), ..unbounded.clone() }).await;
     assert!(timed.report.ok > 0);
 
     let control = LoadControl::new();
@@ -159,7 +159,7 @@ async fn failures_are_counted_by_kind_and_retried_with_the_same_key() {
         requests: Some(1),
         attempts: 4,
         retry_pause: Duration::from_millis(1),
-        timeout: Duration::from_millis(200),
+        timeout: Duration::from_secs(2),
         ..options(&receiver)
     })
     .await;

@@ -4,7 +4,7 @@ use super::*;
 use crate::gateway::{Behaviour, Gateway, GatewayOptions};
 use crate::scratch::Scratch;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 fn shell(script: &str) -> DaemonCommand {
     DaemonCommand::new("/bin/sh").args(["-c", script])

@@ -4,7 +4,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(50);
 
 /// A server for one connection that reads up to the first blank line and then does as told.

@@ -73,13 +73,15 @@ fn typed(text: &str, default: Option<&Value>) -> Value {
             "false" | "0" | "no" | "off" => Value::from(false),
             _ => Value::from(text),
         },
-        Some(Value::Array(_, elements)) => array(trimmed, elements.first()),
+        Some(Value::Array(_, elements)) => list(trimmed, elements.first()),
         _ => Value::from(text),
     }
 }
 
-/// A TOML array, or values separated by commas.
-fn array(text: &str, element: Option<&Value>) -> Value {
+/// A list as a variable has it, a TOML array or values separated by commas, which are read as `element` is. What begins as
+/// an array and is none stays the text that it is.
+pub fn list(text: &str, element: Option<&Value>) -> Value {
+    let text = text.trim();
     if text.starts_with('[') {
         #[derive(serde::Deserialize)]
         struct Holder {
@@ -100,6 +102,11 @@ fn array(text: &str, element: Option<&Value>) -> Value {
         })
         .collect();
     Value::from(values)
+}
+
+/// A list of texts, as [`list`] reads it; none where it is no array, or has something else in it.
+pub fn texts(text: &str) -> Option<Vec<String>> {
+    list(text, None).as_array()?.iter().map(|element| element.as_str().map(str::to_owned)).collect()
 }
 
 fn parse_number(text: &str, like: &Num) -> Option<Value> {

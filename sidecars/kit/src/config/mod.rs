@@ -2,26 +2,36 @@
 //! naming the variable that mends it.
 
 mod environment;
+mod reading;
 mod reference;
 mod sections;
 
 use std::path::{Path, PathBuf};
 
 use figment::Figment;
-use figment::providers::{Format as _, Serialized, Toml};
+use figment::providers::Serialized;
 use figment::value::{Dict, Value};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use environment::{list, texts};
+pub use reading::{Mistake, from_values};
 pub use reference::reference;
-pub use sections::{AdminSection, ListenSection, LogSection, StopSection};
+pub use sections::{AdminSection, ListenSection, LogSection, ProcessSections, StopSection};
 
 /// Prefix of our environment variables.
 pub const PREFIX: &str = "SIDECAR_";
 
 /// A configuration, or a part of one.
 pub trait Section: Serialize + DeserializeOwned + Default + JsonSchema {
+    /// Fields of a configuration whose own fields are settings beside the others: sections that several daemons have, said
+    /// once. In the file, in variables, in messages and on the reference page such a field itself is nowhere to be seen.
+    ///
+    /// This in the place of `#[serde(flatten)]`, which reads values without their places: a mistake could not be told with
+    /// its variable.
+    const GROUPS: &'static [&'static str] = &[];
+
     /// Checks the values against each other and against what they are for.
     fn validate(&self, problems: &mut Problems);
 }
@@ -91,9 +101,14 @@ impl Problems {
         self.found.is_empty()
     }
 
-    /// One line a mistake, each beginning with the variable.
+    /// One line a mistake, each beginning with the variable. A message that begins with it too says it once.
     pub fn lines(&self, well_known: &[WellKnown]) -> Vec<String> {
-        self.found.iter().map(|(path, message)| format!("{}: {message}", variable(path, well_known))).collect()
+        let line = |(path, message): &(String, String)| {
+            let variable = variable(path, well_known);
+            let said = message.strip_prefix(&*variable).and_then(|rest| rest.strip_prefix(": "));
+            format!("{variable}: {}", said.unwrap_or(message))
+        };
+        self.found.iter().map(line).collect()
     }
 }
 
@@ -115,12 +130,13 @@ pub fn load<T: Section>(source: &Source) -> Result<T, ConfigErrors> {
 /// default stands in, so that the rest can still be looked at.
 pub fn read<T: Section>(source: &Source) -> (T, Vec<String>) {
     let mut lines = Vec::new();
-    let mut figment = Figment::from(Serialized::defaults(T::default()));
-    let known = figment.find_value("").unwrap_or_else(|_| Value::from(Dict::new()));
+    let groups = Groups::of::<T>();
+    let known = Value::from(groups.open(defaults::<T>()));
+    let mut figment = Figment::from(Serialized::defaults(&known));
     if let Some(file) = &source.file {
         match read_file(file) {
             Ok(text) => match toml::from_str::<toml::Table>(&text) {
-                Ok(_) => figment = figment.merge(Toml::string(&text)),
+                Ok(table) => figment = figment.merge(Serialized::defaults(table)),
                 Err(error) => lines.push(format!("{}: {}", file.display(), malformed(&text, &error))),
             },
             Err(line) => lines.push(line),
@@ -133,7 +149,13 @@ pub fn read<T: Section>(source: &Source) -> (T, Vec<String>) {
         Ok(Value::Dict(_, tree)) => tree,
         _ => Dict::new(),
     };
-    let config = extract::<T>(&mut tree, source, &known, &mut lines);
+    for name in T::GROUPS {
+        // To us it is a name, to whoever writes a configuration it is none.
+        if tree.remove(*name).is_some() {
+            lines.push(format!("{}: is not a setting", variable(name, &source.well_known)));
+        }
+    }
+    let config = extract::<T>(&mut tree, source, (&known, &groups), &mut lines);
     let mut problems = Problems::default();
     config.validate(&mut problems);
     add_lines(&mut lines, problems.lines(&source.well_known));
@@ -166,47 +188,96 @@ pub fn malformed(text: &str, error: &toml::de::Error) -> String {
 }
 
 /// Extracts, and on an error takes the offending value out and extracts again, until it works.
-fn extract<T: Section>(tree: &mut Dict, source: &Source, known: &Value, lines: &mut Vec<String>) -> T {
+fn extract<T: Section>(
+    tree: &mut Dict,
+    source: &Source,
+    (known, groups): (&Value, &Groups),
+    lines: &mut Vec<String>,
+) -> T {
     // Every round removes one value; a tree has far fewer.
     for _ in 0..10_000 {
-        let figment = Figment::from(Serialized::defaults(&*tree));
-        let error = match figment.extract::<T>() {
+        let error = match from_values::<T>(&Value::from(groups.close(tree))) {
             Ok(config) => return config,
             Err(error) => error,
         };
-        for error in error {
-            // An element of a list is mended where the list is.
-            let mut path: Vec<String> =
-                error.path.iter().take_while(|part| part.parse::<usize>().is_err()).cloned().collect();
-            let message = match &error.kind {
-                figment::error::Kind::UnknownField(name, _) => {
-                    if path.last() != Some(name) {
-                        path.push(name.clone());
-                    }
-                    unknown(&path, known)
+        // An element of a list is mended where the list is.
+        let place = groups.place(&error.path);
+        let mut path: Vec<String> = place.iter().take_while(|part| part.parse::<usize>().is_err()).cloned().collect();
+        let message = match &error.kind {
+            figment::error::Kind::UnknownField(name, _) => {
+                if path.last() != Some(name) {
+                    path.push(name.clone());
                 }
-                figment::error::Kind::InvalidType(found, expected)
-                | figment::error::Kind::InvalidValue(found, expected) => {
-                    if looks_secret(&path) {
-                        format!("must be {expected}")
-                    } else {
-                        format!("found {found}, must be {expected}")
-                    }
-                }
-                figment::error::Kind::UnknownVariant(found, expected) => {
-                    format!("{found:?} is not one of {}", expected.join(", "))
-                }
-                kind => kind.to_string(),
-            };
-            let shown = path.join(".");
-            lines.push(format!("{}: {message}", variable(&shown, &source.well_known)));
-            if path.is_empty() || !remove(tree, &path) {
-                // Nothing to take out: the rest cannot be looked at.
-                return T::default();
+                unknown(&path, known)
             }
+            figment::error::Kind::InvalidType(found, expected)
+            | figment::error::Kind::InvalidValue(found, expected) => {
+                if looks_secret(&path) {
+                    format!("must be {expected}")
+                } else {
+                    format!("found {found}, must be {expected}")
+                }
+            }
+            figment::error::Kind::UnknownVariant(found, expected) => {
+                format!("{found:?} is not one of {}", expected.join(", "))
+            }
+            kind => kind.to_string(),
+        };
+        let shown = path.join(".");
+        lines.push(format!("{}: {message}", variable(&shown, &source.well_known)));
+        if path.is_empty() || !remove(tree, &path) {
+            // Nothing to take out: the rest cannot be looked at.
+            return T::default();
         }
     }
     T::default()
+}
+
+/// What a configuration is where nothing is set, as a tree.
+fn defaults<T: Section>() -> Dict {
+    match Figment::from(Serialized::defaults(T::default())).find_value("") {
+        Ok(Value::Dict(_, tree)) => tree,
+        _ => Dict::new(),
+    }
+}
+
+/// [`Section::GROUPS`] with the names of the settings in each.
+struct Groups(Vec<(&'static str, Vec<String>)>);
+
+impl Groups {
+    fn of<T: Section>() -> Self {
+        let tree = defaults::<T>();
+        let fields = |name: &str| tree.get(name).and_then(Value::as_dict).map(|group| group.keys().cloned().collect());
+        Self(T::GROUPS.iter().map(|name| (*name, fields(name).unwrap_or_default())).collect())
+    }
+
+    /// From how the types have it to how it is written.
+    fn open(&self, mut tree: Dict) -> Dict {
+        for (name, _) in &self.0 {
+            if let Some(Value::Dict(_, group)) = tree.remove(*name) {
+                tree.extend(group);
+            }
+        }
+        tree
+    }
+
+    /// From how it is written to how the types have it.
+    fn close(&self, tree: &Dict) -> Dict {
+        let mut closed = tree.clone();
+        for (name, fields) in &self.0 {
+            let group: Dict = fields.iter().filter_map(|field| closed.remove_entry(field)).collect();
+            closed.insert((*name).to_owned(), Value::from(group));
+        }
+        closed
+    }
+
+    /// A place as it is written.
+    fn place<'a>(&self, path: &'a [String]) -> &'a [String] {
+        match path {
+            [group, rest @ ..] if self.0.iter().any(|(name, _)| name == group) => rest,
+            path => path,
+        }
+    }
 }
 
 /// Takes the value at `path` out; where the path leads into an array, the array.

@@ -8,8 +8,8 @@ use super::{Section, WellKnown, variable};
 
 /// The reference page of a daemon, in Markdown.
 pub fn reference<T: Section>(daemon: &str, well_known: &[WellKnown]) -> String {
-    let schema = serde_json::to_value(schemars::schema_for!(T)).unwrap_or_default();
-    let defaults = serde_json::to_value(T::default()).unwrap_or_default();
+    let mut schema = serde_json::to_value(schemars::schema_for!(T)).unwrap_or_default();
+    let mut defaults = serde_json::to_value(T::default()).unwrap_or_default();
     let definitions = schema.get("$defs").and_then(Value::as_object).cloned().unwrap_or_default();
     let mut page = format!(
         "# Configuration of {daemon}\n\n\
@@ -19,6 +19,9 @@ pub fn reference<T: Section>(daemon: &str, well_known: &[WellKnown]) -> String {
          seconds and may be fractions. Lists are separated by commas, or written as a TOML array.\n"
     );
     let writer = Writer { definitions: &definitions, well_known };
+    for name in T::GROUPS {
+        writer.open(name, &mut schema, &mut defaults);
+    }
     writer.section(&mut page, &schema, &defaults, "");
     page
 }
@@ -29,6 +32,19 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
+    /// Puts the settings of a group beside the others.
+    fn open(&self, name: &str, schema: &mut Value, defaults: &mut Value) {
+        let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else { return };
+        if let Some(group) = properties.remove(name) {
+            properties
+                .extend(self.resolve(&group).get("properties").and_then(Value::as_object).cloned().unwrap_or_default());
+        }
+        let Some(defaults) = defaults.as_object_mut() else { return };
+        if let Some(Value::Object(group)) = defaults.remove(name) {
+            defaults.extend(group);
+        }
+    }
+
     fn section(&self, page: &mut String, schema: &Value, defaults: &Value, path: &str) {
         let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
         let mut rows = String::new();

@@ -1,4 +1,6 @@
 //! The sections that every daemon has.
+//!
+//! They stand in its configuration as a group, see [`super::Section::GROUPS`].
 
 use std::path::PathBuf;
 
@@ -7,6 +9,42 @@ use serde::{Deserialize, Serialize};
 
 use super::Problems;
 use crate::secret::Secret;
+
+/// What every daemon has.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProcessSections {
+    /// Addresses and limits of the two listeners.
+    pub listen: ListenSection,
+    /// Access to the admin API.
+    pub admin: AdminSection,
+    /// What is logged and how.
+    pub log: LogSection,
+    /// How the daemon stops.
+    pub stop: StopSection,
+}
+
+impl ProcessSections {
+    /// With listeners at these ports: the public one on every address, the admin one on the loopback.
+    pub fn at_ports(public: u16, admin: u16) -> Self {
+        let (public, admin) = (format!("0.0.0.0:{public}"), format!("127.0.0.1:{admin}"));
+        Self { listen: ListenSection { public, admin, ..ListenSection::default() }, ..Self::default() }
+    }
+
+    /// Checks the values.
+    pub fn validate(&self, problems: &mut Problems) {
+        self.listen.validate("listen", problems);
+        self.log.validate("log", problems);
+        self.stop.validate("stop", problems);
+    }
+
+    /// Checks what only reading files can tell.
+    pub fn check(&self, problems: &mut Problems) {
+        if let Err((field, message)) = self.admin.resolve() {
+            problems.add(&format!("admin.{field}"), &message);
+        }
+    }
+}
 
 /// Addresses and limits of the listeners.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -58,6 +96,12 @@ impl Default for ListenSection {
 }
 
 impl ListenSection {
+    /// The largest request, head and body together, that can be read at all: a quarter of the memory is kept for requests of
+    /// 64 KiB and less (see `serve::budget`).
+    pub fn largest_request_bytes(&self) -> usize {
+        self.memory_budget_bytes / 4 * 3
+    }
+
     /// Checks the values; `prefix` is the section's path.
     pub fn validate(&self, prefix: &str, problems: &mut Problems) {
         for (name, address) in [("public", &self.public), ("admin", &self.admin)] {

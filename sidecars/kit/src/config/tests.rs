@@ -209,3 +209,87 @@ fn a_body_may_take_at_least_its_grace_in_all() {
         );
     }
 }
+
+/// As where a secret cannot be had: its error says where it was looked for.
+#[test]
+fn a_variable_is_named_once() {
+    let mut problems = Problems::default();
+    problems.add("gateway.token_file", "SIDECAR_GATEWAY__TOKEN_FILE: cannot read /nope");
+    problems.add("gateway.token", "SIDECAR_GATEWAY__TOKEN_FILE: is another one");
+    problems.add("gateway.url", "must be set");
+    let expected = [
+        "SIDECAR_GATEWAY__TOKEN_FILE: cannot read /nope",
+        "SIDECAR_GATEWAY__TOKEN: SIDECAR_GATEWAY__TOKEN_FILE: is another one",
+        "SIDECAR_GATEWAY__URL: must be set",
+    ];
+    assert_eq!(problems.lines(&[]), expected);
+}
+
+/// As a daemon has it: sections of several daemons in a group, beside one of its own.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Grouped {
+    process: ProcessSections,
+    own: OwnSection,
+}
+
+/// Its own.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct OwnSection {
+    /// A number.
+    number: u64,
+}
+
+impl Section for Grouped {
+    const GROUPS: &'static [&'static str] = &["process"];
+
+    fn validate(&self, problems: &mut Problems) {
+        self.process.validate(problems);
+    }
+}
+
+#[test]
+fn the_sections_of_a_group_stand_beside_the_others() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let file = directory.path().join("c.toml");
+    std::fs::write(&file, "[listen]\nmax_connections = 7\n[own]\nnumber = 3\n").unwrap();
+    let env = [("SIDECAR_STOP__DRAIN_SECONDS", "2"), ("LOG_LEVEL", "debug")];
+
+    let config: Grouped = load(&Source { file: Some(file), ..source(&env) }).unwrap();
+
+    assert_eq!((config.process.listen.max_connections, config.own.number), (7, 3));
+    assert_eq!((config.process.stop.drain_seconds, config.process.log.level.as_str()), (2.0, "debug"));
+    let page = reference::<Grouped>("probe", &WELL_KNOWN);
+    let sections: Vec<&str> = page.lines().filter(|line| line.starts_with("## ")).collect();
+    assert_eq!(sections, ["## `[admin]`", "## `[listen]`", "## `[log]`", "## `[own]`", "## `[stop]`"]);
+    assert!(page.contains("\n## `[listen]`\n\nAddresses and limits of the two listeners.\n"), "{page}");
+    assert!(page.contains("| `SIDECAR_STOP__DRAIN_SECONDS` | `stop.drain_seconds` | number | `8.0` |"), "{page}");
+}
+
+#[test]
+fn a_mistake_in_a_group_is_told_with_its_variable_and_the_rest_is_read() {
+    let env = [
+        ("SIDECAR_LISTEN__MAX_CONNECTIONS", "many"),
+        ("SIDECAR_LISTEN__MAX_CONECTIONS", "4"),
+        ("SIDECAR_LISTEN__PUBLIC", "nowhere"),
+        ("SIDECAR_ADMIN", "x"),
+        ("SIDECAR_LISTENS__PUBLIC", "0.0.0.0:1"),
+        ("SIDECAR_PROCESS__LISTEN__PUBLIC", "0.0.0.0:1"),
+        ("SIDECAR_OWN__NUMBER", "5"),
+    ];
+
+    let (config, mut lines) = read::<Grouped>(&source(&env));
+
+    assert_eq!(config.own.number, 5);
+    lines.sort();
+    let expected = [
+        "SIDECAR_ADMIN: is a section and not a setting; its settings are SIDECAR_ADMIN__…",
+        "SIDECAR_LISTENS: is not a setting, did you mean SIDECAR_LISTEN?",
+        "SIDECAR_LISTEN__MAX_CONECTIONS: is not a setting, did you mean SIDECAR_LISTEN__MAX_CONNECTIONS?",
+        "SIDECAR_LISTEN__MAX_CONNECTIONS: found string \"many\", must be usize",
+        "SIDECAR_LISTEN__PUBLIC: must be an address and a port, for example 0.0.0.0:8080",
+        "SIDECAR_PROCESS: is not a setting",
+    ];
+    assert_eq!(lines, expected);
+}

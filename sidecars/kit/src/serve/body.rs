@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
+use futures_util::FutureExt as _;
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -63,6 +65,16 @@ impl BodyError {
             Self::BrokenOff => StatusCode::BAD_REQUEST,
         }
     }
+
+    /// The word for it in metrics.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::TooLarge(_) => "too_large",
+            Self::TimedOut => "too_slow",
+            Self::Stopping => "stopping",
+            Self::BrokenOff => "broken_off",
+        }
+    }
 }
 
 /// Reads a whole body of at most `limit` bytes into memory of its own: hyper's frames keep the whole
@@ -89,13 +101,19 @@ pub async fn read_body(
     }
     let mut read = Vec::with_capacity(announced.unwrap_or(0).min(FIRST_ROOM));
     let started = Instant::now();
-    loop {
+    while !body.is_end_stream() {
         let earned = Duration::from_secs_f64(read.len() as f64 / rules.min_rate as f64);
         let deadline = started + (rules.grace + earned).min(rules.total);
-        let frame = tokio::select! {
-            biased;
-            frame = tokio::time::timeout_at(deadline, body.frame()) => frame.map_err(|_| BodyError::TimedOut)?,
-            () = rules.cut.cancelled() => return Err(BodyError::Stopping),
+        // Mostly it came with the head, and nothing needs a timer. Not so without end: a body that goes on coming is looked
+        // at by the clock as well.
+        let here = if read.is_empty() { body.frame().now_or_never() } else { None };
+        let frame = match here {
+            Some(frame) => frame,
+            None => tokio::select! {
+                biased;
+                frame = tokio::time::timeout_at(deadline, body.frame()) => frame.map_err(|_| BodyError::TimedOut)?,
+                () = rules.cut.cancelled() => return Err(BodyError::Stopping),
+            },
         };
         let Some(frame) = frame else { break };
         let frame = frame.map_err(|_| BodyError::BrokenOff)?;

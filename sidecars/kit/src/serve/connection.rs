@@ -24,6 +24,7 @@ use tower::ServiceExt as _;
 use super::body::BodyRules;
 use super::io::{Guarded, Phase, Watched};
 use super::scan::Framing;
+use super::signal::Waiting;
 use super::{ConnInfo, Shared};
 
 /// A connection that is idle when the daemon stops may still bring a request that is on its way.
@@ -50,7 +51,7 @@ pub(super) async fn drive(shared: &Arc<Shared>, stream: TcpStream, peer: SocketA
         // Boxed: its state is large as well.
         Box::pin(converse(shared, stream, watched, peer, app)).await;
     } else {
-        close(stream, !gracefully && !shared.cut_all.is_cancelled()).await;
+        close(stream, !gracefully && !shared.cut_all.is_raised()).await;
     }
 }
 
@@ -79,24 +80,25 @@ async fn converse(shared: &Arc<Shared>, stream: TcpStream, watched: Watched, pee
         state.held.release();
         state.linger || !gracefully
     };
-    close(stream, linger && !shared.cut_all.is_cancelled()).await;
+    close(stream, linger && !shared.cut_all.is_raised()).await;
 }
 
 /// Goes on with `progress` until it is ready, a deadline has passed or everything is cut off; says
 /// whether that is an end in order.
 async fn watch(shared: &Shared, watched: &Watched, mut progress: impl FnMut(&mut Context<'_>) -> Poll<bool>) -> bool {
     let mut timer = pin!(tokio::time::sleep_until(next_deadline(shared, watched, None).0.into()));
-    let mut stopped = pin!(shared.stop.stopped());
+    let (stopping, cut) = (pin!(shared.stopping.raised()), pin!(shared.cut_all.raised()));
+    let mut stopping = Waiting::new(&shared.stopping, stopping);
+    let mut cut = Waiting::new(&shared.cut_all, cut);
     let mut stopped_at = None;
-    let mut cut = pin!(shared.cut_all.cancelled());
     poll_fn(|cx| {
         if let Poll::Ready(in_order) = progress(cx) {
             return Poll::Ready(in_order);
         }
-        if stopped_at.is_none() && stopped.as_mut().poll(cx).is_ready() {
+        if stopped_at.is_none() && stopping.poll(cx) {
             stopped_at = Some(Instant::now());
         }
-        if cut.as_mut().poll(cx).is_ready() {
+        if cut.poll(cx) {
             return Poll::Ready(false);
         }
         poll_deadline(shared, watched, stopped_at, timer.as_mut(), cx)
@@ -230,7 +232,7 @@ async fn answer(
     // hyper keeps the buffer of a large head for as long as the connection lives, and nobody counts
     // it once the request is over.
     let spent = unread || overran || large || framing.is_err() || framing == Ok(Framing::Chunked);
-    if spent || shared.stop.is_stopped() || shared.is_crowded() {
+    if spent || shared.stopping.is_raised() || shared.is_crowded() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     shared.metrics.answered(shared.name, response.status());

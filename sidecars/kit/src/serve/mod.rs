@@ -9,6 +9,7 @@ mod connection;
 mod io;
 mod metrics;
 pub mod scan;
+mod signal;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +33,7 @@ pub use metrics::ServeMetrics;
 use crate::config::{ListenSection, StopSection};
 use crate::lifecycle::StopToken;
 use budget::Budget;
+use signal::Signal;
 
 /// Connections that may wait to be accepted; the kernel cuts this down to `net.core.somaxconn`.
 const BACKLOG: u32 = 4096;
@@ -105,6 +107,7 @@ impl Limits {
 pub struct Server {
     listener: TcpListener,
     shared: Arc<Shared>,
+    stop: StopToken,
 }
 
 /// What all connections of a listener share.
@@ -116,11 +119,12 @@ struct Shared {
     peers: Mutex<HashMap<IpAddr, usize>>,
     open: AtomicUsize,
     metrics: ServeMetrics,
-    stop: StopToken,
+    /// The daemon stops.
+    stopping: Signal,
     /// Bodies that are unfinished now are given up.
     cut_bodies: CancellationToken,
     /// Connections that are open now are given up.
-    cut_all: CancellationToken,
+    cut_all: Signal,
 }
 
 impl Server {
@@ -161,12 +165,12 @@ impl Server {
             peers: Mutex::new(HashMap::new()),
             open: AtomicUsize::new(0),
             metrics,
-            stop,
+            stopping: Signal::default(),
             cut_bodies: CancellationToken::new(),
-            cut_all: CancellationToken::new(),
+            cut_all: Signal::default(),
         };
         tracing::info!(listener = name, address = %listener.local_addr()?, "listening");
-        Ok(Self { listener, shared: Arc::new(shared) })
+        Ok(Self { listener, shared: Arc::new(shared), stop })
     }
 
     /// The address in use, for a listener bound to port 0.
@@ -182,23 +186,25 @@ impl Server {
     /// # Errors
     /// Never; the type is what the shell wants of a task.
     pub async fn run(self, app: Router) -> Result<(), std::convert::Infallible> {
-        let Self { listener, shared } = self;
+        let Self { listener, shared, stop } = self;
         let connections = TaskTracker::new();
-        let mut pause = Pause::default();
-        let stopped = shared.stop.clone();
-        loop {
-            let accepted = tokio::select! {
-                () = stopped.stopped() => break,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, peer)) => {
-                    pause = Pause::default();
-                    shared.admit(stream, peer, &app, &connections);
+        let accepting = async {
+            let mut pause = Pause::default();
+            loop {
+                match listener.accept().await {
+                    Ok((stream, peer)) => {
+                        pause = Pause::default();
+                        shared.admit(stream, peer, &app, &connections);
+                    }
+                    Err(error) => pause.after(&error, shared.name).await,
                 }
-                Err(error) => pause.after(&error, shared.name).await,
             }
+        };
+        tokio::select! {
+            () = stop.stopped() => {}
+            () = accepting => {}
         }
+        shared.stopping.raise();
         // Whoever has connected before the stop is served: closing the listener now would reset them.
         // A moment, so that the runtime has seen them; then only what is there, because under load
         // there would always be one more.
@@ -217,7 +223,7 @@ impl Server {
             tokio::time::sleep(bodies).await;
             shared.cut_bodies.cancel();
             tokio::time::sleep(limits.drain.saturating_sub(bodies)).await;
-            shared.cut_all.cancel();
+            shared.cut_all.raise();
             std::future::pending::<()>().await;
         };
         tokio::select! {

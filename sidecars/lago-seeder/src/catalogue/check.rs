@@ -121,8 +121,8 @@ impl Catalogue {
         found.one_of(&about, "interval", &plan.interval, &INTERVALS);
         found.currency(&about, &plan.amount_currency);
         found.known(&about, "tax", plan.tax_codes.iter().flatten(), &taxes);
-        if plan.bill_charges_monthly.is_some() && plan.interval != "yearly" {
-            found.add(&about, "bill_charges_monthly is for yearly plans");
+        if plan.bill_charges_monthly.is_some() && !matches!(plan.interval.as_str(), "yearly" | "semiannual") {
+            found.add(&about, "bill_charges_monthly is for yearly and semiannual plans");
         }
         if !plan.trial_period.is_finite() || plan.trial_period < 0.0 {
             found.add(&about, "trial_period is a number of days, 0 or more");

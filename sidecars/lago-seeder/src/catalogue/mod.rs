@@ -164,7 +164,7 @@ pub struct Plan {
     /// Whether the price is billed at the beginning of a period, not at its end.
     #[serde(default)]
     pub pay_in_advance: bool,
-    /// Of a yearly plan: whether usage is billed every month. Nothing for others.
+    /// Of a yearly plan, or of a semiannual one: whether usage is billed every month. Nothing for others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bill_charges_monthly: Option<bool>,
     /// Taxes by code. Left as they are where absent; `[]` takes all off.

@@ -9,7 +9,7 @@ use kit_lago::management::Object;
 use serde_json::{Value, json};
 
 use super::same::same;
-use super::{Change, Part};
+use super::{Change, Extra, Part};
 use crate::wanted::WantedCharge;
 
 /// Lago's ids of metrics by code.
@@ -87,10 +87,15 @@ impl Pairing {
         }
     }
 
-    pub(super) fn extras(&self) -> impl Iterator<Item = String> {
+    pub(super) fn extras(&self) -> impl Iterator<Item = Extra> {
         self.others.iter().map(|charge| {
             let text = |name: &str| charge.get(name).and_then(Value::as_str).unwrap_or("?");
-            format!("{} ({})", text("billable_metric_code"), text("charge_model"))
+            let what = format!("{} ({})", text("billable_metric_code"), text("charge_model"));
+            let is_wanted = |wanted: &WantedCharge| {
+                wanted.metric == text("billable_metric_code") && differing(wanted, charge).next().is_none()
+            };
+            let has_twin = self.pairs.iter().any(|(_, wanted, found)| found.is_some() && is_wanted(wanted));
+            if has_twin { Extra::Twin(what) } else { Extra::Charge(what) }
         })
     }
 

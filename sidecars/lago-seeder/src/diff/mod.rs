@@ -56,6 +56,8 @@ pub(crate) struct Comparison {
 pub(crate) enum Extra {
     /// A charge of a plan, by its metric and model.
     Charge(String),
+    /// The same as a charge that is wanted, a second time: the same usage is billed twice.
+    Twin(String),
     /// A feature that a plan grants, or a privilege of one.
     Entitlement { feature: String, privilege: Option<String> },
 }
@@ -65,6 +67,7 @@ impl Extra {
     pub(crate) fn text(&self) -> String {
         match self {
             Self::Charge(what) => format!("charge for {what}"),
+            Self::Twin(what) => format!("second charge for {what}"),
             Self::Entitlement { feature, privilege: None } => format!("entitlement {feature}"),
             Self::Entitlement { feature, privilege: Some(privilege) } => format!("entitlement {feature}.{privilege}"),
         }
@@ -109,7 +112,7 @@ pub(crate) fn compare(wanted: &Wanted, actual: &Object, granted: Option<&Entitle
         Pairing::default()
     };
     pairing.changes(&mut changes);
-    extras.extend(pairing.extras().map(Extra::Charge));
+    extras.extend(pairing.extras());
     if let (Some(wanted), Some(granted)) = (&wanted.entitlements, granted) {
         compare_entitlements(wanted, granted, &mut changes, &mut extras);
     }
@@ -141,7 +144,8 @@ pub(crate) fn update(
 ) -> Result<Option<Object>, String> {
     let own: Vec<&str> =
         changes.iter().filter(|change| change.part == Part::Own).map(|change| change.field.as_str()).collect();
-    let removes_charges = prune && comparison.extras.iter().any(|extra| matches!(extra, Extra::Charge(_)));
+    let removes_charges =
+        prune && comparison.extras.iter().any(|extra| matches!(extra, Extra::Charge(_) | Extra::Twin(_)));
     let has_charges = removes_charges || changes.iter().any(|change| change.part == Part::Charges);
     if own.is_empty() && !has_charges {
         return Ok(None);
@@ -160,6 +164,10 @@ pub(crate) fn update(
             for name in ["interval", "bill_charges_monthly"] {
                 let value = body.get(name).or_else(|| actual.get(name)).cloned().unwrap_or_default();
                 body.insert(name.to_owned(), value);
+            }
+            // Newer versions only; the catalogue does not have it.
+            if let Some(value) = actual.get("bill_fixed_charges_monthly") {
+                body.insert("bill_fixed_charges_monthly".to_owned(), value.clone());
             }
         }
         _ => {}

@@ -14,7 +14,7 @@ use reqwest::Client;
 use serde_json::Value;
 
 pub(crate) const KEY: &str = "lago-api-key-0123456789";
-pub(crate) const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 pub(crate) fn key() -> Secret {
     Secret::from(KEY.to_owned())

@@ -192,3 +192,23 @@ async fn a_yearly_plan_keeps_its_monthly_usage_when_something_else_is_changed() 
     bench.apply(&silent).await;
     assert_eq!(bench.object(Kind::Plan, "p").await["bill_charges_monthly"], true);
 }
+
+#[tokio::test]
+async fn what_newer_versions_bill_monthly_of_a_longer_plan_stays() {
+    for interval in ["yearly", "semiannual"] {
+        let bench = Bench::start(Profile::ClickHouse).await;
+        let text = format!(
+            "[[plans]]\ncode='p'\nname='P'\ninterval='{interval}'\nbill_charges_monthly=true\namount_cents=100\namount_currency='USD'"
+        );
+        bench.apply(&catalogue(&text)).await;
+        let by_hand = json!({ "interval": interval, "bill_charges_monthly": true, "bill_fixed_charges_monthly": true });
+        change(&bench, Kind::Plan, "p", by_hand).await;
+
+        let report = bench.apply(&catalogue(&text.replace("'P'", "'Q'"))).await;
+
+        assert!(report.is_settled(), "{report:#?}");
+        let plan = bench.object(Kind::Plan, "p").await;
+        assert_eq!((&plan["name"], &plan["bill_fixed_charges_monthly"]), (&json!("Q"), &json!(true)), "{interval}");
+        assert_eq!(plan["bill_charges_monthly"], true);
+    }
+}

@@ -100,3 +100,20 @@ fn the_variable_is_judged_beside_the_file() {
     let version = examine(&Arguments { lago_version: Some("latest".to_owned()), ..arguments.clone() }, None);
     assert!(!version[0].ok && version[0].text.contains("no version"));
 }
+
+#[test]
+fn a_file_alone_is_nothing_to_a_lago_that_reads_no_file() {
+    let scratch = Scratch::new("lago-keys").unwrap();
+    let of = |version: &str, env_file| {
+        let file = Some(scratch.file("private.pem"));
+        let lago_version = Some(version.to_owned());
+        examine(&Arguments { file, create: true, bits: 2048, env_file, lago_version, ..Arguments::default() }, None)
+    };
+
+    let alone = of("v1.16.0", None);
+
+    let forms = finding(&alone, "forms");
+    assert!(!forms.ok && forms.text.contains("it would not start"), "{forms:?}");
+    assert!(finding(&of("v1.16.0", Some(scratch.file("lago.env"))), "forms").ok);
+    assert!(finding(&of("v1.23.0", None), "forms").ok, "that one reads it");
+}

@@ -7,5 +7,6 @@ mod catalogues;
 mod drift;
 mod full;
 mod keys;
+mod pruning;
 mod trouble;
 mod waiting;

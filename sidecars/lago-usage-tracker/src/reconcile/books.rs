@@ -1,20 +1,26 @@
 //! The ledger as the sink, the comparison and the API share it.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kit::clock::Timestamp;
-use kit_journal::engine::{Action, Reader};
+use kit_journal::engine::{Action, AuditRecord, Reader};
 use kit_journal::{Journal, JournalError, Seq, StoredEvent};
 use kit_lago::usage::Quantity;
 use tokio::sync::Notify;
 
-use super::Results;
+use super::{Results, State};
+use crate::accepted::{self, Accepted};
 use crate::admit::Stored;
 use crate::catalogue::Catalogue;
 use crate::complained::Complaints;
 use crate::ledger::{Ledger, Name, PREFIX, TAKEN_PREFIX, Taken};
+
+/// Rows that are accepted with one request at most.
+const ACCEPTED_AT_ONCE: usize = 500;
+/// Settled complaints that are forgotten in one commit.
+const FORGOTTEN_AT_ONCE: usize = 500;
 
 /// The ledger and what became of its last comparison, as the sink, the comparison and the API share it.
 #[derive(Debug)]
@@ -26,8 +32,10 @@ pub(crate) struct Books {
     results: Mutex<Results>,
     /// Positions that Lago has complained about before they were recorded: they are not booked.
     complained: Mutex<HashSet<Seq>>,
-    /// Those that are to be parked when Lago says that it has them.
+    /// Those that are to be parked, whatever Lago says when they are sent again.
     complaints: Mutex<Complaints>,
+    /// What Lago never counts, and a person has accepted.
+    accepted: Mutex<BTreeMap<Name, Accepted>>,
     /// Something was booked whose billing period is not known.
     pub(super) without_period: Notify,
     /// Held by whoever takes events out, from looking what they are to having said so.
@@ -44,6 +52,7 @@ impl Books {
             results: Mutex::default(),
             complained: Mutex::default(),
             complaints: Mutex::default(),
+            accepted: Mutex::default(),
             without_period: Notify::new(),
             taking_back: tokio::sync::Mutex::default(),
         }
@@ -73,18 +82,23 @@ impl Books {
 
     async fn load(&self) -> Result<(), JournalError> {
         let read = |reader: &mut dyn Reader| {
-            Ok((reader.values(PREFIX)?, reader.values(TAKEN_PREFIX)?, Complaints::load(reader)?))
+            let accepted = reader.values(accepted::PREFIX)?;
+            Ok((reader.values(PREFIX)?, reader.values(TAKEN_PREFIX)?, Complaints::load(reader)?, accepted))
         };
-        let (pairs, taken, (complaints, settled)) = self.journal.read(read).await?;
+        let (pairs, taken, (complaints, mut settled), accepted) = self.journal.read(read).await?;
         let (ledger, unreadable) = Ledger::load(pairs, taken);
         if unreadable > 0 {
             tracing::error!(count = unreadable, "{unreadable} pages of the ledger cannot be read and begin anew");
         }
+        let (accepted, stale) = accepted::load(accepted, &ledger);
+        settled.extend(stale);
         *self.ledger() = ledger;
         *self.complaints() = complaints;
-        for name in settled {
-            if let Err(error) = self.journal.put_value(&name, Vec::new()).await {
-                tracing::debug!(error = %error, "a settled complaint stays until the next start: {error}");
+        *self.accepted() = accepted;
+        for names in settled.chunks(FORGOTTEN_AT_ONCE) {
+            let forget = names.iter().map(|name| Action::Remember { name: name.clone(), value: Vec::new() });
+            if let Err(error) = self.journal.act(forget.collect()).await {
+                tracing::debug!(error = %error, "settled complaints stay until the next start: {error}");
             }
         }
         Ok(())
@@ -102,6 +116,55 @@ impl Books {
 
     pub(crate) fn complaints(&self) -> MutexGuard<'_, Complaints> {
         self.complaints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn accepted(&self) -> MutexGuard<'_, BTreeMap<Name, Accepted>> {
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Accepts what is missing of periods of a subscription that have ended: Lago never counts it, and it is told no more.
+    /// The names of what was missing, with how many events; none where nothing was.
+    ///
+    /// # Errors
+    /// The journal takes nothing. Then nothing is changed.
+    pub(crate) async fn accept(
+        &self,
+        (subscription, code): (&str, Option<&str>),
+        (reason, actor): (&str, String),
+        now: Timestamp,
+    ) -> Result<Vec<(Name, u64)>, JournalError> {
+        let missing: Vec<(Name, Accepted, u64)> = {
+            let results = self.results();
+            let meant = results.ended.iter().filter(|(name, ended)| {
+                let is_meant = name.0 == subscription && code.is_none_or(|code| code == name.1);
+                is_meant && ended.compared.state == State::Missing
+            });
+            let accept = |(name, ended): (&Name, &super::past::Ended)| {
+                let accepted = Accepted::new(&ended.booked, &ended.compared, now, reason);
+                (name.clone(), accepted, ended.compared.missing_events)
+            };
+            meant.take(ACCEPTED_AT_ONCE).map(accept).collect()
+        };
+        if missing.is_empty() {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<_> = missing.iter().map(|(name, _, events)| (&name.1, events)).collect();
+        let detail = serde_json::json!({ "subscription": subscription, "missing_events": rows, "reason": reason });
+        let audit = AuditRecord { at: now, actor, action: "usage.accept".to_owned(), detail };
+        let values = missing.iter().filter_map(|(name, accepted, _)| accepted.value(name));
+        let values = values.map(|(name, value)| Action::Remember { name, value });
+        self.journal.act(values.chain([Action::Audit(audit)]).collect()).await?;
+        let mut results = self.results();
+        let mut done = Vec::new();
+        for (name, accepted, events) in missing {
+            if let Some(ended) = results.ended.get_mut(&name).filter(|own| accepted.covers(&own.booked, &own.compared))
+            {
+                ended.compared.state = State::Accepted;
+            }
+            self.accepted().insert(name.clone(), accepted);
+            done.push((name, events));
+        }
+        Ok(done)
     }
 
     /// Books what Lago has confirmed, as it is recorded; gives the values that the journal is to remember.

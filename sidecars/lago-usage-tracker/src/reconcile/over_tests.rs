@@ -3,7 +3,7 @@
 
 use kit::clock::SystemClock;
 use kit::secret::Secret;
-use kit_journal::engine::{Action, Settlement};
+use kit_journal::engine::Action;
 use kit_journal::{JournalSection, JournalTask};
 use kit_lago::LagoServer;
 use kit_lago::api::{BillableMetric, Subscription};
@@ -12,10 +12,11 @@ use prometheus_client::registry::Registry;
 use tempfile::TempDir;
 
 use super::*;
-use crate::{admit, sender};
+use crate::sender;
+
+mod forgotten;
 
 const KEY: &str = "lago-api-key-0123456789";
-const DAY: i64 = 86_400_000;
 
 struct Bench {
     lago: LagoServer,
@@ -120,7 +121,7 @@ impl Bench {
     /// Events missing, and what Lago has not answered.
     fn missing(&self) -> (u64, Option<String>) {
         let results = self.reconciler.books.results();
-        (results.missing, results.failed.clone())
+        (results.missing.0, results.failed.clone())
     }
 
     fn stands(&self, subscription: &str) -> Option<(State, u64, u64)> {
@@ -176,8 +177,58 @@ async fn a_period_that_has_ended_is_compared_once_its_invoice_is_final() {
         assert!(bench.compare(false).await.is_empty(), "told once");
         assert_eq!(bench.lago.counts().requests, asked);
         bench.reconciler.finish(Timestamp::default(), &Unanswered::default());
-        assert_eq!(bench.reconciler.books.results().missing, 1);
+        assert_eq!(bench.reconciler.books.results().missing, (1, 1));
     }
+}
+
+/// Late usage that was billed by hand hides no drift: it is missing no more, across a restart too, until more is.
+#[tokio::test]
+async fn what_a_person_has_accepted_is_missing_no_more_until_more_is() {
+    let bench = Bench::new(Profile::V1_39, &[("s", None)]).await;
+    let late = async |n: u32| {
+        bench.report("s", &format!("late-{n}"), "2026-10-31T12:00:00Z").await;
+        bench.book("s", "2026-10-31T12:00:00Z");
+    };
+    bench.report("s", "t", "2026-10-02T12:00:00Z").await;
+    bench.book("s", "2026-10-02T12:00:00Z");
+    bench.set_period("s", period(OCTOBER.0, OCTOBER.1));
+    bench.set_period("s", period(NOVEMBER.0, NOVEMBER.1));
+    let draft = invoice("s", OCTOBER);
+    bench.lago.put_invoice(Invoice { finalized_at: Some(jiff::Timestamp::now()), ..draft });
+    let books = &bench.reconciler.books;
+    let accept = async |reason| {
+        let now = bench.reconciler.clock.now();
+        books.accept(("s", None), (reason, "me".to_owned()), now).await.unwrap()
+    };
+    bench.compare(true).await;
+    assert!(accept("nothing is missing").await.is_empty());
+    late(1).await;
+    assert_eq!(bench.compare(false).await.len(), 1);
+
+    assert_eq!(accept("billed by hand").await, [(name("s"), 1)]);
+    assert_eq!(bench.stands("s"), Some((State::Accepted, 1, 0)));
+    assert!(bench.compare(true).await.is_empty(), "it is told no more");
+    bench.reconciler.finish(Timestamp::default(), &Unanswered::default());
+    assert_eq!(books.results().missing, (0, 0));
+    let audit = bench.reconciler.journal.read(|reader| reader.audit(None, 10)).await.unwrap();
+    assert!(format!("{audit:?}").contains("billed by hand"), "{audit:?}");
+
+    // As after a restart.
+    let changed = std::iter::once(name("s")).collect();
+    let values = books.ledger().take_record(&changed);
+    let values = values.into_iter().map(|(name, value)| Action::Remember { name, value });
+    bench.reconciler.journal.act(values.collect()).await.unwrap();
+    *books.results() = Results::default();
+    books.accepted().clear();
+    books.lead().await.unwrap();
+    assert!(bench.compare(true).await.is_empty());
+    assert_eq!(bench.stands("s"), Some((State::Accepted, 1, 0)));
+
+    late(2).await;
+    assert_eq!(bench.compare(false).await.len(), 1, "that is more than was accepted");
+    assert_eq!(bench.stands("s"), Some((State::Missing, 2, 0)));
+    assert_eq!(accept("these too").await, [(name("s"), 2)]);
+    assert_eq!(bench.stands("s"), Some((State::Accepted, 2, 0)));
 }
 
 /// Lago's clock makes invoices once an hour; one that has stopped is seen by nothing else.
@@ -417,51 +468,4 @@ async fn what_was_booked_before_an_upgrade_was_known_is_no_surplus() {
     assert_eq!(compared().await, (State::Uncertain, 3));
     bench.report("s", "theirs", &since).await;
     assert_eq!(compared().await, (State::Surplus, 4), "more than can be ours");
-}
-
-#[tokio::test]
-async fn subscriptions_that_ended_long_ago_are_forgotten_unless_something_of_them_waits() {
-    let long_ago = Some("2025-03-10T00:00:00Z");
-    let subscriptions =
-        [("active", None), ("over", long_ago), ("parked", long_ago), ("waiting", long_ago), ("recent", long_ago)];
-    let bench = Bench::new(Profile::V1_39, &subscriptions).await;
-    let books = Arc::clone(&bench.reconciler.books);
-    let now = bench.reconciler.clock.now();
-    for (subscription, _) in subscriptions {
-        let booked_at = now.plus_millis(if subscription == "recent" { -89 * DAY } else { -91 * DAY });
-        bench.book_as_of(subscription, "2025-03-05T00:00:00Z", booked_at);
-        bench.set_period(subscription, period("2025-03-01T00:00:00Z", "2025-03-31T23:59:59Z"));
-    }
-    for (seq, subscription) in [(1, "parked"), (2, "waiting")] {
-        let event =
-            format!(r#"{{"transaction_id":"{seq}","external_subscription_id":"{subscription}","code":"visits"}}"#);
-        let event = admit::admit(serde_json::from_str(&event).unwrap(), None, now).unwrap();
-        assert_eq!(bench.reconciler.journal.append(event).await.unwrap().seq, seq);
-    }
-    let journal = &bench.reconciler.journal;
-    let park = |seq| Action::Park {
-        sink: sender::SINK.to_owned(),
-        seqs: vec![seq],
-        reason: "unknown_metric: visits".to_owned(),
-    };
-    journal.act(vec![park(1)]).await.unwrap();
-    let left = || -> Vec<String> { books.ledger().pairs(None).map(|((own, _), _)| own.clone()).collect() };
-
-    bench.reconciler.forget().await;
-    assert_eq!(left(), ["active", "parked", "recent", "waiting"]);
-    bench.reconciler.forget().await;
-    assert_eq!(left().len(), 4, "it is not looked for all the time");
-
-    let settlement = Settlement { sink: sender::SINK.to_owned(), cursor: 2, ..Settlement::default() };
-    journal.settle(vec![settlement]).await.unwrap();
-    let drop = Action::Drop { sink: sender::SINK.to_owned(), seqs: vec![1], reason: "given up".to_owned() };
-    journal.act(vec![drop]).await.unwrap();
-    *bench.reconciler.looked_to_forget.lock().unwrap() = None;
-    bench.reconciler.forget().await;
-    assert_eq!(left(), ["active", "recent"]);
-
-    // With the next event that is recorded they go from the journal.
-    let recorded = books.record(vec![(3, (name("active"), now, None))], now);
-    let forgotten = recorded.iter().filter(|(_, value)| value.is_empty()).count();
-    assert_eq!((recorded.len(), forgotten), (4, 3));
 }

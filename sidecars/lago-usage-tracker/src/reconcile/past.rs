@@ -67,7 +67,8 @@ impl Reconciler {
                 let compared = match &usage {
                     Some(usage) => {
                         let compared = self.compare_invoiced(&name, &booked, usage.as_deref(), &catalogue).await;
-                        round.unanswered.note(compared)
+                        let compared = round.unanswered.note(compared);
+                        compared.map(|(compared, invoice)| (self.unless_accepted(&name, &booked, compared), invoice))
                     }
                     None => None,
                 };
@@ -84,13 +85,21 @@ impl Reconciler {
         }
     }
 
+    /// What is missing is accepted where a person has said so of as much.
+    fn unless_accepted(&self, name: &Name, booked: &Booked, compared: Compared) -> Compared {
+        let is_missing = compared.state == State::Missing;
+        let is_accepted =
+            is_missing && self.books.accepted().get(name).is_some_and(|accepted| accepted.covers(booked, &compared));
+        if is_accepted { Compared { state: State::Accepted, ..compared } } else { compared }
+    }
+
     /// Notes a comparison, and what Lago has made of the period. What was missing stays so until Lago says otherwise, and
     /// what had no invoice until it says anything.
     fn note_ended(&self, name: Name, booked: Booked, compared: Option<(Compared, Invoice)>) {
         let now = self.clock.now();
         let mut results = self.books.results();
         if let Some(known) = results.ended.get_mut(&name).filter(|known| known.booked.period == booked.period) {
-            let is_missing = known.compared.state == State::Missing;
+            let is_missing = matches!(known.compared.state, State::Missing | State::Accepted);
             let says_nothing = compared.as_ref().is_none_or(|(compared, _)| compared.state == State::Unknown);
             let is_unanswered = compared.is_none() && known.invoice == Invoice::None;
             if (is_missing && says_nothing) || is_unanswered {

@@ -10,7 +10,7 @@ use kit_workbench::process::{DaemonCommand, DaemonProcess};
 use kit_workbench::scratch::Scratch;
 use serde_json::{Value, json};
 
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 pub(crate) const PRODUCER: &str = "producer-0123456789";
 pub(crate) const API_KEY: &str = "lago-api-key-0123456789";
 const ADMIN: &str = "0123456789abcdef0123456789abcdef";
@@ -231,7 +231,7 @@ pub(crate) async fn knows(bench: &Bench, what: &str) {
     let deadline = Instant::now() + DEADLINE;
     // It is remembered before it is used.
     while !bench.daemon.stdout().contains(what) {
-        assert!(Instant::now() < deadline, "Lago is never asked");
+        assert!(Instant::now() < deadline, "never said: {what}; {}", bench.daemon.stdout());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

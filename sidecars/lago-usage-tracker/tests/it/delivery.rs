@@ -47,7 +47,7 @@ async fn usage_waits_while_lago_is_away_and_none_is_lost() {
             .stop()
             .await;
     bench.report(&events).await;
-    bench.wait("the circuit", |row| row["circuit"] == "open" || row["pending"] == 1_000).await;
+    bench.wait("the circuit", |row| row["status"]["circuit"] == "open" && row["pending"] == 1_000).await;
     bench.restart().await;
 
     bench.lago = LagoServer::start_with(address, state).await.unwrap();
@@ -143,4 +143,69 @@ async fn an_answer_that_is_not_lagos_is_no_delivery() {
 
     assert_eq!((&row["delivered"], &row["parked"]), (&json!(10), &json!(0)));
     assert_eq!(bench.billed().len(), 10);
+}
+
+/// A gateway that takes no such request, or the wrong port: what is parked for it would be all there is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_that_is_not_lagos_parks_nothing_at_once() {
+    for status in [400, 406, 410, 421, 431, 451] {
+        let bench = Bench::new(Profile::V1_39).await;
+        bench.lago.set_faults(just(Effect::Page(status), When::Next(2)));
+
+        bench.report(&events(1)).await;
+        let row = bench.settled().await;
+
+        assert_eq!((&row["delivered"], &row["parked"]), (&json!(1), &json!(0)), "{status}");
+    }
+    // In Lago's own words it is about the event.
+    let bench = Bench::new(Profile::V1_39).await;
+    bench.lago.set_faults(just(Effect::Answer(400), When::Next(1)));
+    bench.report(&events(1)).await;
+    assert_eq!(bench.settled().await["parked"], 1);
+}
+
+/// Lago takes no more for a while, of anybody: that says nothing of any event.
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_requests_cost_no_event_anything() {
+    let bench = Bench::new(Profile::V1_39).await;
+    let pause = Effect::TooManyRequests { limit: 10, reset_seconds: 0 };
+    bench.lago.set_faults(just(pause, When::Next(64)));
+
+    bench.report(&events(10)).await;
+    let row = bench.settled().await;
+
+    assert_eq!((&row["delivered"], &row["parked"]), (&json!(10), &json!(0)));
+    let metrics = bench.metrics().await;
+    let throttled = metrics.get("delivery_attempts_total", &[("sink", "lago"), ("outcome", "throttled")]);
+    assert!(throttled >= Some(10.0), "{throttled:?}");
+}
+
+/// Events that cannot go together are requests of their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_requests_a_second_are_made_than_lago_is_to_have() {
+    let bench = Bench::with(Profile::V1_39, &[("SIDECAR_LAGO__RATE_PER_SECOND", "10")]).await;
+    let events: Vec<Value> = (0..21).map(|n| usage(&format!("s-{n}"), "the-same", "1")).collect();
+    let begin = std::time::Instant::now();
+
+    bench.report(&events).await;
+    let row = bench.settled().await;
+
+    assert_eq!((&row["delivered"], bench.lago.counts().batches), (&json!(21), 21));
+    assert!(begin.elapsed() >= Duration::from_millis(1_900), "{:?}", begin.elapsed());
+}
+
+/// However often it is tried, it is one event that was sent although Lago may not bill it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_sent_all_the_same_is_counted_once() {
+    let bench = Bench::with(Profile::V1_39, &[]).await;
+    knows(&bench, "Lago has told").await;
+    bench.lago.set_faults(just(Effect::Answer(503), When::Next(3)));
+
+    bench.report(&[usage("nobody", "t", "1")]).await;
+    let row = bench.settled().await;
+
+    assert_eq!((&row["delivered"], &row["parked"]), (&json!(1), &json!(0)));
+    let metrics = bench.metrics().await;
+    let passed = metrics.get("usage_checks_failed_total", &[("check", "unknown_metric"), ("policy", "pass")]);
+    assert_eq!(passed, Some(1.0));
 }

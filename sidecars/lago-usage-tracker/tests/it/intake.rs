@@ -235,6 +235,62 @@ async fn a_request_with_an_idempotency_key_names_its_events() {
     assert_eq!(bench.billed().len(), 4);
 }
 
+/// Rails takes these, and Lago's Go client makes them of a base URL that ends with a slash.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_spellings_of_lagos_paths_are_taken_as_lago_takes_them() {
+    let bench = Bench::new(Profile::V1_39).await;
+    for (nth, path) in
+        ["//api/v1/events", "/api/v1/events/", "/api/v1/events.json", "/api//v1/events"].iter().enumerate()
+    {
+        let event = usage("s", &format!("one-{nth}"), "1");
+        let (status, answer) = bench.post(path, &json!({ "event": event })).await;
+        assert_eq!((status, &answer["event"]["external_subscription_id"]), (200, &json!("s")), "{path}");
+    }
+    for (nth, path) in
+        ["//api/v1/events/batch", "/api/v1/events/batch/", "/api/v1/events/batch.json"].iter().enumerate()
+    {
+        let event = usage("s", &format!("many-{nth}"), "1");
+        let (status, answer) = bench.post(path, &json!({ "events": [event] })).await;
+        assert_eq!((status, answer["events"].as_array().map(Vec::len)), (200, Some(1)), "{path}");
+    }
+    bench.settled().await;
+    assert_eq!(bench.billed().len(), 7);
+    for (path, expected) in [
+        ("//api/v1/events/one-0", 200),
+        ("/api/v1/events/one%2D1/", 200),
+        ("//api/v1/events/nobody", 404),
+        ("/api/v1/event", 404),
+        ("/api/v1/events/one-0/x", 404),
+    ] {
+        assert_eq!(bench.get(path).await.0, expected, "{path}");
+    }
+}
+
+/// Libraries that keep data as bytes write it so in the structured mode.
+#[tokio::test(flavor = "multi_thread")]
+async fn data_in_base64_is_data() {
+    let bench = Bench::new(Profile::V1_39).await;
+    let event = |id: &str, data: &str| {
+        json!({ "specversion": "1.0", "id": id, "source": "/apps/a", "type": "api_calls", "subject": "s",
+            "time": "2024-11-19T07:06:40Z", "data_base64": data })
+    };
+    let batch = [("content-type", "application/cloudevents-batch+json")];
+    let send = async |event: Value| bench.send("/api/v1/cloudevents", &batch, json!([event]).to_string()).await.0;
+
+    // {"calls":2}
+    assert_eq!(send(event("good", "eyJjYWxscyI6Mn0=")).await, 200);
+    for (id, data) in [("base64", "eyJjYWxs!"), ("json", "aGVsbG8=")] {
+        assert_eq!(send(event(id, data)).await, 400, "{id}");
+    }
+    let mut both = event("both", "eyJjYWxscyI6Mn0=");
+    both["data"] = json!({ "calls": 3 });
+    assert_eq!(send(both).await, 400, "one of the two, says CloudEvents");
+
+    bench.settled().await;
+    let billed = bench.billed();
+    assert!(billed.len() == 1 && billed[0].ends_with(r#"{"calls":2}"#), "{billed:?}");
+}
+
 /// A producer that uses more of Lago than usage changes its base URL all the same, where the operator wants that.
 #[tokio::test(flavor = "multi_thread")]
 async fn lagos_other_paths_are_passed_on_only_where_that_is_wanted() {
@@ -259,10 +315,16 @@ async fn lagos_other_paths_are_passed_on_only_where_that_is_wanted() {
     assert_eq!(status, 200);
     bench.settled().await;
     assert_eq!(bench.billed().len(), 1);
-    for path in ["/api/v1/events/", "/api/v1/events.json", "/api/v1//events", "/api/v1/events/batch/"] {
+    for (path, expected) in [
+        ("/api/v1/events/", 401),
+        ("/api/v1/events.json", 401),
+        ("/api/v1//events", 401),
+        ("/api/v1/events/batch/", 401),
+        ("/api/v1/x/events", 404),
+    ] {
         let body = json!({ "event": usage("s", "t2", "1") }).to_string();
         let (status, _) = bench.request(reqwest::Method::POST, path, Some(API_KEY), body).await;
-        assert_eq!(status, 404, "{path}");
+        assert_eq!(status, expected, "{path}");
     }
     assert_eq!(bench.billed().len(), 1);
     let large = "x".repeat(2 << 20);

@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs)]
 
 mod bench;
+mod catching_up;
 mod checks;
 mod delivery;
 mod intake;
+mod late;
+mod many;
 mod proof;
 mod replicas;
 mod resolve;

@@ -68,8 +68,11 @@ pub(crate) fn states(ledger: &Value) -> Vec<String> {
 /// Kills, and a Lago that does what it is asked and says otherwise: the ledger counts each event once.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_ledger_holds_what_lago_has_counted_whatever_dies() {
+    // However often Lago says otherwise, by chance, no event is given up.
+    let schedule = ["0.1"; 40].join(",");
     for profile in Profile::ALL {
-        let mut bench = Bench::beside(profile, &[SETTLE], prepare).await;
+        let env = [SETTLE, ("SIDECAR_LAGO__RETRY_SCHEDULE_SECONDS", schedule.as_str())];
+        let mut bench = Bench::beside(profile, &env, prepare).await;
         let rules = vec![
             Fault::new(Effect::DoneThenClosed, When::Chance(0.2)),
             Fault::new(Effect::DoneThenAnswer(500), When::Chance(0.2)),
@@ -81,7 +84,8 @@ async fn the_ledger_holds_what_lago_has_counted_whatever_dies() {
             bench.restart().await;
         }
         bench.lago.set_faults(Faults::default());
-        bench.until_sinks("sending", |sinks| sinks["lago"]["pending"] == 0).await;
+        let sinks = bench.until_sinks("sending", |sinks| sinks["lago"]["pending"] == 0).await;
+        assert_eq!(sinks["lago"]["parked"], 0, "{sinks}");
 
         let ledger = compared(&bench).await;
 
@@ -173,7 +177,8 @@ async fn what_is_dropped_on_its_way_and_sent_again_is_counted_once() {
     for profile in Profile::ALL {
         let bench = Bench::beside(profile, &[SETTLE, ("SIDECAR_LAGO__TIMEOUT__TOTAL_SECONDS", "10")], prepare).await;
         knows(&bench, "Lago has told its metrics and subscriptions").await;
-        let slow = Latency::Fixed(Duration::from_millis(1_500));
+        // Long enough for a commit on a busy machine.
+        let slow = Latency::Fixed(Duration::from_secs(3));
         bench.lago.set_faults(Faults { latency: slow, ..Faults::default() });
         bench.report(&(0..6).map(event).collect::<Vec<_>>()).await;
         bench.lago.wait_until(DEADLINE, |counts| counts.batches == 1).await.unwrap();
@@ -218,7 +223,7 @@ async fn a_canary_that_lago_stops_counting_is_told() {
         ("SIDECAR_CANARY__SUBSCRIPTION", "s-0"),
         ("SIDECAR_CANARY__CODE", "visits"),
         ("SIDECAR_CANARY__EVERY_SECONDS", "1"),
-        ("SIDECAR_CANARY__ALARM_SECONDS", "3"),
+        ("SIDECAR_CANARY__ALARM_SECONDS", "8"),
     ];
     let bench = Bench::beside(Profile::V1_39, &env, prepare).await;
     let waits = async |wanted: &dyn Fn(f64) -> bool| {
@@ -234,14 +239,14 @@ async fn a_canary_that_lago_stops_counting_is_told() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    waits(&|seconds| seconds < 3.0).await;
+    waits(&|seconds| seconds < 8.0).await;
     assert!(gateway.received().is_empty());
 
     bench.lago.set_faults(Faults { usage_lag: HOUR, ..Faults::default() });
-    waits(&|seconds| seconds >= 3.0).await;
+    waits(&|seconds| seconds >= 8.0).await;
     gateway.wait_for_unique(1, DEADLINE).await.unwrap();
     bench.lago.set_faults(Faults::default());
-    waits(&|seconds| seconds < 3.0).await;
+    waits(&|seconds| seconds < 8.0).await;
     gateway.wait_for_unique(2, DEADLINE).await.unwrap();
 
     let told: Vec<Option<String>> = gateway.received().into_iter().map(|told| told.event_type).collect();
@@ -363,4 +368,49 @@ async fn what_is_not_for_a_sink_is_listed_as_filtered_and_not_sent_there_by_a_re
         assert_eq!(after[sink]["pending"], 0);
     }
     assert!(gateway.received().is_empty(), "usage is no alert");
+}
+
+/// Of these Lago does not say how many events it has counted, or counts on from period to period.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canary_on_a_metric_that_counts_no_events_tells_so_and_never_cries() {
+    let env = [
+        ("SIDECAR_CANARY__SUBSCRIPTION", "s-0"),
+        ("SIDECAR_CANARY__CODE", "seats"),
+        ("SIDECAR_CANARY__PROPERTIES__SEAT", "x"),
+        ("SIDECAR_CANARY__EVERY_SECONDS", "1"),
+        ("SIDECAR_CANARY__ALARM_SECONDS", "2"),
+    ];
+    let bench = Bench::beside(Profile::V1_39, &env, prepare).await;
+    knows(&bench, "the canary cannot tell whether Lago counts").await;
+
+    let confirmed = bench.wait("confirming some", |row| row["delivered"] == 5).await;
+
+    assert_eq!(confirmed["parked"], 0);
+    let seconds = bench.metrics().await.get("usage_canary_unbilled_seconds", &[]).unwrap_or_default();
+    assert_eq!(seconds, 0.0);
+}
+
+/// Its interval began before its subscription did.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_event_of_a_canary_is_of_when_it_came() {
+    let env = [
+        ("SIDECAR_CANARY__SUBSCRIPTION", "new"),
+        ("SIDECAR_CANARY__CODE", "visits"),
+        ("SIDECAR_CANARY__EVERY_SECONDS", "86400"),
+        ("SIDECAR_CHECKS__UNKNOWN_METRIC", "park"),
+        ("SIDECAR_CHECKS__NO_SUBSCRIPTION", "park"),
+    ];
+    let mut bench = Bench::beside(Profile::V1_39, &env, |lago| {
+        prepare(lago);
+        let started = jiff::Timestamp::from_second(now() - 5).unwrap();
+        lago.put_subscription(Subscription::active("new", "customer", "plan", started));
+    })
+    .await;
+
+    bench.wait("sending it", |row| row["delivered"] == 1 || row["parked"] == 1).await;
+    bench.restart().await;
+    let row = bench.settled().await;
+
+    assert_eq!((&row["delivered"], &row["parked"]), (&json!(1), &json!(0)));
+    assert_eq!(bench.billed().len(), 1);
 }

@@ -19,7 +19,8 @@ const FREE: &str = "UPDATE outrigger.leases SET until = now()";
 async fn bench(database: &Database) -> Bench {
     database.create("j").unwrap();
     let url = database.url("j");
-    let env = [SETTLE, ("SIDECAR_JOURNAL__ENGINE", "postgres"), ("DATABASE_URL", &*url)];
+    let patience = ("SIDECAR_LAGO__TIMEOUT__TOTAL_SECONDS", "10");
+    let env = [SETTLE, patience, ("SIDECAR_JOURNAL__ENGINE", "postgres"), ("DATABASE_URL", &*url)];
     Bench::beside(Profile::V1_39, &env, prepare).await
 }
 
@@ -42,9 +43,11 @@ async fn until(what: &str, happened: impl Fn() -> bool) {
 async fn what_was_booked_and_not_recorded_when_a_lease_is_lost_is_booked_once() {
     let database = Database::start(&[]).unwrap();
     let bench = bench(&database).await;
-    let slow = Latency::Fixed(Duration::from_millis(500));
+    // Time for somebody to be in the way before the confirmation is recorded.
+    let slow = Latency::Fixed(Duration::from_secs(3));
     bench.lago.set_faults(Faults { latency: slow, ..Faults::default() });
     bench.report(&visits(0..10)).await;
+    bench.lago.wait_until(DEADLINE, |counts| counts.batches >= 1).await.unwrap();
     let mut keeping = Command::new("psql");
     keeping.args(["-XAtq", &database.url("j")]).stdin(Stdio::piped()).stdout(Stdio::null());
     let mut keeping = keeping.spawn().unwrap();

@@ -167,11 +167,14 @@ async fn only_what_is_signed_with_a_known_secret_and_lately_is_taken() {
 async fn what_is_not_read_of_an_event_may_be_anything() {
     let bench = bench(RULES).await;
     let body = r#"{"specversion":"1.0","id":"e","source":"a","type":"lago.wallet.created","tenantid":42,"traceparent":{},
-        "tracestate":null,"data_base64":7,"data_base64":8}"#;
+        "tracestate":null,"tracestate":8}"#;
     let headers = [("content-type", "application/cloudevents+json")];
     let now = SystemClock.now().as_millis() / 1000;
 
     assert_eq!(Forged { id: "e", at: now, body, headers: &headers }.send(&bench, SECRET, body).await, 200);
+    // Data that cannot be had is not taken for none.
+    let body = &body.replace("\"tracestate\":null", "\"data_base64\":7");
+    assert_eq!(Forged { id: "e", at: now, body, headers: &headers }.send(&bench, SECRET, body).await, 400);
 }
 
 /// Its sender's mistake, and one that sending it again does not mend.
@@ -228,7 +231,7 @@ async fn without_a_secret_there_is_no_such_path() {
 /// The sender can do nothing about a rule, and its own retries would end in a dead letter there.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_that_its_rule_cannot_use_is_counted_and_answered_200() {
-    let bench = bench(
+    let mut bench = bench(
         r#"[
             { type = "lago.wallet.created", code = "odd", subscription = "/wallet/nothing" },
             { type = "lago.wallet.*", code = "customers", customer = "=default_tenant" },
@@ -244,7 +247,7 @@ async fn an_event_that_its_rule_cannot_use_is_counted_and_answered_200() {
     bench.settled().await;
     assert_eq!(bench.billed().len(), 2, "what can be counted is: {:?}", bench.billed());
     assert_eq!(count(&bench, "usage_webhooks_total", "result", "unusable").await, 2);
-    let lines = bench.daemon.stdout();
+    let lines = bench.daemon.whole_stdout(DEADLINE).await.unwrap();
     let said: Vec<&str> = lines.lines().filter(|line| line.contains("is not counted, its rule does not fit")).collect();
     assert_eq!(said.len(), 1, "once in a while: {said:?}");
 }
@@ -323,7 +326,10 @@ async fn an_event_that_lago_complains_about_later_is_parked_with_its_reason() {
 
     let row = bench.settled().await;
     assert_eq!((&row["delivered"], &row["parked"]), (&json!(3), &json!(2)));
-    assert_eq!(state(&bench, "code").await, (json!("parked"), json!("Lago took it and cannot use it: invalid_code")));
+    assert_eq!(
+        state(&bench, "code").await,
+        (json!("parked"), json!("complaint: Lago took it and cannot use it: invalid_code"))
+    );
     for transaction in ["fine", "raced"] {
         assert_eq!(state(&bench, transaction).await.0, "confirmed", "{transaction}");
     }
@@ -332,6 +338,43 @@ async fn an_event_that_lago_complains_about_later_is_parked_with_its_reason() {
     let audit = bench.api("/api/v1/audit").await.to_string();
     assert!(audit.contains("deliveries.park") && audit.contains("lago/default"), "{audit}");
     assert!(audit.contains(r#""ambiguous":["wallet"]"#), "{audit}");
+}
+
+/// Lago has it under its id and counts nothing of it: that it says so when it is sent again, or 200 as with ClickHouse, is
+/// no delivery.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lago_has_complained_about_stays_parked_however_often_it_is_sent_again() {
+    for profile in [Profile::V1_39, Profile::ClickHouse] {
+        let mut bench = Bench::with(profile, &[("USAGE_WEBHOOK_SECRET", SECRET)]).await;
+        bench.report(&[usage("s-1", "code", "1"), usage("s-1", "fine", "1")]).await;
+        assert_eq!(bench.settled().await["delivered"], 2);
+        // And one that was given up before Lago complained.
+        bench.lago.set_faults(Faults::just(Effect::DoneThenAnswer(500), When::Always));
+        bench.report(&[usage("s-1", "given up", "1")]).await;
+        bench.wait("giving up", |row| row["parked"] == 1).await;
+        bench.lago.set_faults(Faults::default());
+        delivered(&bench, &errors_of("invalid_code", &["code", "given up"]), "a").await;
+        assert_eq!(bench.settled().await["parked"], 2);
+
+        for restarts in [false, true] {
+            if restarts {
+                bench.restart().await;
+            }
+            let before = bench.lago.counts().batches;
+            let again = json!({ "select": { "sink": "lago", "state": "parked" } });
+            assert_eq!(bench.act_with("/api/v1/deliveries/replay", &again).await["changed"], 2);
+            assert!(bench.lago.wait_until(DEADLINE, |counts| counts.batches > before).await.is_ok());
+            let row = bench.settled().await;
+
+            assert_eq!((&row["delivered"], &row["parked"]), (&json!(1), &json!(2)), "{profile:?} {restarts}");
+            for transaction in ["code", "given%20up"] {
+                let reason = json!("complaint: Lago took it and cannot use it: invalid_code");
+                assert_eq!(state(&bench, transaction).await, (json!("parked"), reason), "{profile:?} {restarts}");
+            }
+            let ledger = bench.api("/api/v1/usage/ledger").await;
+            assert_eq!(ledger["rows"][0]["events"], 1, "{ledger}");
+        }
+    }
 }
 
 /// Lago has taken it and said nothing to us, complains, and calls it known at the next attempt: it does not complain twice.
@@ -360,7 +403,10 @@ async fn an_event_that_lago_complains_about_while_it_is_tried_is_parked_when_lag
         let (status, reason) = state(&bench, "wallet").await;
         assert_eq!(status, "parked");
         let reason = reason.as_str().unwrap();
-        assert!(reason.starts_with("Lago took it and cannot use it: ") && reason.contains("not_found"), "{reason}");
+        assert!(
+            reason.starts_with("complaint: Lago took it and cannot use it: ") && reason.contains("not_found"),
+            "{reason}"
+        );
         assert_eq!(bench.billed().len(), 2);
     }
 }
@@ -434,11 +480,14 @@ async fn complaints_are_counted_by_what_became_of_them() {
         .await;
     delivered(&bench, &errors_of("invalid_code", &[]), "e").await;
 
+    let audit = bench.api("/api/v1/audit").await.to_string();
+    assert!(audit.contains(r#""unknown":["nobody's"]"#) && audit.contains(r#""unknown":["code"]"#), "{audit}");
+    knows(&bench, "complains about 1 events that are not in the journal").await;
     for (result, expected) in [("parked", 1), ("unknown", 2), ("ambiguous", 1), ("unchanged", 1), ("known", 1)] {
         assert_eq!(count(&bench, "usage_lago_complaints_total", "result", result).await, expected, "{result}");
     }
     assert_eq!(count(&bench, "usage_webhooks_total", "result", "complaint").await, 4);
-    let reason = "Lago took it and cannot use it: missing_aggregation_property";
+    let reason = "complaint: Lago took it and cannot use it: missing_aggregation_property";
     assert_eq!(state(&bench, "code").await, (json!("parked"), json!(reason)), "the first complaint");
 }
 

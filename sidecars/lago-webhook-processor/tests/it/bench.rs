@@ -12,7 +12,8 @@ use kit_workbench::raw::{self, RawResponse};
 use kit_workbench::scratch::Scratch;
 use serde_json::Value;
 
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+/// Programs in routes take processor time, of which a busy machine has little.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 pub(crate) const HMAC_KEY: &str = "0f0e0d0c-0b0a-4908-8706-050403020100";
 pub(crate) const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 

@@ -275,6 +275,9 @@ async fn traces_are_exported_where_the_environment_asks_and_continue_at_the_gate
     let bench = Bench::start(&[
         ("LAGO_WEBHOOK_HMAC_KEY", HMAC_KEY),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url()),
+        // A proxy of the environment is not for us, and is not there.
+        ("HTTP_PROXY", "http://127.0.0.1:9"),
+        ("http_proxy", "http://127.0.0.1:9"),
         ("OTEL_BSP_SCHEDULE_DELAY", "100"),
     ])
     .await;

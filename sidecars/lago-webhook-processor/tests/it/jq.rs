@@ -219,6 +219,33 @@ async fn a_worker_that_somebody_kills_costs_no_event() {
     }
 }
 
+/// Whoever is out of memory has workers killed that are in nobody's way, and the ones after them.
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_are_killed_again_and_again_cost_time_and_no_event() {
+    let routed = Routed::start(
+        &[],
+        "[[route]]\nname = \"all\"\nfilter = '[range(100000)] | add > 0'\nto = [\"gateway\"]\n\
+         [routes.jq]\ntime_limit_seconds = 30\n",
+    )
+    .await;
+    routed.send("fee.created", json!({})).await;
+    let deadline = Instant::now() + DEADLINE;
+    let mut killed = Vec::new();
+    while killed.len() < 2 {
+        assert!(Instant::now() < deadline, "{killed:?} were killed");
+        for pid in workers(&routed).into_iter().filter(|pid| !killed.contains(pid)).collect::<Vec<_>>() {
+            let process = rustix::process::Pid::from_raw(pid as i32).unwrap();
+            rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
+            killed.push(pid);
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+
+    routed.assert_account("gateway", [("delivered", 1), ("filtered", 0), ("dropped", 0), ("parked", 0)]).await;
+    let attempts = routed.metric("delivery_attempts_total", &[("outcome", "withheld")]).await;
+    assert!(attempts >= 1.0, "it was withheld");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_end_with_the_daemon_also_one_that_is_busy() {
     let routed = Routed::start(

@@ -82,6 +82,33 @@ async fn a_new_key_is_fetched_after_a_failed_signature_and_the_old_one_overlaps(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_new_key_that_lago_hands_out_late_is_known_before_lago_gives_a_webhook_up() {
+    let (old, new) = (signer(), signer());
+    for away in [Some(Answering::Unavailable), None] {
+        let lago = lago(&old).await;
+        let bench = Bench::start(&[("LAGO_API_URL", &lago.url()), ("LAGO_API_KEY", API_KEY)]).await;
+        let asked = lago.requests();
+        if let Some(answering) = away.clone() {
+            lago.answer(answering);
+        }
+
+        assert_eq!(status(&bench, &jwt(&new)).await, 401);
+        let began = std::time::Instant::now();
+        while lago.requests() == asked {
+            assert!(began.elapsed() < DEADLINE, "{away:?}: Lago is not asked for its new key");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        lago.rotate(new.public_pem());
+        lago.answer(Answering::Normally);
+
+        // Lago tries a webhook for 21 s.
+        status_becomes(&bench, &jwt(&new), 200).await;
+        assert!(began.elapsed() < std::time::Duration::from_secs(15), "{away:?}: {:?}", began.elapsed());
+        assert_eq!(status(&bench, &jwt(&old)).await, 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn forgers_cannot_make_us_ask_lago_more_than_once_an_interval() {
     let (own, forger) = (signer(), signer());
     let lago = lago(&own).await;

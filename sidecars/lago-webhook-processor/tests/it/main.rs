@@ -6,6 +6,7 @@ mod bench;
 mod intake;
 mod jq;
 mod keys;
+mod output;
 mod routes;
 mod routing;
 mod storage;

@@ -227,6 +227,33 @@ async fn a_file_that_is_empty_or_gone_changes_nothing_and_sighup_reads_at_once()
     routed.bench.wait_api("/api/v1/routes", |shown| shown["routes"][0]["name"] == "new").await;
 }
 
+/// The file is right, and no process could be had to look at its programs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_could_not_be_compiled_for_a_moment_is_read_again() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    let routed = Routed::with_file(&["audit"], "", Some(OLD)).await;
+    let pid = routed.bench.daemon.pid();
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let open: std::collections::BTreeSet<u64> =
+        open.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok()).collect();
+    let process = Pid::from_raw(pid as i32);
+    // Room for three more – a file, a connection –, and not for the pipes of a process.
+    let limit = (0..).find(|limit| limit - open.range(..limit).count() as u64 == 3).unwrap();
+    let few = Rlimit { current: Some(limit), maximum: getrlimit(Resource::Nofile).maximum };
+    let before = prlimit(process, Resource::Nofile, few).unwrap();
+
+    routed.write_routes(&format!("{NEW}[[route]]\nname = \"more\"\nfilter = 'true'\nto = [\"audit\"]\n"));
+    routed.until_metric("routes_reloads_total", &[("result", "refused")], 1.0).await;
+    let (_, shown) = routed.bench.api("GET", "/api/v1/routes", None).await;
+    let problem = shown["problem"].as_str().unwrap();
+    assert!(problem.contains("jq does not run here"), "{problem}");
+    prlimit(process, Resource::Nofile, before).unwrap();
+
+    routed.bench.wait_api("/api/v1/routes", |shown| shown["routes"][0]["name"] == "new").await;
+    routed.until_metric("routes_reloads_total", &[("result", "refused")], 1.0).await;
+    routed.until_metric("routes_file_wrong", &[], 0.0).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn routes_that_change_under_load_lose_nothing_and_deliver_nothing_twice() {
     let routed = Routed::with_file(&["audit"], "", Some(OLD)).await;

@@ -1,84 +1,11 @@
-//! What can be found, each with what mends it. The shape is that of `outrigger doctor`.
+//! Everything that `outrigger authentik doctor` can find.
 
-use serde::Serialize;
-
-/// How bad it is; the worst is shown first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum State {
-    /// Something does not work.
-    Fail,
-    /// Something works, and not as it should.
-    Warn,
-    /// Asked, and there was nothing to be seen.
-    Unknown,
-    /// As it should be.
-    Ok,
-    /// Not asked.
-    NotChecked,
-}
-
-/// A row of the table.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Known {
-    /// Its name, which stays.
-    pub(super) id: &'static str,
-    /// What is looked at.
-    pub(super) check: &'static str,
-    pub(super) state: State,
-    /// What it means.
-    pub(super) what: &'static str,
-    /// What mends it.
-    pub(super) fix: &'static str,
-}
-
-/// One thing that was found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Finding {
-    pub(super) state: State,
-    pub(super) check: &'static str,
-    /// The row of the table, where something is wrong.
-    pub(super) id: Option<&'static str>,
-    pub(super) text: String,
-    pub(super) fix: Option<String>,
-}
-
-impl Finding {
-    /// All is well.
-    pub(super) fn good(check: &'static str, text: impl Into<String>) -> Self {
-        Self { state: State::Ok, check, id: None, text: text.into(), fix: None }
-    }
-
-    /// Nothing can be said; `how` is how to find out.
-    pub(super) fn unknown(check: &'static str, text: impl Into<String>, how: impl Into<String>) -> Self {
-        Self { state: State::Unknown, check, id: None, text: text.into(), fix: Some(how.into()) }
-    }
-
-    /// Nobody asked for it; this would.
-    pub(super) fn not_checked(check: &'static str, how: &str) -> Self {
-        Self { state: State::NotChecked, check, id: None, text: "not checked".to_owned(), fix: Some(how.to_owned()) }
-    }
-
-    /// Something of the table, in this case.
-    pub(super) fn of(known: &Known, text: impl Into<String>) -> Self {
-        let (state, check, fix) = (known.state, known.check, known.fix.to_owned());
-        Self { state, check, id: Some(known.id), text: text.into(), fix: Some(fix) }
-    }
-}
+use crate::finding::findings;
 
 /// How the blueprint is applied again. Changing a variable does not do it: only a changed file does by itself.
 pub(super) const APPLY: &str = "docker-compose exec authentik-worker ak apply_blueprint outrigger/outrigger.yaml";
 
-/// The rows by name, and all of them.
-macro_rules! table {
-    ($($name:ident = $state:ident $check:literal $id:literal: $what:literal => $fix:expr;)*) => {
-        $(pub(super) const $name: Known = Known { id: $id, check: $check, state: State::$state, what: $what, fix: $fix };)*
-        /// Every row.
-        pub(super) const TABLE: &[Known] = &[$($name),*];
-    };
-}
-
-table! {
+findings! {
     AWAY = Fail "authentik" "authentik-away": "Authentik's API does not answer, or is starting"
         => "docker-compose ps authentik-server; is --url (AUTHENTIK_URL) what this machine reaches?";
     OTHER = Fail "authentik" "authentik-other": "what answers there is not Authentik's API"

@@ -10,7 +10,8 @@ use kit_authentik::blueprint::{BODY_MAPPING, HEADERS_MAPPING, NAME, PERMISSIONS}
 use kit_authentik::envelope::SERVICE_ACCOUNT;
 use serde_json::Value;
 
-use super::finding::{AWAY, Finding, OTHER, READER_REFUSED, TOKEN_LACKS, TOKEN_REFUSED, TOKEN_SUPERUSER};
+use super::finding::{AWAY, OTHER, READER_REFUSED, TOKEN_LACKS, TOKEN_REFUSED, TOKEN_SUPERUSER};
+use crate::finding::Finding;
 
 /// A page of objects with long expressions.
 const ANSWER_BYTES: usize = 8 << 20;
@@ -123,7 +124,7 @@ pub(super) async fn read(api: &Api<'_>) -> Result<Installed, Finding> {
 }
 
 /// Which version it is. Every user may ask that.
-async fn version(api: &Api<'_>, refused: &super::finding::Known) -> Result<(String, (u32, u32, u32)), Finding> {
+async fn version(api: &Api<'_>, refused: &crate::finding::Known) -> Result<(String, (u32, u32, u32)), Finding> {
     let answer = api.get("admin/version/").await?;
     if matches!(answer.status, 401 | 403) {
         return Err(Finding::of(refused, format!("Authentik refuses the token ({})", answer.status)));

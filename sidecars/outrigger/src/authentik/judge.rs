@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::finding::*;
 use super::installed::Installed;
+use crate::finding::Finding;
 
 /// Judges what is there; `webhook_url` is where the transport has to send to.
 pub(super) fn judge(installed: &Installed, webhook_url: &str) -> Vec<Finding> {

@@ -13,11 +13,11 @@ use clap::{Args, Subcommand, ValueEnum};
 use kit::client::{ClientOptions, http_client};
 use kit::secret::{self, Secret};
 use kit_authentik::blueprint::{self, Authentication, TokenFrom};
-use serde::Serialize;
 
 use crate::admin::Connection;
-use crate::output::{self, safe, say};
-use finding::{Finding, State, TABLE};
+use crate::finding::{Finding, State, tell};
+use crate::output::say;
+use finding::TABLE;
 use installed::Api;
 
 /// Longest wait for one answer of Authentik. The test of a transport waits for its receiver, up to 30 s.
@@ -26,6 +26,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(45);
 const INCOMPLETE: u8 = 3;
 /// The check that a test notification arrives.
 const NOTIFICATION: &str = "notification";
+
+/// The longest name of a check.
+const CHECK_COLUMNS: usize = 13;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
@@ -104,15 +107,6 @@ enum From {
     File,
 }
 
-/// The document of `--json`.
-#[derive(Serialize)]
-struct Report<'a> {
-    outrigger: &'static str,
-    /// Nothing, where not everything could be looked at and nothing wrong was found.
-    healthy: Option<bool>,
-    findings: &'a [Finding],
-}
-
 pub(crate) async fn run(verb: Verb, connection: &Connection, json: bool) -> anyhow::Result<ExitCode> {
     match verb {
         Verb::Doctor(arguments) => doctor(&arguments, connection, json).await,
@@ -146,13 +140,7 @@ async fn doctor(arguments: &Arguments, connection: &Connection, json: bool) -> a
     }
     let findings = examine(arguments, connection).await?;
     let healthy = verdict(&findings, arguments.no_test);
-    if json {
-        output::json(&Report { outrigger: env!("CARGO_PKG_VERSION"), healthy, findings: &findings })?;
-    } else {
-        for finding in &findings {
-            say!("{}", line(finding));
-        }
-    }
+    tell(&findings, healthy, json, CHECK_COLUMNS)?;
     Ok(match healthy {
         Some(true) => ExitCode::SUCCESS,
         Some(false) => ExitCode::FAILURE,
@@ -162,7 +150,7 @@ async fn doctor(arguments: &Arguments, connection: &Connection, json: bool) -> a
 
 /// Whether all is well; nothing, where that cannot be said. Who asked for no test has not missed it.
 fn verdict(findings: &[Finding], no_test: bool) -> Option<bool> {
-    if findings.iter().any(|finding| matches!(finding.state, State::Fail | State::Warn)) {
+    if findings.iter().any(Finding::is_bad) {
         return Some(false);
     }
     let is_missed = |finding: &Finding| match finding.state {
@@ -233,18 +221,6 @@ fn token(name: &str, file_name: &str, file: Option<&std::path::Path>) -> anyhow:
     let value = std::env::var(name).ok().filter(|value| !value.is_empty()).map(Secret::from);
     // A file that is named wins over a variable that is merely there.
     Ok(secret::resolve(name, value.as_ref().filter(|_| file.is_none()), file_name, file)?)
-}
-
-fn line(finding: &Finding) -> String {
-    let mark = match finding.state {
-        State::Fail => "FAIL",
-        State::Warn => "warn",
-        State::Unknown => "?   ",
-        State::Ok => "ok  ",
-        State::NotChecked => "-   ",
-    };
-    let fix = finding.fix.as_deref().map(|fix| format!(" → {}", safe(fix))).unwrap_or_default();
-    format!("{mark} {:<13} {}{fix}", finding.check, safe(&finding.text))
 }
 
 /// The page about the findings.

@@ -9,11 +9,12 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::finding::{
-    Finding, Known, READER_REFUSED, TEST_FAILED, TEST_LOST, TEST_REFUSED, TEST_UNAVAILABLE, TEST_UNMAPPED,
-    TEST_UNPROVEN, TEST_UNREADABLE,
+    READER_REFUSED, TEST_FAILED, TEST_LOST, TEST_REFUSED, TEST_UNAVAILABLE, TEST_UNMAPPED, TEST_UNPROVEN,
+    TEST_UNREADABLE,
 };
 use super::installed::Api;
 use crate::admin::Admin;
+use crate::finding::{Finding, Known};
 
 const CHECK: &str = "notification";
 /// Between two looks at the metrics.

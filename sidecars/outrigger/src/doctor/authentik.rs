@@ -7,13 +7,14 @@ use kit::error::chain;
 use reqwest::StatusCode;
 
 use super::Asking;
-use super::finding::{AUTHENTIK_AWAY, AUTHENTIK_NOT_READY, AUTHENTIK_TOKEN, Finding, SETTING};
+use super::finding::{AUTHENTIK_AWAY, AUTHENTIK_NOT_READY, AUTHENTIK_TOKEN, SETTING};
+use crate::finding::Finding;
 
 const CHECK: &str = "authentik";
 
 pub(crate) async fn examine(asking: &Asking<'_>) -> Vec<Finding> {
     let Some(url) = asking.settings.get("AUTHENTIK_URL") else {
-        return vec![Finding::not_checked(CHECK, "AUTHENTIK_URL")];
+        return vec![Finding::unset(CHECK, "AUTHENTIK_URL")];
     };
     let base = url.trim_end_matches('/');
     let base = base.strip_suffix("/api/v3").unwrap_or(base);
@@ -38,7 +39,7 @@ pub(crate) async fn examine(asking: &Asking<'_>) -> Vec<Finding> {
     let mut findings = vec![Finding::good(CHECK, "alive and ready")];
     match asking.settings.secret("AUTHENTIK_TOKEN") {
         Err(error) => findings.push(Finding::of(&SETTING, chain(&error))),
-        Ok(None) => findings.push(Finding::not_checked(CHECK, "AUTHENTIK_TOKEN_FILE for its API")),
+        Ok(None) => findings.push(Finding::unset(CHECK, "AUTHENTIK_TOKEN_FILE for its API")),
         Ok(Some(token)) => {
             let me =
                 asking.client.get(format!("{base}/api/v3/core/users/me/")).bearer_auth(token.expose()).send().await;

@@ -1,98 +1,8 @@
-//! What a doctor can say: the table of all findings, each with what mends it, and one thing that was said.
+//! Everything that `outrigger doctor` looks at and can find.
 
-use serde::Serialize;
+use crate::finding::findings;
 
-/// How bad it is; the worst is shown first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum State {
-    /// Something does not work.
-    Fail,
-    /// Something works and will not, or less is seen or kept than could be.
-    Warn,
-    /// Asked, and there was nothing to be seen.
-    Unknown,
-    /// As it should be.
-    Ok,
-    /// Not asked: nobody said where.
-    NotChecked,
-}
-
-/// A row of the table.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Known {
-    /// Its name, which stays.
-    pub(crate) id: &'static str,
-    /// What is looked at.
-    pub(crate) check: &'static str,
-    pub(crate) state: State,
-    /// What it means.
-    pub(crate) what: &'static str,
-    /// What mends it: a command or a setting.
-    pub(crate) fix: &'static str,
-}
-
-/// One thing that was said.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Finding {
-    pub(crate) state: State,
-    pub(crate) check: &'static str,
-    /// The row of the table, where something is wrong.
-    pub(crate) id: Option<&'static str>,
-    pub(crate) text: String,
-    pub(crate) fix: Option<String>,
-}
-
-impl Finding {
-    /// All is well.
-    pub(crate) fn good(check: &'static str, text: impl Into<String>) -> Self {
-        Self { state: State::Ok, check, id: None, text: text.into(), fix: None }
-    }
-
-    /// Nothing can be said; `how` is how to find out.
-    pub(crate) fn unknown(check: &'static str, text: impl Into<String>, how: impl Into<String>) -> Self {
-        Self { state: State::Unknown, check, id: None, text: text.into(), fix: Some(how.into()) }
-    }
-
-    /// Nobody said where; these variables would.
-    pub(crate) fn not_checked(check: &'static str, variables: &str) -> Self {
-        Self {
-            state: State::NotChecked,
-            check,
-            id: None,
-            text: "not checked".to_owned(),
-            fix: Some(format!("set {variables}")),
-        }
-    }
-
-    /// Something of the table, in this case.
-    pub(crate) fn of(known: &Known, text: impl Into<String>) -> Self {
-        Self {
-            state: known.state,
-            check: known.check,
-            id: Some(known.id),
-            text: text.into(),
-            fix: Some(known.fix.to_owned()),
-        }
-    }
-
-    /// With a fix that names what it is about.
-    pub(crate) fn mended_by(mut self, fix: impl Into<String>) -> Self {
-        self.fix = Some(fix.into());
-        self
-    }
-}
-
-/// The rows by name, and all of them.
-macro_rules! table {
-    ($($name:ident = $state:ident $check:literal $id:literal: $what:literal => $fix:literal;)*) => {
-        $(pub(crate) const $name: Known = Known { id: $id, check: $check, state: State::$state, what: $what, fix: $fix };)*
-        /// Every row.
-        pub(crate) const TABLE: &[Known] = &[$($name),*];
-    };
-}
-
-table! {
+findings! {
     SETTING = Fail "setting" "setting": "a setting of the doctor cannot be used, such as a secret's file that cannot be read"
         => "mend the variable that is named";
 
@@ -145,6 +55,10 @@ table! {
         => "docker-compose ps redis; docker-compose restart lago-worker";
     ENDPOINT_MISSING = Fail "webhook-endpoint" "webhook-endpoint-missing": "Lago has no webhook endpoint that leads to the webhook processor"
         => "outrigger lago apply --catalogue config/lago/catalogue.toml, with the endpoint in it; or in Lago: Developers, Webhooks";
+    ENDPOINT_PATH = Fail "webhook-endpoint" "webhook-endpoint-path": "the endpoint's path is none that the webhook processor takes: every webhook is answered 404"
+        => "register exactly the path that is named, without a slash at the end; where a proxy rewrites it, all is well";
+    ENDPOINT_TWICE = Warn "webhook-endpoint" "webhook-endpoint-twice": "several endpoints lead to the webhook processor: Lago sends each of its webhooks to every one of them, and each counts as an event of its own"
+        => "keep one: delete the others in Lago, Developers, Webhooks";
     ENDPOINT_ALGORITHM = Fail "webhook-endpoint" "webhook-endpoint-algorithm": "the endpoint's signature is not the one that the webhook processor checks: every webhook is refused with 401"
         => "set SIDECAR_LAGO__SIGNATURE (compose: LAGO_WEBHOOK_SIGNATURE) to that of the endpoint, or the endpoint's signature_algo to it";
     ENDPOINT_NOTHING = Fail "webhook-endpoint" "webhook-endpoint-takes-nothing": "the endpoint's list of event types is empty: nothing is sent to it"
@@ -170,12 +84,14 @@ table! {
         => "docker-compose ps redis; docker-compose logs --tail 50 redis";
     REDIS_PASSWORD = Fail "redis" "redis-password": "Redis refuses the password, or wants one"
         => "set REDIS_PASSWORD (or REDIS_PASSWORD_FILE) to what redis-server was started with";
+    REDIS_CROWDED = Fail "redis" "redis-crowded": "Redis takes no further connections: maxclients is reached"
+        => "restart what leaks connections, or raise maxclients in config/redis/redis.conf; once it lets somebody in, docker-compose exec redis redis-cli CLIENT LIST shows who has them";
     REDIS_OTHER = Fail "redis" "redis-other": "what answers there is not Redis, or not ready"
         => "is REDIS_URL the address of Redis? While it reads its file it says LOADING: wait";
     REDIS_EVICTS = Warn "redis" "redis-evicts": "Redis may evict keys: jobs of Lago, webhooks among them, would vanish unsent"
         => "set maxmemory-policy noeviction in config/redis/redis.conf";
     REDIS_FULL = Fail "redis" "redis-full": "Redis' memory is full, and it refuses writes"
-        => "raise maxmemory in config/redis/redis.conf and REDIS_MEMORY in .env; find what grows: redis-cli --bigkeys";
+        => "raise maxmemory in config/redis/redis.conf and REDIS_MEMORY in .env; find what grows: docker-compose exec redis redis-cli -n 5 --bigkeys";
 
     AUTHENTIK_AWAY = Fail "authentik" "authentik-away": "Authentik does not answer at AUTHENTIK_URL"
         => "docker-compose ps authentik-server; docker-compose logs --tail 50 authentik-server";
@@ -218,7 +134,7 @@ table! {
 pub(crate) const CHECKS: &[(&str, &str, &str)] = &[
     (
         "daemon",
-        "OUTRIGGER_ADMIN (one sidecar, looked into; http://127.0.0.1:9081 where no sidecar is named), OUTRIGGER_SIDECARS (further ones)",
+        "OUTRIGGER_ADMIN (one sidecar, looked into; http://127.0.0.1:9081 where no sidecar is named), OUTRIGGER_SIDECARS (further ones); in compose by itself those of COMPOSE_PROFILES",
         "`/livez` of each sidecar's admin address",
     ),
     ("ready", "as daemon", "`/readyz`: which part is not ready"),
@@ -279,6 +195,7 @@ pub(crate) const CHECKS: &[(&str, &str, &str)] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::finding::State;
 
     #[test]
     fn every_row_has_a_name_of_its_own_and_a_check_that_is_described() {

@@ -9,21 +9,25 @@ use kit::secret::Secret;
 use kit_lago::api::{ApiError, LagoApi};
 use kit_lago::exchange::{Exchange, Place};
 use kit_lago::management::Object;
+use kit_lago::shown_url;
 use lago_webhook_processor::config::{Config, Signature, well_known};
 use reqwest::Method;
 use serde_json::Value;
 use url::Url;
 
+use super::compose::{Installed, PROCESSOR};
 use super::finding::{
-    ATTEMPTS, ENDPOINT_ALGORITHM, ENDPOINT_MISSING, ENDPOINT_NOTHING, Finding, LAGO_AWAY, LAGO_CLOCK, LAGO_FAILS,
-    LAGO_HEALTH_HIDDEN, LAGO_KEY_LACKS, LAGO_KEY_REFUSED, LAGO_OTHER, LAGO_UNHEALTHY, LAGO_WORKER_AWAY,
-    LAGO_WORKER_UNHEALTHY, SETTING,
+    ATTEMPTS, ENDPOINT_ALGORITHM, ENDPOINT_MISSING, ENDPOINT_NOTHING, ENDPOINT_PATH, ENDPOINT_TWICE, LAGO_AWAY,
+    LAGO_CLOCK, LAGO_FAILS, LAGO_HEALTH_HIDDEN, LAGO_KEY_LACKS, LAGO_KEY_REFUSED, LAGO_OTHER, LAGO_UNHEALTHY,
+    LAGO_WORKER_AWAY, LAGO_WORKER_UNHEALTHY, SETTING,
 };
-use super::{Asking, limited, rsa, skew};
-use crate::output::shown_url;
+use super::{Asking, limited, names, rsa, skew};
+use crate::finding::Finding;
 
 /// Longest time for one of the parts that come after the first questions.
 const PART_WITHIN: Duration = Duration::from_secs(10);
+/// Of that, the time for what its clock has done: what is seen by then is said.
+const CLOCK_WITHIN: Duration = Duration::from_secs(8);
 /// What the clock did longer ago than that says nothing about today.
 const RECENT_HOURS: u64 = 26;
 /// With fewer attempts Lago gives up within five hours: getlago/lago-api `app/services/webhooks/send_http_service.rb`.
@@ -63,7 +67,7 @@ enum NotAsked {
 impl NotAsked {
     fn finding(&self, check: &'static str) -> Finding {
         match self {
-            Self::Nobody(variables) => Finding::not_checked(check, variables),
+            Self::Nobody(variables) => Finding::unset(check, variables),
             Self::Because(text, see) => Finding::unknown(check, *text, *see),
         }
     }
@@ -75,7 +79,7 @@ type Reached = Result<(LagoApi, String, Secret), NotAsked>;
 async fn reached(asking: &Asking<'_>) -> (Vec<Finding>, Reached) {
     let Some(url) = asking.settings.get("LAGO_API_URL") else {
         let nobody = NotAsked::Nobody("LAGO_API_URL and LAGO_API_KEY_FILE");
-        let findings = vec![Finding::not_checked("lago", "LAGO_API_URL"), nobody.finding("lago-key")];
+        let findings = vec![Finding::unset("lago", "LAGO_API_URL"), nobody.finding("lago-key")];
         return (findings, Err(nobody));
     };
     let mut findings = Vec::new();
@@ -108,7 +112,8 @@ async fn reached(asking: &Asking<'_>) -> (Vec<Finding>, Reached) {
         return (findings, Err(nobody));
     };
     let taken = takes_key(&api).await;
-    let is_taken = taken.id.is_none();
+    // Without a permission it is a key all the same, which may have others.
+    let is_taken = taken.id.is_none_or(|id| id == LAGO_KEY_LACKS.id);
     findings.push(taken);
     if is_taken {
         (findings, Ok((api, url.to_owned(), key)))
@@ -126,10 +131,14 @@ async fn health(api: &LagoApi) -> (Vec<Finding>, bool) {
     let version = answer.body.get("version").and_then(Value::as_str);
     let mut findings: Vec<Finding> = skew("Lago", answer.date.as_deref()).into_iter().collect();
     let (finding, is_there) = match (answer.status, version) {
+        (status @ 502..=504, _) => {
+            (Finding::of(&LAGO_AWAY, format!("/health: a proxy answers {status} in Lago's place")), false)
+        }
         (200, Some(version)) => (Finding::good("lago", format!("Lago {version} answers and has its database")), true),
         (500, _) if answer.body.get("message").and_then(Value::as_str) == Some("Unhealthy") => {
             (Finding::of(&LAGO_UNHEALTHY, "/health answers 500: the database does not answer Lago"), false)
         }
+        (status @ 500.., _) => (Finding::of(&LAGO_FAILS, format!("/health answers {status}")), false),
         (status, _) => {
             // Where only /api is let through, the API's own "not found" has Lago's shape. This is no health check of any version.
             let below = api.exchange(Method::GET, Place::Api("health"), None).await;
@@ -154,6 +163,9 @@ async fn takes_key(api: &LagoApi) -> Finding {
             let code = body["code"].as_str().unwrap_or("no code");
             Finding::of(&LAGO_KEY_LACKS, format!("LAGO_API_KEY may not read webhook endpoints (403, {code})"))
         }
+        Ok(Exchange { status: status @ 502..=504, .. }) => {
+            Finding::of(&LAGO_AWAY, format!("/api/v1/webhook_endpoints: a proxy answers {status} in Lago's place"))
+        }
         Ok(Exchange { status: status @ 500.., .. }) => {
             Finding::of(&LAGO_FAILS, format!("/api/v1/webhook_endpoints answers {status}"))
         }
@@ -164,16 +176,7 @@ async fn takes_key(api: &LagoApi) -> Finding {
 
 /// What Lago's clock has done. Where there was nothing for it to do, nobody can tell.
 async fn clock(api: &LagoApi, asking: &Asking<'_>) -> Finding {
-    let traces = match api.clock_traces(asking.now).await {
-        Ok(traces) => traces,
-        Err(error) => {
-            return Finding::unknown(
-                "lago-clock",
-                format!("nothing can be seen: {}", chain(&error)),
-                LOOK_AT_THE_CLOCK,
-            );
-        }
-    };
+    let traces = api.clock_traces(asking.now, CLOCK_WITHIN).await;
     if let Some(first) = traces.undone.first() {
         let more = match traces.undone.len() - 1 {
             0 => String::new(),
@@ -181,11 +184,19 @@ async fn clock(api: &LagoApi, asking: &Asking<'_>) -> Finding {
         };
         return Finding::of(&LAGO_CLOCK, format!("{}: {}{more}", first.at, first.what));
     }
+    let unseen = traces.unseen.first().map(|(what, error)| {
+        let why = error.as_ref().map_or_else(|| "no answer in time".to_owned(), |error| chain(error));
+        format!("{what} cannot be seen: {why}")
+    });
     let Some(done) = traces.done else {
+        if let Some(unseen) = unseen {
+            return Finding::unknown("lago-clock", unseen, LOOK_AT_THE_CLOCK);
+        }
         return Finding::unknown("lago-clock", "nothing that the clock would have had to do", LOOK_AT_THE_CLOCK);
     };
     let hours = asking.now.since(done.at).as_secs() / 3_600;
-    let text = format!("last seen to work after {}: {}", done.at, done.what);
+    let unseen = unseen.map(|unseen| format!("; {unseen}")).unwrap_or_default();
+    let text = format!("last seen to work after {}: {}{unseen}", done.at, done.what);
     if hours <= RECENT_HOURS {
         Finding::good("lago-clock", text)
     } else {
@@ -196,7 +207,7 @@ async fn clock(api: &LagoApi, asking: &Asking<'_>) -> Finding {
 /// The worker's own answer: getlago/lago-api `config/initializers/sidekiq.rb`; on 0.0.0.0 from v1.30.0 on.
 pub(crate) async fn worker(asking: &Asking<'_>) -> Vec<Finding> {
     let Some(url) = asking.settings.get("OUTRIGGER_LAGO_WORKER_URL") else {
-        return vec![Finding::not_checked("lago-worker", "OUTRIGGER_LAGO_WORKER_URL (http://lago-worker:8080)")];
+        return vec![Finding::unset("lago-worker", "OUTRIGGER_LAGO_WORKER_URL (http://lago-worker:8080)")];
     };
     vec![match asking.client.get(url).send().await {
         Ok(answer) if answer.status().is_success() => {
@@ -213,7 +224,7 @@ pub(crate) async fn worker(asking: &Asking<'_>) -> Vec<Finding> {
 /// How long Lago tries.
 pub(crate) fn attempts(asking: &Asking<'_>) -> Finding {
     let Some(text) = asking.settings.get("LAGO_WEBHOOK_ATTEMPTS") else {
-        return Finding::not_checked(
+        return Finding::unset(
             "webhook-attempts",
             "LAGO_WEBHOOK_ATTEMPTS, as Lago's worker has it (3 where it has none, which lasts 21 s)",
         );
@@ -258,60 +269,91 @@ fn intakes(asking: &Asking<'_>) -> (Vec<(String, Option<Signature>)>, Vec<String
 }
 
 async fn endpoint(api: &LagoApi, asking: &Asking<'_>) -> Vec<Finding> {
+    if Installed::of(asking.settings).is_some_and(|installed| !installed.has(PROCESSOR)) {
+        return vec![Finding::not_checked("webhook-endpoint", "lago-webhook-processor in COMPOSE_PROFILES")];
+    }
     let (intakes, lines) = intakes(asking);
     if !lines.is_empty() {
         return lines.into_iter().map(|line| Finding::of(&SETTING, line)).collect();
     }
     let endpoints = match api.first_page("webhook_endpoints?per_page=100").await {
         Ok(endpoints) => endpoints,
-        Err(error @ ApiError::Denied(403)) => return vec![Finding::of(&LAGO_KEY_LACKS, chain(&error))],
+        Err(error @ ApiError::Denied(403)) => {
+            return vec![Finding::unknown("webhook-endpoint", chain(&error), "see what is said of lago-key")];
+        }
         Err(error) => return vec![Finding::unknown("webhook-endpoint", chain(&error), "ask again")],
     };
     let wanted = asking.settings.get("LAGO_WEBHOOK_URL");
-    vec![judge(&endpoints, &intakes, wanted)]
+    judge(&endpoints, &intakes, wanted, &names::named(asking))
 }
 
-/// The endpoint that leads to the processor, if there is one, beside what the processor takes.
-fn judge(endpoints: &[Object], intakes: &[(String, Option<Signature>)], wanted: Option<&str>) -> Finding {
-    let text = |endpoint: &Object, name: &str| endpoint.get(name).and_then(Value::as_str).map(str::to_owned);
-    let url_of = |endpoint: &Object| text(endpoint, "webhook_url").unwrap_or_default();
-    let shown_of = |endpoint: &Object| shown_url(&url_of(endpoint));
-    let intake_of = |url: &str| {
-        let path = Url::parse(url).ok()?.path().trim_end_matches('/').to_owned();
-        intakes.iter().find(|(known, _)| *known == path)
-    };
+/// Every endpoint that leads to the processor, beside what the processor takes. Without `wanted` those lead there that have a
+/// path of the processor's; the host is only taken for its own where it is the compose file's or one of `public`.
+fn judge(
+    endpoints: &[Object],
+    intakes: &[(String, Option<Signature>)],
+    wanted: Option<&str>,
+    public: &[String],
+) -> Vec<Finding> {
+    let paths = || intakes.iter().map(|(path, _)| path.as_str()).collect::<Vec<_>>().join(" or ");
+    let path_of = |url: &str| Url::parse(url).map(|url| url.path().to_owned()).unwrap_or_default();
+    let is_like = |one: &str, other: &str| one.trim_end_matches('/') == other.trim_end_matches('/');
     let leads = |endpoint: &&Object| {
-        let url = url_of(endpoint);
+        let url = text(endpoint, "webhook_url");
         wanted.map_or_else(
-            || intake_of(&url).is_some(),
-            |wanted| url.trim_end_matches('/') == wanted.trim_end_matches('/'),
+            || intakes.iter().any(|(known, _)| is_like(known, &path_of(url))),
+            |wanted| is_like(url, wanted),
         )
     };
-    let Some(endpoint) = endpoints.iter().find(leads) else {
-        let known: Vec<String> = endpoints.iter().map(shown_of).collect();
+    let leading: Vec<&Object> = endpoints.iter().filter(leads).collect();
+    if leading.is_empty() {
+        let known: Vec<String> = endpoints.iter().map(|endpoint| shown_url(text(endpoint, "webhook_url"))).collect();
         let known =
             if known.is_empty() { "Lago has none".to_owned() } else { format!("Lago has {}", known.join(", ")) };
-        let wanted = wanted
-            .map_or_else(|| intakes.iter().map(|(path, _)| path.as_str()).collect::<Vec<_>>().join(" or "), shown_url);
-        return Finding::of(&ENDPOINT_MISSING, format!("no webhook endpoint leads to {wanted}: {known}"));
-    };
-    let intake = intake_of(&url_of(endpoint));
-    let (url, algorithm) = (shown_of(endpoint), text(endpoint, "signature_algo").unwrap_or_default());
-    if endpoint.get("event_types").and_then(Value::as_array).is_some_and(Vec::is_empty) {
-        return Finding::of(&ENDPOINT_NOTHING, format!("{url} is sent no type of event"));
+        let wanted = wanted.map_or_else(paths, shown_url);
+        return vec![Finding::of(&ENDPOINT_MISSING, format!("no webhook endpoint leads to {wanted}: {known}"))];
     }
-    match intake.and_then(|(_, signature)| *signature) {
-        Some(signature) if name_of(signature) != algorithm => Finding::of(
-            &ENDPOINT_ALGORITHM,
-            format!("{url} is signed with {algorithm}, the webhook processor checks {}", name_of(signature)),
-        ),
-        Some(_) => Finding::good("webhook-endpoint", format!("{url}, {algorithm}, as the webhook processor checks it")),
-        None => Finding::unknown(
-            "webhook-endpoint",
-            format!("{url} is signed with {algorithm}; nobody says what the webhook processor checks"),
-            "set SIDECAR_LAGO__SIGNATURE (compose: LAGO_WEBHOOK_SIGNATURE) or LAGO_WEBHOOK_PROCESSOR_CONFIG for the doctor too",
-        ),
+    let mut findings: Vec<Finding> = Vec::new();
+    for endpoint in &leading {
+        let (url, algorithm) = (text(endpoint, "webhook_url"), text(endpoint, "signature_algo"));
+        let (shown, path) = (shown_url(url), path_of(url));
+        let Some((_, signature)) = intakes.iter().find(|(known, _)| *known == path) else {
+            let text = format!("{shown}: the webhook processor takes {}, and nothing at {path}", paths());
+            findings.push(Finding::of(&ENDPOINT_PATH, text));
+            continue;
+        };
+        let has_no_types = endpoint.get("event_types").and_then(Value::as_array).is_some_and(Vec::is_empty);
+        let host = Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default();
+        findings.push(match signature {
+            _ if has_no_types => Finding::of(&ENDPOINT_NOTHING, format!("{shown} is sent no type of event")),
+            Some(signature) if name_of(*signature) != algorithm => Finding::of(
+                &ENDPOINT_ALGORITHM,
+                format!("{shown} is signed with {algorithm}, the webhook processor checks {}", name_of(*signature)),
+            ),
+            None => Finding::unknown(
+                "webhook-endpoint",
+                format!("{shown} is signed with {algorithm}; nobody says what the webhook processor checks"),
+                "set SIDECAR_LAGO__SIGNATURE (compose: LAGO_WEBHOOK_SIGNATURE) or LAGO_WEBHOOK_PROCESSOR_CONFIG for the doctor too",
+            ),
+            Some(_) if wanted.is_none() && host != PROCESSOR && !public.contains(&host) => Finding::unknown(
+                "webhook-endpoint",
+                format!("{shown}, {algorithm}, as the webhook processor checks it; nobody says whether {host} is where that listens"),
+                "set LAGO_WEBHOOK_URL to the address that Lago reaches the webhook processor at",
+            ),
+            Some(_) => {
+                Finding::good("webhook-endpoint", format!("{shown}, {algorithm}, as the webhook processor checks it"))
+            }
+        });
     }
+    if leading.len() > 1 {
+        let all: Vec<String> = leading.iter().map(|endpoint| shown_url(text(endpoint, "webhook_url"))).collect();
+        findings.push(Finding::of(&ENDPOINT_TWICE, all.join(", ")));
+    }
+    findings
+}
+
+fn text<'a>(endpoint: &'a Object, name: &str) -> &'a str {
+    endpoint.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
 fn name_of(signature: Signature) -> &'static str {

@@ -4,6 +4,7 @@
 //! is measured over time, which is for Prometheus.
 
 mod authentik;
+mod compose;
 mod finding;
 mod lago;
 mod names;
@@ -25,11 +26,11 @@ use clap::Args;
 use futures_util::future::join_all;
 use kit::client::{ClientOptions, http_client};
 use kit::clock::{Clock as _, SystemClock, Timestamp};
-use serde::Serialize;
 
 use crate::admin::Connection;
-use crate::output::{self, safe, say};
-use finding::{CLOCK, Finding, State};
+use crate::finding::{Finding, State, tell};
+use crate::output::say;
+use finding::CLOCK;
 pub(crate) use rsa::served_key;
 use settings::Settings;
 
@@ -39,6 +40,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const CHECK_WITHIN: Duration = Duration::from_secs(30);
 /// Clocks that differ by less are said to agree.
 const SKEW_SECONDS: i64 = 30;
+
+/// The longest name of a check.
+const CHECK_COLUMNS: usize = 16;
 
 #[derive(Args, Debug)]
 pub(crate) struct Arguments {
@@ -62,14 +66,6 @@ pub(crate) struct Asking<'a> {
     now: Timestamp,
 }
 
-/// The document of `--json`.
-#[derive(Serialize)]
-struct Report<'a> {
-    outrigger: &'static str,
-    healthy: bool,
-    findings: &'a [Finding],
-}
-
 pub(crate) async fn run(arguments: Arguments, connection: &Connection, json: bool) -> anyhow::Result<ExitCode> {
     if arguments.reference {
         say!("{}", page::page().trim_end());
@@ -90,13 +86,9 @@ pub(crate) async fn run(arguments: Arguments, connection: &Connection, json: boo
         now: SystemClock.now(),
     };
     let findings = examine(&asking).await;
-    let healthy = findings.iter().all(|finding| !matches!(finding.state, State::Fail | State::Warn));
-    if json {
-        output::json(&Report { outrigger: env!("CARGO_PKG_VERSION"), healthy, findings: &findings })?;
-    } else {
-        for finding in &findings {
-            say!("{}", line(finding));
-        }
+    let healthy = !findings.iter().any(Finding::is_bad);
+    tell(&findings, Some(healthy), json, CHECK_COLUMNS)?;
+    if !json {
         say!("{}", summary(&findings));
     }
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -130,18 +122,6 @@ async fn limited(name: &'static str, within: Duration, check: impl Future<Output
         let text = format!("no result within {} s", within.as_secs());
         vec![Finding::unknown(name, text, "ask again; what answers, answers slowly")]
     })
-}
-
-fn line(finding: &Finding) -> String {
-    let mark = match finding.state {
-        State::Fail => "FAIL",
-        State::Warn => "warn",
-        State::Unknown => "?   ",
-        State::Ok => "ok  ",
-        State::NotChecked => "-   ",
-    };
-    let fix = finding.fix.as_deref().map(|fix| format!(" → {}", safe(fix))).unwrap_or_default();
-    format!("{mark} {:<16} {}{fix}", finding.check, safe(&finding.text))
 }
 
 fn summary(findings: &[Finding]) -> String {

@@ -19,11 +19,12 @@ use tokio_rustls::rustls::{CertificateError, ClientConfig, DigitallySignedStruct
 use url::Url;
 
 use super::finding::{
-    CERTIFICATE_EXPIRED, CERTIFICATE_NAME, CERTIFICATE_NONE, CERTIFICATE_SOON, CERTIFICATE_TRUST, Finding, NAME,
-    NAME_AWAY, SETTING,
+    CERTIFICATE_EXPIRED, CERTIFICATE_NAME, CERTIFICATE_NONE, CERTIFICATE_SOON, CERTIFICATE_TRUST, NAME, NAME_AWAY,
+    SETTING,
 };
 use super::sidecar::list;
 use super::{ANSWER_WITHIN, Asking};
+use crate::finding::Finding;
 
 const CHECK: &str = "public-name";
 /// Let's Encrypt renews 30 days before: with so few left, it was not.
@@ -56,9 +57,13 @@ pub(crate) async fn examine(asking: &Asking<'_>) -> Vec<Finding> {
     places.extend(ADDRESSES.iter().filter_map(|name| place_of(asking.settings.get(name)?)));
     places.sort();
     places.dedup();
-    places.truncate(MOST_NAMES);
+    if let Some(more) = places.len().checked_sub(MOST_NAMES).filter(|more| *more > 0) {
+        let text = format!("{more} more than {MOST_NAMES} names are not looked at");
+        findings.push(Finding::unknown(CHECK, text, "ask for them by themselves: OUTRIGGER_PUBLIC_URLS"));
+        places.truncate(MOST_NAMES);
+    }
     if places.is_empty() && findings.is_empty() {
-        return vec![Finding::not_checked(
+        return vec![Finding::unset(
             CHECK,
             "OUTRIGGER_PUBLIC_URLS (https://billing.example.com,https://auth.example.com)",
         )];
@@ -66,6 +71,13 @@ pub(crate) async fn examine(asking: &Asking<'_>) -> Vec<Finding> {
     let asked = join_all(places.iter().map(|(host, port)| look(host, *port, asking))).await;
     findings.extend(asked);
     findings
+}
+
+/// The hosts that are named as public.
+pub(super) fn named(asking: &Asking<'_>) -> Vec<String> {
+    let urls = list(asking.settings.get("OUTRIGGER_PUBLIC_URLS")).into_iter();
+    let full = urls.map(|text| if text.contains("://") { text.to_owned() } else { format!("https://{text}") });
+    full.filter_map(|url| Some(place_of(&url)?.0)).collect()
 }
 
 fn place_of(url: &str) -> Option<(String, u16)> {

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::finding::{CHECKS, State, TABLE};
+use super::finding::{CHECKS, TABLE};
+use crate::finding::State;
 
 /// The page, as Markdown.
 pub(crate) fn page() -> String {

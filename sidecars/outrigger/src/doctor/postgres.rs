@@ -3,15 +3,16 @@
 use kit::error::chain;
 use kit_journal::{ProbeError, ask_database};
 
-use super::finding::{Finding, POSTGRES_AWAY, POSTGRES_READ_ONLY, POSTGRES_REFUSED, SETTING};
+use super::finding::{POSTGRES_AWAY, POSTGRES_READ_ONLY, POSTGRES_REFUSED, SETTING};
 use super::{ANSWER_WITHIN, Asking};
+use crate::finding::Finding;
 
 const CHECK: &str = "postgres";
 
 pub(crate) async fn examine(asking: &Asking<'_>) -> Vec<Finding> {
     let url = match asking.settings.secret("DATABASE_URL") {
         Ok(Some(url)) => url,
-        Ok(None) => return vec![Finding::not_checked(CHECK, "DATABASE_URL_FILE (or DATABASE_URL)")],
+        Ok(None) => return vec![Finding::unset(CHECK, "DATABASE_URL_FILE (or DATABASE_URL)")],
         Err(error) => return vec![Finding::of(&SETTING, chain(&error))],
     };
     // Whoever names authorities for the database wants TLS there; those of --ca-file are for the others.

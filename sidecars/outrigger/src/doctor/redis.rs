@@ -3,6 +3,7 @@
 //! Source: redis.io, page "Redis serialization protocol specification"; commands AUTH, PING, INFO.
 
 use std::io;
+use std::time::Duration;
 
 use kit::error::chain;
 use kit::secret::Secret;
@@ -10,14 +11,17 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::TcpStream;
 use url::Url;
 
-use super::finding::{Finding, REDIS_AWAY, REDIS_EVICTS, REDIS_FULL, REDIS_OTHER, REDIS_PASSWORD, SETTING};
+use super::finding::{REDIS_AWAY, REDIS_CROWDED, REDIS_EVICTS, REDIS_FULL, REDIS_OTHER, REDIS_PASSWORD, SETTING};
 use super::names::{self, Stream};
 use super::{ANSWER_WITHIN, Asking};
+use crate::finding::Finding;
 
 const CHECK: &str = "redis";
 const PORT: u16 = 6379;
 /// Longest answer that is read; `INFO memory` has some 2 KiB.
 const ANSWER_BYTES: u64 = 64 << 10;
+/// What Redis says unasked it says at once.
+const UNASKED_WITHIN: Duration = Duration::from_millis(100);
 /// So full that the rest is a matter of minutes.
 const NEARLY_FULL: f64 = 0.95;
 
@@ -33,7 +37,7 @@ struct Place {
 pub(crate) async fn examine(asking: &Asking<'_>) -> Vec<Finding> {
     let place = match place(asking) {
         Ok(Some(place)) => place,
-        Ok(None) => return vec![Finding::not_checked(CHECK, "REDIS_URL (or REDIS_HOST) and REDIS_PASSWORD_FILE")],
+        Ok(None) => return vec![Finding::unset(CHECK, "REDIS_URL (or REDIS_HOST) and REDIS_PASSWORD_FILE")],
         Err(error) => return vec![Finding::of(&SETTING, error)],
     };
     let address = format!("{}:{}", place.host, place.port);
@@ -72,23 +76,48 @@ async fn ask(place: &Place, asking: &Asking<'_>) -> io::Result<Vec<Finding>> {
     let stream: Box<dyn Stream> =
         if place.is_tls { Box::new(names::encrypted(tcp, &place.host, asking).await?) } else { Box::new(tcp) };
     let mut redis = BufReader::new(stream);
+    // One that is full says so at once and closes: what is sent to it after that may cost the word that it said.
+    if let Ok(said) = tokio::time::timeout(UNASKED_WITHIN, redis.fill_buf()).await
+        && !said?.is_empty()
+    {
+        let said = line(&mut redis).await?;
+        return Ok(vec![refused(&said, "a connection").unwrap_or_else(|| other("a connection", &said))]);
+    }
     if let Some(password) = &place.password {
         let words: Vec<&str> = ["AUTH"].into_iter().chain(place.user.as_deref()).chain([password.expose()]).collect();
         let said = command(&mut redis, &words).await?;
         // A password where none is wanted is Lago's trouble too: it would not start.
         if said != "+OK" {
-            return Ok(vec![Finding::of(&REDIS_PASSWORD, error_code(&said))]);
+            return Ok(vec![refused(&said, "AUTH").unwrap_or_else(|| other("AUTH", &said))]);
         }
     }
     let said = command(&mut redis, &["PING"]).await?;
-    if said.starts_with("-NOAUTH") || said.starts_with("-NOPERM") {
-        return Ok(vec![Finding::of(&REDIS_PASSWORD, error_code(&said))]);
-    }
     if said != "+PONG" {
-        return Ok(vec![Finding::of(&REDIS_OTHER, format!("PING is answered with {}", error_code(&said)))]);
+        return Ok(vec![refused(&said, "PING").unwrap_or_else(|| other("PING", &said))]);
     }
     let info = command(&mut redis, &["INFO", "memory"]).await?;
+    if info.starts_with('-') {
+        let text = format!("answers; INFO is not for this user: {}", error_code(&info));
+        return Ok(vec![Finding::unknown(CHECK, text, "let the user ask INFO, or look at its memory by hand")]);
+    }
     Ok(judge(&info))
+}
+
+/// What a refusal of a known kind means.
+///
+/// Source: redis/redis `src/acl.c` (`authCommand`), `src/networking.c` (`acceptCommonHandler`) at 7.2.
+fn refused(said: &str, what: &str) -> Option<Finding> {
+    let about_password = ["-NOAUTH", "-WRONGPASS", "-NOPERM", "-ERR invalid password", "-ERR invalid username"];
+    let about_auth = said.starts_with("-ERR") && said.contains("AUTH");
+    if said.starts_with("-ERR max number of clients") {
+        return Some(Finding::of(&REDIS_CROWDED, error_code(said)));
+    }
+    (about_auth || about_password.iter().any(|begin| said.starts_with(begin)))
+        .then(|| Finding::of(&REDIS_PASSWORD, format!("{what}: {}", error_code(said))))
+}
+
+fn other(what: &str, said: &str) -> Finding {
+    Finding::of(&REDIS_OTHER, format!("{what} is answered with {}", error_code(said)))
 }
 
 /// The first word of an error, which says which it is; what is not an error is not shown, it may be anything.
@@ -131,13 +160,17 @@ async fn command<S: Stream>(redis: &mut BufReader<S>, words: &[&str]) -> io::Res
     }
     redis.write_all(request.as_bytes()).await?;
     redis.flush().await?;
-    let mut line = Vec::new();
-    (&mut *redis).take(ANSWER_BYTES).read_until(b'\n', &mut line).await?;
-    let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+    let line = line(redis).await?;
     let Some(length) = line.strip_prefix('$').and_then(|length| length.parse::<u64>().ok()) else { return Ok(line) };
     let mut text = vec![0; usize::try_from(length.min(ANSWER_BYTES)).unwrap_or_default()];
     redis.read_exact(&mut text).await?;
     Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+async fn line<S: Stream>(redis: &mut BufReader<S>) -> io::Result<String> {
+    let mut line = Vec::new();
+    (&mut *redis).take(ANSWER_BYTES).read_until(b'\n', &mut line).await?;
+    Ok(String::from_utf8_lossy(&line).trim_end().to_owned())
 }
 
 #[cfg(test)]

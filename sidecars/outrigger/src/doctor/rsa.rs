@@ -6,12 +6,15 @@ use kit_lago::public_key::{FetchError, fetch_public_key};
 use kit_lago::signature::{LagoPrivateKey, RsaKey, RsaKeys};
 
 use super::Asking;
-use super::finding::{Finding, LAGO_KEY_LACKS, RSA_FORM, RSA_NOT_SERVED, RSA_NOT_VERIFIED, RSA_TWO, SETTING};
+use super::finding::{LAGO_KEY_LACKS, RSA_FORM, RSA_NOT_SERVED, RSA_NOT_VERIFIED, RSA_TWO, SETTING};
+use crate::finding::Finding;
 
 const CHECK: &str = "rsa-key";
 const FILE: &str = "OUTRIGGER_LAGO_RSA_KEY_FILE";
 const VARIABLE: &str = "LAGO_RSA_PRIVATE_KEY";
 const PUBLIC_FILE: &str = "LAGO_WEBHOOK_PUBLIC_KEY_FILE";
+
+const ASK_LAGO: &str = "set LAGO_API_URL and LAGO_API_KEY_FILE, and see what is said of lago";
 
 /// Looks at every key that there is, and asks Lago for its own where that may be asked.
 pub(crate) async fn examine(asking: &Asking<'_>, lago: Option<(&str, &Secret)>) -> Vec<Finding> {
@@ -53,12 +56,16 @@ pub(crate) async fn examine(asking: &Asking<'_>, lago: Option<(&str, &Secret)>) 
         None => None,
     };
     if findings.is_empty() && private.is_empty() && verified.is_none() {
-        return vec![Finding::not_checked(CHECK, &format!("{FILE}, {VARIABLE} or {PUBLIC_FILE}"))];
+        return vec![Finding::unset(CHECK, &format!("{FILE}, {VARIABLE} or {PUBLIC_FILE}"))];
     }
     let Some((url, key)) = lago else {
         for (name, key) in &private {
             let text = format!("{name}: RSA, {} bits, {}; not compared with Lago's", key.bits(), key.fingerprint());
-            findings.push(Finding::unknown(CHECK, text, "set LAGO_API_URL and LAGO_API_KEY_FILE"));
+            findings.push(Finding::unknown(CHECK, text, ASK_LAGO));
+        }
+        if let Some(keys) = &verified {
+            let text = format!("{PUBLIC_FILE}: {} keys, RSA; not compared with Lago's", keys.keys().len());
+            findings.push(Finding::unknown(CHECK, text, ASK_LAGO));
         }
         return findings;
     };

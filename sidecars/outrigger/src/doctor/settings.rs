@@ -1,15 +1,19 @@
 //! Where things are: the variables of the daemons and of the compose files, from the environment and from an `.env`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use kit::secret::{self, Secret, SecretError};
 
+use super::compose::Installed;
+
 /// Variables by name; an empty one counts as unset, as compose has it.
 #[derive(Debug, Default)]
 pub(crate) struct Settings {
     values: BTreeMap<String, String>,
+    /// The folder of the file, and what only that says: its paths begin there, as compose has it.
+    of_file: Option<(PathBuf, BTreeSet<String>)>,
 }
 
 impl Settings {
@@ -23,11 +27,28 @@ impl Settings {
             let text =
                 std::fs::read_to_string(file).with_context(|| format!("read {} (--env-file)", file.display()))?;
             settings.values.extend(text.lines().filter_map(line));
+            let folder = file.parent().unwrap_or(Path::new("")).to_owned();
+            settings.of_file = Some((folder, settings.values.keys().cloned().collect()));
         }
         let own =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        settings.values.extend(own.filter(|(_, value)| !value.is_empty()));
+        for (name, value) in own.filter(|(_, value)| !value.is_empty()) {
+            if let Some((_, names)) = &mut settings.of_file {
+                names.remove(&name);
+            }
+            settings.values.insert(name, value);
+        }
+        if let Some(installed) = Installed::of(&settings) {
+            installed.left_out(&settings).into_iter().for_each(|name| _ = settings.values.remove(name));
+        }
         Ok(settings)
+    }
+
+    /// These, and no others.
+    #[cfg(test)]
+    pub(crate) fn of(known: &[(&str, &str)]) -> Self {
+        let values = known.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Self { values, of_file: None }
     }
 
     /// A variable that is set.
@@ -37,7 +58,11 @@ impl Settings {
 
     /// A variable that names a file.
     pub(crate) fn path(&self, name: &str) -> Option<PathBuf> {
-        self.get(name).map(PathBuf::from)
+        let path = PathBuf::from(self.get(name)?);
+        match &self.of_file {
+            Some((folder, names)) if names.contains(name) => Some(folder.join(path)),
+            _ => Some(path),
+        }
     }
 
     /// The secret of `NAME` or of the file that `NAME_FILE` names.

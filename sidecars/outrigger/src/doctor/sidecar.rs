@@ -3,12 +3,14 @@
 use kit_workbench::metrics::Metrics;
 use serde_json::Value;
 
+use super::compose::Installed;
 use super::finding::{
-    Finding, NOT_READY, NOT_READY_JOURNAL, NOT_READY_KEY, NOT_READY_ROUTES, SIDECAR_AWAY, SIDECAR_OTHER, SINK_CLOSED,
+    NOT_READY, NOT_READY_JOURNAL, NOT_READY_KEY, NOT_READY_ROUTES, SIDECAR_AWAY, SIDECAR_OTHER, SINK_CLOSED,
     SINK_PARKED, SINK_PAUSED, SINK_SLOW, SINK_STALLED, SINK_UNKNOWN, TOKEN,
 };
 use super::{ANSWER_WITHIN, Asking, Check, skew};
-use crate::admin::Admin;
+use crate::admin::{Admin, Refusal};
+use crate::finding::Finding;
 use crate::sinks::{Sink, Statistics, Status, mebibytes};
 
 /// The gauge that tells how long the oldest event of a sink has waited.
@@ -22,10 +24,20 @@ const LAGO: &str = "Lago, LAGO_API_URL or LAGO_API_KEY_FILE";
 
 /// One check a sidecar: the one that is named for all commands, with its token, and the further ones without.
 pub(crate) fn checks<'a>(asking: &'a Asking<'_>) -> Vec<Check<'a>> {
-    let further: Vec<&str> = list(asking.settings.get("OUTRIGGER_SIDECARS"));
+    let installed = Installed::of(asking.settings);
+    let mut further: Vec<String> =
+        list(asking.settings.get("OUTRIGGER_SIDECARS")).into_iter().map(str::to_owned).collect();
     let mut checks: Vec<Check<'a>> = Vec::new();
     let own = asking.settings.get("OUTRIGGER_ADMIN");
-    if asking.connection.names_one() || own.is_some() || further.is_empty() {
+    let named = asking.connection.named().or(own);
+    if let Some(installed) = &installed {
+        further.extend(installed.sidecars());
+        further.retain(|address| named.is_none_or(|named| named.trim_end_matches('/') != address));
+        further.sort();
+        further.dedup();
+    }
+    let is_off = installed.is_some_and(|installed| named.is_none_or(|named| installed.is_off(named)));
+    if !is_off && (named.is_some() || further.is_empty()) {
         let own = own.map(str::to_owned);
         checks.push((
             "daemon",
@@ -41,7 +53,7 @@ pub(crate) fn checks<'a>(asking: &'a Asking<'_>) -> Vec<Check<'a>> {
         checks.push((
             "daemon",
             Box::pin(
-                async move { examine(&Admin::without_token(&asking.client, address, ANSWER_WITHIN), false).await },
+                async move { examine(&Admin::without_token(&asking.client, &address, ANSWER_WITHIN), false).await },
             ),
         ));
     }
@@ -77,17 +89,32 @@ async fn examine(admin: &Admin, has_token: bool) -> Vec<Finding> {
                     examine_sink(sink, oldest.unwrap_or(0.0), &mut findings);
                 }
             }
-            Err(error) => findings.push(Finding::of(&TOKEN, format!("{error:#}"))),
+            Err(error) => {
+                let known = if is_about_token(&error) { &TOKEN } else { &NOT_READY };
+                findings.push(Finding::of(known, format!("admin API: {error:#}")));
+                measured_sinks(metrics.as_ref(), &mut findings);
+            }
         }
-    } else if let Some(metrics) = &metrics {
-        for (labels, _) in metrics.series("delivery_pending") {
-            let Some(name) = labels.get("sink") else { continue };
-            let oldest = metrics.get(OLDEST_PENDING, &[("sink", name)]).unwrap_or(0.0);
-            examine_sink(&measured(metrics, name), oldest, &mut findings);
-        }
+    } else {
+        measured_sinks(metrics.as_ref(), &mut findings);
     }
     findings.extend(skew(&format!("the daemon at {}", admin.address()), admin.date().await.as_deref()));
     findings
+}
+
+/// The sinks as far as metrics tell of them.
+fn measured_sinks(metrics: Option<&Metrics>, findings: &mut Vec<Finding>) {
+    let Some(metrics) = metrics else { return };
+    for (labels, _) in metrics.series("delivery_pending") {
+        let Some(name) = labels.get("sink") else { continue };
+        let oldest = metrics.get(OLDEST_PENDING, &[("sink", name)]).unwrap_or(0.0);
+        examine_sink(&measured(metrics, name), oldest, findings);
+    }
+}
+
+/// Whether a token mends it, and not the daemon.
+fn is_about_token(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Refusal::NoToken | Refusal::Status { status: 401 | 403, .. }))
 }
 
 /// A sink as far as its metrics tell it, for which nobody needs a token.
@@ -100,7 +127,8 @@ fn measured(metrics: &Metrics, name: &str) -> Sink {
         accepted: count("delivery_accepted"),
         delivered: count("delivery_delivered"),
         pending: count("delivery_pending"),
-        retrying: count("delivery_pending"),
+        // Metrics do not tell how many of them were tried.
+        retrying: 0,
         parked: count("delivery_parked"),
         dropped: count("delivery_dropped"),
         filtered: count("delivery_filtered"),
@@ -162,8 +190,8 @@ fn examine_sink(sink: &Sink, oldest_pending_seconds: f64, findings: &mut Vec<Fin
         bad.push(Finding::of(&SINK_CLOSED, text).mended_by(format!("mend {mend}; deliveries go on by themselves")));
     }
     if status.is_some_and(|status| status.stalled) {
-        let waiting = sink.retrying;
-        let text = format!("{name} is stalled: {waiting} deliveries wait for another attempt, nothing new is fetched");
+        let waiting = if sink.retrying == 0 { String::new() } else { format!("{} ", sink.retrying) };
+        let text = format!("{name} is stalled: {waiting}deliveries wait for another attempt, nothing new is fetched");
         bad.push(Finding::of(&SINK_STALLED, text));
     }
     let usable = !sink.paused && status.is_some_and(|status| status.circuit == "closed");

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Asking;
 use super::finding::{
-    Finding, SETTING, TEMPORAL_AWAY, TEMPORAL_DYNAMIC, TEMPORAL_NAMESPACE, TEMPORAL_NOT_SERVING, TEMPORAL_REFUSED,
+    SETTING, TEMPORAL_AWAY, TEMPORAL_DYNAMIC, TEMPORAL_NAMESPACE, TEMPORAL_NOT_SERVING, TEMPORAL_REFUSED,
 };
+use crate::finding::Finding;
 
 const CHECK: &str = "temporal";
 const DYNAMIC: &str = "DYNAMIC_CONFIG_FILE_PATH";
@@ -36,7 +37,7 @@ impl Section for Only {
 
 pub(crate) async fn examine(asking: &Asking<'_>) -> Vec<Finding> {
     if asking.settings.get("TEMPORAL_ADDRESS").is_none() {
-        return vec![Finding::not_checked(CHECK, "TEMPORAL_ADDRESS (temporal:7233) and TEMPORAL_NAMESPACE")];
+        return vec![Finding::unset(CHECK, "TEMPORAL_ADDRESS (temporal:7233) and TEMPORAL_NAMESPACE")];
     }
     let is_ours = |name: &str| name.starts_with("TEMPORAL_") || name.starts_with("SIDECAR_TEMPORAL__");
     let env = asking.settings.all().filter(|(name, _)| is_ours(name));
@@ -90,10 +91,7 @@ fn failed(address: &str, error: &kit_temporal::TemporalError) -> Finding {
 /// What the server that has answered must have read.
 fn dynamic(path: Option<&str>) -> Finding {
     let Some(path) = path else {
-        return Finding::not_checked(
-            CHECK,
-            "DYNAMIC_CONFIG_FILE_PATH, as Temporal has it, for its dynamic configuration",
-        );
+        return Finding::unset(CHECK, "DYNAMIC_CONFIG_FILE_PATH, as Temporal has it, for its dynamic configuration");
     };
     let whole = if path.starts_with('/') { path.to_owned() } else { format!("{WORK_FOLDER}/{path}") };
     if whole == SHIPPED {

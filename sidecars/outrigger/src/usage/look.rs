@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use anyhow::bail;
 use clap::Args;
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use kit_delivery::api::{EventDetail, EventView};
+use kit_delivery::api::EventView;
 use serde::{Deserialize, Serialize};
 
 use super::{SOURCES, Which, delivery, of_subscription, reason_word, sink, state, subscription, with_transaction_id};
-use crate::admin::Admin;
+use crate::admin::{Admin, Refusal};
 use crate::events;
 use crate::output::{self, safe, say};
 
@@ -70,14 +70,14 @@ pub(crate) async fn tail(admin: &Admin, arguments: &Tail, json: bool) -> anyhow:
     let filter = of_subscription(arguments.subscription.as_deref());
     events::follow(admin, &filter, async |events| {
         // The code is in the body, which a listing leaves out.
-        let usage = events.iter().filter(|event| SOURCES.contains(&event.source.as_str()));
-        let mut details = details(admin, usage.map(|event| event.id.clone()).collect());
-        while let Some(detail) = details.try_next().await? {
-            let code = code(&detail);
+        let usage: Vec<EventView> =
+            events.iter().filter(|event| SOURCES.contains(&event.source.as_str())).cloned().collect();
+        let codes: Vec<String> = bodies(admin, &usage).map_ok(|body| code(body.as_deref())).try_collect().await?;
+        for (event, code) in usage.iter().zip(codes) {
             if arguments.code.as_ref().is_some_and(|wanted| *wanted != code) {
                 continue;
             }
-            let line = Line::new(&detail.event, code);
+            let line = Line::new(event, code);
             if json {
                 output::json_line(&line)?;
                 continue;
@@ -146,8 +146,7 @@ pub(crate) async fn parked(admin: &Admin, arguments: &Parked, json: bool) -> any
         Ok(true)
     })
     .await?;
-    let ids = newest.iter().map(|event| event.id.clone()).collect();
-    let codes: Vec<String> = details(admin, ids).map_ok(|detail| code(&detail)).try_collect().await?;
+    let codes: Vec<String> = bodies(admin, &newest).map_ok(|body| code(body.as_deref())).try_collect().await?;
     let lines: Vec<Line> = newest.iter().zip(codes).map(|(event, code)| Line::new(event, code)).collect();
     if json {
         return output::json(&serde_json::json!({ "reasons": counts, "events": lines }));
@@ -162,7 +161,7 @@ pub(crate) async fn parked(admin: &Admin, arguments: &Parked, json: bool) -> any
         table.add_row(vec![safe(word), count.events.to_string(), safe(&count.example)]);
     }
     say!("{table}\n");
-    let mut table = output::table(&["received", "transaction id", "subscription", "code", "attempts", "reason"]);
+    let mut table = output::table(&["received", "transaction id", "subscription", "code", "retries used", "reason"]);
     for line in &lines {
         table.add_row(vec![
             line.at.clone(),
@@ -180,21 +179,29 @@ pub(crate) async fn parked(admin: &Admin, arguments: &Parked, json: bool) -> any
     Ok(())
 }
 
-/// Events in full, in their order, some at a time.
-fn details(
-    admin: &Admin,
-    ids: Vec<String>,
-) -> impl futures_util::Stream<Item = anyhow::Result<EventDetail>> + Unpin + use<'_> {
-    let ask = move |id: String| async move { events::detail(admin, &id).await };
-    Box::pin(futures_util::stream::iter(ids).map(ask).buffered(AT_ONCE))
+/// The bodies of these, in their order, some asked for at a time; nothing for one that has been removed meanwhile.
+pub(super) fn bodies<'a>(
+    admin: &'a Admin,
+    events: &'a [EventView],
+) -> impl futures_util::Stream<Item = anyhow::Result<Option<Vec<u8>>>> + Unpin + use<'a> {
+    let ask = move |event: &'a EventView| async move {
+        // With its place it is found at once, however many there are.
+        let place = [("seq", event.seq.to_string())];
+        match admin.bytes(&format!("/events/{}/body", event.id), &place).await {
+            Ok(body) => Ok(Some(body)),
+            Err(error) if error.downcast_ref().is_some_and(Refusal::is_not_found) => Ok(None),
+            Err(error) => Err(error),
+        }
+    };
+    Box::pin(futures_util::stream::iter(events).map(ask).buffered(AT_ONCE))
 }
 
 /// Code of the billable metric, from the body.
-fn code(detail: &EventDetail) -> String {
+fn code(body: Option<&[u8]>) -> String {
     #[derive(Deserialize)]
     struct Body {
         code: String,
     }
-    let body = detail.body.as_deref().and_then(|body| serde_json::from_str::<Body>(body).ok());
+    let body = body.and_then(|body| serde_json::from_slice::<Body>(body).ok());
     body.map_or_else(|| "–".to_owned(), |body| body.code)
 }

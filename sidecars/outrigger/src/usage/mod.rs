@@ -1,8 +1,11 @@
 //! `usage`: what the usage tracker holds, what it could not send, what Lago has of it, and usage from files.
 //!
 //! `look` tail, show, parked · `redrive` parked events once more · `reconcile` the tracker's ledger beside Lago's ·
-//! `import` events from a file, by way of the tracker's intake.
+//! `accept` what Lago never counts ·
+//! `export` what Lago has been sent · `import` events from a file, by way of the tracker's intake.
 
+mod accept;
+mod export;
 mod import;
 mod look;
 mod reconcile;
@@ -10,9 +13,11 @@ mod redrive;
 
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use kit_delivery::api::{DeliveryView, EventView};
 use kit_journal::DeliveryState;
+use serde::Deserialize;
 
 use crate::admin::{Admin, Connection, Filter};
 use crate::events;
@@ -49,6 +54,15 @@ pub(crate) enum Verb {
                             Example: outrigger usage reconcile --now --subscription acme-pro"
     )]
     Reconcile(reconcile::Arguments),
+    /// Accept that Lago never counts what it misses of a period that has ended: late usage that was billed by hand, say.
+    #[command(
+        after_help = "What is missing of the subscription by the last comparison is told no more, unless more of it is.\n\n\
+                            Example: outrigger usage accept acme-pro --code api_calls --reason 'billed by hand, invoice 123'"
+    )]
+    Accept(accept::Arguments),
+    /// Print what Lago has been sent as JSON lines, for a Lago that went back to a dump (docs/upgrade.md).
+    #[command(after_help = "Example: outrigger usage export --since 2026-11-21T03:00:00Z > sent.jsonl")]
+    Export(export::Arguments),
     /// Report usage from a file, CSV or JSON lines; can be interrupted and goes on.
     #[command(after_help = import::HELP)]
     Import(import::Arguments),
@@ -56,14 +70,33 @@ pub(crate) enum Verb {
 
 pub(crate) async fn run(verb: Verb, connection: &Connection, json: bool) -> anyhow::Result<ExitCode> {
     match verb {
-        Verb::Tail(arguments) => look::tail(&connection.open_tracker()?, &arguments, json).await?,
-        Verb::Show { id } => look::show(&connection.open_tracker()?, &id, json).await?,
-        Verb::Parked(arguments) => look::parked(&connection.open_tracker()?, &arguments, json).await?,
-        Verb::Redrive(arguments) => redrive::run(&connection.open_tracker()?, &arguments, json).await?,
-        Verb::Reconcile(arguments) => return reconcile::run(&connection.open_tracker()?, &arguments, json).await,
+        Verb::Tail(arguments) => look::tail(&tracker(connection).await?, &arguments, json).await?,
+        Verb::Show { id } => look::show(&tracker(connection).await?, &id, json).await?,
+        Verb::Parked(arguments) => look::parked(&tracker(connection).await?, &arguments, json).await?,
+        Verb::Redrive(arguments) => redrive::run(&tracker(connection).await?, &arguments, json).await?,
+        Verb::Reconcile(arguments) => return reconcile::run(&tracker(connection).await?, &arguments, json).await,
+        Verb::Accept(arguments) => accept::run(&tracker(connection).await?, &arguments, json).await?,
+        Verb::Export(arguments) => export::run(&tracker(connection).await?, &arguments).await?,
         Verb::Import(arguments) => import::run(arguments, json).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The usage tracker: of another daemon every answer would be that nothing is there.
+async fn tracker(connection: &Connection) -> anyhow::Result<Admin> {
+    #[derive(Deserialize)]
+    struct Sink {
+        name: String,
+    }
+    let admin = connection.open_tracker()?;
+    let sinks: Vec<Sink> = admin.get("/sinks", &[]).await?;
+    if !sinks.iter().any(|sink| sink.name == "lago") {
+        bail!(
+            "{} is not a usage tracker: name it with --admin and --token-file, or in OUTRIGGER_TRACKER and OUTRIGGER_TRACKER_TOKEN_FILE",
+            admin.address()
+        );
+    }
+    Ok(admin)
 }
 
 /// Which parked events.

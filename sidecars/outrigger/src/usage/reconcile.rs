@@ -48,7 +48,7 @@ struct Row {
     lago: Option<Counted>,
     missing_events: u64,
     surplus_events: u64,
-    /// `equal`, `missing`, `surplus`, `uncertain`, `settling`, `not_charged` or `unknown`.
+    /// `equal`, `missing`, `surplus`, `uncertain`, `settling`, `not_charged`, `accepted` or `unknown`.
     state: String,
 }
 
@@ -143,9 +143,9 @@ async fn read(admin: &Admin, arguments: &Arguments) -> anyhow::Result<Report> {
     }
 }
 
-/// Both agree, or do not yet; anything else is for a person.
+/// Both agree, or do not yet, or a person has had a look; anything else is for one.
 fn needs_a_look(state: &str) -> bool {
-    !matches!(state, "equal" | "settling")
+    !matches!(state, "equal" | "settling" | "accepted")
 }
 
 fn show(report: &Report, all: bool) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@ use kit::error::chain;
 use kit_lago::api::{ApiError, BillableMetric, LagoApi, PlanCharge, Subscription};
 use kit_lago::exchange::{Exchange, Place};
 use kit_lago::public_key::decode_public_key_answer;
+use kit_lago::shown_url;
 use kit_lago::signature::RsaKey;
 use reqwest::Method;
 use serde::Deserialize;
@@ -16,12 +17,13 @@ use super::fact::{
     ADD_ONS, BATCH_REFUSED, COUPONS, ENDPOINTS, EVENT_REFUSED, FEATURES, Fact, HEALTH, Holds, INVOICE, KEY_REFUSED,
     KEY_TAKEN, METRICS, PAST_USAGE, PLANS, PUBLIC_KEY, SUBSCRIPTIONS, Seen, TAXES, UNKNOWN_PATH, USAGE, USAGE_REFUSED,
 };
-use crate::output::shown_url;
 
 /// Nobody's name: what is refused or not found is asked for with it.
 const NOBODY: &str = "outrigger-verify-upgrade-nobody";
 /// As many as the usage tracker sends at once: `LAGO_EVENTS_BATCH_MAX_LENGTH` of Lago.
 const BATCH: usize = 100;
+/// A hundred thousand of anything are more than a catalogue has.
+const MOST_PAGES: u64 = 1_000;
 
 /// Sees every fact of this half.
 pub(super) async fn all(api: &LagoApi) -> Vec<Seen> {
@@ -184,7 +186,8 @@ fn shown(value: &Value) -> String {
     value.to_string().chars().take(200).collect()
 }
 
-/// A list whose entries have these fields, and its codes or addresses.
+/// A list whose entries have these fields, and its codes or addresses: of all its pages, for others may be on the first one
+/// next time.
 async fn list(
     api: &LagoApi,
     fact: &Fact,
@@ -193,37 +196,54 @@ async fn list(
     understood: impl FnOnce(&Value) -> Result<(), String>,
 ) -> Seen {
     let mut keeps = Vec::new();
+    let mut next = Value::Null;
     let found = seen(api, fact, (Method::GET, Place::Api(&format!("{path}?per_page=100")), None), |answer| {
-        exactly(answer, 200)?;
-        let entries = answer.body[path].as_array().ok_or_else(|| format!("{path} is not in the answer"))?;
-        if !answer.body["meta"].as_object().is_some_and(|meta| meta.contains_key("next_page")) {
-            return Err("meta.next_page is not in the answer".to_owned());
-        }
-        // Of more than a page, others may be on the first one next time.
-        let is_whole = answer.body["meta"]["next_page"].is_null();
-        for entry in entries {
-            if let Some(missing) = fields.iter().find(|field| !entry[**field].is_string()) {
-                return Err(format!("an entry of {path} has no {missing}"));
-            }
-            keeps.push(match entry["webhook_url"].as_str() {
-                Some(url) => {
-                    format!(
-                        "webhook endpoint {} ({})",
-                        shown_url(url),
-                        entry["signature_algo"].as_str().unwrap_or_default()
-                    )
-                }
-                None => format!("{path} {}", entry["code"].as_str().unwrap_or_default()),
-            });
-        }
+        keeps = entries(answer, path, fields)?;
         understood(&answer.body[path])?;
-        if !is_whole {
-            keeps.clear();
-        }
-        Ok(format!("200, {}{} of them", if is_whole { "" } else { "more than " }, entries.len()))
+        next = answer.body["meta"]["next_page"].clone();
+        Ok(format!("200, {}{} of them", if next.is_null() { "" } else { "more than " }, keeps.len()))
     })
     .await;
+    let mut read = 1;
+    while found.holds == Holds::Yes && !next.is_null() {
+        read += 1;
+        if read > MOST_PAGES || next.as_u64() != Some(read) {
+            return Seen::of(fact, Holds::No, format!("page {read} of {path} is said to be number {next}"));
+        }
+        let place = format!("{path}?per_page=100&page={read}");
+        let further = api.exchange(Method::GET, Place::Api(&place), None).await;
+        match further.map_err(|error| chain(&error)).and_then(|answer| Ok((entries(&answer, path, fields)?, answer))) {
+            Ok((more, answer)) => {
+                keeps.extend(more);
+                next = answer.body["meta"]["next_page"].clone();
+            }
+            Err(text) => return Seen::of(fact, Holds::No, format!("page {read} of {path}: {text}")),
+        }
+    }
     found.keeping(keeps)
+}
+
+/// What is to be there next time, of one page.
+fn entries(answer: &Exchange, path: &str, fields: &[&str]) -> Result<Vec<String>, String> {
+    exactly(answer, 200)?;
+    let entries = answer.body[path].as_array().ok_or_else(|| format!("{path} is not in the answer"))?;
+    if !answer.body["meta"].as_object().is_some_and(|meta| meta.contains_key("next_page")) {
+        return Err("meta.next_page is not in the answer".to_owned());
+    }
+    let mut keeps = Vec::new();
+    for entry in entries {
+        if let Some(missing) = fields.iter().find(|field| !entry[**field].is_string()) {
+            return Err(format!("an entry of {path} has no {missing}"));
+        }
+        keeps.push(match entry["webhook_url"].as_str() {
+            Some(url) => {
+                let algorithm = entry["signature_algo"].as_str().unwrap_or_default();
+                format!("webhook endpoint {} ({algorithm})", shown_url(url))
+            }
+            None => format!("{path} {}", entry["code"].as_str().unwrap_or_default()),
+        });
+    }
+    Ok(keeps)
 }
 
 /// What daemons read them by must understand them: their own types do.

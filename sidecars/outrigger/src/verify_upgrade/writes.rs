@@ -55,12 +55,13 @@ pub(super) async fn all(
 
 async fn make(api: &LagoApi, made: &mut Made) -> Seen {
     let name = made.name.clone();
+    // Noted before it is sent: what Lago was too slow to answer may be there all the same.
+    made.paths.push(format!("billable_metrics/{name}"));
     let metric = json!({ "billable_metric": { "name": name, "code": name, "aggregation_type": "count_agg" } });
     let answer = match post(api, "billable_metrics", &metric).await {
         Ok(answer) => answer,
         Err(text) => return Seen::of(&WRITES, Holds::No, text),
     };
-    made.paths.push(format!("billable_metrics/{name}"));
     let Some(metric_id) = answer["billable_metric"]["lago_id"].as_str() else {
         return Seen::of(&WRITES, Holds::No, "a metric was made, and its lago_id is not in the answer");
     };
@@ -78,9 +79,9 @@ async fn make(api: &LagoApi, made: &mut Made) -> Seen {
         ("customers", &customer, "customer"),
         ("subscriptions", &subscription, "subscription"),
     ] {
+        made.paths.push(format!("{path}/{name}"));
         match post(api, path, body).await {
             Ok(answer) => {
-                made.paths.push(format!("{path}/{name}"));
                 if !answer[root].is_object() {
                     return Seen::of(&WRITES, Holds::No, format!("{path}: 200, and {root} is not in the answer"));
                 }
@@ -173,7 +174,7 @@ async fn webhook(processor: Result<Admin, anyhow::Error>, name: &str, within: Du
     let begun = Instant::now();
     let processor = match processor {
         Ok(processor) => processor,
-        Err(error) => return Seen::of(&WEBHOOK, Holds::Unknown, format!("not looked for: {error:#}")),
+        Err(error) => return not_looked_for(&error),
     };
     loop {
         match look(&processor).await {
@@ -186,24 +187,31 @@ async fn webhook(processor: Result<Admin, anyhow::Error>, name: &str, within: Du
                 return Seen::of(&WEBHOOK, Holds::No, text);
             }
             Ok(_) => tokio::time::sleep(LOOK_EVERY).await,
-            // Whose fault that is cannot be Lago's.
-            Err(error) => return Seen::of(&WEBHOOK, Holds::Unknown, format!("not looked for: {error:#}")),
+            Err(error) => return not_looked_for(&error),
         }
     }
 }
 
+/// It was asked for, and nobody knows: that is not good, whoever's fault it is.
+fn not_looked_for(error: &anyhow::Error) -> Seen {
+    let text = format!("not looked for: {error:#}; give --admin and --token-file of the webhook processor");
+    Seen::of(&WEBHOOK, Holds::No, text)
+}
+
 /// Removes what was made. What is left is said by its path, so that somebody can.
 async fn clean(api: &LagoApi, made: &Made) -> Seen {
-    let mut left = Vec::new();
+    let (mut left, mut removed) = (Vec::new(), 0);
     for path in made.paths.iter().rev() {
         match api.exchange(Method::DELETE, Place::Api(path), None).await {
-            Ok(answer) if answer.status == 200 => {}
+            Ok(answer) if answer.status == 200 => removed += 1,
+            // It was refused, or not made at all.
+            Ok(answer) if answer.status == 404 => {}
             Ok(answer) => left.push(format!("{path} ({})", answer.status)),
             Err(error) => left.push(format!("{path} ({})", chain(&error))),
         }
     }
     if left.is_empty() {
-        return Seen::of(&CLEANED, Holds::Yes, format!("{} removed", made.paths.len()));
+        return Seen::of(&CLEANED, Holds::Yes, format!("{removed} removed"));
     }
     Seen::of(&CLEANED, Holds::No, format!("left behind, remove it by hand: {}", left.join(", ")))
 }

@@ -21,10 +21,29 @@ async fn accepted_events_are_listed_newest_first_and_shown_in_full() {
     assert_eq!(fees.as_array().unwrap().len(), 1);
     assert_eq!(fees[0]["tenant"], "c-1");
 
+    // Of a misspelt sink an empty list would say that all is well.
+    for verb in ["events", "dead-letters"] {
+        bench.ask(&[verb, "list", "--sink", "nosuch"]).await.failed(1, "sink \"nosuch\" not found");
+    }
+
     let id = fees[0]["id"].as_str().unwrap();
+    let twice = bench.ask(&["dead-letters", "replay", id, id, "--dry-run", "--json"]).await.ok().json();
+    assert_eq!((&twice["matched"], &twice["unavailable"]), (&1.into(), &0.into()));
     let shown = bench.ask_json(&["events", "show", id]).await;
     assert_eq!(shown["attempts"].as_array().unwrap().len(), 1);
     assert!(shown["body"].as_str().unwrap().contains("fee.created"));
+    // With its place it is found there, and with another one all the same.
+    for place in ["", "?seq=1", "?seq=2", "?seq=99"] {
+        let [(_, admin), (_, token_file)] = bench.environment();
+        let token = std::fs::read_to_string(token_file).unwrap();
+        let url = format!("{admin}/api/v1/events/{id}/body{place}");
+        let body = reqwest::Client::new().get(url).bearer_auth(token.trim()).send().await.unwrap();
+        assert_eq!(body.text().await.unwrap(), shown["body"].as_str().unwrap(), "{place}");
+    }
+    // To another daemon than the tracker every question about usage would be answered that there is nothing.
+    for verb in [&["parked"][..], &["show", "t-1"], &["redrive", "--all", "--yes"], &["reconcile"], &["tail"]] {
+        bench.ask(&[&["usage"], verb].concat()).await.failed(1, "is not a usage tracker");
+    }
     let table = bench.ask(&["events", "list"]).await.ok().out;
     assert!(table.contains(id) && table.contains("lago.wallet.created"), "{table}");
     let text = bench.ask(&["events", "show", id]).await.ok().out;
@@ -134,4 +153,23 @@ pub(crate) fn interrupt(child: &tokio::process::Child) {
     let id = i32::try_from(child.id().expect("it runs")).unwrap();
     let id = rustix::process::Pid::from_raw(id).unwrap();
     rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
+}
+
+/// As the runbook about webhooks that Lago gave up says, long after it came.
+#[tokio::test]
+async fn one_event_is_looked_up_by_the_key_that_lago_has_for_it() {
+    let bench = Bench::start().await;
+    bench.send(&["--unique-key", "k-first"]).await.ok();
+    bench.send(&["--count", "60"]).await.ok();
+
+    let found = bench.ask_json(&["events", "list", "--source", "lago/default", "--key", "k-first"]).await;
+    let missing = bench.ask_json(&["events", "list", "--source", "lago/default", "--key", "k-none"]).await;
+
+    assert_eq!(found.as_array().unwrap().len(), 1);
+    assert_eq!(found[0]["key"], "k-first");
+    assert_eq!(missing.as_array().unwrap().len(), 0);
+    let newest = bench.ask(&["events", "list", "--json"]).await.ok();
+    assert_eq!(newest.json().as_array().unwrap().len(), 50);
+    assert!(newest.err.contains("there are more"), "{newest:?}");
+    bench.ask(&["events", "list", "--key", "k-first"]).await.failed(2, "--source");
 }

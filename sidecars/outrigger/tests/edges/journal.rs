@@ -303,7 +303,9 @@ async fn a_sink_that_is_not_configured_any_more_is_forgotten_with_what_it_held()
     };
     for (section, journal) in [(section, in_file(&file)), (shared, in_database(&file, &server))] {
         tokio::task::spawn_blocking(move || with_a_sink_that_is_not_configured(&section)).await.unwrap();
-        let daemon = Daemon::start(&scratch, &gateway, &journal).await;
+        let mut daemon = Daemon::start(&scratch, &gateway, &journal).await;
+        let told = "700 events wait for sink audit, which is not configured any more";
+        daemon.process.wait_for_line(|line| line.contains(told), DEADLINE).await.unwrap();
         let forget = async |more: &[&str]| outrigger(&[&["sinks", "forget"], more].concat(), &daemon.environment).await;
 
         forget(&["gateway", "--yes"]).await.failed(1, "is configured here");

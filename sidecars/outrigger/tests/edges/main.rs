@@ -12,6 +12,7 @@ mod lago;
 mod offline;
 mod operating;
 mod routes;
+mod rules;
 mod sending;
 mod tracker;
 mod usage;

@@ -95,3 +95,31 @@ async fn routes_that_cannot_be_used_are_told_all_at_once() {
     let ran = outrigger(&arguments, &[("LAGO_WEBHOOK_HMAC_KEY", "k")]).await;
     ran.failed(1, "\"nowhere\" is not a sink; there is gateway, audit");
 }
+
+#[tokio::test]
+async fn each_daemon_that_has_routes_is_asked_by_its_name() {
+    const CONFIG: &str = "[gateway]\nurl = \"http://127.0.0.1:9\"\n[sinks.audit]\ntype = \"http\"\nurl = \"http://127.0.0.1:9\"\n\
+        [routes]\ndefault_route = [\"gateway\"]\n[[route]]\nname = \"failed\"\ntypes = [\"*.failed\"]\nto = [\"audit\"]\n";
+    let scratch = Scratch::new("outrigger-route").unwrap();
+    let config = scratch.write("config.toml", CONFIG).unwrap().display().to_string();
+    let environment = [
+        ("AUTHENTIK_WEBHOOK_SECRET", "0123456789abcdef0123456789abcdef"),
+        ("SIDECAR_AUTHENTIK__AUTHENTICATION", "hmac-header"),
+    ];
+    let of_bridge =
+        [("TEMPORAL_ADDRESS", "127.0.0.1:9"), ("BRIDGE_WEBHOOK_SECRET", "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3")];
+    for (daemon, kind, environment) in [
+        ("authentik-event-forwarder", "authentik.login.failed", environment),
+        ("temporal-event-bridge", "temporal.workflow.failed", of_bridge),
+    ] {
+        let event = json!({ "specversion": "1.0", "id": "1", "source": "x", "type": kind, "data": {} });
+        let file = scratch.write("event.json", event.to_string()).unwrap().display().to_string();
+        let arguments = ["--json", "route", "test", "--daemon", daemon, "--event", &file, "--config", &config];
+        let told = outrigger(&arguments, &environment).await.ok().json();
+        assert_eq!(told["sinks"][0]["result"], "filtered: the routes lead it to other sinks", "{daemon}");
+        assert_eq!(told["sinks"][1]["result"], "delivered, by route failed", "{daemon}");
+
+        scratch.write("event.json", fee(1, "EUR").to_string()).unwrap();
+        outrigger(&arguments[1..], &environment).await.failed(1, "is no CloudEvent");
+    }
+}

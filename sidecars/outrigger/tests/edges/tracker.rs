@@ -32,6 +32,12 @@ impl Tracker {
         Self::beside(&settings, |_| {}).await
     }
 
+    /// A tracker that refuses what is of another metric than `gb`.
+    pub(crate) async fn rejecting() -> Self {
+        let settings = [("SIDECAR_CHECKS__UNKNOWN_METRIC", "reject"), ("SIDECAR_CHECKS__NO_SUBSCRIPTION", "pass")];
+        Self::beside(&settings, |lago| lago.put_metric(Metric::new("gb", AggregationType::Sum, Some("gb")))).await
+    }
+
     /// A tracker with these variables beside the usual ones, beside a Lago that was prepared before. Its ports stay the
     /// same when it is started again.
     async fn beside(settings: &[(&str, &str)], prepare: impl FnOnce(&LagoServer)) -> Self {

@@ -216,3 +216,81 @@ async fn usage_of_a_customer_is_shown_with_the_event_that_was_made_of_it() {
     let done = tracker.ask_json(&["redrive", "c-2"]).await;
     assert_eq!((&done["matched"], &done["changed"]), (&1.into(), &1.into()));
 }
+
+#[tokio::test]
+async fn what_a_lago_lost_that_went_back_to_a_dump_is_brought_to_it_again() {
+    let tracker = strict(&[]).await;
+    for n in 0..150 {
+        tracker.report("s", &format!("t-{n}"), "gb").await;
+    }
+    tracker.report("nobody", "parked", "gb").await;
+    tracker.wait_sink(|sink| sink["delivered"] == 150 && sink["parked"] == 1).await;
+    // What upgrade.md warns of: the tracker's own replay sends nothing again that Lago has confirmed.
+    let before = tracker.billed();
+    assert_eq!(before.len(), 150);
+    // The dump has the first hundred and twenty of them, in whatever order they came.
+    let profile = kit_lago::stand_in::billing::Profile::V1_39;
+    let key = "restored-api-key-0123456789";
+    let restored = kit_lago::LagoServer::start(profile, kit::secret::Secret::from(key.to_owned())).await.unwrap();
+    let metric = kit_lago::stand_in::billing::AggregationType::Sum;
+    restored.put_metric(kit_lago::stand_in::billing::Metric::new("gb", metric, Some("gb")));
+    let key_file = tracker.write("lago-api-key", key).display().to_string();
+    let url = restored.url();
+    let import = async |name: &str, text: &str| {
+        let file = tracker.write(name, text).display().to_string();
+        let arguments = ["import", &file, "--url", &url, "--producer-token-file", &key_file, "--batch", "100"];
+        tracker.ask(&[&arguments[..], &["--skip-invalid", "--json"]].concat()).await.ok().json()
+    };
+
+    let sent = tracker.ask(&["export", "--since", "2024-01-01T00:00:00Z"]).await.ok();
+    assert!(sent.err.contains("150 events"), "{sent:?}");
+    let of_dump: Vec<&str> = sent.out.lines().take(120).collect();
+    import("dump.jsonl", &of_dump.join("\n")).await;
+    assert_eq!(restored.ledger().len(), 120);
+
+    let report = import("sent.jsonl", &sent.out).await;
+
+    assert_eq!((&report["taken"], &report["rejected"]), (&30.into(), &120.into()), "{report}");
+    let mut now: Vec<String> =
+        restored.ledger().iter().map(|event| format!("{} {}", event.transaction_id, event.properties)).collect();
+    now.sort();
+    let was: Vec<String> =
+        tracker.lago.ledger().iter().map(|e| format!("{} {}", e.transaction_id, e.properties)).collect();
+    let mut was = was;
+    was.sort();
+    assert_eq!(now, was, "each once, as it was sent the first time");
+    let none = tracker.ask(&["export", "--since", "2999-01-01T00:00:00Z"]).await.ok();
+    assert!(none.out.is_empty() && none.err.contains("0 events"), "{none:?}");
+}
+
+#[tokio::test]
+async fn usage_finds_the_tracker_where_the_environment_names_another_daemon_too() {
+    let tracker = strict(&[]).await;
+    tracker.report("s", "fine", "gb").await;
+    let known = tracker.environment();
+    let of = |name: &str| known.iter().find(|(known, _)| *known == name).unwrap().1;
+    let (admin, token) = (of("OUTRIGGER_ADMIN"), of("OUTRIGGER_TOKEN_FILE"));
+    let other_token = tracker.write("other-token", "fedcba9876543210fedcba9876543210").display().to_string();
+    // As compose has it: the webhook processor for everything else.
+    let compose = [
+        ("OUTRIGGER_ADMIN", "http://127.0.0.1:1"),
+        ("OUTRIGGER_TOKEN_FILE", other_token.as_str()),
+        ("OUTRIGGER_TRACKER", admin),
+        ("OUTRIGGER_TRACKER_TOKEN_FILE", token),
+    ];
+
+    outrigger(&["usage", "show", "fine"], &compose).await.ok();
+    outrigger(&["stats"], &compose).await.failed(1, "127.0.0.1:1");
+    // An argument is more than the environment.
+    outrigger(&["usage", "show", "fine", "--admin", "http://127.0.0.1:2"], &compose).await.failed(1, "127.0.0.1:2");
+    outrigger(&["usage", "show", "fine", "--token-file", &other_token, "--admin", admin], &compose)
+        .await
+        .failed(1, "401");
+
+    // What needs no token, of whichever daemon.
+    let metrics = outrigger(&["metrics", "--admin", admin], &[]).await.ok().out;
+    assert!(metrics.lines().any(|line| line.starts_with("delivery_pending{")), "{metrics}");
+    let ready = outrigger(&["ready", "--admin", admin], &[]).await.ok().out;
+    assert!(ready.contains("\"journal\""), "{ready}");
+    outrigger(&["ready"], &compose).await.failed(1, "127.0.0.1:1");
+}

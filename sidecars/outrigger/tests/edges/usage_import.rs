@@ -95,7 +95,7 @@ async fn an_interrupted_import_goes_on_and_every_event_is_billed_once() {
     let path = tracker.write("usage.csv", &csv(5_000));
     let (file, state) = (text(&path), path.with_added_extension("progress"));
 
-    let mut import = tracker.spawn(&["import", &file, "--rate", "2000"]);
+    let mut import = tracker.spawn(&["import", &file, "--rate", "500"]);
     let taken = some_taken(&state).await;
     import.kill().await.unwrap();
     assert!(taken < 5_000, "{taken}");
@@ -121,7 +121,7 @@ async fn an_interrupted_import_goes_on_and_every_event_is_billed_once() {
 async fn an_import_waits_for_a_tracker_that_is_killed() {
     let mut tracker = Tracker::start().await;
     let path = tracker.write("usage.csv", &csv(4_000));
-    let import = tracker.spawn(&["import", &text(&path), "--rate", "2000", "--json"]);
+    let import = tracker.spawn(&["import", &text(&path), "--rate", "800", "--json"]);
     some_taken(&path.with_added_extension("progress")).await;
 
     tracker.be_missed().await;
@@ -153,26 +153,50 @@ async fn a_file_with_a_wrong_line_is_not_sent_unless_that_is_left_out() {
     settled(&tracker, 10).await;
 }
 
-/// Only the tracker knows that another event has its transaction id.
+/// What is here already with other content was reported without a time, say. It cannot be billed again, and keeps nothing
+/// else back; only the tracker knows of it.
 #[tokio::test]
-async fn lines_that_the_tracker_refuses_stop_the_import_or_are_left_out() {
+async fn lines_that_are_known_with_other_content_are_named_at_the_end_and_keep_nothing_back() {
     let tracker = Tracker::start().await;
-    tracker.report("s-1", "t-1", "gb").await;
-    tracker.wait_sink(|sink| sink["delivered"] == 1).await;
+    for n in [1, 2, 700] {
+        tracker.report(&format!("s-{}", n % 7), &format!("t-{n}"), "gb").await;
+    }
+    tracker.wait_sink(|sink| sink["delivered"] == 3).await;
     let path = tracker.write("usage.csv", &csv(1_000));
     let file = text(&path);
 
     let ran = tracker.ask(&["import", &file]).await;
-    assert!(ran.out.contains("line 3: transaction_id: value_already_exist"), "{ran:?}");
-    ran.failed(1, "the tracker refuses 1 lines");
-    assert_eq!(tracker.billed().len(), 1);
+    assert!(ran.out.contains("997 events are taken"), "{ran:?}");
+    assert!(ran.out.contains("3 lines have a transaction id that is there with other content: 3–4, 702"), "{ran:?}");
+    ran.failed(1, "3 lines were not taken");
+    tracker.wait_sink(|sink| sink["delivered"] == 1_000).await;
+    assert!(!path.with_added_extension("progress").exists(), "nothing is left to go on with");
 
     let report = tracker.ask_json(&["import", &file, "--skip-invalid"]).await;
-    assert_eq!((&report["taken"], &report["rejected"]), (&999.into(), &1.into()));
-    assert_eq!(report["wrong"][0]["line"], 3);
+    assert_eq!((&report["taken"], &report["rejected"], &report["known"]), (&997.into(), &3.into(), &3.into()));
+    assert_eq!((&report["wrong"][0]["line"], &report["known_lines"]), (&3.into(), &serde_json::json!([3, 4, 702])));
     let rejected = std::fs::read_to_string(path.with_added_extension("rejected")).unwrap();
-    assert_eq!(rejected, format!("{HEADER}t-1,s-1,gb,1732000001,1.01\n"));
-    tracker.wait_sink(|sink| sink["delivered"] == 1_000).await;
+    let lines: Vec<&str> = rejected.lines().collect();
+    assert_eq!(lines[..2], [HEADER.trim(), "t-1,s-1,gb,1732000001,1.01"], "{rejected}");
+    assert_eq!(lines.len(), 4, "{rejected}");
+}
+
+/// Anything else that only the tracker finds wrong ends the import, unless it is left out.
+#[tokio::test]
+async fn lines_that_the_tracker_refuses_stop_the_import_or_are_left_out() {
+    let tracker = Tracker::rejecting().await;
+    let path = tracker.write("usage.csv", &csv(1_000).replacen("t-1,s-1,gb", "t-1,s-1,tb", 1));
+    let file = text(&path);
+
+    let ran = tracker.ask(&["import", &file]).await;
+    assert!(ran.out.contains("line 3: code: billable_metric_not_found"), "{ran:?}");
+    ran.failed(1, "the tracker refuses 1 lines");
+    assert!(tracker.billed().is_empty());
+
+    let report = tracker.ask_json(&["import", &file, "--skip-invalid"]).await;
+    assert_eq!((&report["taken"], &report["rejected"], &report["known"]), (&999.into(), &1.into(), &0.into()));
+    assert_eq!(report["wrong"][0]["line"], 3);
+    tracker.wait_sink(|sink| sink["delivered"] == 999).await;
 }
 
 #[tokio::test]

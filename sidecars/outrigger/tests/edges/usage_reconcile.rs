@@ -76,11 +76,28 @@ fn row(subscription: &str, code: &str, state: &str, missing: u64) -> Value {
     })
 }
 
+/// Whatever is missing of the subscription is accepted.
+async fn accept(State(ledger): State<Shared>, Json(asked): Json<Value>) -> (StatusCode, Json<Value>) {
+    let mut accepted = Vec::new();
+    for row in &mut ledger.lock().unwrap().rows {
+        let is_meant = row["subscription"] == asked["subscription"] && asked["reason"] == "billed by hand";
+        if is_meant && row["state"] == "missing" {
+            row["state"] = json!("accepted");
+            accepted.push(row.clone());
+        }
+    }
+    let status = if accepted.is_empty() { StatusCode::NOT_FOUND } else { StatusCode::OK };
+    let error = "nothing is missing of a period of it that has ended, by the last comparison";
+    (status, Json(if accepted.is_empty() { json!({"error": error}) } else { json!({"rows": accepted}) }))
+}
+
 async fn start(ledger: Ledger) -> (String, Shared) {
     let ledger = Arc::new(Mutex::new(ledger));
     let router = Router::new()
+        .route("/api/v1/sinks", get(async || axum::Json(serde_json::json!([{ "name": "lago" }]))))
         .route("/api/v1/usage/ledger", get(show))
         .route("/api/v1/usage/reconcile", post(compare))
+        .route("/api/v1/usage/accept", post(accept))
         .with_state(Arc::clone(&ledger));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -173,4 +190,23 @@ async fn the_trackers_ledger_is_compared_with_what_lago_has_counted() {
     assert_eq!(ran.json()["rows"][0]["state"], "missing");
     let said = tracker.ask(&["reconcile"]).await.out;
     assert!(said.contains("1 missing"), "{said}");
+}
+
+#[tokio::test]
+async fn what_is_accepted_is_no_failure_any_more() {
+    let rows = vec![row("a", "gb", "equal", 0), row("b", "gb", "missing", 3)];
+    let (url, _) = start(Ledger { rows, compared_at: Some(BEFORE), ..Ledger::default() }).await;
+    let accept = async |arguments: &[&str]| {
+        let all = [&["usage", "accept", "--admin", url.as_str(), "--reason", "billed by hand"][..], arguments].concat();
+        outrigger(&all, &[("OUTRIGGER_TOKEN", "x")]).await
+    };
+    assert_eq!(reconcile(&url, &[]).await.code, Some(1));
+
+    accept(&["b"]).await.failed(1, "--yes");
+    accept(&["a", "--yes"]).await.failed(1, "nothing is missing");
+    let said = accept(&["b", "--yes"]).await.ok().out;
+    assert!(said.contains("gb: 3 missing events are accepted"), "{said}");
+
+    let said = reconcile(&url, &[]).await.ok().out;
+    assert!(said.contains("1 accepted, 1 equal") && !said.contains("missing events"), "{said}");
 }

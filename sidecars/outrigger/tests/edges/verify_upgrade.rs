@@ -5,7 +5,9 @@ use kit::secret::Secret;
 use kit_lago::LagoServer;
 use kit_lago::sender::Signing;
 use kit_lago::signature::LagoPrivateKey;
-use kit_lago::stand_in::billing::{AggregationType, Effect, Faults, Invoice, Metric, Profile, Subscription, When};
+use kit_lago::stand_in::billing::{
+    AggregationType, Effect, Fault, Faults, Invoice, Metric, On, Profile, Subscription, When,
+};
 use kit_workbench::scratch::Scratch;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -302,11 +304,16 @@ async fn where_it_may_an_event_and_a_webhook_go_all_the_way_and_nothing_is_left(
         let plans = left["facts"].as_array().unwrap().iter().find(|fact| fact["id"] == "plans").unwrap().clone();
         assert_eq!(plans["text"], "200, 0 of them", "{profile:?}");
 
-        // Nobody to ask for the webhook is nobody's fault; a Lago that does not remove what it made is told of with its path.
-        let unknown = write(&[("OUTRIGGER_ADMIN", "http://127.0.0.1:1")]).await.ok().json();
-        let webhook =
-            unknown["facts"].as_array().unwrap().iter().find(|fact| fact["id"] == "webhook-arrives").unwrap().clone();
-        assert_eq!(webhook["holds"], "unknown", "{webhook}");
+        // What was asked for and could not be looked at is not good, whoever's fault that is.
+        for nobody in [vec![("OUTRIGGER_ADMIN", "http://127.0.0.1:1"), token], vec![admin]] {
+            let unknown = write(&nobody).await;
+            assert_eq!(unknown.code, Some(1), "{unknown:?}");
+            let unknown = unknown.json();
+            let mut facts = unknown["facts"].as_array().unwrap().iter();
+            let webhook = facts.find(|fact| fact["id"] == "webhook-arrives").unwrap().clone();
+            let text = webhook["text"].as_str().unwrap();
+            assert!(webhook["holds"] == "no" && text.contains("--token-file"), "{webhook}");
+        }
     }
 }
 
@@ -347,4 +354,53 @@ async fn mistakes_are_told() {
     let nobody = ["verify-upgrade", "--api-url", "http://127.0.0.1:1", "--wait", "0"];
     outrigger(&nobody, &[("LAGO_API_KEY", KEY)]).await.failed(1, "--wait");
     outrigger(&nobody, &[]).await.failed(1, "no API key");
+}
+
+#[tokio::test]
+async fn more_than_a_page_is_compared_as_a_whole() {
+    let lago = LagoServer::start(Profile::V1_39, Secret::from(KEY.to_owned())).await.unwrap();
+    lago.put_public_key(&LagoPrivateKey::generate(2048).unwrap().public_key().to_pem());
+    let add = async |number: u32| {
+        let code = format!("tax-{number}");
+        make(&lago, "taxes", &json!({ "tax": { "name": code, "code": code, "rate": "20.0" } })).await;
+    };
+    for number in 0..99 {
+        add(number).await;
+    }
+    let scratch = Scratch::new("outrigger-upgrade").unwrap();
+    let few = scratch.file("few.json").display().to_string();
+    verify(&lago, &["--record", &few]).await.ok();
+
+    // Two more make a second page, and nothing is gone.
+    add(99).await;
+    add(100).await;
+    let ran = verify(&lago, &["--compare", &few]).await.ok();
+    assert!(!ran.out.contains("gone since"), "{ran:?}");
+
+    // What goes from any page is missed.
+    let many = scratch.file("many.json").display().to_string();
+    verify(&lago, &["--record", &many]).await.ok();
+    let client = kit::client::http_client(&Default::default()).unwrap();
+    let gone = client.delete(format!("{}/api/v1/taxes/tax-0", lago.url())).bearer_auth(KEY).send().await.unwrap();
+    assert_eq!(gone.status(), 200);
+    let ran = verify(&lago, &["--compare", &many]).await;
+    assert!(ran.code == Some(1) && ran.out.contains("gone since: taxes tax-0"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn what_lago_made_without_an_answer_is_removed_too() {
+    let lago = lago(Profile::V1_39).await;
+    // The second that is made, which is the plan: made, and the answer is lost.
+    let lost = Fault::new(Effect::DoneThenClosed, When::Nth(2)).on(On::Managing);
+    lago.set_faults(Faults { rules: vec![lost], ..Faults::default() });
+    let url = lago.url();
+    let arguments = ["verify-upgrade", "--api-url", &url, "--allow-writes"];
+
+    let ran = outrigger(&arguments, &[("LAGO_API_KEY", KEY), ("OUTRIGGER_ADMIN", "http://127.0.0.1:1")]).await;
+
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let line = ran.out.lines().find(|line| line.contains(" objects-removed ")).unwrap();
+    assert!(line.starts_with("ok") && line.contains("2 removed"), "{line}");
+    let left = verify(&lago, &[]).await.ok();
+    assert!(left.out.lines().any(|line| line.contains(" plans ") && line.contains("200, 1 of them")), "{left:?}");
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_outrigger");
 const HMAC_KEY: &str = "0f0e0d0c-0b0a-4908-8706-050403020100";
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 struct Bench {
     scratch: Scratch,

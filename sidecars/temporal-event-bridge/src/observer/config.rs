@@ -1,10 +1,12 @@
 //! What can be set about observing.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use kit::config::Problems;
 use kit::secret::Secret;
+use kit_temporal::config::namespace_mistake;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -166,6 +168,15 @@ impl ObserverSection {
         if !(1..=64).contains(&self.concurrency) {
             add("concurrency", "must be between 1 and 64");
         }
+        if let Some(text) = self.namespaces.iter().find_map(|name| namespace_mistake(name)) {
+            add("namespaces", &format!("each {text}"));
+        }
+        if self.namespaces.iter().collect::<BTreeSet<_>>().len() < self.namespaces.len() {
+            add("namespaces", "must hold each namespace once");
+        }
+        if self.callbacks.url.is_none() && (self.callbacks.token.is_some() || self.callbacks.token_file.is_some()) {
+            add("callbacks.url", "must be set where callbacks.token is: nobody calls back without it");
+        }
         if self.tracked > 1_000_000 {
             add("tracked", "must be at most 1000000");
         }
@@ -214,5 +225,30 @@ impl ObserverSection {
             wide: seconds(self.wide_seconds),
             slice: Duration::from_secs(3600),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_can_have_meant_is_told() {
+        let check = |section: ObserverSection, expected: &str| {
+            let mut problems = Problems::default();
+            section.validate("observer", &mut problems);
+            let lines = problems.lines(&[]);
+            assert!(lines.len() == 1 && lines[0].contains(expected), "{lines:?}");
+        };
+        let of = |namespaces: &[&str]| ObserverSection {
+            namespaces: namespaces.iter().map(|name| (*name).to_owned()).collect(),
+            ..ObserverSection::default()
+        };
+        check(of(&["a", ""]), "SIDECAR_OBSERVER__NAMESPACES: each must be the name of a namespace");
+        check(of(&["a", "b c"]), "SIDECAR_OBSERVER__NAMESPACES: each must be");
+        check(of(&["a", "b", "a"]), "SIDECAR_OBSERVER__NAMESPACES: must hold each namespace once");
+        let callbacks = CallbackSection { token: Some(Secret::from("t".to_owned())), ..CallbackSection::default() };
+        let unused = ObserverSection { callbacks, ..ObserverSection::default() };
+        check(unused, "SIDECAR_OBSERVER__CALLBACKS__URL: must be set where callbacks.token is");
     }
 }

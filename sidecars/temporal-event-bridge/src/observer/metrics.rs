@@ -47,6 +47,7 @@ pub(crate) struct ObserverMetrics {
     tracked: Family<Namespace, Gauge>,
     untracked: Family<Namespace, Counter>,
     callbacks: Family<Namespace, Counter>,
+    missed: Family<Namespace, SecondsGauge>,
     stalled: Family<Queue, Gauge>,
     backlog: Family<Queue, Gauge>,
 }
@@ -62,6 +63,11 @@ impl ObserverMetrics {
             "observer_behind_seconds",
             "Time since the last look that found everything",
             registered.behind.clone(),
+        );
+        registry.register(
+            "observer_missed_seconds",
+            "How long Temporal had forgotten what ended before anybody looked",
+            registered.missed.clone(),
         );
         registry.register("observer_tracked_runs", "Runs that are looked after", registered.tracked.clone());
         registry.register(
@@ -86,6 +92,7 @@ impl ObserverMetrics {
             }
             let namespace = Namespace { namespace: name() };
             drop(metrics.behind.get_or_create(&namespace));
+            drop(metrics.missed.get_or_create(&namespace));
             drop(metrics.tracked.get_or_create(&namespace));
             drop(metrics.untracked.get_or_create(&namespace));
             drop(metrics.callbacks.get_or_create(&namespace));
@@ -103,6 +110,10 @@ impl ObserverMetrics {
 
     pub(crate) fn behind(&self, namespace: &str, seconds: f64) {
         self.behind.get_or_create(&Namespace { namespace: namespace.to_owned() }).set(seconds);
+    }
+
+    pub(crate) fn missed(&self, namespace: &str, seconds: f64) {
+        self.missed.get_or_create(&Namespace { namespace: namespace.to_owned() }).set(seconds);
     }
 
     pub(crate) fn tracked(&self, namespace: &str, runs: usize) {

@@ -3,7 +3,8 @@
 //! `sweep` what is asked for next and how far that has come · `listing` the questions · `outcome` what the end of a run says ·
 //! `event` what is told about it · `tracked` runs that are looked after one by one · `worker` one
 //! namespace · `sweeping` one look at what has closed in it · `checks` one run at a time · `wanted` which are told about ·
-//! `callbacks` Temporal saying when to look · `backlog` task queues without workers · `config` what can be set.
+//! `gap` whether more was missed than the server remembers · `callbacks` Temporal saying when to look · `backlog` task queues
+//! without workers · `config` what can be set.
 //!
 //! Sweeps are what is relied on; everything else only makes an end known sooner, or finds what never becomes visible
 //! ([ADR 0023](../../../../docs/adr/0023-workflow-ends-by-sweeping.md)).
@@ -13,6 +14,7 @@ mod callbacks;
 mod checks;
 mod config;
 mod event;
+mod gap;
 mod listing;
 mod metrics;
 mod outcome;
@@ -44,7 +46,9 @@ pub use self::tracked::Tracker;
 use self::backlog::Backlog;
 use self::callbacks::{Callbacks, WAITING};
 use self::event::Teller;
+use self::gap::Gap;
 use self::metrics::ObserverMetrics;
+use self::sweep::ServerTime;
 use self::wanted::{Seen, Troubled, Wanted};
 use self::worker::Observer;
 
@@ -133,6 +137,9 @@ pub fn start(shell: &mut Shell, base: Base<'_>, section: &ObserverSection) -> Re
             troubled: Troubled::default(),
             clock: Arc::clone(base.clock),
             found_until: None,
+            gap: Gap::default(),
+            retention: None,
+            written: ServerTime::default(),
         };
         shell.spawn(&format!("observer of {namespace}"), observer.run(shell.stop_token()));
         let named = base.task_queues.iter().filter(|(of, _)| of == namespace).map(|(_, queue)| queue);

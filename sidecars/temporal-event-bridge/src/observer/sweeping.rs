@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use kit_temporal::{ErrorClass, TemporalError};
+use kit_temporal::{ErrorClass, Retention, TemporalError};
 use tokio::time::sleep;
 
-use super::event::Run;
+use super::event::{Run, rfc3339};
+use super::gap::Missed;
 use super::listing::{Looked, look};
 use super::outcome::Ended;
 use super::sweep::{ServerTime, Sweep, Window, backoff};
-use super::worker::{Batch, Broken, Observer, position_value};
+use super::worker::{Batch, Broken, Observer, looked_value, position_value};
 
 /// Ends in one commit: enough that a burst is few commits, little enough that nobody waits behind it.
 const EVENTS: usize = 100;
@@ -22,12 +23,16 @@ const BETWEEN_PAGES: Duration = Duration::from_millis(120);
 const AGAIN: u32 = 10;
 /// gRPC code of an answer that is larger than is read.
 const OUT_OF_RANGE: i32 = 11;
+/// What is written down of the looks is no older, however quiet it is: a restart takes what is older for time away.
+const OLDEST_WRITTEN: Duration = Duration::from_secs(3600);
 /// A close time that is so far ahead of our clock is told.
 const AHEAD: Duration = Duration::from_secs(120);
 
 /// Where a look has come to.
 struct Progress {
     window: Window,
+    /// What our own clock showed when it began.
+    begins: ServerTime,
     newest: Option<ServerTime>,
     found_any: bool,
     /// Every run could be read.
@@ -40,13 +45,20 @@ impl Observer {
         sweep.set_wall(self.wall());
         let window = sweep.plan(self.tracker.now());
         let begins = self.wall();
-        match self.sweep(sweep, window).await {
+        self.look_for_a_gap().await;
+        match self.sweep(sweep, window, begins).await {
             Ok(true) => {
-                self.ready.set_ready();
+                self.say_ready();
                 self.metrics.swept(&self.namespace, "done");
                 // A slice of what is behind is not all.
                 self.found_until = Some(window.latest.unwrap_or(begins).min(begins));
+                if window.latest.is_none() {
+                    self.gap.caught_up(begins);
+                }
                 if window.is_wide {
+                    if !matches!(self.retention, Some(Retention::Told(_))) {
+                        self.ask_retention().await;
+                    }
                     self.recall().await;
                 }
             }
@@ -60,8 +72,28 @@ impl Observer {
         }
     }
 
-    async fn sweep(&mut self, sweep: &mut Sweep, window: Window) -> Result<bool, Broken> {
-        let mut progress = Progress { window, newest: None, found_any: false, is_whole: true };
+    /// Says that ends may be lost, where nothing was looked for, for longer than the namespace keeps them.
+    async fn look_for_a_gap(&mut self) {
+        let (wall, now) = (self.wall(), self.tracker.now());
+        if self.gap.is_over(now) {
+            self.metrics.missed(&self.namespace, 0.0);
+        }
+        if self.gap.asks(wall, now) {
+            // Nothing will be found either: it is asked for again with the next look.
+            let Some(retention) = self.ask_retention().await else { return };
+            self.gap.answered(retention.at_least(), now);
+        }
+        let Some(Missed { from, until }) = self.gap.missed(wall, now) else { return };
+        let namespace = &self.namespace;
+        let lost = until.since(from).as_secs();
+        self.metrics.missed(namespace, until.since(from).as_secs_f64());
+        let text = |at| rfc3339(at).unwrap_or_default();
+        let (from, until) = (text(from), text(until));
+        tracing::error!(namespace = %namespace, seconds = lost, "what ended in namespace {namespace} between {from} and {until} may be lost: nothing was looked for, for longer than its retention; what this daemon has started is told as temporal.workflow.unknown, see docs/runbooks/temporal-was-away.md");
+    }
+
+    async fn sweep(&mut self, sweep: &mut Sweep, window: Window, begins: ServerTime) -> Result<bool, Broken> {
+        let mut progress = Progress { window, begins, newest: None, found_any: false, is_whole: true };
         let mut page_size = self.section.page_size;
         let mut token = Vec::new();
         loop {
@@ -143,12 +175,21 @@ impl Observer {
             // The oldest first: the store gives the newest first.
             fresh.sort_by(|a, b| a.closed.cmp(&b.closed).then_with(|| a.run_id.cmp(&b.run_id)));
             // Quiet is not written down: after a restart it is looked at again.
-            let Progress { window, newest, found_any, is_whole } = *progress;
-            let is_worth_it = found_any || window.is_wide || window.latest.is_some();
-            let position = (is_last && is_whole && is_worth_it)
-                .then(|| position_value(&self.namespace, sweep.after(window, newest)));
+            let Progress { window, begins, newest, found_any, is_whole } = *progress;
+            let is_old = begins.since(self.written) >= OLDEST_WRITTEN;
+            let is_worth_it = found_any || window.is_wide || window.latest.is_some() || is_old;
+            let is_written = is_last && is_whole && is_worth_it;
+            let mut position = Vec::new();
+            if is_written {
+                position.push(position_value(&self.namespace, sweep.after(window, newest)));
+                // A slice of what is behind is not all.
+                position.extend(window.latest.is_none().then(|| looked_value(&self.namespace, begins)));
+            }
             match self.tell_all(fresh, position).await {
                 Ok(is_whole) => {
+                    if is_whole && is_written && window.latest.is_none() {
+                        self.written = begins;
+                    }
                     progress.is_whole &= is_whole;
                     return Ok(());
                 }
@@ -179,7 +220,7 @@ impl Observer {
 
     /// Reads how these runs ended and has it in the journal, `last` with the last of them; false when one could not be
     /// read, and then without `last`.
-    async fn tell_all(&mut self, runs: Vec<Run>, last: Option<(String, Vec<u8>)>) -> Result<bool, Broken> {
+    async fn tell_all(&mut self, runs: Vec<Run>, last: Vec<(String, Vec<u8>)>) -> Result<bool, Broken> {
         let mut is_whole = true;
         let mut batch = Batch::default();
         let (temporal, namespace) = (self.temporal.clone(), self.namespace.clone());

@@ -8,12 +8,13 @@ use kit::admin::Part;
 use kit::clock::SharedClock;
 use kit::lifecycle::StopToken;
 use kit_journal::{Journal, NewEvent};
-use kit_temporal::{ErrorClass, Temporal, TemporalError};
+use kit_temporal::{ErrorClass, Retention, Temporal, TemporalError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::config::ObserverSection;
 use super::event::{Run, Teller, id, key, source};
+use super::gap::Gap;
 use super::listing::Listing;
 use super::metrics::ObserverMetrics;
 use super::outcome::{Ended, Kind};
@@ -40,6 +41,11 @@ pub(crate) enum Broken {
     Append(#[from] kit_journal::AppendError),
     #[error("the journal cannot be asked")]
     Journal(#[from] kit_journal::JournalError),
+    #[error(
+        "how far ends were found cannot be understood (value {0} of the journal): another version has written it, or it is \
+         damaged; run the version that wrote it, or restore the journal from a backup"
+    )]
+    BadPosition(String),
 }
 
 /// One namespace's observer.
@@ -59,6 +65,11 @@ pub(crate) struct Observer {
     pub(crate) clock: SharedClock,
     /// By our clock: everything that closed before was found, as far as anybody could know.
     pub(crate) found_until: Option<ServerTime>,
+    pub(crate) gap: Gap,
+    /// What is known about how long the server remembers; asked for once at the start, to be told if nobody says.
+    pub(crate) retention: Option<Retention>,
+    /// By our clock: when a look began that was written down, the last one.
+    pub(crate) written: ServerTime,
 }
 
 impl std::fmt::Debug for Observer {
@@ -114,7 +125,8 @@ impl Observer {
             let unheard = if attempts > 0 { self.tracker.now().saturating_sub(begin) } else { Duration::ZERO };
             match self.try_to_begin(unheard, was_missing).await {
                 Ok(sweep) => {
-                    self.ready.set_ready();
+                    self.ask_retention().await;
+                    self.say_ready();
                     return sweep;
                 }
                 Err(broken) => {
@@ -133,9 +145,21 @@ impl Observer {
     async fn try_to_begin(&mut self, unheard: Duration, was_missing: bool) -> Result<Sweep, Broken> {
         let name = position_name(&self.namespace);
         let stored = self.journal.read(move |reader| reader.value(&name)).await?;
-        let stored = stored.and_then(|bytes| serde_json::from_slice::<Position>(&bytes).ok());
+        // Begun anew, it would pass by what has ended since.
+        let read = |bytes: Vec<u8>| serde_json::from_slice::<Position>(&bytes).ok();
+        let bad = || Broken::BadPosition(position_name(&self.namespace));
+        let stored = stored.map(|bytes| read(bytes).ok_or_else(bad)).transpose()?;
         let wall = self.wall();
-        self.found_until = self.found_until.or(Some(stored.map_or(wall, |position| position.covered.min(wall))));
+        let name = looked_name(&self.namespace);
+        let looked = self.journal.read(move |reader| reader.value(&name)).await?;
+        let looked = looked.and_then(|bytes| serde_json::from_slice::<ServerTime>(&bytes).ok());
+        // Both say that everything before was found: where nothing ends for days the one is old, and while what is behind is
+        // caught up with the other.
+        let found = stored.map_or(wall, |position| looked.map_or(position.covered, |at| at.max(position.covered)));
+        let found = found.min(wall);
+        self.written = found;
+        self.found_until = self.found_until.or(Some(found));
+        self.gap.begin(found);
         let newest = self.listing(1).newest(&self.temporal).await?;
         let position = match stored {
             Some(position) => position,
@@ -146,14 +170,41 @@ impl Observer {
                     Some(newest) if !was_missing => newest.after().min(wall).minus(unheard),
                     _ => ServerTime(0),
                 };
+                if was_missing {
+                    // Nothing can have ended in a namespace that was not there.
+                    self.gap.caught_up(wall);
+                }
                 let since = self.section.since_time().ok().flatten();
                 let position = Position::beginning(since.unwrap_or(now));
-                self.store(Vec::new(), vec![position_value(&self.namespace, position)]).await?;
+                let values = vec![position_value(&self.namespace, position), looked_value(&self.namespace, wall)];
+                self.store(Vec::new(), values).await?;
                 tracing::info!(namespace = %self.namespace, "observing workflows that end in namespace {} begins", self.namespace);
                 position
             }
         };
         Ok(Sweep::new(self.section.pace(), position, newest, self.tracker.now()))
+    }
+
+    /// How long the server remembers what has ended; `None` where nothing can be asked now.
+    pub(super) async fn ask_retention(&mut self) -> Option<Retention> {
+        let retention = self.temporal.retention(&self.namespace).await.ok()?;
+        if retention == Retention::Unknown && self.retention != Some(retention) {
+            let namespace = &self.namespace;
+            tracing::warn!(namespace = %namespace, "how long namespace {namespace} keeps what has ended may not be asked (DescribeNamespace is refused), an hour is assumed: set SIDECAR_TEMPORAL__RETENTION_SECONDS, or allow it");
+        }
+        self.retention = Some(retention);
+        self.retention
+    }
+
+    /// All is well, but for what a person should know.
+    pub(super) fn say_ready(&self) {
+        match self.retention {
+            Some(Retention::Unknown) => self.ready.set_ready_but(
+                "how long ended workflows are kept may not be asked (DescribeNamespace is refused), an hour is assumed: a \
+                 longer time without Temporal is told as lost ends. Set SIDECAR_TEMPORAL__RETENTION_SECONDS",
+            ),
+            _ => self.ready.set_ready(),
+        }
     }
 
     /// What our own clock shows, in the server's measure.
@@ -274,7 +325,8 @@ impl Observer {
             Broken::Temporal(error) => Some(&error.class),
             _ => None,
         };
-        if matches!(class, Some(ErrorClass::NoNamespace | ErrorClass::Denied | ErrorClass::Invalid)) {
+        let is_bad = matches!(broken, Broken::BadPosition(_));
+        if is_bad || matches!(class, Some(ErrorClass::NoNamespace | ErrorClass::Denied | ErrorClass::Invalid)) {
             self.ready.set_ready_but(&error);
         }
         // Once when it begins, and once in a while: a server that is away for hours must not fill the log. To be throttled
@@ -308,4 +360,13 @@ fn position_name(namespace: &str) -> String {
 pub(super) fn position_value(namespace: &str, position: Position) -> (String, Vec<u8>) {
     // Two numbers: nothing in it can fail to be written.
     (position_name(namespace), serde_json::to_vec(&position).unwrap_or_default())
+}
+
+/// Name of the value that remembers when, by our own clock, everything was found.
+fn looked_name(namespace: &str) -> String {
+    format!("observer/looked/{namespace}")
+}
+
+pub(super) fn looked_value(namespace: &str, at: ServerTime) -> (String, Vec<u8>) {
+    (looked_name(namespace), serde_json::to_vec(&at).unwrap_or_default())
 }

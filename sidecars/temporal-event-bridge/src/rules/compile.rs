@@ -120,7 +120,11 @@ impl Rules {
             .collect();
         let (table, mut mistakes) = match Table::compile(&routes, &[], &[TEMPORAL.to_owned()]) {
             Ok(table) => (Some(table), Vec::new()),
-            Err(mistakes) => (None, mistakes.iter().map(|mistake| mistake.replacen("route", "rule", 1)).collect()),
+            Err(mistakes) => {
+                let of_rule =
+                    |mistake: &String| mistake.replacen("route", "rule", 1).replace("another route", "another rule");
+                (None, mistakes.iter().map(of_rule).collect())
+            }
         };
         let mut rules = Vec::with_capacity(sections.len());
         for (nth, section) in (1..).zip(sections) {
@@ -157,6 +161,16 @@ impl Rules {
             }
             Walk::Done(_) => Found::None,
         }
+    }
+
+    /// Why the rule with this number is not for an event, its filter aside; `None` where it is.
+    pub(crate) fn why_not(&self, nth: usize, event: &StoredEvent) -> Option<String> {
+        self.table.why_not(nth, event)
+    }
+
+    /// Whether the rule with this number has a filter.
+    pub(crate) fn has_filter(&self, nth: usize) -> bool {
+        self.table.filter(nth).is_some()
     }
 
     /// The filter of the rule with this number, and the rule's name.

@@ -224,7 +224,7 @@ impl Rule {
     ) -> Result<HashMap<String, Payload>, String> {
         let value = |(field, template): (&String, &Template)| {
             let value = template.value(about).map_err(|why| format!("rule {}: {name}.{field}: {why}", self.name))?;
-            Ok((field.clone(), payload::json(value.to_string())))
+            Ok((field.clone(), payload::json(value)))
         };
         fields.iter().map(value).collect()
     }
@@ -254,11 +254,15 @@ pub(crate) fn as_event(event: &StoredEvent) -> Vec<u8> {
         };
         text.extend_from_slice(format!("\"{name}\":{value},").as_bytes());
     }
-    text.extend_from_slice(if head.json { b"\"data\":" } else { b"\"data_base64\":\"" });
     if head.json {
+        text.extend_from_slice(b"\"data\":");
         text.extend_from_slice(&event.body);
+    } else if event.body.is_empty() {
+        // An event without data has none; there are attributes before this comma.
+        text.pop();
     } else {
         use base64::Engine as _;
+        text.extend_from_slice(b"\"data_base64\":\"");
         text.extend_from_slice(base64::engine::general_purpose::STANDARD.encode(&event.body).as_bytes());
         text.push(b'"');
     }

@@ -156,6 +156,26 @@ async fn what_goes_wrong_goes_wrong_once_each() {
 }
 
 #[tokio::test]
+async fn a_row_that_spoils_a_page_spoils_it_until_it_is_mended_and_each_failure_is_an_event() {
+    let authentik = AuthentikServer::start(Generation::V2024_10).await.unwrap();
+    let all = fill(&authentik, 20);
+    let spoiled = authentik.pks()[3];
+    authentik.spoil(spoiled);
+
+    for n in 1..3 {
+        assert_eq!(get(&authentik, "events/events/?page_size=10&page=2").await.0, 500, "it is the fourth one");
+        assert_eq!(authentik.counts().events, 20 + n);
+    }
+    assert_eq!(get(&authentik, &format!("events/events/{}/", spoiled.dashed())).await.0, 500);
+    let (status, page) = get(&authentik, "events/events/?page_size=10").await;
+    assert_eq!((status, &page["results"][0]["action"]), (200, &json!("system_exception")));
+
+    authentik.mend(spoiled);
+    let (_, page) = get(&authentik, "events/events/?page_size=50").await;
+    assert!(all.iter().all(|pk| pks(&page).contains(pk)));
+}
+
+#[tokio::test]
 async fn a_row_is_seen_where_its_time_is_and_not_before_its_commit() {
     let authentik = AuthentikServer::start(Generation::V2026_2).await.unwrap();
     let ada = User::new(5, "ada");

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::*;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 fn secret() -> Secret {
     Secret::from("webhook-secret-0123456789abcdef0123456789".to_owned())

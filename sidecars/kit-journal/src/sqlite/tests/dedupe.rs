@@ -36,6 +36,27 @@ fn keys_beyond_the_memory_are_found_on_disk_also_after_a_restart() {
     assert_eq!(bench.reader().find(id).unwrap(), Some(1), "an event is found by its id wherever its key lies");
 }
 
+/// Blocks on disk are found by their first key: all events of a key lie in one, also where they are more than a block has.
+#[test]
+fn a_key_with_more_events_than_a_block_is_known_with_all_of_them() {
+    let mut bench = Bench::bounded(DedupeBounds { recent_keys: 100, run_keys: 600, filter_bytes: 1024 });
+    let body = |n: usize| format!("[{n}]");
+    let others = (0..200).map(|n| append(&format!("other-{n}"), "{}"));
+    bench.append(others.chain((0..300).map(|n| append("same", &body(n)))).collect());
+    bench.idle();
+    let runs = "SELECT count(*) FROM key_runs";
+    assert_eq!(bench.engine().conn.query_row(runs, [], |row| row.get::<_, i64>(0)).unwrap(), 1);
+    for restarted in [false, true] {
+        if restarted {
+            bench.restart();
+        }
+        for n in [0, 1, 150, 299] {
+            let again = bench.append(vec![append("same", &body(n))])[0];
+            assert_eq!((again.duplicate, again.seq), (true, Seq::try_from(n).unwrap() + 201), "body {n}");
+        }
+    }
+}
+
 #[test]
 fn keys_are_forgotten_after_the_window_and_not_before() {
     for bounds in [DedupeBounds::default(), DedupeBounds { recent_keys: 10, run_keys: 5, filter_bytes: 1024 }] {
@@ -64,6 +85,7 @@ fn keys_are_forgotten_after_the_window_and_not_before() {
         for _ in 0..10 {
             bench.purge(plan(now - 1));
         }
+        assert_eq!(bench.engine().dedupe_memory().1, 1, "what is forgotten takes no memory");
         assert!(bench.append(vec![append("young", "{}")])[0].duplicate);
         assert!(!bench.append(vec![append("old-3", "{}")])[0].duplicate);
     }
@@ -126,6 +148,41 @@ fn rows_of_a_failed_commit_are_written_again() {
     }
 }
 
+/// A disk that is full fails a commit behind the rows of keys that it has written: they are not there, and nothing is read
+/// back after such a failure.
+#[test]
+fn rows_of_a_commit_without_room_are_written_again() {
+    let mut bench = Bench::new();
+    bench.append(vec![append("a", "{}")]);
+    bench.engine().conn.execute_batch("PRAGMA max_page_count = 1").unwrap();
+    let values = vec![("large".to_owned(), vec![7; 1 << 20])];
+    let mut commit = Commit { values, purge: Some(nothing_to_purge()), ..Commit::default() };
+    let error = bench.engine().commit(&mut commit).err().unwrap();
+    assert!(error.is_full(), "{error}");
+    bench.engine().reopen(true).unwrap();
+
+    bench.append(vec![append("b", "{}")]);
+
+    for key in ["a", "b"] {
+        assert!(bench.append(vec![append(key, "{}")])[0].duplicate, "{key}");
+    }
+    bench.save_keys();
+    assert_eq!(bench.rows_of_keys().1, 2);
+}
+
+/// A filter says which keys cannot be in a run. One that is damaged says it of none.
+#[test]
+fn a_filter_of_no_possible_size_keeps_no_key_back() {
+    let mut bench = Bench::bounded(DedupeBounds { recent_keys: 100, run_keys: 600, filter_bytes: 1024 });
+    bench.append((0..300).map(|n| append(&n.to_string(), "{}")).collect());
+    bench.idle();
+    assert_eq!(bench.engine().conn.execute("UPDATE key_runs SET filter = zeroblob(3)", []).unwrap(), 1);
+    bench.restart();
+    for key in ["0", "150", "299"] {
+        assert!(bench.append(vec![append(key, "{}")])[0].duplicate, "{key}");
+    }
+}
+
 /// What a damaged head said nobody knows; that its key is forgotten must not cost the others theirs.
 #[test]
 fn a_damaged_event_without_a_row_costs_its_own_key_only() {
@@ -175,6 +232,33 @@ fn delivered_events_go_by_the_journals_time_also_when_their_keys_have_left_memor
     }
     assert!(oldest(begin, 0).is_none_or(|seq| seq > 26));
     assert_eq!(oldest(begin + 30_000, 0), None);
+}
+
+/// Where nothing is left but keys, in memory or on disk, they alone tell which positions were given.
+#[test]
+fn positions_go_on_when_only_keys_are_left() {
+    for bounds in [DedupeBounds::default(), DedupeBounds { recent_keys: 10, run_keys: 20, filter_bytes: 1024 }] {
+        let mut bench = Bench::bounded(bounds);
+        bench.append((0..20).map(|n| append(&n.to_string(), "{}")).collect());
+        let set = vec![row(3, ExceptionState::Parked)];
+        bench.settle(Settlement { cursor: 20, set, ..Settlement::default() });
+        bench.act(Action::Drop { sink: SINK.to_owned(), seqs: vec![3], reason: "not wanted".to_owned() });
+        let delivered_before = Timestamp::from_millis(bench.now + 1);
+        bench.purge(Purge { delivered_before, ..nothing_to_purge() });
+        bench.idle();
+        let rows = "SELECT count(*) FROM exceptions";
+        let rows: i64 = bench.engine().conn.query_row(rows, [], |row| row.get(0)).unwrap();
+        assert_eq!(rows, 0, "a row goes with its event");
+        for _ in 0..3 {
+            bench.act(Action::Forget { sink: SINK.to_owned(), lease: 0, rows: 10 });
+        }
+        let left = "SELECT (SELECT count(*) FROM events) + (SELECT count(*) FROM sinks)";
+        assert_eq!(bench.engine().conn.query_row(left, [], |row| row.get::<_, i64>(0)).unwrap(), 0);
+        bench.restart();
+
+        assert_eq!(bench.append(vec![append("new", "{}")])[0].seq, 21);
+        assert!(bench.append(vec![append("7", "{}")])[0].duplicate);
+    }
 }
 
 /// An hourly report of every subscription has one transaction id: neither memory nor disk is gone through for each.

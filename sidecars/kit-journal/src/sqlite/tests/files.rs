@@ -53,6 +53,31 @@ fn a_newer_file_and_somebody_elses_are_refused_untouched() {
     }
 }
 
+/// The main file was moved without its log, or a restore that ran out of disk left nothing in its place.
+#[test]
+fn a_log_whose_main_file_is_missing_or_empty_is_left_alone() {
+    for truncated in [false, true] {
+        let mut bench = Bench::new();
+        bench.append(vec![append("1", "{}")]);
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("j.db");
+        let log = directory.path().join("j.db-wal");
+        std::fs::copy(bench.path().with_file_name("j.db-wal"), &log).unwrap();
+        let whole = std::fs::read(bench.path()).unwrap();
+        let held = std::fs::read(&log).unwrap();
+        if truncated {
+            std::fs::write(&path, b"").unwrap();
+        }
+
+        let error = SqliteEngine::open(&path).err().unwrap();
+
+        assert!(matches!(error, OpenError::LogAlone { .. }), "{error}");
+        assert_eq!(std::fs::read(&log).unwrap(), held);
+        std::fs::write(&path, whole).unwrap();
+        assert_eq!(SqliteEngine::open(&path).unwrap().last_seq(), 1, "put back, nothing is missing");
+    }
+}
+
 /// What a kill in the first start can leave behind, from nothing to a database without tables.
 #[test]
 fn an_unfinished_first_start_is_taken_up() {
@@ -152,6 +177,51 @@ fn a_journal_whose_accounts_disagree_is_refused() {
             "{damage}: {error:?}"
         );
     }
+}
+
+/// One bit in the page that leads to the pages of events, in the number of the last of them: whoever asks for the last
+/// event is led to an earlier one, and the positions of those behind it would be given once more.
+#[test]
+fn a_journal_that_hides_its_last_events_is_refused() {
+    let mut bench = Bench::new();
+    let body = "x".repeat(6_000);
+    bench.append((0..20).map(|n| append(&n.to_string(), &body)).collect());
+    let root = "SELECT rootpage FROM sqlite_schema WHERE name = 'events'";
+    let root: i64 = bench.engine().conn.query_row(root, [], |row| row.get(0)).unwrap();
+    let end = usize::try_from(root).unwrap() * 16_384;
+    let path = bench.path();
+    Box::new(bench.engine.take().unwrap()).close();
+    let mut file = std::fs::read(&path).unwrap();
+    let page = &mut file[end - 16_384..end];
+    assert_eq!(page[0], 5, "the page does not lead to others");
+    let first_cell = usize::from(u16::from_be_bytes([page[12], page[13]]));
+    let first_child = page[first_cell..first_cell + 4].to_vec();
+    page[8..12].copy_from_slice(&first_child);
+    std::fs::write(&path, &file).unwrap();
+
+    let error = SqliteEngine::open(&path).err();
+
+    assert!(
+        matches!(error, Some(OpenError::Store { source: JournalError::Inconsistent(_), .. })),
+        "events are hidden, and nobody is told: {error:?}"
+    );
+}
+
+/// What the limit of the journal is compared with: a file does not shrink, and its free pages take what comes next.
+#[test]
+fn pages_that_are_free_again_do_not_count() {
+    let mut bench = Bench::new();
+    let body = "x".repeat(100_000);
+    let before = bench.engine().used_bytes().unwrap();
+    bench.append((0..10).map(|n| append(&n.to_string(), &body)).collect());
+    let full = bench.engine().used_bytes().unwrap();
+    bench.settle(Settlement { cursor: 10, ..Settlement::default() });
+
+    let delivered_before = Timestamp::from_millis(bench.now + 1);
+    bench.purge(Purge { delivered_before, ..nothing_to_purge() });
+
+    let left = bench.engine().used_bytes().unwrap();
+    assert!(full >= before + 1_000_000 && left < before + 100_000, "{before}, {full}, {left}");
 }
 
 /// A disk that takes what is copied from the log and then fails to write it. SQLite counts it as copied; the

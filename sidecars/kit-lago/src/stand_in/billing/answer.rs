@@ -91,10 +91,15 @@ impl Answer {
             _ => known.and_then(|status| status.canonical_reason()).unwrap_or("Error"),
         };
         if matches!(status, 502..=504) {
-            let body = format!("<html><body><h1>{status} {reason}</h1></body></html>");
-            return Self { status, content_type: HTML, headers: Vec::new(), body };
+            return Self::page(status, reason);
         }
         Self::json(status, &json!({ "status": status, "error": reason }))
+    }
+
+    /// What a proxy says in its own words.
+    pub(super) fn page(status: u16, reason: &str) -> Self {
+        let body = format!("<html><body><h1>{status} {reason}</h1></body></html>");
+        Self { status, content_type: HTML, headers: Vec::new(), body }
     }
 }
 

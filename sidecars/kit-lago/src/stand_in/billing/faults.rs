@@ -1,7 +1,7 @@
 //! What goes wrong, and when: set by the test at any time, drawn from a seed.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
@@ -12,6 +12,9 @@ pub struct Faults {
     pub seed: u64,
     /// How long each request keeps a thread before anything else happens.
     pub latency: Latency,
+    /// It is just coming up, from the moment these faults are set. What goes wrong beside that begins with the first
+    /// request it answers.
+    pub slow_start: Option<SlowStart>,
     /// Looked at in turn for each request; the first that applies decides.
     pub rules: Vec<Fault>,
     /// Every request with an event of one of these transaction ids is a 500 that does nothing.
@@ -33,6 +36,7 @@ impl Default for Faults {
         Self {
             seed: 0,
             latency: Latency::None,
+            slow_start: None,
             rules: Vec::new(),
             poisoned_transaction_ids: BTreeSet::new(),
             no_active_subscription: false,
@@ -49,6 +53,22 @@ impl Faults {
     pub fn just(effect: Effect, when: When) -> Self {
         Self { rules: vec![Fault::new(effect, when)], ..Self::default() }
     }
+}
+
+/// How a Lago comes up that was started a moment ago: Rails boots while its port is open, the proxy answers in its place,
+/// and its first answers wait for connections and caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlowStart {
+    /// For so long requests are taken and not answered; what the client has not given up by then goes on as if it came then.
+    pub silent: Duration,
+    /// After that, for so long …
+    pub refusing: Duration,
+    /// … this is the answer, as a proxy gives it: 502 or 503.
+    pub status: u16,
+    /// So many requests after that are answered slowly …
+    pub slow_requests: u64,
+    /// … the first one after so long, the further ones sooner and sooner.
+    pub slowest: Duration,
 }
 
 /// How long a request takes.
@@ -92,6 +112,8 @@ pub enum Effect {
     /// This status, and nothing is done: 401 and 403 in Lago's shape, 500 in Rails', 502 to 504 as
     /// a proxy's page.
     Answer(u16),
+    /// This status with a page of HTML, as of a proxy or of a port that is not Lago's, and nothing is done.
+    Page(u16),
     /// 429 with the headers of Lago Cloud, and nothing is done.
     TooManyRequests {
         /// `X-RateLimit-Limit`.
@@ -151,6 +173,9 @@ pub(super) enum Asked {
 pub(super) struct InForce {
     pub(super) faults: Faults,
     rng: Rng,
+    since: Instant,
+    /// Requests answered since it refuses none any more.
+    answered: u64,
     /// How many requests each rule has concerned.
     concerned: Vec<u64>,
 }
@@ -166,16 +191,35 @@ impl InForce {
     pub(super) fn new(faults: Faults) -> Self {
         let rng = Rng::with_seed(faults.seed);
         let concerned = vec![0; faults.rules.len()];
-        Self { faults, rng, concerned }
+        Self { faults, rng, since: Instant::now(), answered: 0, concerned }
+    }
+
+    /// How long a request that came just now is left without any answer, because Lago is only coming up.
+    pub(super) fn silent_for(&self) -> Duration {
+        let silent = self.faults.slow_start.map_or(Duration::ZERO, |start| start.silent);
+        silent.saturating_sub(self.since.elapsed())
     }
 
     /// Decides about one request.
     pub(super) fn draw(&mut self, what: Asked) -> Drawn {
-        let pause = match self.faults.latency {
+        let mut warming = Duration::ZERO;
+        if let Some(start) = self.faults.slow_start {
+            if self.since.elapsed() < start.silent + start.refusing {
+                return Drawn { pause: Duration::ZERO, effect: Some(Effect::Answer(start.status)) };
+            }
+            let left = start.slow_requests.saturating_sub(self.answered);
+            self.answered += 1;
+            if left > 0 {
+                let share = |of: u64| u32::try_from(of).unwrap_or(u32::MAX);
+                warming = start.slowest * share(left) / share(start.slow_requests);
+            }
+        }
+        let latency = match self.faults.latency {
             Latency::None => Duration::ZERO,
             Latency::Fixed(pause) => pause,
             Latency::Between(least, most) => least + most.saturating_sub(least).mul_f64(self.rng.f64()),
         };
+        let pause = warming + latency;
         for (rule, concerned) in self.faults.rules.iter().zip(&mut self.concerned) {
             let concerns = match rule.on {
                 On::Ingestion => what == Asked::Ingestion,

@@ -31,7 +31,7 @@ mod wire;
 
 pub use arrivals::DifferingRetry;
 pub use catalogue::{AggregationType, BillingTime, Invoice, Metric, Subscription, SubscriptionStatus};
-pub use faults::{Effect, Fault, Faults, Latency, On, When};
+pub use faults::{Effect, Fault, Faults, Latency, On, SlowStart, When};
 pub use ledger::{LedgerEntry, LedgerEvent};
 pub use profile::Profile;
 pub use server::LagoServer;

@@ -31,6 +31,7 @@ pub(super) enum Read {
     PastUsage { external_customer_id: String },
     Invoice(String),
     Invoices,
+    AppliedCoupons,
     PublicKey,
 }
 
@@ -102,6 +103,13 @@ pub(super) fn answer(view: View<'_>, read: &Read, query: &Query) -> Answer {
             let status = query.get("status");
             let wanted = all.filter(|invoice| status.is_none_or(|status| invoice["status"] == status));
             list("invoices", wanted.collect(), query.page())
+        }
+        // v1.16.0 does not know the filter by code.
+        Read::AppliedCoupons => {
+            let code = query.get("coupon_code[]").filter(|_| view.profile != Profile::V1_16);
+            let applied = view.books.managed.applied_coupons();
+            let wanted = applied.filter(|applied| code.is_none_or(|code| applied["coupon_code"] == code));
+            list("applied_coupons", wanted.collect(), query.page())
         }
         Read::Invoice(lago_id) => {
             let mut invoices = view.books.catalogue.invoices.iter();

@@ -71,6 +71,11 @@ pub(super) async fn handle(state: &LagoState, request: Request) -> Ending {
         Route::People(_) => Asked::Managing,
         Route::Health | Route::Read(_) | Route::Manage(_) | Route::Unknown => Asked::Reading,
     };
+    let silent = state.silent_for();
+    if silent > Duration::ZERO {
+        tokio::time::sleep(silent).await;
+    }
+    let _posting = (asked == Asked::Ingestion).then(|| state.begin_post());
     let (Drawn { pause, effect }, threads) = state.draw(asked);
     // The semaphore is never closed.
     let _thread = threads.acquire_owned().await;
@@ -88,6 +93,9 @@ pub(super) async fn handle(state: &LagoState, request: Request) -> Ending {
         return Ending::Answer(Answer::bare(500));
     }
     let answer = answer(state, &route, &request, &sent);
+    if asked == Asked::Ingestion {
+        state.change(|books| books.answered_posts += 1);
+    }
     let Some(effect) = effect else {
         return Ending::Answer(answer);
     };
@@ -99,7 +107,7 @@ pub(super) async fn handle(state: &LagoState, request: Request) -> Ending {
         Effect::DoneThenSilent => std::future::pending().await,
         Effect::Shifted => Ending::Answer(answer.without_entries()),
         // Decided before anything was done.
-        Effect::Answer(_) | Effect::TooManyRequests { .. } | Effect::Reset => Ending::Answer(answer),
+        Effect::Answer(_) | Effect::Page(_) | Effect::TooManyRequests { .. } | Effect::Reset => Ending::Answer(answer),
     }
 }
 
@@ -107,6 +115,7 @@ pub(super) async fn handle(state: &LagoState, request: Request) -> Ending {
 fn instead(effect: Effect, method: &Method, route: &Route, profile: Profile) -> Option<Ending> {
     match effect {
         Effect::Answer(status) => Some(Ending::Answer(refusal(status, method, route, profile))),
+        Effect::Page(status) => Some(Ending::Answer(Answer::page(status, "of somebody else"))),
         Effect::TooManyRequests { limit, reset_seconds } => {
             Some(Ending::Answer(Answer::too_many_requests(limit, reset_seconds)))
         }
@@ -278,6 +287,7 @@ impl Route {
                 Some(reads::Read::PastUsage { external_customer_id: decoded(id) })
             }
             ["invoices"] => Some(reads::Read::Invoices),
+            ["applied_coupons"] => Some(reads::Read::AppliedCoupons),
             ["webhooks", "json_public_key"] => Some(reads::Read::PublicKey),
             ["invoices", id] => before_format(id).map(|id| reads::Read::Invoice(decoded(id))),
             _ => None,

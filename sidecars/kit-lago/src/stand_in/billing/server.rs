@@ -1,33 +1,20 @@
-//! The port: own accept loop over hyper, because a stand-in has to reset, to close and to ignore
-//! connections, which a server framework does not let a handler do.
+//! The port: who is asked, and how an answer goes out.
 
-use std::convert::Infallible;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use kit::secret::Secret;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{JoinHandle, JoinSet};
-use tokio_util::sync::CancellationToken;
+use kit::stand_in::{ANY_PORT, Body, End, Line, Party, StandIn, read, whole};
 
 use super::answer::Answer;
 use super::profile::Profile;
 use super::routes::{self, Ending, Request};
 use super::state::LagoState;
 
-/// The kernel is out of descriptors or the like: wait instead of spinning.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A hundred events of any reasonable size.
 const BODY_LIMIT_BYTES: usize = 64 * 1024 * 1024;
 
@@ -57,12 +44,7 @@ const BODY_LIMIT_BYTES: usize = 64 * 1024 * 1024;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
-pub struct LagoServer {
-    address: SocketAddr,
-    state: Arc<LagoState>,
-    stop: CancellationToken,
-    task: JoinHandle<()>,
-}
+pub struct LagoServer(StandIn<LagoState>);
 
 impl LagoServer {
     /// Starts with empty books on a free loopback port.
@@ -70,7 +52,7 @@ impl LagoServer {
     /// # Errors
     /// When no port can be bound.
     pub async fn start(profile: Profile, api_key: Secret) -> io::Result<Self> {
-        Self::start_on(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), profile, api_key).await
+        Self::start_on(ANY_PORT, profile, api_key).await
     }
 
     /// Starts with empty books on a given address.
@@ -86,138 +68,47 @@ impl LagoServer {
     /// # Errors
     /// When the address cannot be bound.
     pub async fn start_with(address: SocketAddr, state: Arc<LagoState>) -> io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
-        let address = listener.local_addr()?;
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(run(Arc::clone(&state), listener, stop.clone()));
-        Ok(Self { address, state, stop, task })
+        StandIn::start(address, state).await.map(Self)
     }
 
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Its `LAGO_API_URL`.
-    pub fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    /// What it knows, to be kept beyond the port.
-    pub fn state(&self) -> &Arc<LagoState> {
-        &self.state
-    }
-
-    /// Goes down: closes the port and breaks every connection with whatever it was doing. When this
-    /// returns, new connections are refused. The books stay in what it returns.
-    pub async fn stop(mut self) -> Arc<LagoState> {
-        self.stop.cancel();
-        if let Err(error) = (&mut self.task).await {
-            tracing::warn!(%error, "the listener of the stand-in for Lago ended badly");
-        }
-        Arc::clone(&self.state)
+    /// Goes down, see [`StandIn::stop`]. The books stay in what it returns.
+    pub async fn stop(self) -> Arc<LagoState> {
+        self.0.stop().await
     }
 }
 
-/// A running stand-in is used like its state.
+/// A running stand-in is used like its port, and that like its state.
 impl Deref for LagoServer {
-    type Target = LagoState;
+    type Target = StandIn<LagoState>;
 
-    fn deref(&self) -> &LagoState {
-        &self.state
+    fn deref(&self) -> &StandIn<LagoState> {
+        &self.0
     }
 }
 
-impl Drop for LagoServer {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
-}
+impl Party for LagoState {
+    const WHO: &'static str = "the stand-in for Lago";
 
-/// Accepts until stopped; then closes the port and breaks all connections before it returns.
-async fn run(state: Arc<LagoState>, listener: TcpListener, stop: CancellationToken) {
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-            accepted = listener.accept() => accepted,
+    async fn answer(self: Arc<Self>, request: http::Request<Incoming>, line: Line) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let body = match read(body, BODY_LIMIT_BYTES).await {
+            Ok(body) => body,
+            Err(status) => return response(Answer::bare(status.as_u16())),
         };
-        match accepted {
-            Ok((stream, _)) => {
-                connections.spawn(connection(Arc::clone(&state), stream));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the stand-in for Lago cannot accept");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+        let request = Request {
+            path: parts.uri.path().to_owned(),
+            query: parts.uri.query().unwrap_or_default().to_owned(),
+            authorization: parts.headers.get(header::AUTHORIZATION).map(|value| value.as_bytes().to_vec()),
+            is_json: is_json(&parts.headers),
+            method: parts.method,
+            body,
+        };
+        match routes::handle(&self, request).await {
+            Ending::Answer(answer) => response(answer),
+            Ending::Close => line.end(End::Close).await,
+            Ending::Reset => line.end(End::Reset).await,
         }
     }
-    drop(listener);
-    connections.shutdown().await;
-}
-
-/// How a handler ends its connection by other means than an answer.
-#[derive(Debug, Default)]
-struct Break {
-    now: CancellationToken,
-    by_reset: AtomicBool,
-}
-
-async fn connection(state: Arc<LagoState>, stream: TcpStream) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "connection is gone before it began");
-        return;
-    }
-    let breaks = Arc::new(Break::default());
-    let service = service_fn(|request| {
-        let (state, breaks) = (Arc::clone(&state), Arc::clone(&breaks));
-        async move { Ok::<_, Infallible>(serve(&state, &breaks, request).await) }
-    });
-    let mut connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-    tokio::select! {
-        done = &mut connection => {
-            if let Err(error) = done {
-                tracing::debug!(%error, "connection to the stand-in for Lago ended");
-            }
-        }
-        () = breaks.now.cancelled() => {
-            let stream = connection.into_parts().io.into_inner();
-            if breaks.by_reset.load(Ordering::Relaxed)
-                // With no time to linger, closing sends RST and discards what is unsent.
-                && let Err(error) = stream.set_zero_linger()
-            {
-                tracing::debug!(%error, "connection is gone before its reset");
-            }
-        }
-    }
-}
-
-async fn serve(state: &LagoState, breaks: &Break, request: http::Request<Incoming>) -> Response<Full<Bytes>> {
-    let (parts, body) = request.into_parts();
-    let body = match Limited::new(body, BODY_LIMIT_BYTES).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => return response(Answer::bare(413)),
-        // The client broke off: there is nobody to answer, and nothing was received.
-        Err(_) => return response(Answer::bare(400)),
-    };
-    let request = Request {
-        path: parts.uri.path().to_owned(),
-        query: parts.uri.query().unwrap_or_default().to_owned(),
-        authorization: parts.headers.get(header::AUTHORIZATION).map(|value| value.as_bytes().to_vec()),
-        is_json: is_json(&parts.headers),
-        method: parts.method,
-        body,
-    };
-    match routes::handle(state, request).await {
-        Ending::Answer(answer) => return response(answer),
-        Ending::Close => breaks.now.cancel(),
-        Ending::Reset => {
-            breaks.by_reset.store(true, Ordering::Relaxed);
-            breaks.now.cancel();
-        }
-    }
-    std::future::pending().await
 }
 
 /// Source: rails/rails `actionpack/lib/action_dispatch/http/mime_types.rb` at 7.1.
@@ -229,8 +120,8 @@ fn is_json(headers: &HeaderMap) -> bool {
         .any(|known| media_type.eq_ignore_ascii_case(known))
 }
 
-fn response(answer: Answer) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(answer.body)));
+fn response(answer: Answer) -> Response<Body> {
+    let mut response = Response::new(whole(answer.body));
     // A test may ask for a status that HTTP does not know.
     *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();

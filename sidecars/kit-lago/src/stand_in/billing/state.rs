@@ -53,6 +53,13 @@ pub struct Counts {
     pub in_progress: u64,
     /// The most there were at a time.
     pub most_in_progress: u64,
+    /// Posts of events in progress now, of those that are looked at.
+    pub posts_in_progress: u64,
+    /// The most there were at a time.
+    pub most_posts_in_progress: u64,
+    /// Posts of events that came while more others were in progress than had been answered since the faults were set, one
+    /// aside that its client may have given up: Lago has just come back and is rushed at.
+    pub rushed_posts: u64,
 }
 
 /// The deadline of a wait passed.
@@ -81,6 +88,8 @@ pub(super) struct Books {
     pub(super) ledger: Ledger,
     pub(super) arrivals: Arrivals,
     pub(super) counts: Counts,
+    /// Posts of events answered, and not with a fault, since the faults were set.
+    pub(super) answered_posts: u64,
     pub(super) public_pem: Option<String>,
     pub(super) signing: Option<Signing>,
 }
@@ -107,6 +116,7 @@ impl LagoState {
                 ledger: Ledger::new(uniqueness),
                 arrivals: Arrivals::default(),
                 counts: Counts::default(),
+                answered_posts: 0,
                 public_pem: None,
                 signing: None,
             }),
@@ -173,6 +183,7 @@ impl LagoState {
     pub fn set_faults(&self, faults: Faults) {
         let threads = faults.threads.unwrap_or(self.profile.threads());
         let threads = Arc::new(Semaphore::new(threads.min(Semaphore::MAX_PERMITS)));
+        self.books().answered_posts = 0;
         let mut behaviour = self.behaviour();
         behaviour.in_force = InForce::new(faults);
         behaviour.threads = threads;
@@ -260,6 +271,11 @@ impl LagoState {
         (behaviour.in_force.draw(what), Arc::clone(&behaviour.threads))
     }
 
+    /// How long requests are left without any answer from now on.
+    pub(super) fn silent_for(&self) -> Duration {
+        self.behaviour().in_force.silent_for()
+    }
+
     /// Looks at the faults that do not depend on chance.
     pub(super) fn with_faults<T>(&self, look: impl FnOnce(&Faults) -> T) -> T {
         look(&self.behaviour().in_force.faults)
@@ -287,6 +303,17 @@ impl LagoState {
         (number, InProgress(self))
     }
 
+    /// Notes a post of events; it is in progress until the guard is dropped.
+    pub(super) fn begin_post(&self) -> Posting<'_> {
+        self.change(|books| {
+            let counts = &mut books.counts;
+            counts.rushed_posts += u64::from(counts.posts_in_progress > books.answered_posts + 1);
+            counts.posts_in_progress += 1;
+            counts.most_posts_in_progress = counts.most_posts_in_progress.max(counts.posts_in_progress);
+        });
+        Posting(self)
+    }
+
     fn books(&self) -> MutexGuard<'_, Books> {
         lock(&self.books)
     }
@@ -309,6 +336,15 @@ pub(super) struct InProgress<'a>(&'a LagoState);
 impl Drop for InProgress<'_> {
     fn drop(&mut self) {
         self.0.change(|books| books.counts.in_progress -= 1);
+    }
+}
+
+/// A post of events in progress.
+pub(super) struct Posting<'a>(&'a LagoState);
+
+impl Drop for Posting<'_> {
+    fn drop(&mut self) {
+        self.0.change(|books| books.counts.posts_in_progress -= 1);
     }
 }
 

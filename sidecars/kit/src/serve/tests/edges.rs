@@ -68,6 +68,7 @@ async fn every_class_of_answers_is_counted_from_zero_on() {
 async fn more_large_heads_at_once_than_the_budget_holds_are_all_served() {
     let mut large = limits();
     large.head_bytes = 8 << 20;
+    large.head_timeout = Duration::from_secs(120);
     let (running, _) = start_counted(large).await;
     let running = Arc::new(running);
     let head = format!("X: {}\r\nContent-Length: 2\r\n", "x".repeat(6_500_000));
@@ -83,7 +84,7 @@ async fn more_large_heads_at_once_than_the_budget_holds_are_all_served() {
     for client in clients {
         assert_status(&client.await.unwrap(), "200");
     }
-    assert!(started.elapsed() < Duration::from_secs(9), "nobody waited for a timeout: {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(60), "nobody waited for a timeout: {:?}", started.elapsed());
 }
 
 #[tokio::test]
@@ -111,9 +112,9 @@ async fn whoever_does_not_read_the_answer_is_cut_off() {
     let (running, metrics) = start_counted(short).await;
     let mut deaf = connect(&running).await;
     deaf.write_all(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
-    until("the connection is given up", || figure(&metrics, "http_connections_open{listener=\"public\"}") == 1).await;
-    until("the connection is given up", || figure(&metrics, "http_connections_open{listener=\"public\"}") == 0).await;
-    assert_eq!(figure(&metrics, "http_timeouts_total{listener=\"public\",phase=\"write\"}"), 1, "{}", metrics.render());
+    let given_up = "http_timeouts_total{listener=\"public\",phase=\"write\"}";
+    until("the connection is given up", || figure(&metrics, given_up) == 1).await;
+    until("it is closed", || figure(&metrics, "http_connections_open{listener=\"public\"}") == 0).await;
 }
 
 #[tokio::test]

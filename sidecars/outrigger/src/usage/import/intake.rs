@@ -9,7 +9,7 @@ use clap::Args;
 use kit::client::{ClientOptions, http_client, read_capped};
 use kit::secret::{self, Secret};
 use kit_lago::api::{api_root, authorization};
-use kit_lago::usage::answer::{batch_errors, holds_events, in_words};
+use kit_lago::usage::answer::{batch_errors, holds_events, in_words, is_known};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use url::Url;
 
@@ -64,7 +64,15 @@ pub(super) enum Answer {
     /// All of it is on the tracker's disk.
     Taken,
     /// None of it is, because of these, by their place.
-    Refused(BTreeMap<usize, String>),
+    Refused(BTreeMap<usize, Refusal>),
+}
+
+/// Why an event is not taken.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) words: String,
+    /// Its transaction id is taken, and nothing else is wrong: it cannot be billed a second time under it.
+    pub(super) is_known: bool,
 }
 
 /// The tracker.
@@ -129,7 +137,10 @@ fn judge(status: u16, answer: &[u8], events: usize) -> anyhow::Result<Option<Ans
         200 => bail!("answered 200 without the events: is --url the tracker's public address? {}", shown()),
         422 => {
             let errors = batch_errors(answer, events).with_context(|| format!("answered 422: {}", shown()))?;
-            Ok(Some(Answer::Refused(errors.iter().map(|(place, fields)| (*place, in_words(fields))).collect())))
+            let refusals = errors
+                .iter()
+                .map(|(place, fields)| (*place, Refusal { words: in_words(fields), is_known: is_known(fields) }));
+            Ok(Some(Answer::Refused(refusals.collect())))
         }
         401 => {
             bail!("the token is not known (--producer-token-file), or --url is not the tracker's public address: 401")

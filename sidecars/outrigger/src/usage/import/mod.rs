@@ -35,6 +35,8 @@ Example: zcat usage.jsonl.gz | outrigger usage import - --format jsonl";
 
 /// Lines that are named where several are wrong.
 const NAMED: usize = 20;
+/// Lines whose transaction id is there with other content that are named by their numbers.
+const KNOWN_NAMED: usize = 1_000;
 /// Pairs of metric and subscription that are counted apart; the rest is counted together.
 const PAIRS: usize = 10_000;
 /// Rows of the table of a dry run.
@@ -54,7 +56,8 @@ pub(crate) struct Arguments {
     /// Check the file and count what is in it; send nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Write lines that are wrong or refused to the file of --rejected and go on without them.
+    /// Write lines that are wrong or refused to the file of --rejected and go on without them. Without it, only lines
+    /// whose transaction id is there with other content are passed over; they are named at the end, which is a failure.
     #[arg(long)]
     skip_invalid: bool,
     /// Where rejected lines go [default: FILE.rejected].
@@ -63,6 +66,9 @@ pub(crate) struct Arguments {
     /// Where it is remembered how far the import has come [default: FILE.progress].
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
+    /// Events in a request at most. Lago itself, in the tracker's place, takes 100.
+    #[arg(long, default_value_t = send::BATCH, value_parser = output::at_least_one())]
+    batch: usize,
     /// Events per second at most.
     #[arg(long, value_parser = output::at_least_one())]
     rate: Option<usize>,
@@ -110,6 +116,10 @@ struct Report {
     /// Lines that were rejected, in this and earlier parts.
     rejected: u64,
     rejected_file: Option<PathBuf>,
+    /// Lines whose transaction id is there with other content, in this and earlier parts.
+    known: u64,
+    /// The numbers of the first of them, of this part.
+    known_lines: Vec<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -126,6 +136,12 @@ struct Wrong {
 }
 
 impl Report {
+    fn is_known(&mut self, line: u64) {
+        if self.known_lines.len() < KNOWN_NAMED {
+            self.known_lines.push(line);
+        }
+    }
+
     fn is_wrong(&mut self, line: u64, reason: String) {
         self.wrong_lines += 1;
         if self.wrong.len() < NAMED {
@@ -174,15 +190,24 @@ async fn import(arguments: &Arguments, json: bool) -> anyhow::Result<()> {
         format,
         intake: &intake,
         rejected: rejected.filter(|_| arguments.skip_invalid),
+        batch: arguments.batch,
         rate: arguments.rate,
     };
     let ended = sending.run(&mut progress, &mut report).await;
-    (report.taken, report.rejected) = (progress.kept.events, progress.kept.rejected);
+    let kept = &progress.kept;
+    (report.taken, report.rejected, report.known) = (kept.events, kept.rejected, kept.known);
     if ended.is_ok() {
         progress.finish()?;
     }
     if ended.is_ok() || !report.wrong.is_empty() {
         show(&report, json)?;
+    }
+    if ended.is_ok() && report.known > 0 && !arguments.skip_invalid {
+        bail!(
+            "{} lines were not taken: usage with their transaction ids is there already, with other content. Compare them; a \
+             new id would have it billed twice",
+            report.known
+        );
     }
     ended
 }
@@ -269,8 +294,45 @@ fn show(report: &Report, json: bool) -> anyhow::Result<()> {
     if report.taken > 0 {
         say!("{} events are taken", report.taken);
     }
+    if report.known > 0 {
+        say!(
+            "{} lines have a transaction id that is there with other content: {}",
+            report.known,
+            ranges(&report.known_lines, report.known)
+        );
+    }
     if let Some(file) = report.rejected_file.as_ref().filter(|_| report.rejected > 0) {
         say!("{} lines are rejected, see {}", report.rejected, file.display());
     }
     Ok(())
+}
+
+/// The numbers of lines, those in a row as the first and the last; of more than are named the end is left open.
+fn ranges(lines: &[u64], all: u64) -> String {
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    for line in lines {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == *line => *last = *line,
+            _ => ranges.push((*line, *line)),
+        }
+    }
+    let shown =
+        |(first, last): &(u64, u64)| if first == last { first.to_string() } else { format!("{first}–{last}") };
+    let mut text = ranges.iter().map(shown).collect::<Vec<_>>().join(", ");
+    if (lines.len() as u64) < all {
+        text.push_str(" …");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_in_a_row_are_told_by_their_first_and_last() {
+        assert_eq!(ranges(&[3, 5, 6, 7, 20], 5), "3, 5–7, 20");
+        assert_eq!(ranges(&[1], 2000), "1 …");
+        assert_eq!(ranges(&[], 4), " …");
+    }
 }

@@ -30,6 +30,9 @@ pub(super) struct Kept {
     pub(super) events: u64,
     /// Lines rejected.
     pub(super) rejected: u64,
+    /// Lines whose transaction id was there with other content.
+    #[serde(default)]
+    pub(super) known: u64,
     /// Length of the file of rejected lines.
     pub(super) rejected_bytes: u64,
 }

@@ -10,12 +10,12 @@ use indicatif::ProgressBar;
 
 use super::Report;
 use super::input::{Event, Format, Line, Lines, Piece, Place, text};
-use super::intake::{Answer, Intake};
+use super::intake::{Answer, Intake, Refusal};
 use super::progress::Progress;
 use crate::output;
 
 /// Events in a request: enough that the disk's sync is shared, few enough that little is sent again.
-const BATCH: usize = 500;
+pub(super) const BATCH: usize = 500;
 /// Bytes of events after which a request is full: an eighth of what the tracker takes by default.
 const BATCH_BYTES: usize = 1 << 20;
 
@@ -26,6 +26,8 @@ pub(super) struct Sending<'a> {
     pub(super) intake: &'a Intake,
     /// Where rejected lines go; without it the first one ends the import.
     pub(super) rejected: Option<PathBuf>,
+    /// Events in a request at most.
+    pub(super) batch: usize,
     pub(super) rate: Option<usize>,
 }
 
@@ -42,7 +44,7 @@ impl Sending<'_> {
         (report.wrong_lines, report.wrong) = (0, Vec::new());
         let bar = output::bar(self.file.metadata()?.len(), "{bytes}/{total_bytes} {bar:40} {eta} {msg}");
         let (begin, before) = (Instant::now(), progress.kept.events);
-        let most = self.rate.map_or(BATCH, |rate| rate.min(BATCH));
+        let most = self.rate.map_or(self.batch, |rate| rate.min(self.batch));
         loop {
             let batch = next_batch(&mut lines, most)?;
             let Some(end) = batch.last().map(|line| line.piece.end) else { break };
@@ -68,7 +70,7 @@ impl Sending<'_> {
         report: &mut Report,
         bar: &ProgressBar,
     ) -> anyhow::Result<()> {
-        let mut wrong: Vec<(Piece, String)> = Vec::new();
+        let (mut wrong, mut known): (Vec<(Piece, String)>, Vec<Piece>) = Default::default();
         let mut good: Vec<(Piece, Event)> = Vec::new();
         for Line { piece, event } in batch {
             match event {
@@ -89,12 +91,20 @@ impl Sending<'_> {
             let mut left = Vec::new();
             for (place, line) in good.into_iter().enumerate() {
                 match refused.get(&place) {
-                    Some(reason) => wrong.push((line.0, reason.clone())),
+                    Some(Refusal { words, is_known }) => {
+                        if *is_known {
+                            known.push(line.0);
+                        }
+                        // It stands in the way of nothing: it is told at the end, and cannot be billed twice.
+                        if !*is_known || rejected.is_some() {
+                            wrong.push((line.0, words.clone()));
+                        }
+                    }
                     None => left.push(line),
                 }
             }
             good = left;
-            if rejected.is_none() {
+            if !wrong.is_empty() && rejected.is_none() {
                 break;
             }
         }
@@ -107,6 +117,9 @@ impl Sending<'_> {
             }
             report.is_wrong(line, reason);
         }
+        for piece in &known {
+            report.is_known(piece.read(self.file)?.0);
+        }
         if count > 0 && rejected.is_none() {
             bail!("the tracker refuses {count} lines, and took none of their batch: correct them, or --skip-invalid");
         }
@@ -115,6 +128,7 @@ impl Sending<'_> {
         }
         progress.kept.events += good.len() as u64;
         progress.kept.rejected += count;
+        progress.kept.known += known.len() as u64;
         progress.advance(self.file, end)
     }
 }

@@ -317,6 +317,21 @@ async fn sidecars(provoked: &mut Provoked<'_>) {
     let other = provoked.site.authentik.url();
     provoked.check(&[("OUTRIGGER_ADMIN", &other)], &["sidecar-other"]).await;
     provoked.check(&[("OUTRIGGER_TOKEN", "")], &["token"]).await;
+    sidecar.answer("/api/v1/statistics", 401, r#"{"error":"unauthorized"}"#);
+    provoked.check(&[], &["token"]).await;
+    // What the daemon cannot tell is no matter of the token, and its metrics tell of the sinks all the same.
+    sidecar.answer("/api/v1/statistics", 500, r#"{"error":"the journal cannot be read"}"#);
+    let stalled = "# TYPE delivery_pending gauge\ndelivery_pending{sink=\"gateway\"} 5\n\
+        # TYPE delivery_stalled gauge\ndelivery_stalled{sink=\"gateway\"} 1\n# EOF\n";
+    sidecar.answer("/metrics", 200, stalled);
+    provoked.check(&[], &["part-not-ready", "sink-stalled"]).await;
+    let (_, ran) = provoked.site.found(&[]).await;
+    assert!(
+        ran.out.contains("the journal cannot be read") && ran.out.contains("is stalled: deliveries wait"),
+        "{ran:?}"
+    );
+    sidecar.answer("/metrics", 200, "");
+    sidecar.answer("/api/v1/statistics", 200, &statistics(&sink(|_| {})));
 
     let parts = r#"{"parts":{"journal":"failing","routes":"wrong","key":"missing","listener":"gone"}}"#;
     sidecar.answer("/readyz", 503, parts);
@@ -382,9 +397,35 @@ async fn lago(provoked: &mut Provoked<'_>) {
     site.lago.answer_instead(Method::GET, "/api/v1/webhook_endpoints", 500, json!({ "status": 500 }));
     provoked.check(&[], &["lago-fails"]).await;
     site.lago.answer_as_usual();
+    // A proxy for a Lago that is not there is no wrong address, and neither is an error of Lago's own.
+    for (path, status, id) in [
+        ("/health", 502, "lago-away"),
+        ("/health", 503, "lago-away"),
+        ("/health", 504, "lago-away"),
+        ("/health", 500, "lago-fails"),
+        ("/api/v1/webhook_endpoints", 502, "lago-away"),
+    ] {
+        site.lago.answer_instead(Method::GET, path, status, Value::Null);
+        provoked.check(&[], &[id]).await;
+        site.lago.answer_as_usual();
+    }
 
     let pending = json!({ "subscriptions": [{ "external_id": "acme-2", "subscription_at": ago(5).to_string(), "previous_plan_code": null }] });
     site.lago.answer_instead(Method::GET, "/api/v1/subscriptions?status[]=pending&per_page=100", 200, pending);
+    provoked.check(&[], &["lago-clock-silent"]).await;
+    // What another question does not tell takes nothing away from it.
+    let denied = json!({ "status": 403, "error": "Forbidden", "code": "read_action_not_allowed_for_invoice" });
+    site.lago.answer_instead(Method::GET, "/api/v1/invoices", 403, denied);
+    provoked.check(&[], &["lago-clock-silent"]).await;
+    site.lago.answer_as_usual();
+    let draft = json!({ "invoices": [{ "lago_id": "1", "number": "A-1", "issuing_date": "2020-01-01" }] });
+    site.lago.answer_instead(Method::GET, "/api/v1/invoices?status=draft&per_page=100", 200, draft);
+    provoked.check(&[], &["lago-clock-silent"]).await;
+    site.lago.answer_as_usual();
+    let unpaid =
+        json!({ "invoices": [{ "lago_id": "1", "payment_due_date": "2020-01-01", "payment_overdue": false }] });
+    let query = "/api/v1/invoices?status=finalized&payment_status=pending&per_page=100&payment_overdue=false";
+    site.lago.answer_instead(Method::GET, query, 200, unpaid);
     provoked.check(&[], &["lago-clock-silent"]).await;
     site.lago.answer_as_usual();
 
@@ -399,6 +440,35 @@ async fn endpoints_and_keys(provoked: &mut Provoked<'_>) {
     let site = provoked.site;
     let elsewhere = "http://lago-webhook-processor:9999/webhooks/lago";
     provoked.check(&[("LAGO_WEBHOOK_URL", elsewhere)], &["webhook-endpoint-missing"]).await;
+    // A slash at the end is another path, and none that the processor takes; two lead there, and one is refused.
+    let with_slash = format!("{WEBHOOKS}/");
+    let endpoints = |listed: &[(&str, &str)]| {
+        let one = |(nth, (url, algorithm)): (usize, &(&str, &str))| json!({ "lago_id": nth.to_string(), "webhook_url": url, "signature_algo": algorithm });
+        let all: Vec<Value> = listed.iter().enumerate().map(one).collect();
+        json!({ "webhook_endpoints": all, "meta": { "current_page": 1, "next_page": null, "total_count": all.len() } })
+    };
+    for changes in [vec![], vec![("LAGO_WEBHOOK_URL", WEBHOOKS)], vec![("LAGO_WEBHOOK_URL", with_slash.as_str())]] {
+        site.lago.answer_instead(
+            Method::GET,
+            "/api/v1/webhook_endpoints",
+            200,
+            endpoints(&[(with_slash.as_str(), "jwt")]),
+        );
+        provoked.check(&changes, &["webhook-endpoint-path"]).await;
+    }
+    provoked
+        .check(&[("LAGO_WEBHOOK_URL", "http://lago-webhook-processor:8081/hooks")], &["webhook-endpoint-missing"])
+        .await;
+    let other = "https://localhost/webhooks/lago";
+    let two = endpoints(&[(WEBHOOKS, "jwt"), (other, "hmac")]);
+    site.lago.answer_instead(Method::GET, "/api/v1/webhook_endpoints", 200, two);
+    provoked.check(&[], &["webhook-endpoint-algorithm", "webhook-endpoint-twice"]).await;
+    // Where it is is only known of compose's own name, of public ones, and of the one that is named.
+    let old = endpoints(&[("http://old-host:8081/webhooks/lago", "jwt")]);
+    site.lago.answer_instead(Method::GET, "/api/v1/webhook_endpoints", 200, old);
+    let (found, ran) = site.found(&[]).await;
+    assert!(found.is_empty() && ran.out.contains("nobody says whether old-host is where that listens"), "{ran:?}");
+    site.lago.answer_as_usual();
     // Somebody else's endpoint may have its secret in its address.
     site.register("http://elsewhere/hook?token=hunter2", "hmac").await;
     let (_, ran) = site.found(&[("LAGO_WEBHOOK_URL", elsewhere)]).await;
@@ -465,6 +535,19 @@ async fn stores(provoked: &mut Provoked<'_>) {
     })
     .await;
     provoked.check(&[("REDIS_URL", &url(&loading))], &["redis-other"]).await;
+    let says = |said: &'static [u8]| Redis::answering(move |_, _| (said.to_vec(), true));
+    let full_up = says(b"-ERR max number of clients reached\r\n").await;
+    provoked.check(&[("REDIS_URL", &url(&full_up))], &["redis-crowded"]).await;
+    let web = says(b"HTTP/1.1 400 Bad Request\r\n").await;
+    provoked.check(&[("REDIS_URL", &url(&web))], &["redis-other"]).await;
+    let limited = Redis::answering(|words, _| match words {
+        ["AUTH", ..] => (b"+OK\r\n".to_vec(), true),
+        ["PING"] => (b"+PONG\r\n".to_vec(), true),
+        _ => (b"-NOPERM this user has no permissions to run the 'info' command\r\n".to_vec(), true),
+    })
+    .await;
+    let (found, ran) = site.found(&[("REDIS_URL", &url(&limited))]).await;
+    assert!(found.is_empty() && ran.out.contains("INFO is not for this user"), "{ran:?}");
     let evicts =
         Redis::start(REDIS_PASSWORD, "used_memory:10\r\nmaxmemory:100\r\nmaxmemory_policy:allkeys-lru\r\n").await;
     provoked.check(&[("REDIS_URL", &url(&evicts))], &["redis-evicts"]).await;
@@ -559,4 +642,80 @@ async fn a_fault_in_between_is_unknown_and_not_well() {
     let states: Vec<&Value> =
         report["findings"].as_array().unwrap().iter().filter(|f| f["check"] == "lago-clock").collect();
     assert!(states.iter().all(|finding| finding["state"] != "ok"), "{states:?}");
+}
+
+#[tokio::test]
+async fn paths_of_an_env_file_begin_beside_it() {
+    let site = Site::start(Profile::V1_39).await;
+    std::fs::create_dir(site.path("compose")).unwrap();
+    site.file("compose/sidecars.toml", "[lago]\nsignature = 'hmac'\n");
+    let env = site.file("compose/.env", "LAGO_WEBHOOK_PROCESSOR_CONFIG=./sidecars.toml\n");
+    let unset = [("LAGO_WEBHOOK_SIGNATURE", ""), ("LAGO_WEBHOOK_PUBLIC_KEY_FILE", "")];
+
+    let ran = site.ask(&unset, &["--env-file", &env]).await;
+
+    // It is read: it is what says that the endpoint's algorithm is wrong.
+    assert!(ran.out.contains("signed with jwt, the webhook processor checks hmac"), "{ran:?}");
+    let missing = [&unset[..], &[("LAGO_WEBHOOK_PROCESSOR_CONFIG", "./sidecars.toml")]].concat();
+    let ran = site.ask(&missing, &["--env-file", &env]).await;
+    assert!(ran.out.contains("FAIL setting"), "what the environment says begins where we are: {ran:?}");
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_compared_is_said() {
+    let site = Site::start(Profile::V1_39).await;
+    let only_public = [("LAGO_API_URL", ""), ("OUTRIGGER_LAGO_RSA_KEY_FILE", ""), ("LAGO_RSA_PRIVATE_KEY", "")];
+
+    let ran = site.ask(&only_public, &[]).await;
+
+    let line = ran.out.lines().find(|line| line.contains(" rsa-key ")).unwrap_or_else(|| panic!("{ran:?}"));
+    assert!(line.starts_with('?') && line.contains("not compared"), "{line}");
+}
+
+#[tokio::test]
+async fn a_key_without_one_permission_is_asked_what_it_may_tell() {
+    let site = Site::start(Profile::V1_39).await;
+    let refused =
+        json!({ "status": 403, "error": "Forbidden", "code": "read_action_not_allowed_for_webhook_endpoint" });
+    site.lago.answer_instead(Method::GET, "/api/v1/webhook_endpoints", 403, refused);
+
+    let (found, ran) = site.found(&[]).await;
+
+    assert_eq!(found, ["lago-key-lacks-permission"], "{ran:?}");
+    let report = ran.json();
+    let state = |check: &str| {
+        let mut all = report["findings"].as_array().unwrap().iter();
+        all.find(|finding| finding["check"] == check).unwrap()["state"].clone()
+    };
+    assert_eq!((state("lago-clock"), state("rsa-key")), (json!("ok"), json!("ok")), "{ran:?}");
+}
+
+#[tokio::test]
+async fn in_compose_what_is_not_installed_is_not_missed() {
+    let site = Site::start(Profile::V1_39).await;
+    let sidecar = site.sidecar.url();
+    let nowhere = [
+        ("OUTRIGGER_ADMIN", "http://lago-webhook-processor:9081"),
+        ("LAGO_API_URL", "http://lago-api.invalid:3000"),
+        ("OUTRIGGER_LAGO_WORKER_URL", NOBODY),
+        ("REDIS_URL", ""),
+        ("REDIS_HOST", "redis.invalid"),
+        ("REDIS_PASSWORD", ""),
+        ("AUTHENTIK_URL", "http://authentik.invalid:9000"),
+        ("AUTHENTIK_TOKEN", ""),
+        ("TEMPORAL_ADDRESS", "temporal.invalid:7233"),
+        ("LAGO_RSA_PRIVATE_KEY", ""),
+        ("OUTRIGGER_LAGO_RSA_KEY_FILE", ""),
+    ];
+    let nothing =
+        [&nowhere[..], &[("OUTRIGGER_COMPOSE_FILE", "sidecars.yml"), ("OUTRIGGER_SIDECARS", sidecar.as_str())]];
+
+    let (found, ran) = site.found(&nothing.concat()).await;
+
+    assert!(found.is_empty(), "nothing is installed, and nothing is missed: {ran:?}");
+    let on = ("OUTRIGGER_COMPOSE_PROFILES", "lago-usage-tracker");
+    let (found, ran) = site.found(&[&nothing.concat()[..], &[on]].concat()).await;
+    // The names are compose's, and nobody's here.
+    assert_eq!(found, ["lago-away", "sidecar-away"], "{ran:?}");
+    assert!(ran.out.contains("http://lago-usage-tracker:9082") && !ran.out.contains("redis.invalid"), "{ran:?}");
 }

@@ -134,3 +134,10 @@ fn task_queues_are_told_with_their_namespace() {
     let pair = |namespace: &str, queue: &str| (namespace.to_owned(), queue.to_owned());
     assert_eq!(queues, [pair("own", "here"), pair("other", "there")]);
 }
+
+#[test]
+fn two_rules_of_one_name_are_told_as_rules() {
+    let one = sections(START).remove(0);
+    let mistakes = Rules::compile(&[one.clone(), one]).map(drop).unwrap_err();
+    assert_eq!(mistakes, ["rule 2 (a): has the name of another rule"]);
+}

@@ -103,6 +103,13 @@ impl Managed {
         self.applied_coupons.push(code.to_owned());
     }
 
+    /// The coupons that customers have, in the order in which they got them.
+    pub(super) fn applied_coupons(&self) -> impl Iterator<Item = Value> {
+        self.applied_coupons.iter().enumerate().map(
+            |(at, code)| json!({ "lago_id": Uuid::from_u128(at as u128), "coupon_code": code, "status": "active" }),
+        )
+    }
+
     /// The codes of a kind.
     pub(super) fn codes(&mut self, kind: Kind) -> Vec<String> {
         let codes = self.list(kind).iter().filter_map(|object| text(object, "code"));
@@ -231,6 +238,7 @@ impl Desk<'_> {
         match kind {
             Kind::Plan => self.show_plan(at),
             Kind::AddOn => self.show_add_on(at),
+            Kind::Tax => self.show_tax(at),
             _ => self.managed.list(kind).get(at).cloned().map_or(Value::Null, Value::Object),
         }
     }

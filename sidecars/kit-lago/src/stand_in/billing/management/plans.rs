@@ -17,7 +17,7 @@ impl Desk<'_> {
         let mut plan = new_object();
         params.copy_all(&EVER, &mut plan);
         params.copy_all(&FREE, &mut plan);
-        plan.insert("bill_charges_monthly".to_owned(), charges_monthly(params));
+        self.bill_monthly(params, &mut plan);
         for count in ["customers_count", "active_subscriptions_count", "draft_invoices_count"] {
             plan.insert(count.to_owned(), json!(0));
         }
@@ -41,7 +41,7 @@ impl Desk<'_> {
         params.copy(&EVER, &mut plan);
         if !is_subscribed {
             params.copy(&FREE, &mut plan);
-            plan.insert("bill_charges_monthly".to_owned(), charges_monthly(params));
+            self.bill_monthly(params, &mut plan);
         }
         self.judge_plan(&plan, Some(at))?;
         self.put_taxes(params, &mut plan)?;
@@ -78,6 +78,16 @@ impl Desk<'_> {
             plan.insert("entitlements".to_owned(), json!(vec![json!({}); granted.unwrap_or_default()]));
         }
         self.with_taxes(plan)
+    }
+
+    /// Source: getlago/lago-api `app/services/plans/update_service.rb` at v1.16.0 and at the head of 2026-08-21: what is not
+    /// sent counts as no.
+    fn bill_monthly(&self, params: &Params, plan: &mut Object) {
+        let is_head = self.profile.has_semiannual();
+        plan.insert("bill_charges_monthly".to_owned(), monthly(params, "bill_charges_monthly", is_head));
+        if is_head {
+            plan.insert("bill_fixed_charges_monthly".to_owned(), monthly(params, "bill_fixed_charges_monthly", true));
+        }
     }
 
     fn is_subscribed(&self, plan: &Object) -> bool {
@@ -152,10 +162,11 @@ impl Desk<'_> {
     }
 }
 
-/// Only for plans of a year; of others it is nothing.
-fn charges_monthly(params: &Params) -> Value {
+/// Only for plans of a year, and later of half a year; of others it is nothing.
+fn monthly(params: &Params, name: &str, also_semiannual: bool) -> Value {
     match params.text("interval") {
-        Some("yearly") => json!(params.bool("bill_charges_monthly") == Some(true)),
+        Some("yearly") => json!(params.bool(name) == Some(true)),
+        Some("semiannual") if also_semiannual => json!(params.bool(name) == Some(true)),
         _ => Value::Null,
     }
 }

@@ -18,8 +18,8 @@ impl Desk<'_> {
             tax.insert(count.to_owned(), json!(0));
         }
         judge_tax(&mut tax, self.is_taken(Kind::Tax, params.text("code")))?;
-        self.managed.taxes.push(tax.clone());
-        Ok(Value::Object(tax))
+        self.managed.taxes.push(tax);
+        Ok(self.show_tax(self.managed.taxes.len() - 1))
     }
 
     pub(super) fn update_tax(&mut self, at: usize, params: &Params) -> Outcome {
@@ -27,8 +27,26 @@ impl Desk<'_> {
         params.copy(&TAX, &mut tax);
         let is_renamed = params.text("code") != text(&self.managed.taxes[at], "code");
         judge_tax(&mut tax, is_renamed && self.is_taken(Kind::Tax, params.text("code")))?;
-        self.managed.taxes[at] = tax.clone();
-        Ok(Value::Object(tax))
+        self.managed.taxes[at] = tax;
+        Ok(self.show_tax(at))
+    }
+
+    /// With how many things have it.
+    ///
+    /// Source: getlago/lago-api `app/serializers/v1/tax_serializer.rb` at v1.16.0.
+    pub(super) fn show_tax(&self, at: usize) -> Value {
+        let mut tax = self.managed.taxes[at].clone();
+        let code = tax.get("code").cloned().unwrap_or_default();
+        let has_it = |object: &Value| object["taxes"].as_array().is_some_and(|taxes| taxes.contains(&code));
+        let of = |objects: &[Object]| objects.iter().filter(|one| has_it(&json!(one))).count();
+        let charges = self.managed.plans.iter().filter_map(|plan| plan.get("charges")?.as_array()).flatten();
+        let counts = [
+            ("add_ons_count", of(&self.managed.add_ons)),
+            ("plans_count", of(&self.managed.plans)),
+            ("charges_count", charges.filter(|charge| has_it(charge)).count()),
+        ];
+        tax.extend(counts.map(|(name, count)| (name.to_owned(), json!(count))));
+        Value::Object(tax)
     }
 
     pub(super) fn create_add_on(&mut self, params: &Params) -> Outcome {

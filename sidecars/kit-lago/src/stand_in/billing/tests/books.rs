@@ -69,6 +69,7 @@ async fn requests_batches_and_duplicates_within_them_are_counted() {
         stored: 3,
         refused_posts: 1,
         most_in_progress: 1,
+        most_posts_in_progress: 1,
         ..Counts::default()
     };
     assert_eq!(counts, expected);

@@ -1,5 +1,7 @@
 //! Faults, over the wire.
 
+use std::time::Instant;
+
 use super::*;
 
 /// Posts one event and tells the status; 0 where there was no answer.
@@ -144,4 +146,33 @@ async fn without_database_the_health_check_says_so() {
 
     assert_eq!((status, &body["message"], &body["version"]), (500, &json!("Unhealthy"), &json!("v1.16.0")));
     assert!(body["details"].is_string());
+}
+
+/// It takes requests and says nothing, then its proxy refuses, then it answers slowly, and less and less so.
+#[tokio::test]
+async fn a_lago_that_comes_up_is_silent_then_refuses_and_then_is_slow() {
+    let lago = Lago::start(Profile::V1_39).await;
+    let slow_start = SlowStart {
+        silent: Duration::from_millis(300),
+        refusing: Duration::from_millis(300),
+        status: 503,
+        slow_requests: 4,
+        slowest: Duration::from_millis(400),
+    };
+    let begin = Instant::now();
+    lago.server.set_faults(Faults { slow_start: Some(slow_start), ..Faults::default() });
+
+    assert_eq!(post_status(&lago, "t-1").await, 503);
+    assert!(begin.elapsed() >= slow_start.silent, "{:?}", begin.elapsed());
+    while post_status(&lago, "t-1").await == 503 {
+        assert!(begin.elapsed() < SOON, "it never comes up");
+    }
+    assert!(begin.elapsed() >= slow_start.silent + slow_start.refusing + slow_start.slowest, "{:?}", begin.elapsed());
+    for (nth, least) in [(2, 300), (3, 200), (4, 100)] {
+        let begin = Instant::now();
+        assert_eq!(post_status(&lago, &format!("t-{nth}")).await, 200);
+        assert!(begin.elapsed() >= Duration::from_millis(least), "{nth}: {:?}", begin.elapsed());
+    }
+    assert_eq!(lago.stored(), ["sub/t-1", "sub/t-2", "sub/t-3", "sub/t-4"]);
+    assert_eq!((lago.server.counts().posts_in_progress, lago.server.counts().most_posts_in_progress), (0, 1));
 }

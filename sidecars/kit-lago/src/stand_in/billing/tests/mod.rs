@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::*;
 
 const KEY: &str = "lago-key";
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 const POSTGRES: [Profile; 2] = [Profile::V1_16, Profile::V1_39];
 
 fn client() -> reqwest::Client {
