@@ -49,7 +49,7 @@ const PENDING: usize = 2;
 const OLDEST: usize = 6;
 const OWN: usize = 7;
 
-fn to_gauge(value: u64) -> i64 {
+pub(crate) fn to_gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
@@ -72,6 +72,17 @@ pub(crate) struct OwnGauges {
     pub(crate) paused: bool,
     pub(crate) stalled: bool,
     pub(crate) leading: bool,
+}
+
+/// Registers what no sink's own gauges can tell.
+pub(crate) fn wait_for_nobody(registry: &mut Registry) -> Gauge {
+    let gauge = Gauge::default();
+    registry.register(
+        "delivery_unconfigured_pending",
+        "Events that wait for sinks that are not configured any more",
+        gauge.clone(),
+    );
+    gauge
 }
 
 fn latency_buckets() -> Histogram {

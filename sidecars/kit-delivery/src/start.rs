@@ -1,7 +1,7 @@
 //! What every daemon over a journal does alike when it starts.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use kit::admin::{self, AdminState, Readiness};
@@ -14,8 +14,10 @@ use kit::serve::{Limits, ServeMetrics, Server};
 use kit::telemetry::Metrics;
 use kit_journal::engine::Action;
 use kit_journal::{Health, Journal, JournalSection, JournalTask, OpenError};
+use prometheus_client::metrics::gauge::Gauge;
 
 use crate::api::{self, ApiState};
+use crate::metrics::{to_gauge, wait_for_nobody};
 use crate::{DeliveryMetrics, Dispatcher, DispatcherSettings, Sink, SinkStatus};
 
 /// The admin listener's heads are small.
@@ -23,6 +25,8 @@ const ADMIN_HEAD: usize = 16 << 10;
 
 /// How often a sink that is not configured any more is told of, while something waits for it.
 const UNCONFIGURED_TOLD_EVERY: Duration = Duration::from_secs(3_600);
+/// How often it is looked for one.
+const UNCONFIGURED_LOOKED_EVERY: Duration = Duration::from_secs(60);
 
 /// A configuration that cannot be started with: exit code 78.
 pub fn configuration(message: impl Into<String>) -> StartError {
@@ -183,7 +187,7 @@ pub async fn serve(shell: &mut Shell, sections: &ProcessSections, served: Served
     let public = bind(&listen.public, "public", limits, &serve_metrics, &stop).await?;
     let limits = Limits::new(listen, &sections.stop, ADMIN_HEAD);
     let admin = bind(&listen.admin, "admin", limits, &serve_metrics, &stop).await?;
-    say_what_waits_for_nobody(shell, &api);
+    watch_what_waits_for_nobody(shell, &api, metrics.with_registry(wait_for_nobody));
     let token = sections.admin.resolve().map_err(|(_, message)| configuration(message))?;
     let state = AdminState { metrics, readiness: readiness.clone(), token, api: api::api(api).merge(more), title };
     shell.spawn("public listener", public.run(business));
@@ -207,24 +211,34 @@ async fn bind(
 
 /// Tells of sinks that the journal keeps events for and that are not configured: what waits for them is never removed, and
 /// every new event waits for them too.
-fn say_what_waits_for_nobody(shell: &mut Shell, api: &ApiState) {
+fn watch_what_waits_for_nobody(shell: &mut Shell, api: &ApiState, gauge: Gauge) {
     let (api, stop) = (api.clone(), shell.stop_token());
     shell.spawn("sinks that are not configured", async move {
+        let mut told: Option<Instant> = None;
         loop {
-            for (sink, pending) in api.unconfigured().await {
-                tracing::warn!(
-                    sink = %sink,
-                    pending,
-                    "{pending} events wait for sink {sink}, which is not configured any more, and every new one does: \
-                     configure it again, or give up what is kept for it with outrigger sinks forget {sink}"
-                );
+            // While the journal cannot be asked, it is as it was.
+            if let Some(waiting) = api.unconfigured().await {
+                gauge.set(waiting.iter().map(|(_, pending)| to_gauge(*pending)).sum());
+                if told.is_none_or(|told| told.elapsed() >= UNCONFIGURED_TOLD_EVERY) {
+                    told = (!waiting.is_empty()).then(Instant::now);
+                    waiting.iter().for_each(tell_of_unconfigured);
+                }
             }
             tokio::select! {
                 () = stop.stopped() => return Ok::<(), std::convert::Infallible>(()),
-                () = tokio::time::sleep(UNCONFIGURED_TOLD_EVERY) => {}
+                () = tokio::time::sleep(UNCONFIGURED_LOOKED_EVERY) => {}
             }
         }
     });
+}
+
+fn tell_of_unconfigured((sink, pending): &(String, u64)) {
+    tracing::warn!(
+        sink = %sink,
+        pending,
+        "{pending} events wait for sink {sink}, which is not configured any more, and every new one does: configure it again, \
+         or give up what is kept for it with outrigger sinks forget {sink}"
+    );
 }
 
 /// Says in the readiness when the daemon begins to stop.

@@ -25,6 +25,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Any free port of the loopback. A stand-in gets one that nobody else is given while it is down, see [`ports`].
@@ -98,13 +99,23 @@ impl<P: Party> StandIn<P> {
     }
 }
 
-/// Listens on an address; [`ANY_PORT`] is one of [`ports`], so that what stops there may come back.
+/// Listens on an address, which may be that of a listener that has just been dropped; [`ANY_PORT`] is one of [`ports`], so that
+/// what stops there may come back.
 ///
 /// # Errors
 /// When the address cannot be bound.
 pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let address = if address == ANY_PORT { (Ipv4Addr::LOCALHOST, ports::free_port()?).into() } else { address };
-    TcpListener::bind(address).await
+    // A child that was being started when a listener stopped has a copy of it until it becomes another program.
+    let patience = Instant::now() + Duration::from_secs(1);
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < patience => {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            bound => return bound,
+        }
+    }
 }
 
 /// A running stand-in is used like its state.

@@ -48,12 +48,12 @@ impl ApiState {
         self.sinks.contains_key(sink) || self.at_work.contains(sink)
     }
 
-    /// The sinks that events wait for and nobody delivers to, with how many; none while the journal cannot be asked.
-    pub(crate) async fn unconfigured(&self) -> Vec<(String, u64)> {
-        let Ok(totals) = self.journal.browse(|reader| reader.statistics()).await else { return Vec::new() };
+    /// The sinks that events wait for and nobody delivers to, with how many; nothing while the journal cannot be asked.
+    pub(crate) async fn unconfigured(&self) -> Option<Vec<(String, u64)>> {
+        let totals = self.journal.browse(|reader| reader.statistics()).await.ok()?;
         let last = i64::try_from(totals.accepted).unwrap_or(i64::MAX);
         let waiting = totals.sinks.iter().map(|row| (row.name.clone(), row.pending(last)));
-        waiting.filter(|(name, pending)| *pending > 0 && !self.is_configured(name)).collect()
+        Some(waiting.filter(|(name, pending)| *pending > 0 && !self.is_configured(name)).collect())
     }
 }
 

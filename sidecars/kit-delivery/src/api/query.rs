@@ -130,6 +130,9 @@ pub(super) fn filter(selection: Selection) -> Result<EventFilter, ApiError> {
     filter.sink = selection.sink;
     filter.since = time("since", selection.since.as_deref())?;
     filter.until = time("until", selection.until.as_deref())?;
+    if filter.since.zip(filter.until).is_some_and(|(since, until)| since >= until) {
+        return Err(ApiError::bad_request("since must be before until"));
+    }
     if let Some(glob) = &selection.event_type {
         filter = filter.with_type(glob).map_err(bad)?;
     }

@@ -9,10 +9,12 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::{Mutex, PoisonError};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 /// Below are the ports of well-known services.
 const LOWEST: u16 = 10_000;
@@ -85,8 +87,15 @@ fn take_name(block: u32) -> io::Result<UnixDatagram> {
     UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(format!("outrigger-ports-{block}"))?)
 }
 
+/// Bound and not listened on: a child that is being started has a copy of this socket until it becomes another program, and
+/// one that listens would keep the port for as long. One that does not is in nobody's way who sets `SO_REUSEADDR`, as servers do.
 fn is_free(port: u16) -> bool {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+    let bound = || {
+        let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))
+    };
+    bound().is_ok()
 }
 
 /// The first port that the kernel gives away by itself.
@@ -101,6 +110,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use std::collections::BTreeSet;
+    use std::process::Command;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 
@@ -120,6 +131,24 @@ mod tests {
         let next: BTreeSet<u16> = (0..250).map(|_| free_port().unwrap()).collect();
 
         assert!(held.iter().all(|held| !next.contains(&held.local_addr().unwrap().port())));
+    }
+
+    #[test]
+    fn a_port_is_free_whatever_is_being_started() {
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        Command::new("true").status().unwrap();
+                    }
+                });
+            }
+            let bound: Vec<_> = (0..3000).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, free_port().unwrap()))).collect();
+            over.store(true, Ordering::Relaxed);
+            let refused = bound.iter().filter(|bound| bound.is_err()).count();
+            assert_eq!(refused, 0, "of {}", bound.len());
+        });
     }
 
     #[test]

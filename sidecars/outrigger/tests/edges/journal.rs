@@ -306,6 +306,8 @@ async fn a_sink_that_is_not_configured_any_more_is_forgotten_with_what_it_held()
         let mut daemon = Daemon::start(&scratch, &gateway, &journal).await;
         let told = "700 events wait for sink audit, which is not configured any more";
         daemon.process.wait_for_line(|line| line.contains(told), DEADLINE).await.unwrap();
+        let metrics = outrigger(&["metrics"], &daemon.environment).await.ok().out;
+        assert!(metrics.contains("\ndelivery_unconfigured_pending 700\n"), "{metrics}");
         let forget = async |more: &[&str]| outrigger(&[&["sinks", "forget"], more].concat(), &daemon.environment).await;
 
         forget(&["gateway", "--yes"]).await.failed(1, "is configured here");
