@@ -144,7 +144,8 @@ mod tests {
                     }
                 });
             }
-            let bound: Vec<_> = (0..3000).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, free_port().unwrap()))).collect();
+            let bound: Vec<_> =
+                (0..3000).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, free_port().unwrap()))).collect();
             over.store(true, Ordering::Relaxed);
             let refused = bound.iter().filter(|bound| bound.is_err()).count();
             assert_eq!(refused, 0, "of {}", bound.len());
