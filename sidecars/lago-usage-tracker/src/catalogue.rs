@@ -384,18 +384,21 @@ impl CatalogueWorker {
                     );
                 }
                 let same = before.catalogue.as_ref().is_some_and(|before| before.says_the_same(&catalogue));
-                if before.failed.is_some() || before.catalogue.is_none() {
+                if !same {
+                    self.store(&catalogue).await;
+                }
+                let news = before.failed.is_some() || before.catalogue.is_none();
+                let catalogue = Arc::new(catalogue);
+                let seen = Some(Arc::clone(&catalogue));
+                self.seen.send_replace(Seen { catalogue: seen, looked_at, failed: None, partial, ..before });
+                // It is true from here on: what comes now is checked against it.
+                if news {
                     tracing::info!(
                         metrics = catalogue.metrics.len(),
                         subscriptions = catalogue.subscriptions.len(),
                         "Lago has told its metrics and subscriptions"
                     );
                 }
-                if !same {
-                    self.store(&catalogue).await;
-                }
-                let catalogue = Some(Arc::new(catalogue));
-                self.seen.send_replace(Seen { catalogue, looked_at, failed: None, partial, ..before });
                 !same
             }
             Err(error) => {
