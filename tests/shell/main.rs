@@ -130,6 +130,28 @@ async fn checking_the_configuration_starts_nothing() {
     }
 }
 
+/// It would deliver what is there to its own gateway, and everything of its own would wait for the other's sinks as well.
+#[tokio::test]
+async fn the_journal_of_another_daemon_is_refused_untouched() {
+    for (name, other) in DAEMONS.iter().zip(DAEMONS.iter().cycle().skip(1)) {
+        let mut rig = rig_of(name).await;
+        assert_eq!(send_one(&rig, false).await, 200);
+        rig.stop().await.unwrap();
+        let before = std::fs::read(rig.journal_path()).unwrap();
+
+        let mut stranger = new_rig(other).await;
+        stranger.set("SIDECAR_JOURNAL__PATH", &rig.journal_path().display().to_string());
+        let (exit, out, err) = run(command(other, &[]).envs(stranger.environment().to_vec())).await;
+
+        assert_eq!(exit.code, Some(78), "{out}{err}");
+        let said = format!("is the journal of {name}: {other} needs one of its own");
+        assert!(err.contains(&said) && err.contains("SIDECAR_JOURNAL__PATH"), "{err}");
+        assert!(std::fs::read(rig.journal_path()).unwrap() == before, "{other} has changed the journal of {name}");
+        rig.start().await.unwrap();
+        assert_eq!(rig.api("/api/v1/statistics").await.unwrap()["accepted"], 1);
+    }
+}
+
 async fn get(rig: &Rig, path: &str) -> RawResponse {
     raw::get(rig.admin, path, REQUEST_DEADLINE).await.unwrap()
 }

@@ -68,7 +68,7 @@ impl Daemon for AuthentikEventForwarder {
     }
 
     async fn start(config: Config, metrics: Arc<Metrics>, shell: &mut Shell) -> Result<(), StartError> {
-        let Begun { journal, clock, readiness } = start::begin(shell, &config.journal, &metrics).await?;
+        let Begun { journal, clock, readiness } = start::begin(shell, Self::NAME, &config.journal, &metrics).await?;
         let mut problems = Problems::default();
         let authenticator = Authenticator::load(&config.authentik, &mut problems);
         let Some(authenticator) = authenticator.filter(|_| problems.is_empty()) else {

@@ -19,6 +19,7 @@ mod judge;
 mod metrics;
 pub mod oauth;
 mod outcome;
+mod owner;
 pub mod receive;
 pub mod signature;
 pub mod start;

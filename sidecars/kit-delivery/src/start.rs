@@ -18,7 +18,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use crate::api::{self, ApiState};
 use crate::metrics::{to_gauge, wait_for_nobody};
-use crate::{DeliveryMetrics, Dispatcher, DispatcherSettings, Sink, SinkStatus};
+use crate::{DeliveryMetrics, Dispatcher, DispatcherSettings, Sink, SinkStatus, owner};
 
 /// The admin listener's heads are small.
 const ADMIN_HEAD: usize = 16 << 10;
@@ -74,14 +74,24 @@ pub struct Begun {
     pub readiness: Readiness,
 }
 
-/// Opens the journal, shows whether it can be used, and has it closed at the end.
+/// Opens the journal of `daemon`, shows whether it can be used, and has it closed at the end.
 ///
 /// # Errors
-/// As [`open_journal`].
-pub async fn begin(shell: &mut Shell, section: &JournalSection, metrics: &Arc<Metrics>) -> Result<Begun, StartError> {
+/// As [`open_journal`]; it is another daemon's.
+pub async fn begin(
+    shell: &mut Shell,
+    daemon: &str,
+    section: &JournalSection,
+    metrics: &Arc<Metrics>,
+) -> Result<Begun, StartError> {
     let clock: SharedClock = Arc::new(SystemClock);
-    let opened = open_journal(section, &clock, metrics).await?;
-    Ok(begin_over(shell, opened))
+    let (journal, task) = open_journal(section, &clock, metrics).await?;
+    if let Err(error) = owner::claim(&journal, daemon, &section.path.display().to_string()).await {
+        // Closing waits for the writing thread.
+        let _ = tokio::task::spawn_blocking(move || task.close()).await;
+        return Err(error);
+    }
+    Ok(begin_over(shell, (journal, task)))
 }
 
 /// As [`begin`], over a journal that is open.
@@ -147,7 +157,10 @@ pub fn deliver(
     let dispatcher = Dispatcher::new(sink, journal.clone(), Arc::clone(clock), settings, metrics.clone());
     let status = dispatcher.status();
     let stop = shell.stop_token();
-    shell.spawn(&name, async move { dispatcher.run(stop).await.map_err(|error| kit::error::chain(&error)) });
+    shell.spawn_in_background(
+        &name,
+        async move { dispatcher.run(stop).await.map_err(|error| kit::error::chain(&error)) },
+    );
     status
 }
 

@@ -95,7 +95,7 @@ impl BuiltSink {
     pub(crate) fn keep(&self, shell: &mut Shell) {
         let Self::Amqp(sink) = self else { return };
         let (sink, stop) = (Arc::clone(sink), shell.stop_token());
-        shell.spawn(&format!("connection of {}", sink.name()), async move {
+        shell.spawn_in_background(&format!("connection of {}", sink.name()), async move {
             sink.keep_connected(stop).await;
             Ok::<(), Infallible>(())
         });

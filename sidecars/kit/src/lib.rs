@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod api;
+mod background;
 pub mod client;
 pub mod clock;
 pub mod config;

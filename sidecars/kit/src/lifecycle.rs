@@ -7,9 +7,12 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
+
+use crate::background::Background;
 
 /// Exit codes of every daemon.
 pub mod exit {
@@ -83,6 +86,7 @@ pub struct Shell {
     names: HashMap<task::Id, String>,
     closing: Vec<Closing>,
     failed: bool,
+    background: Background,
 }
 
 impl std::fmt::Debug for Shell {
@@ -106,6 +110,7 @@ impl Shell {
             names: HashMap::new(),
             closing: Vec::new(),
             failed: false,
+            background: Background::default(),
         }
     }
 
@@ -121,7 +126,28 @@ impl Shell {
         name: &str,
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
-        let handle = self.tasks.spawn(async move { task.await.map_err(|error| error.to_string()) });
+        self.spawn_on(&Handle::current(), name, task);
+    }
+
+    /// The same for what may come later: its threads, and those of whatever it spawns, give way to all others of the
+    /// process where the processors are full.
+    pub fn spawn_in_background<E: std::fmt::Display>(
+        &mut self,
+        name: &str,
+        task: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
+        let handle = self.background.handle();
+        self.spawn_on(&handle, name, task);
+    }
+
+    fn spawn_on<E: std::fmt::Display>(
+        &mut self,
+        runtime: &Handle,
+        name: &str,
+        task: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
+        let task = async move { task.await.map_err(|error| error.to_string()) };
+        let handle = self.tasks.spawn_on(task, runtime);
         self.names.insert(handle.id(), name.to_owned());
     }
 

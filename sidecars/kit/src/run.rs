@@ -18,7 +18,10 @@ use crate::telemetry::{self, Metrics, complain};
 
 /// Threads for blocking work are kept for as long as anybody may run this. When the machine lets no
 /// further thread start, the work waits for one that is there: if none were kept, for ever.
-const KEEP_THREADS: Duration = Duration::from_secs(100 * 365 * 86_400);
+pub(crate) const KEEP_THREADS: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// As many workers as a small host has cores: more only cost memory.
+pub(crate) const WORKERS: usize = 2;
 
 /// A daemon of the house.
 pub trait Daemon: 'static {
@@ -148,9 +151,8 @@ fn run<D: Daemon>(config: D::Config) -> ExitCode {
     }
     raise_open_files();
     crate::trace::init(D::NAME, D::VERSION);
-    // As many workers as a small host has cores: more only cost memory.
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(WORKERS)
         .thread_keep_alive(KEEP_THREADS)
         .enable_all()
         .build();

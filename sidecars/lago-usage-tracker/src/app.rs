@@ -84,7 +84,7 @@ impl Daemon for LagoUsageTracker {
     }
 
     async fn start(config: Config, metrics: Arc<Metrics>, shell: &mut Shell) -> Result<(), StartError> {
-        let Begun { journal, clock, readiness } = start::begin(shell, &config.journal, &metrics).await?;
+        let Begun { journal, clock, readiness } = start::begin(shell, Self::NAME, &config.journal, &metrics).await?;
         let mut problems = Problems::default();
         let producers = Producers::load(&config.usage, &mut problems);
         let webhooks = Webhooks::load(&config.webhooks, &mut problems);

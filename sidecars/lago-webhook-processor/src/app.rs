@@ -90,7 +90,7 @@ impl Daemon for LagoWebhookProcessor {
     }
 
     async fn start(config: Config, metrics: Arc<Metrics>, shell: &mut Shell) -> Result<(), StartError> {
-        let begun = start::begin(shell, &config.journal, &metrics).await?;
+        let begun = start::begin(shell, Self::NAME, &config.journal, &metrics).await?;
         Self::start_over(begun, config, metrics, shell).await
     }
 }

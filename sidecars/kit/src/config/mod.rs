@@ -2,6 +2,7 @@
 //! naming the variable that mends it.
 
 mod environment;
+mod mending;
 mod reading;
 mod reference;
 mod sections;
@@ -155,19 +156,28 @@ pub fn read<T: Section>(source: &Source) -> (T, Vec<String>) {
             lines.push(format!("{}: is not a setting", variable(name, &source.well_known)));
         }
     }
-    let config = extract::<T>(&mut tree, source, (&known, &groups), &mut lines);
+    let config = mending::extract::<T>(&mut tree, source, (&known, &groups), &mut lines);
     let mut problems = Problems::default();
     config.validate(&mut problems);
     add_lines(&mut lines, problems.lines(&source.well_known));
     (config, lines)
 }
 
-/// Adds findings about variables that nothing was said about yet: a value that could not be read was
+/// Adds findings about variables, and elements of lists, that nothing was said about yet: a value that could not be read was
 /// replaced by its default, about which there is nothing to say.
 pub fn add_lines(lines: &mut Vec<String>, more: Vec<String>) {
-    let variable = |line: &str| line.split(':').next().unwrap_or_default().to_owned();
-    let named: Vec<String> = lines.iter().map(|line| variable(line)).collect();
-    lines.extend(more.into_iter().filter(|line| !named.contains(&variable(line))));
+    let named: Vec<String> = lines.iter().map(|line| subject(line)).collect();
+    lines.extend(more.into_iter().filter(|line| !named.contains(&subject(line))));
+}
+
+/// What a line is about: a variable, and of a list the element, such as `rule 2`.
+fn subject(line: &str) -> String {
+    let (variable, message) = line.split_once(": ").unwrap_or((line, ""));
+    let mut words = message.split([' ', ':']);
+    match (words.next(), words.next()) {
+        (Some(name), Some(number)) if number.parse::<usize>().is_ok() => format!("{variable}: {name} {number}"),
+        _ => variable.to_owned(),
+    }
 }
 
 fn read_file(file: &Path) -> Result<String, String> {
@@ -185,52 +195,6 @@ pub fn malformed(text: &str, error: &toml::de::Error) -> String {
         }
         None => message,
     }
-}
-
-/// Extracts, and on an error takes the offending value out and extracts again, until it works.
-fn extract<T: Section>(
-    tree: &mut Dict,
-    source: &Source,
-    (known, groups): (&Value, &Groups),
-    lines: &mut Vec<String>,
-) -> T {
-    // Every round removes one value; a tree has far fewer.
-    for _ in 0..10_000 {
-        let error = match from_values::<T>(&Value::from(groups.close(tree))) {
-            Ok(config) => return config,
-            Err(error) => error,
-        };
-        // An element of a list is mended where the list is.
-        let place = groups.place(&error.path);
-        let mut path: Vec<String> = place.iter().take_while(|part| part.parse::<usize>().is_err()).cloned().collect();
-        let message = match &error.kind {
-            figment::error::Kind::UnknownField(name, _) => {
-                if path.last() != Some(name) {
-                    path.push(name.clone());
-                }
-                unknown(&path, known)
-            }
-            figment::error::Kind::InvalidType(found, expected)
-            | figment::error::Kind::InvalidValue(found, expected) => {
-                if looks_secret(&path) {
-                    format!("must be {expected}")
-                } else {
-                    format!("found {found}, must be {expected}")
-                }
-            }
-            figment::error::Kind::UnknownVariant(found, expected) => {
-                format!("{found:?} is not one of {}", expected.join(", "))
-            }
-            kind => kind.to_string(),
-        };
-        let shown = path.join(".");
-        lines.push(format!("{}: {message}", variable(&shown, &source.well_known)));
-        if path.is_empty() || !remove(tree, &path) {
-            // Nothing to take out: the rest cannot be looked at.
-            return T::default();
-        }
-    }
-    T::default()
 }
 
 /// What a configuration is where nothing is set, as a tree.
@@ -278,56 +242,6 @@ impl Groups {
             path => path,
         }
     }
-}
-
-/// Takes the value at `path` out; where the path leads into an array, the array.
-fn remove(tree: &mut Dict, path: &[String]) -> bool {
-    let Some((first, rest)) = path.split_first() else { return false };
-    if rest.is_empty() {
-        return tree.remove(first).is_some();
-    }
-    match tree.get_mut(first) {
-        Some(Value::Dict(_, inner)) => remove(inner, rest) || tree.remove(first).is_some(),
-        Some(_) => tree.remove(first).is_some(),
-        None => false,
-    }
-}
-
-fn unknown(path: &[String], known: &Value) -> String {
-    let (Some(name), parents) = (path.last(), &path[..path.len() - 1]) else { return "is not a setting".to_owned() };
-    let mut siblings = known;
-    for parent in parents {
-        match siblings.as_dict().and_then(|dict| dict.get(parent)) {
-            Some(value) => siblings = value,
-            None => return "is not a setting".to_owned(),
-        }
-    }
-    let nearest = siblings.as_dict().and_then(|dict| {
-        dict.keys().map(|key| (distance(key, name), key)).min().filter(|(distance, key)| *distance * 2 < key.len())
-    });
-    match nearest {
-        Some((_, key)) => {
-            let mut path = parents.to_vec();
-            path.push(key.clone());
-            format!("is not a setting, did you mean {}?", variable(&path.join("."), &[]))
-        }
-        None => "is not a setting".to_owned(),
-    }
-}
-
-/// Levenshtein distance, for suggestions.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.chars().enumerate() {
-            let above = row[j + 1];
-            row[j + 1] = (diagonal + usize::from(x != y)).min(above + 1).min(row[j] + 1);
-            diagonal = above;
-        }
-    }
-    row.last().copied().unwrap_or(0)
 }
 
 /// The variable that sets `path`: its well-known name, or `SIDECAR_…`.

@@ -293,3 +293,78 @@ fn a_mistake_in_a_group_is_told_with_its_variable_and_the_rest_is_read() {
     ];
     assert_eq!(lines, expected);
 }
+
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Ruled {
+    rule: Vec<Rule>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Rule {
+    name: String,
+    action: Act,
+    count: u32,
+    limits: Limits,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Act {
+    #[default]
+    Start,
+    Signal,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+struct Limits {
+    most: u32,
+}
+
+impl Section for Ruled {
+    fn validate(&self, problems: &mut Problems) {
+        for (number, rule) in (1..).zip(&self.rule) {
+            if rule.count == 0 {
+                problems.add("rule", &format!("rule {number} ({}): count must be set", rule.name));
+            }
+        }
+    }
+}
+
+#[test]
+fn each_mistake_in_a_list_of_sections_is_told_with_its_element() {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("rules.toml");
+    let text = r#"
+        rule = [
+            { name = "a", coutn = 1, action = "strat" },
+            { name = "b", action = "signal" },
+            { count = "many", limits = { least = 1, most = "x" } },
+            { name = "d", count = 4 },
+        ]
+    "#;
+    std::fs::write(&file, text).unwrap();
+    let source = Source { file: Some(file), ..source(&[]) };
+
+    let (config, mut lines) = read::<Ruled>(&source);
+
+    lines.sort();
+    assert_eq!(
+        lines,
+        [
+            "SIDECAR_RULE: rule 1 (a): action: \"strat\" is not one of start, signal",
+            "SIDECAR_RULE: rule 1 (a): coutn is not a setting, did you mean count?",
+            "SIDECAR_RULE: rule 2 (b): count must be set",
+            "SIDECAR_RULE: rule 3: count: found string \"many\", must be u32",
+            "SIDECAR_RULE: rule 3: limits.least is not a setting",
+            "SIDECAR_RULE: rule 3: limits.most: found string \"x\", must be u32",
+        ]
+    );
+    assert_eq!(
+        config.rule.iter().map(|rule| (rule.count, rule.limits.most)).collect::<Vec<_>>(),
+        [(0, 0), (0, 0), (0, 0), (4, 0)]
+    );
+    assert!(matches!(config.rule[1].action, Act::Signal));
+}

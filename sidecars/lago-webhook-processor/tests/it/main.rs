@@ -10,3 +10,4 @@ mod output;
 mod routes;
 mod routing;
 mod storage;
+mod threads;
