@@ -392,6 +392,9 @@ pub(crate) async fn a_callback_tells_at_once_and_survives_a_wrong_token(release:
     // Its token is not known yet: 503, and Temporal comes again. After a 4xx it never would.
     wait_callback(&bench, "called", "BACKING_OFF").await;
     bench.nothing_more(0, 0.0).await.unwrap();
+    let metrics = bench.rig.metrics().await.unwrap();
+    assert!(metrics.sum("observer_callbacks_refused_total", &[]) >= 1.0);
+    assert_eq!(metrics.sum("observer_callbacks_total", &[]), 0.0);
     bench.rig.stop().await.unwrap();
     bench.rig.set("SIDECAR_OBSERVER__CALLBACKS__TOKEN", "the-token");
     bench.rig.start().await.unwrap();

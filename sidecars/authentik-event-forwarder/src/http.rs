@@ -5,9 +5,6 @@
 //! the envelope has to be read before: its members and nothing in them.
 
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -16,6 +13,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use kit::serve::BodyRules;
+use kit::telemetry::Seldom;
 use kit::trace::{Kind, Span};
 use kit_authentik::envelope::{BLUEPRINT, Envelope, NotAnEnvelope, is_unmapped};
 use kit_authentik::signature::Rejected;
@@ -28,9 +26,6 @@ use crate::exclude::Excluded;
 use crate::metrics::{By, IntakeMetrics, Taken};
 use crate::people::People;
 use crate::seen::Seen;
-
-/// What anybody can make us say is said at most so often.
-const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// What the intake needs.
 #[derive(Debug)]
@@ -271,21 +266,6 @@ fn refused(intake: &Intake, error: &AppendError) -> Refusal {
     // The journal says why, once; this is the story of one request.
     tracing::debug!(error = %error, "webhook not taken: {error}");
     Refusal::Journal
-}
-
-/// Lets something be said now and then.
-#[derive(Debug, Default)]
-pub(crate) struct Seldom(Mutex<Option<Instant>>);
-
-impl Seldom {
-    fn may(&self) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = last.is_none_or(|last| last.elapsed() >= SAY_EVERY);
-        if may {
-            *last = Some(Instant::now());
-        }
-        may
-    }
 }
 
 fn accepted(appended: Appended) -> Response {

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -200,6 +200,25 @@ fn json(text: &str) -> String {
 /// Writes one line to standard error, for messages before logging has begun.
 pub(crate) fn complain(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// What anybody can make us say is said at most so often.
+const SAY_EVERY: Duration = Duration::from_secs(60);
+
+/// Lets something be said once a minute.
+#[derive(Debug, Default)]
+pub struct Seldom(Mutex<Option<Instant>>);
+
+impl Seldom {
+    /// Whether it may be said now; then not again for a while.
+    pub fn may(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let may = last.is_none_or(|last| last.elapsed() >= SAY_EVERY);
+        if may {
+            *last = Some(Instant::now());
+        }
+        may
+    }
 }
 
 /// The daemon's metrics.

@@ -1,5 +1,6 @@
 //! The log lines about dead letters: each tells one, as long as they are few; of a flood the first ones and a number.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use kit_journal::Seq;
@@ -45,9 +46,20 @@ impl Parking {
     }
 }
 
+/// A reason without what it may quote of the event: jq's errors show the value that they stumbled over.
+fn for_the_log(reason: &str) -> Cow<'_, str> {
+    let Some(rest) = reason.strip_prefix("jq: ") else { return Cow::Borrowed(reason) };
+    let (program, error) = rest.split_once(": ").unwrap_or(("a program", rest));
+    if ["takes more than ", "gives "].iter().any(|ours| error.starts_with(ours)) {
+        return Cow::Borrowed(reason);
+    }
+    Cow::Owned(format!("jq: {program} failed, the dead letter has its error"))
+}
+
 impl Work {
     /// An event has become a dead letter: a person must know.
     pub(super) fn say_parked(&mut self, seq: Seq, reason: &str) {
+        let reason = &*for_the_log(reason);
         if self.parking.add(reason, Instant::now()) {
             tracing::error!(seq, sink = %self.name, reason = %reason, "event {seq} parked as a dead letter: {reason}");
         }
@@ -72,6 +84,16 @@ impl Work {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_jq_stumbled_over_is_not_in_the_log() {
+        let quoted = "jq: transform of rule paid: cannot index \"hunter2: secret\" with \"price\"";
+        assert_eq!(for_the_log(quoted), "jq: transform of rule paid failed, the dead letter has its error");
+        assert_eq!(for_the_log("jq: cannot"), "jq: a program failed, the dead letter has its error");
+        for told in ["HTTP 400: no", "jq: filter of route loop: takes more than 1 s of processor time"] {
+            assert_eq!(for_the_log(told), told);
+        }
+    }
 
     #[test]
     fn the_first_dead_letters_of_a_while_have_a_line_each_and_the_others_one_together() {

@@ -15,6 +15,7 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::routing::post;
 use kit::secret::Secret;
 use kit::serve::{BodyRules, read_body};
+use kit::telemetry::Seldom;
 use kit_temporal::api::common::v1::Callback;
 use kit_temporal::api::common::v1::callback::{Nexus, Variant};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
@@ -40,6 +41,7 @@ pub(crate) struct Callbacks {
     pub(crate) token: Secret,
     pub(crate) asked: HashMap<String, mpsc::Sender<Asked>>,
     pub(crate) metrics: ObserverMetrics,
+    pub(crate) said: Seldom,
 }
 
 /// What is attached to workflows that are started, so that their end is told here.
@@ -93,6 +95,13 @@ async fn take(
     // Compared in constant time. A token that is being replaced must not cost a callback its life.
     let is_ours = shown.is_some_and(|shown| Secret::from(shown.to_owned()) == callbacks.token);
     if !is_ours {
+        callbacks.metrics.callback_refused();
+        if callbacks.said.may() {
+            tracing::warn!(
+                "a completion callback without the right token is answered 503, this is said at most once a minute: Temporal tries it again, \
+                 and ends are found by looking meanwhile"
+            );
+        }
         return StatusCode::SERVICE_UNAVAILABLE;
     }
     let _ = read_body(&headers, body, BODY_BYTES, &rules).await;

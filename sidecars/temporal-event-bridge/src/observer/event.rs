@@ -20,6 +20,8 @@ use crate::direction::OBSERVED;
 
 /// Causes of a failure that are told: chains are short, and what a worker sends has no bound.
 const CAUSES: usize = 8;
+/// Levels that the event has around a value, and some more for whoever puts the event into something.
+const AROUND: usize = 32;
 /// Longest text that is taken over as it is: a message, a reason.
 const TEXT_BYTES: usize = 16 << 10;
 /// What stands in the place of a value that is not to be told.
@@ -170,7 +172,7 @@ impl Teller {
         }
     }
 
-    /// JSON as it was written; what only the worker can read as it came, in Base64; what is larger than there is room for
+    /// JSON as it was written; what not everybody can read as it came, in Base64; what is larger than there is room for
     /// as its size.
     fn payload(&self, payload: &Payload, left: &mut usize) -> Raw {
         let encoding = payload.metadata.get("encoding").map(|bytes| String::from_utf8_lossy(bytes));
@@ -184,16 +186,19 @@ impl Teller {
             return omitted("too large");
         }
         *left -= bytes;
-        if matches!(encoding, "json/plain" | "json/protobuf")
-            && let Ok(value) = serde_json::from_slice::<&RawValue>(&payload.data)
-        {
-            // How deep it is nested is only known now: what would be too deep for us is for others too.
-            let can_be_read = serde_json::from_slice::<Value>(&payload.data).is_ok();
-            return if can_be_read { self.redact(value) } else { omitted("nested too deep") };
+        let is_json = matches!(encoding, "json/plain" | "json/protobuf");
+        let value = serde_json::from_slice::<&RawValue>(&payload.data).ok().filter(|_| is_json);
+        // Half of a surrogate pair, a number beyond all numbers, a hundred levels: JSON, and yet the whole event could not be
+        // read by us or by others.
+        if let Some(value) = value.filter(|value| can_be_read(value)) {
+            return self.redact(value);
         }
         if !self.redact.is_empty() && encoding != "binary/encrypted" {
             // Nobody can say what is in it.
-            return omitted("not JSON, and members are redacted");
+            return omitted(match is_json {
+                true => "cannot be read, and members are redacted",
+                false => "not JSON, and members are redacted",
+            });
         }
         raw(&json!({ "encoding": cut(encoding), "base64": STANDARD.encode(&payload.data) }))
     }
@@ -288,6 +293,12 @@ fn raw<T: Serialize + ?Sized>(value: &T) -> Raw {
     to_raw_value(value).unwrap_or_default()
 }
 
+/// Whether whoever reads the whole event can read this in it.
+fn can_be_read(value: &RawValue) -> bool {
+    let (before, after) = ("[".repeat(AROUND), "]".repeat(AROUND));
+    serde_json::from_str::<Value>(&format!("{before}{}{after}", value.get())).is_ok()
+}
+
 /// RFC 3339 in UTC with microseconds.
 pub(crate) fn rfc3339(at: ServerTime) -> Option<String> {
     Some(format!("{:.6}", jiff::Timestamp::from_microsecond(at.0).ok()?))
@@ -371,8 +382,28 @@ mod tests {
         let bytes = json!({ "encoding": "binary/encrypted", "base64": "AAE=" });
         assert_eq!(result(vec![encoded("binary/encrypted", &[0, 1])]), bytes);
         assert_eq!(result(vec![payload::json("{broken")])["base64"], json!("e2Jyb2tlbg=="));
-        let deep = format!("{}{}", "[".repeat(5_000), "]".repeat(5_000));
-        assert_eq!(result(vec![payload::json(deep)])["omitted"], json!("nested too deep"));
+    }
+
+    /// Others' libraries write a text that was cut through an emoji like this.
+    #[test]
+    fn json_that_not_everybody_can_read_is_told_as_it_came() {
+        let open = teller(|_| {});
+        let redacting = teller(|section| section.redact = vec!["token".to_owned()]);
+        let deep = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        let (too_deep, deepest) = (deep(5_000), deep(120));
+        for written in
+            [r#""\ud800""#, r#"{"a":"\ud800"}"#, r#"{"\ud800":1}"#, "1e400", "[1e400]", &*too_deep, &*deepest]
+        {
+            let ended = completed(vec![payload::json(written)]);
+
+            // The whole of it is read here.
+            let told = data(&open, &run(), &ended)["result"].clone();
+
+            assert_eq!(told, json!({ "encoding": "json/plain", "base64": STANDARD.encode(written) }));
+            let told = data(&redacting, &run(), &ended)["result"].clone();
+            assert_eq!(told["omitted"], json!("cannot be read, and members are redacted"), "{written}");
+        }
+        assert!(data(&open, &run(), &completed(vec![payload::json(deep(60))]))["result"].is_array());
     }
 
     #[test]

@@ -47,6 +47,7 @@ pub(crate) struct ObserverMetrics {
     tracked: Family<Namespace, Gauge>,
     untracked: Family<Namespace, Counter>,
     callbacks: Family<Namespace, Counter>,
+    callbacks_refused: Counter,
     missed: Family<Namespace, SecondsGauge>,
     stalled: Family<Queue, Gauge>,
     backlog: Family<Queue, Gauge>,
@@ -76,6 +77,11 @@ impl ObserverMetrics {
             registered.untracked.clone(),
         );
         registry.register("observer_callbacks", "Completion callbacks taken", registered.callbacks.clone());
+        registry.register(
+            "observer_callbacks_refused",
+            "Completion callbacks without the right token, answered 503",
+            registered.callbacks_refused.clone(),
+        );
         registry.register(
             "task_queue_stalled",
             "1 while a task queue has work and no worker",
@@ -127,6 +133,10 @@ impl ObserverMetrics {
 
     pub(crate) fn callback(&self, namespace: &str) {
         self.callbacks.get_or_create(&Namespace { namespace: namespace.to_owned() }).inc();
+    }
+
+    pub(crate) fn callback_refused(&self) {
+        self.callbacks_refused.inc();
     }
 
     pub(crate) fn queue(&self, namespace: &str, task_queue: &str, backlog: i64, is_stalled: bool) {

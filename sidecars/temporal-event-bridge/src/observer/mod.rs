@@ -34,7 +34,7 @@ use kit::clock::SharedClock;
 use kit::config::Problems;
 use kit::lifecycle::Shell;
 use kit::secret::{self, Secret, SecretError};
-use kit::telemetry::Metrics;
+use kit::telemetry::{Metrics, Seldom};
 use kit_journal::Journal;
 use kit_temporal::Temporal;
 use tokio::sync::mpsc;
@@ -159,7 +159,8 @@ pub fn start(shell: &mut Shell, base: Base<'_>, section: &ObserverSection) -> Re
     }
     let attached = section.callbacks.url.as_deref().zip(token.clone()).map(|(url, token)| Attached::new(url, token));
     let router = token.map_or_else(Router::new, |token| {
-        callbacks::router(Arc::new(Callbacks { token, asked: asked.clone(), metrics: metrics.clone() }))
+        let (asked, metrics) = (asked.clone(), metrics.clone());
+        callbacks::router(Arc::new(Callbacks { token, asked, metrics, said: Seldom::default() }))
     });
     Ok(Observed { tracker, attached, router })
 }
