@@ -95,8 +95,9 @@ impl Edge {
 pub(crate) struct Around {
     /// Looks in a row that ended with a refused page; while rows are stepped over it stays where the next one is read around.
     refusals: u32,
-    /// Rows that this look has stepped over, and where the last of them lie.
-    rows: usize,
+    /// Gaps of this look, with the rows that were stepped over there, and where the last of them lies: pages of a look
+    /// overlap, and several of them may hold the same gap.
+    gaps: Vec<(u128, usize)>,
     last: String,
     /// Gaps that have been said, with their rows.
     said: VecDeque<(u128, usize)>,
@@ -104,13 +105,14 @@ pub(crate) struct Around {
 
 impl Around {
     pub(super) fn begin(&mut self) {
-        (self.rows, self.last) = (0, String::new());
+        self.gaps.clear();
+        self.last.clear();
     }
 
     /// Everything was read, but for what was stepped over; what there is to say about that.
     pub(super) fn end(&mut self) -> Option<String> {
-        self.refusals = if self.rows == 0 { 0 } else { PATIENCE };
-        let (rows, last) = (self.rows, &self.last);
+        let (rows, last) = (self.gaps.iter().map(|(_, rows)| rows).sum::<usize>(), &self.last);
+        self.refusals = if rows == 0 { 0 } else { PATIENCE };
         (rows > 0).then(|| {
             format!("Authentik cannot give {rows} of its latest events, they are stepped over and tried again: {last}")
         })
@@ -118,12 +120,12 @@ impl Around {
 
     /// Notes a gap; how many rows of it had not been said before.
     fn add(&mut self, gap: &Gap) -> usize {
-        self.rows += gap.rows;
         self.last = gap.to_string();
         let key = gap.key();
-        if let Some((_, known)) = self.said.iter_mut().find(|(said, _)| *said == key) {
-            let more = gap.rows.saturating_sub(*known);
-            *known = gap.rows.max(*known);
+        if more(self.gaps.iter_mut(), key, gap.rows).is_none() {
+            self.gaps.push((key, gap.rows));
+        }
+        if let Some(more) = more(self.said.iter_mut(), key, gap.rows) {
             return more;
         }
         self.said.push_back((key, gap.rows));
@@ -132,6 +134,14 @@ impl Around {
         }
         gap.rows
     }
+}
+
+/// How many rows a gap has that were not known of it, which they are now; `None` for one that is not known at all.
+fn more<'a>(mut gaps: impl Iterator<Item = &'a mut (u128, usize)>, key: u128, rows: usize) -> Option<usize> {
+    let (_, known) = gaps.find(|(gap, _)| *gap == key)?;
+    let more = rows.saturating_sub(*known);
+    *known += more;
+    Some(more)
 }
 
 /// What an answer costs that may be about one row of a page; `None` where it is about the page or Authentik.
@@ -335,6 +345,12 @@ mod tests {
         let said = around.end().unwrap_or_default();
         assert!(said.contains("cannot give 1 of") && said.contains("00000002 of 1970-01-01T00:00:02"), "{said}");
         assert_eq!(around.refusals, PATIENCE, "the next one is read around at once");
+        around.begin();
+        for rows in [1, 2, 1] {
+            around.add(&Gap { newer: place(3), older: place(2), rows });
+        }
+        let said = around.end().unwrap_or_default();
+        assert!(said.contains("cannot give 2 of"), "a gap that is on several pages is one: {said}");
         around.begin();
         assert_eq!((around.end(), around.refusals), (None, 0));
     }

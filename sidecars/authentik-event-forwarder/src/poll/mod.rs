@@ -224,7 +224,7 @@ impl Poller {
         let first = self.first_page(session, far_enough).await?;
         let mut position = match progress {
             Progress::Read(position) => self.timely(position, &first, asked).await?,
-            Progress::Started { started } => self.begin(started, &first).await?,
+            Progress::Started { started } => self.begin(started, session, &first).await?,
         };
         let covered = self.covered.map(|covered| covered.by(first.now, asked));
         let floor = position.floor(covered, self.settings.overlap);
@@ -274,8 +274,19 @@ impl Poller {
     }
 
     /// The first look ever that was answered.
-    async fn begin(&self, started: Timestamp, first: &Page) -> Result<Position, LookError> {
-        let newest = first.newest().map(|newest| newest.time().min(first.now));
+    async fn begin(&self, started: Timestamp, session: &Session, first: &Page) -> Result<Position, LookError> {
+        let mut newest = first.newest().map(|newest| newest.time().min(first.now));
+        if session.filter != Filter::None {
+            // What is not wanted now has happened before the start all the same: it is not to come when it is wanted one day.
+            let any = match self.count(self.api.events(1, 1, &Filter::None).await) {
+                Ok(any) => {
+                    let now = page::time_there(any.server_time, first.now);
+                    page::rows(any.events, now).first().map(|row| row.at.time().min(now))
+                }
+                Err(_) => Some(started),
+            };
+            newest = newest.max(any);
+        }
         let from_now_on = || Position::from_now_on(started, newest, self.settings.overlap);
         let position = self.settings.since.map_or_else(from_now_on, Position::since);
         tracing::info!(origin = %position.origin, "events of Authentik are taken from {} on", position.origin);
@@ -379,11 +390,8 @@ impl Poller {
             let event = match Event::read(row.raw.get()) {
                 Ok(event) => event,
                 Err(error) => {
-                    self.metrics.polls.unreadable.inc();
-                    let key = row.at.pk;
-                    tracing::error!(error = %error, "event {key} of Authentik's API cannot be read, it is kept as it is and parked: {error}");
                     events.push(row.kept(&self.admission));
-                    about.push((key, None, false));
+                    about.push((row.at.pk, Err(error), false));
                     continue;
                 }
             };
@@ -392,7 +400,7 @@ impl Poller {
                 Ok(new) => {
                     let unenriched = known.is_none() && self.people.wants(&event);
                     events.push(new);
-                    about.push((event.pk, Some(event.action), unenriched));
+                    about.push((event.pk, Ok(event.action), unenriched));
                 }
                 Err(excluded) => {
                     // Once: it comes again with every look of the overlap.
@@ -413,8 +421,12 @@ impl Poller {
                 continue;
             }
             match action {
-                Some(action) => self.metrics.accepted(By::Poll, &action),
-                None => self.metrics.taken(By::Poll, Taken::Unreadable),
+                Ok(action) => self.metrics.accepted(By::Poll, &action),
+                Err(error) => {
+                    self.metrics.taken(By::Poll, Taken::Unreadable);
+                    self.metrics.polls.unreadable.inc();
+                    tracing::error!(error = %error, "event {pk} of Authentik's API cannot be read, it is kept as it is and parked: {error}");
+                }
             }
             if unenriched {
                 self.metrics.unenriched.inc();

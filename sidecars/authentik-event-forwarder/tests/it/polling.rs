@@ -209,6 +209,27 @@ async fn only_what_is_wanted_is_asked_for_and_taken_in_either_dialect() {
     }
 }
 
+/// What happened before the first start is not taken either when more is wanted later.
+#[tokio::test(flavor = "multi_thread")]
+async fn wanting_more_does_not_bring_what_was_before_the_first_start() {
+    for generation in [Generation::V2024_10, Generation::V2026_2] {
+        let authentik = authentik(generation).await;
+        for _ in 0..3 {
+            authentik.happen(NewEvent::login(&ada()).at_micros(ago(172_800)));
+        }
+        let mut bench = Bench::beside(&authentik, &[("SIDECAR_EVENTS__INCLUDE", "logout")]).await;
+        bench.wait_metric("authentik_api_requests_total", &[], 4).await;
+        bench.wait_said("ready").await;
+        let since = authentik.happen(NewEvent::login(&ada()));
+        bench.restart(&[("SIDECAR_EVENTS__INCLUDE", "*")]).await;
+        let last = authentik.happen(NewEvent::login(&ada()));
+
+        bench.wait_delivered(&[since, last]).await;
+
+        assert_eq!(bench.accepted().await, 2, "{generation:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn events_between_the_first_start_and_the_first_answer_are_taken() {
     let authentik = authentik(Generation::V2026_2).await;
@@ -231,7 +252,7 @@ async fn a_row_that_cannot_be_read_is_parked_once_and_said_once() {
     let authentik = authentik(Generation::V2026_2).await;
     let no_action = |seconds| NewEvent::of(&ada(), &"x".repeat(201), serde_json::json!({})).at_micros(ago(seconds));
     authentik.happen(no_action(1_000));
-    let bench = Bench::beside(&authentik, &[]).await;
+    let mut bench = Bench::beside(&authentik, &[]).await;
     bench.wait_said("ready").await;
     let pk = authentik.happen(no_action(0));
     let next = authentik.happen(NewEvent::login(&ada()));
@@ -249,6 +270,10 @@ async fn a_row_that_cannot_be_read_is_parked_once_and_said_once() {
         "{parked}"
     );
     assert_eq!(bench.metric("authentik_api_unreadable_total", &[]).await, 1, "once, and none from before the start");
+    // Nor is it said again where it is read again.
+    bench.restart(&[]).await;
+    bench.wait_metric("authentik_events_total", &[("by", "poll"), ("result", "duplicate")], 2).await;
+    assert_eq!(bench.metric("authentik_api_unreadable_total", &[]).await, 0);
 }
 
 /// One row spoils its page, again and again: what lies behind it is read all the same, and what lies in it is said.
