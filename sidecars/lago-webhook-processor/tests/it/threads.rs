@@ -26,7 +26,7 @@ async fn deliveries_give_way_to_whoever_accepts() {
     let bench = Bench::hmac().await;
     let sender = bench.sender("/webhooks/lago");
     for n in 0..20 {
-        let delivery = hmac().delivery("invoice.created", &format!("{{\"n\":{n}}}")).unwrap();
+        let delivery = hmac().delivery("invoice.created", format!("{{\"n\":{n}}}")).unwrap();
         assert_eq!(sender.send_once(&delivery).await.unwrap().status, 200);
     }
     bench.gateway.wait_for(20, DEADLINE).await.unwrap();
