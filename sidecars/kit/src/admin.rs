@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -26,6 +27,15 @@ use crate::telemetry::Metrics;
 const FAILURES_PER_SECOND: NonZeroU32 = NonZeroU32::new(5).expect("five is not zero");
 /// Peers remembered for that; above it the oldest are forgotten.
 const PEERS: usize = 4096;
+
+/// A sentence is shorter.
+const ERROR_BYTES: usize = 16 << 10;
+/// What axum says before what is wrong.
+const AXUMS_WORDS: [&str; 3] = [
+    "Failed to deserialize query string: ",
+    "Failed to deserialize the JSON body into the target type: ",
+    "Failed to parse the request body as JSON: ",
+];
 
 /// Which parts of the daemon are ready.
 #[derive(Clone, Debug, Default)]
@@ -148,6 +158,7 @@ pub fn router(state: AdminState) -> Router {
         .with_state(Arc::clone(&shared))
         .merge(state.api.routes)
         .fallback(|| async { refusal(StatusCode::NOT_FOUND, "no such path") })
+        .layer(map_response(in_one_form))
         .layer(from_fn_with_state(Arc::clone(&shared), authorise));
     Router::new()
         .route("/livez", get(|| async { "ok" }))
@@ -204,6 +215,24 @@ async fn authorise(State(shared): State<Arc<Shared>>, request: Request, next: Ne
     response
 }
 
+/// Every error is `{"error":"a sentence"}`, also those that axum makes of a request that it cannot read for us: they are a
+/// text, or nothing.
+async fn in_one_form(mut response: Response) -> Response {
+    let status = response.status();
+    let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    if is_json || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let text = to_bytes(std::mem::take(response.body_mut()), ERROR_BYTES).await.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let text = AXUMS_WORDS.iter().find_map(|words| text.strip_prefix(words)).unwrap_or(&text);
+    let text = if text.is_empty() { status.canonical_reason().unwrap_or("refused") } else { text };
+    *response.body_mut() = Body::from(json!({ "error": text }).to_string());
+    response.headers_mut().remove(header::CONTENT_LENGTH);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
 fn digest(bytes: &[u8]) -> [u8; 32] {
     Sha256::digest(bytes).into()
 }
@@ -216,10 +245,17 @@ fn refusal(status: StatusCode, error: &'static str) -> Response {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use axum::body::Body;
+    use axum::extract::Query;
     use tower::ServiceExt as _;
 
     const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+    #[derive(serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Number {
+        #[serde(rename = "number")]
+        _number: u8,
+    }
 
     fn app(token: Option<&str>) -> (Router, Readiness) {
         let readiness = Readiness::default();
@@ -227,7 +263,12 @@ mod tests {
             metrics: Arc::new(Metrics::new("probe", "1")),
             readiness: readiness.clone(),
             token: token.map(|token| Secret::from(token.to_owned())),
-            api: Api { routes: Router::new().route("/things", get(|| async { "things" })), described: Vec::new() },
+            api: Api {
+                routes: Router::new()
+                    .route("/things", get(|| async { "things" }))
+                    .route("/number", get(|Query(_): Query<Number>| async {}).post(|Json(_): Json<Number>| async {})),
+                described: Vec::new(),
+            },
             title: Title { name: "probe", version: "1", text: "" },
         };
         (router(state), readiness)
@@ -239,6 +280,38 @@ mod tests {
             request = request.header("authorization", value);
         }
         app.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap().status()
+    }
+
+    #[tokio::test]
+    async fn every_error_has_one_form() {
+        let (app, _) = app(Some(TOKEN));
+        for (method, path, kind, body, status, error) in [
+            ("GET", "/number?number=300", "", "", 400, "number: number too large to fit in target type"),
+            ("GET", "/number", "", "", 400, "missing field `number`"),
+            ("POST", "/number", "application/json", "{", 400, "EOF while parsing an object at line 1 column 1"),
+            (
+                "POST",
+                "/number",
+                "application/json",
+                r#"{"n":1}"#,
+                422,
+                "unknown field `n`, expected `number` at line 1 column 4",
+            ),
+            ("POST", "/number", "text/plain", "{}", 415, "Expected request with `Content-Type: application/json`"),
+            ("DELETE", "/number", "", "", 405, "Method Not Allowed"),
+            ("GET", "/nothing", "", "", 404, "no such path"),
+        ] {
+            let request = Request::builder().method(method).uri(format!("/api/v1{path}"));
+            let request = request.header("authorization", format!("Bearer {TOKEN}")).header("content-type", kind);
+            let response = app.clone().oneshot(request.body(Body::from(body)).unwrap()).await.unwrap();
+
+            assert_eq!(response.status(), status, "{method} {path}");
+            assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json", "{method} {path}");
+            assert!(method != "DELETE" || response.headers().contains_key(header::ALLOW));
+            let told = to_bytes(response.into_body(), ERROR_BYTES).await.unwrap();
+            let told: serde_json::Value = serde_json::from_slice(&told).unwrap();
+            assert!(told["error"].as_str().unwrap().contains(error), "{method} {path}: {told}");
+        }
     }
 
     #[tokio::test]
