@@ -57,7 +57,8 @@ fn mend_element(tree: &mut Dict, place: &[String], kind: &Kind) -> Option<(Vec<S
     let number: usize = number.parse().ok()?;
     let element = element(tree, list, number)?;
     let name = element.get("name").and_then(Value::as_str).map(|name| format!(" ({name})")).unwrap_or_default();
-    let label = format!("{} {}{name}", list.last()?, number + 1);
+    // One of `rules` is a rule.
+    let label = format!("{} {}{name}", list.last()?.trim_end_matches('s'), number + 1);
     let mut within = within[..names(within)].to_vec();
     let message = match kind {
         Kind::UnknownField(field, expected) => {

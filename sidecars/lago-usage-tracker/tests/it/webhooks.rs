@@ -600,6 +600,11 @@ fn mistakes_in_rules_and_secrets_end_the_start_and_say_what_is_right() {
         "SIDECAR_WEBHOOKS__RULES: rule 1: `type` must be set",
     );
     check(&[secret, rules("[{ type = 't', code = 'c' }]")], "rule 1 (t): `subscription` must be set, or `customer`");
-    check(&[secret, rules("[{ type = 't', cod = 'c' }]")], "SIDECAR_WEBHOOKS__RULES__COD: is not a setting");
+    let unknown = "SIDECAR_WEBHOOKS__RULES: rule 1: cod is not a setting, did you mean code?\n";
+    check(&[secret, rules("[{ type = 't', cod = 'c' }, { type = 'u' }]")], unknown);
+    check(
+        &[secret, rules("[{ type = 't', cod = 'c' }, { type = 'u' }]")],
+        "SIDECAR_WEBHOOKS__RULES: rule 2 (u): `code` must be",
+    );
     check(&[secret, rules("[{")], "SIDECAR_WEBHOOKS__RULES: ");
 }
